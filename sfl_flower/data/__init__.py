@@ -1,0 +1,19 @@
+"""Data of one process: seeded randomness, partitions and mini-batches."""
+
+from __future__ import annotations
+
+from sfl_flower.data.batches import batch_indices, chunks, steps_per_epoch
+from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
+from sfl_flower.data.seeding import derive, generator, seeded_construction
+
+__all__ = [
+    "PARTITIONS",
+    "PartitionSpec",
+    "batch_indices",
+    "chunks",
+    "derive",
+    "generator",
+    "partition",
+    "seeded_construction",
+    "steps_per_epoch",
+]
