@@ -1,0 +1,387 @@
+"""The directory a run leaves behind: everything readable, nothing pickled, nothing half written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Callable, Collection, Mapping
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.report.history import History, RoundRecord
+from sfl_flower.report.plots import accuracy_plot
+
+__all__ = ["RunDirectory", "canonical_json", "config_digest"]
+
+PACKAGES = ("flwr", "ray", "torch", "torchvision", "numpy")
+MAY_CHANGE = frozenset({"rounds", "out", "resume"})
+
+_log = logging.getLogger(__name__)
+
+
+def canonical_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON with sorted keys and no NaN: equal values give equal text.
+
+    Dataclasses become objects, tuples lists, sets sorted lists, paths and enums their text or
+    value.
+
+    Raises
+    ------
+    ConfigError
+        If a value has no such form, or is a float that is not finite.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(
+        _plain(value, "value"),
+        sort_keys=True,
+        ensure_ascii=False,
+        allow_nan=False,
+        indent=indent,
+        separators=separators,
+    )
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a configuration's canonical JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
+
+
+class RunDirectory:
+    """A directory with one run in it; see ``docs/run-directory.md`` for every file.
+
+    Use :meth:`create` to start or resume a run, the constructor to read a finished one.
+
+    Parameters
+    ----------
+    path : Path or str
+        The directory.
+    tensorboard : bool
+        Whether :meth:`append` also writes TensorBoard events.
+    """
+
+    def __init__(self, path: Path | str, *, tensorboard: bool = True) -> None:
+        self.path = Path(path)
+        self._tensorboard = tensorboard
+        self._writer: Any = None
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        may_change: Collection[str] = MAY_CHANGE,
+        tensorboard: bool = True,
+    ) -> RunDirectory:
+        """Make the directory and write ``config.json``.
+
+        Parameters
+        ----------
+        path : Path or str
+            Made when it does not exist.
+        config : mapping
+            The resolved configuration: plain values, dataclasses, paths, enums.
+        resume : bool
+            Go on with the run that is there, if one is.
+        may_change : collection of str
+            Top-level keys that a resumed run may set differently.
+        tensorboard : bool
+            Whether to write TensorBoard events.
+
+        Raises
+        ------
+        ConfigError
+            If a run is there and `resume` is false, or its configuration differs in another key
+            than `may_change` allows, or the path is not a usable directory.
+        """
+        run = cls(path, tensorboard=tensorboard)
+        plain = _plain(config, "config")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the run directory {run.path}: {error.strerror}; "
+                "choose another one with out="
+            ) from error
+        if run._occupied():
+            if not resume:
+                raise ConfigError(
+                    f"{run.path} already holds a run; choose another directory with out=, "
+                    "or go on with that run with resume=true"
+                )
+            run._check_same(plain, may_change)
+            run._mend_history()
+        run._write_json(
+            "config.json",
+            {
+                "config": plain,
+                "seed": plain.get("seed"),
+                "sha256": config_digest(plain),
+                "versions": _versions(),
+            },
+        )
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration in ``config.json``."""
+        document = self._read_json("config.json")
+        try:
+            return dict(document["config"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.path / 'config.json'} has no object 'config'") from error
+
+    @property
+    def history(self) -> History:
+        """The records in ``history.jsonl``; empty when there are none."""
+        path = self.path / "history.jsonl"
+        return History.load(path) if path.exists() else History()
+
+    def append(self, record: RoundRecord) -> None:
+        """Add one line to ``history.jsonl``, flushed, and the TensorBoard scalars."""
+        with open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(record.to_json() + "\n")
+        self._write_scalars(record)
+
+    def truncate(self, last_round: int) -> History:
+        """Drop the records after `last_round` (a resume from that checkpoint); return the rest."""
+        kept = History(record for record in self.history if record.round <= last_round)
+        self._rewrite_history(kept)
+        return kept
+
+    def write_ledger(self, ledger: Mapping[str, Any]) -> None:
+        """Write ``ledger.json`` (bytes as whole numbers)."""
+        self._write_json("ledger.json", ledger)
+
+    def load_ledger(self) -> dict[str, Any]:
+        """Read ``ledger.json``."""
+        return dict(self._read_json("ledger.json"))
+
+    def save_model(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Write ``model.safetensors``; the old file stays until the new one is complete."""
+        _save_tensors(self.path / "model.safetensors", state_dict, {"format": "pt"})
+
+    def load_model(self) -> dict[str, Tensor]:
+        """Read ``model.safetensors`` onto the CPU.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or damaged.
+        """
+        path = self.path / "model.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"cannot read the model {path}: {error}") from error
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a binary file such as ``journal.bin``; all of it or nothing."""
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ConfigError(f"{name!r} is not a file name; give one without a directory")
+        _atomic(self.path / name, lambda tmp: tmp.write_bytes(data))
+
+    def read_bytes(self, name: str) -> bytes:
+        """Read a binary file written by :meth:`write_bytes`."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {self.path / name}: {error.strerror}") from error
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Write ``checkpoint.safetensors``: tensors and `meta` in one file, so they agree.
+
+        Parameters
+        ----------
+        tensors : mapping of str to Tensor
+            Any shapes and dtypes.
+        meta : mapping
+            JSON values: round, version, digest, counters.
+        """
+        _save_tensors(self.path / "checkpoint.safetensors", tensors, {"meta": canonical_json(meta)})
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read ``checkpoint.safetensors`` onto the CPU.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or damaged.
+        """
+        path = self.path / "checkpoint.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return tensors, json.loads(header["meta"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise DataError(f"cannot read the checkpoint {path}: {error}") from error
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return (self.path / "checkpoint.safetensors").exists()
+
+    def plot(self, metric: str = "accuracy") -> Path:
+        """Draw ``accuracy.png`` from the history and return its path."""
+        label = str(self.config.get("method", self.path.name))
+        return accuracy_plot({label: self.history}, self.path / "accuracy.png", metric=metric)
+
+    def close(self) -> None:
+        """Flush and close the TensorBoard events; further records open a new file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _occupied(self) -> bool:
+        names = ("config.json", "history.jsonl", "model.safetensors", "checkpoint.safetensors")
+        return any((self.path / name).exists() for name in names)
+
+    def _check_same(self, config: Mapping[str, Any], may_change: Collection[str]) -> None:
+        old = self.config
+        changed = sorted(
+            key
+            for key in old.keys() | config.keys()
+            if key not in may_change and old.get(key) != config.get(key)
+        )
+        if changed:
+            what = ", ".join(f"{k}: {old.get(k)!r} -> {config.get(k)!r}" for k in changed)
+            raise ConfigError(
+                f"cannot resume {self.path} with another configuration ({what}); "
+                "use the old values, or start anew in another directory with out="
+            )
+
+    def _mend_history(self) -> None:
+        path = self.path / "history.jsonl"
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            self._rewrite_history(self.history)
+
+    def _rewrite_history(self, history: History) -> None:
+        text = "".join(record.to_json() + "\n" for record in history)
+        _atomic(self.path / "history.jsonl", lambda tmp: tmp.write_text(text, encoding="utf-8"))
+
+    def _write_json(self, name: str, value: Any) -> None:
+        text = canonical_json(value, indent=2) + "\n"
+        _atomic(self.path / name, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+
+    def _read_json(self, name: str) -> Any:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}") from error
+
+    def _write_scalars(self, record: RoundRecord) -> None:
+        if not self._tensorboard:
+            return
+        if self._writer is None:
+            try:
+                from torch.utils import tensorboard
+            except ImportError:
+                _log.info("tensorboard is not installed: no events are written")
+                self._tensorboard = False
+                return
+            module: Any = tensorboard
+            self._writer = module.SummaryWriter(
+                str(self.path / "tensorboard"), purge_step=record.round
+            )
+        for name, value in _scalars(record).items():
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, global_step=record.round)
+
+
+def _scalars(record: RoundRecord) -> dict[str, float]:
+    out = {
+        "bytes/up": float(record.bytes_up),
+        "bytes/down": float(record.bytes_down),
+        "progress/samples": float(record.samples),
+        "progress/exchanges": float(record.exchanges),
+        "progress/seconds": record.seconds,
+        "clients/replies": float(record.replies),
+        "clients/failures": float(record.failures),
+        "clients/rejected": float(record.rejected),
+    }
+    if record.loss is not None:
+        out["train/loss"] = record.loss
+    out.update({f"eval/{name}": value for name, value in record.metrics.items()})
+    out.update({f"extra/{name}": value for name, value in record.extra.items()})
+    return out
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for key, name in {"sfl_flower": "sfl-flower", **{p: p for p in PACKAGES}}.items():
+        try:
+            found[key] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[key] = None
+    return found
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Bring a value to what JSON has; `where` names it in errors."""
+    if isinstance(value, Enum):
+        return _plain(value.value, where)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigError(f"{where} is {value}; only finite numbers can be written to JSON")
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise ConfigError(
+        f"{where} is a {type(value).__name__}, which has no JSON form; "
+        "use numbers, text, lists, mappings, paths, enums or dataclasses"
+    )
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    # Cloned, because safetensors refuses tensors that share storage (tied weights, views).
+    plain = {
+        name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        for name, t in tensors.items()
+    }
+    _atomic(path, lambda tmp: save_file(plain, tmp, metadata=dict(header)))
+
+
+def _atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it in place in one step."""
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(tmp)
+        with open(tmp, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
