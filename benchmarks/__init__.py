@@ -1,0 +1,1 @@
+"""Measurements of speed, memory, bytes and learning: ``python -m benchmarks NAME``."""
