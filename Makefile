@@ -1,0 +1,71 @@
+# `make` builds the environment; `make help` lists the rest.
+#
+# CONSTRAINTS=      installs the newest versions instead of the recorded ones
+# PYTHON=python3.12 builds the environment with that interpreter
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+CONSTRAINTS_OLDEST ?= constraints-1.26.txt
+PYTEST_ARGS ?=
+DEMO_OUT ?= runs/demo
+
+VENV := .venv
+OLDEST := .venv-1.26
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+READY_OLDEST := $(OLDEST)/.ready
+
+export FLWR_TELEMETRY_ENABLED ?= 0
+export FLWR_DISABLE_UPDATE_CHECK ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.DEFAULT_GOAL := env
+.PHONY: env env-oldest demo test lint types test-newest test-oldest bench format clean help
+.DELETE_ON_ERROR:
+# One step at a time: the suites share ports and cores.
+.NOTPARALLEL:
+
+env: $(READY) ## build the environment in .venv (the default)
+
+env-oldest: $(READY_OLDEST) ## build .venv-1.26, with the oldest supported Flower
+
+demo: env ## train HO-SFL on the digits beside its two references
+	$(BIN)/sfl demo --out $(DEMO_OUT)
+
+test: lint types test-newest test-oldest ## lint, types, the whole suite, and the Flower tests on flwr 1.26.1
+
+lint: env ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env ## mypy --strict
+	$(BIN)/mypy
+
+test-newest: env ## the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-oldest: env-oldest ## the tests that touch Flower, on flwr 1.26.1
+	$(OLDEST)/bin/python -m pytest -m "(flower or simulation or deployment) and not gpu" $(PYTEST_ARGS)
+
+bench: env ## the short benchmarks, as a table
+	$(BIN)/python -m benchmarks probe replay round
+
+format: env ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove environments, caches and builds (never runs/)
+	rm -rf $(VENV) $(OLDEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find sfl_flower tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(READY): pyproject.toml scripts/install.sh $(CONSTRAINTS)
+	PYTHON="$(PYTHON)" scripts/install.sh $(VENV) dev $(CONSTRAINTS)
+	@touch $@
+
+# After .venv, so that torch and what it needs come from the installer's cache.
+$(READY_OLDEST): $(READY) $(CONSTRAINTS_OLDEST)
+	PYTHON="$(PYTHON)" scripts/install.sh $(OLDEST) test $(CONSTRAINTS_OLDEST) "flwr[simulation]==1.26.1"
+	@touch $@
