@@ -136,7 +136,8 @@ class History(Sequence[RoundRecord]):
             text = Path(path).read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise DataError(f"cannot read the history {path}: {error.strerror}") from error
-        lines = text.splitlines()
+        # Not splitlines: a note may hold a line separator that JSON does not escape.
+        lines = text.removesuffix("\n").split("\n") if text else []
         history = cls()
         for number, line in enumerate(lines, start=1):
             try:

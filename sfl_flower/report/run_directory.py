@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from importlib import metadata
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ class RunDirectory:
 
     def truncate(self, last_round: int) -> History:
         """Drop the records after `last_round` (a resume from that checkpoint); return the rest."""
+        self.close()  # so that the next events purge those of the dropped rounds
         kept = History(record for record in self.history if record.round <= last_round)
         self._rewrite_history(kept)
         return kept
@@ -236,10 +238,13 @@ class RunDirectory:
         """Whether there is a checkpoint to resume from."""
         return (self.path / "checkpoint.safetensors").exists()
 
-    def plot(self, metric: str = "accuracy") -> Path:
-        """Draw ``accuracy.png`` from the history and return its path."""
+    def plot(self, metric: str = "accuracy") -> Path | None:
+        """Draw ``accuracy.png`` from the history; None when no round has the metric yet."""
+        history = self.history
+        if not history.series(metric=metric)[0]:
+            return None
         label = str(self.config.get("method", self.path.name))
-        return accuracy_plot({label: self.history}, self.path / "accuracy.png", metric=metric)
+        return accuracy_plot({label: history}, self.path / "accuracy.png", metric=metric)
 
     def close(self) -> None:
         """Flush and close the TensorBoard events; further records open a new file."""
@@ -346,10 +351,12 @@ def _plain(value: Any, where: str) -> Any:
         return _plain(value.value, where)
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float):
+    if isinstance(value, Integral):  # numpy's
+        return int(value)
+    if isinstance(value, Real):
         if not math.isfinite(value):
             raise ConfigError(f"{where} is {value}; only finite numbers can be written to JSON")
-        return value
+        return float(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -383,5 +390,10 @@ def _atomic(path: Path, write: Callable[[Path], object]) -> None:
         with open(tmp, "rb") as file:
             os.fsync(file.fileno())
         os.replace(tmp, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, must survive a power cut
+        finally:
+            os.close(folder)
     finally:
         tmp.unlink(missing_ok=True)

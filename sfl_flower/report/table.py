@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["CATEGORIES", "Summary", "human_bytes", "markdown_tables", "print_tables", "rich_tables"]
@@ -23,7 +25,9 @@ CATEGORIES = (
 )
 NONE = "–"
 
-Rows = tuple[str, list[str], list[list[str]]]
+METHODS_A_TABLE = 5
+
+Part = tuple[str, list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -65,34 +69,42 @@ class Summary:
 
 
 def human_bytes(count: int | None) -> str:
-    """Return a byte count with three or four digits and a binary unit; a dash for none or zero."""
+    """Return a byte count with a binary unit, such as ``1.5 MiB``; a dash for none or zero."""
     if not count:
         return NONE
+    if abs(count) < 1024:
+        return f"{count} B"
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1023.95:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        if abs(value) < 1023.95:  # below what would print as 1024.0
+            return f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
 
 
 def rich_tables(summaries: Sequence[Summary], metric: str = "accuracy") -> list[Table]:
-    """Return the two tables, results and bytes by category, for a terminal of 100 columns."""
-    tables = []
-    for title, header, rows in _tables(summaries, metric):
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for index, name in enumerate(header):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        tables.append(table)
-    return tables
+    """Return the tables for a terminal: results, then bytes by category.
+
+    With method names of up to 14 characters they fit 100 columns; the second is split when there
+    are more than five methods.
+
+    Parameters
+    ----------
+    summaries : sequence of Summary
+        One a run, in the order of the rows.
+    metric : str
+        The evaluation result to show.
+    """
+    parts = [_results(summaries, metric)]
+    for start in range(0, len(summaries), METHODS_A_TABLE):
+        parts.append(_by_category(summaries[start : start + METHODS_A_TABLE]))
+    return [_rich(*part) for part in parts]
 
 
 def markdown_tables(summaries: Sequence[Summary], metric: str = "accuracy") -> str:
-    """Return the same two tables as plain markdown."""
+    """Return the two tables as markdown; parameters as for :func:`rich_tables`."""
     blocks = []
-    for title, header, rows in _tables(summaries, metric):
+    for title, header, rows in (_results(summaries, metric), _by_category(summaries)):
         rule = [":--"] + ["--:"] * (len(header) - 1)
         lines = ["| " + " | ".join(cells) + " |" for cells in [header, rule, *rows]]
         blocks.append(f"**{title}**\n\n" + "\n".join(lines) + "\n")
@@ -102,26 +114,36 @@ def markdown_tables(summaries: Sequence[Summary], metric: str = "accuracy") -> s
 def print_tables(
     summaries: Sequence[Summary], metric: str = "accuracy", console: Console | None = None
 ) -> None:
-    """Print the tables to the terminal."""
-    console = console or Console()
+    """Print the tables; parameters as for :func:`rich_tables`, standard output by default."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=100)
     for table in rich_tables(summaries, metric):
         console.print(table)
 
 
-def _tables(summaries: Sequence[Summary], metric: str) -> tuple[Rows, Rows]:
-    return _results(summaries, metric), _by_category(summaries)
+def _rich(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for index, name in enumerate(header):
+        table.add_column(escape(name), justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
 
 
-def _results(summaries: Sequence[Summary], metric: str) -> Rows:
+def _results(summaries: Sequence[Summary], metric: str) -> Part:
     header = ["method", metric, "samples", "up", "down", "exchanges", "client peak", "seconds"]
     rows = [
         [
             s.method,
             f"{s.metrics[metric]:.4f}" if metric in s.metrics else NONE,
-            f"{s.samples:,}",
+            f"{s.samples:,}" if s.samples else NONE,
             human_bytes(s.total("up")),
             human_bytes(s.total("down")),
-            f"{s.exchanges:,}",
+            f"{s.exchanges:,}" if s.exchanges else NONE,
             human_bytes(s.client_peak_bytes),
             f"{s.seconds:.1f}",
         ]
@@ -130,13 +152,16 @@ def _results(summaries: Sequence[Summary], metric: str) -> Rows:
     return "Results", header, rows
 
 
-def _by_category(summaries: Sequence[Summary]) -> Rows:
-    """One line a category and direction, one column a method."""
+def _by_category(summaries: Sequence[Summary]) -> Part:
+    """Return one row a category and direction that any method used, one column a method."""
     header = ["bytes", *(s.method for s in summaries)]
     rows = []
-    for category in CATEGORIES:
+    names = [*CATEGORIES, *sorted({c for s in summaries for c in s.ledger} - set(CATEGORIES))]
+    for category in names:
         for direction in ("up", "down"):
-            cells = [human_bytes(s.ledger.get(category, {}).get(direction, 0)) for s in summaries]
-            if any(cell != NONE for cell in cells):
-                rows.append([f"{category} {direction}", *cells])
-    return "Bytes by category", header, rows
+            counts = [s.ledger.get(category, {}).get(direction, 0) for s in summaries]
+            if any(counts):
+                rows.append([f"{category} {direction}", *map(human_bytes, counts)])
+    for direction in ("up", "down"):
+        rows.append([f"total {direction}", *(human_bytes(s.total(direction)) for s in summaries)])
+    return "Bytes by category, all clients", header, rows
