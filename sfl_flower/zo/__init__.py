@@ -1,0 +1,37 @@
+"""Zeroth-order engine: directions, probes, estimators, replayable optimisers, journal.
+
+Needs torch and numpy, nothing of Flower.
+"""
+
+from __future__ import annotations
+
+from sfl_flower.zo.directions import Direction
+from sfl_flower.zo.entry import Entry
+from sfl_flower.zo.estimators import loss_scalars, surrogate_scalars
+from sfl_flower.zo.header import JournalHeader, manifest_digest, params_digest
+from sfl_flower.zo.journal import Journal, Tail, decode_tail
+from sfl_flower.zo.keys import LAWS, SHARED_STREAM, Key, run_key
+from sfl_flower.zo.optimizers import OPTIMIZERS, OptimizerSpec
+from sfl_flower.zo.replica import Replica
+from sfl_flower.zo.vector import ParameterVector
+
+__all__ = [
+    "LAWS",
+    "OPTIMIZERS",
+    "SHARED_STREAM",
+    "Direction",
+    "Entry",
+    "Journal",
+    "JournalHeader",
+    "Key",
+    "OptimizerSpec",
+    "ParameterVector",
+    "Replica",
+    "Tail",
+    "decode_tail",
+    "loss_scalars",
+    "manifest_digest",
+    "params_digest",
+    "run_key",
+    "surrogate_scalars",
+]

@@ -1,0 +1,199 @@
+"""A journal entry: one update of the client parameters, as the scalars that make it."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfl_flower.errors import JournalError, WireError
+from sfl_flower.zo.keys import SHARED_STREAM, Key
+
+__all__ = ["DIGEST_BYTES", "MAX_COEFFICIENTS", "Entry"]
+
+DIGEST_BYTES = 32
+MAX_COEFFICIENTS = 1 << 20
+_LIMIT = 1 << 32
+_SHARED = (SHARED_STREAM,)
+_HEAD = struct.Struct("<4sBBHIIIId")
+_MAGIC, _FORMAT = b"SFLe", 1
+_HAS_STREAMS, _HAS_CHECKPOINT = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One update: ``g = Σ c[i, j, p] · u(Key(round, j, streams[i], p))``, in that order.
+
+    Every mean, weight and ``1 / (P μ)`` is already in the coefficients.
+
+    Attributes
+    ----------
+    round
+        Round of the update; increases along a journal.
+    lr
+        Learning rate, float64, ≥ 0.
+    streams
+        ``(0,)`` for shared directions, else the clients' streams, increasing.
+    steps, probes
+        Mini-batches per exchange and probes per mini-batch, ≥ 1.
+    coefficients
+        float32 ``[len(streams), steps, probes]``, finite; kept as a read-only copy.
+    checkpoint
+        Digest of the parameters after this entry (32 bytes), or empty.
+
+    Raises
+    ------
+    JournalError
+        If a field is outside its range.
+    """
+
+    round: int
+    lr: float
+    streams: tuple[int, ...]
+    steps: int
+    probes: int
+    coefficients: NDArray[np.float32]
+    checkpoint: bytes = b""
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        shape = (len(self.streams), self.steps, self.probes)
+        with np.errstate(over="ignore"):
+            values = np.array(self.coefficients, dtype=np.float32, order="C")
+        if values.shape != shape:
+            raise JournalError(
+                f"Entry of round {self.round}: coefficients have shape {values.shape}, "
+                f"streams x steps x probes is {shape}."
+            )
+        if not np.isfinite(values).all():
+            raise JournalError(
+                f"Entry of round {self.round}: a coefficient is not finite in float32; leave "
+                "that reply out of the mean."
+            )
+        values.setflags(write=False)
+        object.__setattr__(self, "coefficients", values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entry) and self.encode() == other.encode()
+
+    def __hash__(self) -> int:
+        return hash(self.encode())
+
+    @property
+    def scalar_bytes(self) -> int:
+        """Bytes of the coefficients on the wire."""
+        return 4 * self.coefficients.size
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of the stream numbers on the wire; 0 for shared directions."""
+        return 0 if self.streams == _SHARED else 4 * len(self.streams)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole encoded entry."""
+        return _HEAD.size + self.key_bytes + self.scalar_bytes + len(self.checkpoint)
+
+    def keys(self) -> Iterator[Key]:
+        """Yield the keys of the directions in the order of the coefficients."""
+        for stream in self.streams:
+            for step in range(self.steps):
+                for probe in range(self.probes):
+                    yield Key(self.round, step, stream, probe)
+
+    def encode(self) -> bytes:
+        """Return the canonical bytes (format: ``docs/journal.md``)."""
+        shared = self.streams == _SHARED
+        flags = (0 if shared else _HAS_STREAMS) | (_HAS_CHECKPOINT if self.checkpoint else 0)
+        counts = (self.round, len(self.streams), self.steps, self.probes)
+        return b"".join(
+            (
+                _HEAD.pack(_MAGIC, _FORMAT, flags, 0, *counts, self.lr),
+                b"" if shared else np.asarray(self.streams, dtype="<u4").tobytes(),
+                self.coefficients.astype("<f4", copy=False).tobytes(),
+                self.checkpoint,
+            )
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Entry:
+        """Read one entry that fills ``data`` exactly.
+
+        Raises
+        ------
+        WireError
+            If the bytes are not the canonical form of a legal entry.
+        """
+        entry, end = cls.decode_from(data, 0)
+        if end != len(data):
+            raise WireError(f"A journal entry has {len(data) - end} bytes too many.")
+        return entry
+
+    @classmethod
+    def decode_from(cls, data: bytes, offset: int) -> tuple[Entry, int]:
+        """Read one entry at ``offset``; return it and the offset after it.
+
+        Sizes are checked against the bytes that are there before anything is allocated.
+
+        Raises
+        ------
+        WireError
+            As `decode`.
+        """
+        if len(data) - offset < _HEAD.size:
+            raise WireError("A journal entry is cut short before the end of its head.")
+        magic, form, flags, zero, round_, streams, steps, probes, lr = _HEAD.unpack_from(
+            data, offset
+        )
+        if magic != _MAGIC or form != _FORMAT or flags > 3 or zero:
+            raise WireError("These bytes are not a journal entry of format 1.")
+        count = streams * steps * probes
+        if not 1 <= count <= MAX_COEFFICIENTS:
+            raise WireError(
+                f"A journal entry declares {count} coefficients; legal: 1..{MAX_COEFFICIENTS}."
+            )
+        if not flags & _HAS_STREAMS and streams != 1:
+            raise WireError("A journal entry declares several streams and names none.")
+        at = offset + _HEAD.size
+        after_streams = at + (4 * streams if flags & _HAS_STREAMS else 0)
+        after_values = after_streams + 4 * count
+        end = after_values + (DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0)
+        if end > len(data):
+            raise WireError(f"A journal entry is cut short by {end - len(data)} bytes.")
+        names: Sequence[int] = _SHARED
+        if flags & _HAS_STREAMS:
+            names = tuple(np.frombuffer(data, "<u4", streams, at).tolist())
+            if names == _SHARED:
+                raise WireError("A journal entry spells out the shared stream; it is implied.")
+        values = np.frombuffer(data, "<f4", count, after_streams).reshape(streams, steps, probes)
+        try:
+            entry = cls(round_, lr, tuple(names), steps, probes, values, data[after_values:end])
+        except JournalError as error:
+            raise WireError(f"A received journal entry is not legal: {error}") from error
+        return entry, end
+
+
+def _check_fields(entry: Entry) -> None:
+    where = f"Entry of round {entry.round!r}"
+    if type(entry.round) is not int or not 0 <= entry.round < _LIMIT:
+        raise JournalError(f"{where}: the round must be an int in 0 .. 2**32 - 1.")
+    if not isinstance(entry.lr, float) or not math.isfinite(entry.lr) or entry.lr < 0:
+        raise JournalError(f"{where}: lr is {entry.lr!r}; it must be a finite float >= 0.")
+    streams = entry.streams
+    legal = isinstance(streams, tuple) and all(
+        type(stream) is int and 0 <= stream < _LIMIT for stream in streams
+    )
+    if not legal or list(streams) != sorted(set(streams)) or not streams:
+        raise JournalError(f"{where}: streams must be increasing ints in 0 .. 2**32 - 1.")
+    for name in ("steps", "probes"):
+        value = getattr(entry, name)
+        if type(value) is not int or not 1 <= value < _LIMIT:
+            raise JournalError(f"{where}: {name} is {value!r}; it must be an int >= 1.")
+    if len(streams) * entry.steps * entry.probes > MAX_COEFFICIENTS:
+        raise JournalError(f"{where}: more than {MAX_COEFFICIENTS} coefficients.")
+    if not isinstance(entry.checkpoint, bytes) or len(entry.checkpoint) not in (0, DIGEST_BYTES):
+        raise JournalError(f"{where}: a checkpoint is {DIGEST_BYTES} bytes, or none.")

@@ -1,0 +1,118 @@
+"""The header of a journal: all that an entry's meaning depends on, and the start of the chain."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+from torch import Tensor
+
+from sfl_flower.errors import ConfigError, JournalError, WireError
+from sfl_flower.zo.entry import DIGEST_BYTES
+from sfl_flower.zo.keys import LAWS, RUN_KEY_BYTES, check_law
+from sfl_flower.zo.optimizers import OptimizerSpec
+
+__all__ = ["HEADER_BYTES", "JournalHeader", "chain", "manifest_digest", "params_digest"]
+
+_HEAD = struct.Struct("<4sBBH16s41s32s32s")
+_MAGIC, _FORMAT = b"SFLh", 1
+HEADER_BYTES = _HEAD.size
+
+
+def params_digest(theta: Tensor) -> bytes:
+    """Return the 32-byte digest of a flat float32 vector (its little-endian bytes)."""
+    data = np.ascontiguousarray(theta.detach().cpu().numpy(), dtype="<f4")
+    return blake2b(data.data, digest_size=DIGEST_BYTES, person=b"sfl.params.1").digest()
+
+
+def manifest_digest(manifest: bytes) -> bytes:
+    """Return the 32-byte digest of `ParameterVector.manifest`."""
+    return blake2b(manifest, digest_size=DIGEST_BYTES, person=b"sfl.manifest.1").digest()
+
+
+def chain(digest: bytes, entry: bytes) -> bytes:
+    """Return the running digest after one encoded entry."""
+    return blake2b(digest + entry, digest_size=DIGEST_BYTES, person=b"sfl.journal.1").digest()
+
+
+@dataclass(frozen=True)
+class JournalHeader:
+    """What is fixed for a whole journal.
+
+    Attributes
+    ----------
+    run_key
+        16 bytes, `sfl_flower.zo.run_key`.
+    manifest_digest
+        Digest of names and shapes, 32 bytes.
+    params_digest
+        Digest of the initial parameters, 32 bytes.
+    law
+        Law of the directions.
+    optimizer
+        The client optimiser.
+
+    Raises
+    ------
+    JournalError
+        If a digest or key has another length, or the law is unknown.
+    """
+
+    run_key: bytes
+    manifest_digest: bytes
+    params_digest: bytes
+    law: str = "rademacher"
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+
+    def __post_init__(self) -> None:
+        for name, length in (
+            ("run_key", RUN_KEY_BYTES),
+            ("manifest_digest", DIGEST_BYTES),
+            ("params_digest", DIGEST_BYTES),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, bytes) or len(value) != length:
+                raise JournalError(f"Journal header: {name} must be {length} bytes.")
+        if self.law not in LAWS:
+            raise JournalError(
+                f"Journal header: unknown law {self.law!r}; use one of {', '.join(LAWS)}."
+            )
+
+    def encode(self) -> bytes:
+        """Return the canonical `HEADER_BYTES` bytes."""
+        return _HEAD.pack(
+            _MAGIC,
+            _FORMAT,
+            check_law(self.law),
+            0,
+            self.run_key,
+            self.optimizer.encode(),
+            self.manifest_digest,
+            self.params_digest,
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> JournalHeader:
+        """Read what `encode` wrote.
+
+        Raises
+        ------
+        WireError
+            If the bytes are not a legal header.
+        """
+        if len(data) != HEADER_BYTES:
+            raise WireError(f"A journal header is {HEADER_BYTES} bytes; these are {len(data)}.")
+        magic, form, law, zero, run, optimizer, manifest, params = _HEAD.unpack(data)
+        if magic != _MAGIC or form != _FORMAT or zero or law >= len(LAWS):
+            raise WireError("These bytes are not a journal header of format 1.")
+        try:
+            spec = OptimizerSpec.decode(optimizer)
+        except ConfigError as error:
+            raise WireError(f"A received journal header is not legal: {error}") from error
+        return cls(run, manifest, params, LAWS[law], spec)
+
+    def digest(self) -> bytes:
+        """Return the start of the digest chain, ``d_0``."""
+        return blake2b(self.encode(), digest_size=DIGEST_BYTES, person=b"sfl.header.1").digest()

@@ -1,0 +1,245 @@
+"""The journal: an append-only, digest-chained record of every update of the client parameters."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from sfl_flower.errors import JournalError, WireError
+from sfl_flower.zo.entry import DIGEST_BYTES, Entry
+from sfl_flower.zo.header import HEADER_BYTES, JournalHeader, chain
+
+__all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "decode_tail"]
+
+MAX_TAIL_ENTRIES = 1 << 20
+_TAIL = struct.Struct("<4sBBHIIq32s32s")
+_MAGIC, _FORMAT = b"SFLt", 1
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The entries after a version, with the digests at both ends.
+
+    Attributes
+    ----------
+    since
+        Version that the first entry builds on.
+    last_round
+        Round of the entry before the first, -1 if there is none.
+    base, digest
+        Running digest before the first and after the last entry.
+    entries
+        In order; may be empty.
+    """
+
+    since: int
+    last_round: int
+    base: bytes
+    digest: bytes
+    entries: tuple[Entry, ...]
+
+    def encode(self) -> bytes:
+        """Return the bytes that `decode` reads."""
+        head = _TAIL.pack(
+            _MAGIC,
+            _FORMAT,
+            0,
+            0,
+            self.since,
+            len(self.entries),
+            self.last_round,
+            self.base,
+            self.digest,
+        )
+        return head + b"".join(entry.encode() for entry in self.entries)
+
+    @classmethod
+    def decode(cls, data: bytes, *, max_entries: int = MAX_TAIL_ENTRIES) -> Self:
+        """Read and verify a tail: form, order of rounds, and the chain between both digests.
+
+        Raises
+        ------
+        WireError
+            If anything is not as declared; nothing larger than ``data`` is allocated.
+        """
+        if len(data) < _TAIL.size:
+            raise WireError(f"A journal tail has at least {_TAIL.size} bytes; {len(data)} came.")
+        magic, form, zero, pad, since, count, last, base, digest = _TAIL.unpack_from(data)
+        if magic != _MAGIC or form != _FORMAT or zero or pad:
+            raise WireError("These bytes are not a journal tail of format 1.")
+        if count > max_entries or not -1 <= last < 1 << 32:
+            raise WireError(f"A journal tail declares {count} entries; legal: 0..{max_entries}.")
+        entries: list[Entry] = []
+        offset, running, previous = _TAIL.size, base, last
+        for _ in range(count):
+            entry, end = Entry.decode_from(data, offset)
+            if entry.round <= previous:
+                raise WireError(f"Round {entry.round} follows round {previous} in a journal tail.")
+            running, previous, offset = chain(running, data[offset:end]), entry.round, end
+            entries.append(entry)
+        if offset != len(data):
+            raise WireError(f"A journal tail has {len(data) - offset} bytes too many.")
+        if running != digest:
+            raise WireError("A journal tail does not lead to the digest it declares.")
+        return cls(since, last, base, digest, tuple(entries))
+
+
+def decode_tail(data: bytes, *, max_entries: int = MAX_TAIL_ENTRIES) -> list[Entry]:
+    """Return the entries of an encoded tail; see `Tail.decode` for what is verified."""
+    return list(Tail.decode(data, max_entries=max_entries).entries)
+
+
+class Journal:
+    """All updates since version 0, or since the last compaction.
+
+    Parameters
+    ----------
+    header
+        What the entries' meaning depends on; its digest starts the chain.
+
+    Attributes
+    ----------
+    header
+        As given.
+    base
+        Oldest version from which a tail can still be made.
+    """
+
+    def __init__(self, header: JournalHeader) -> None:
+        self.header = header
+        self.base = 0
+        self._last_round = -1
+        self._entries: list[Entry] = []
+        self._digests = [header.digest()]
+
+    @property
+    def version(self) -> int:
+        """Number of entries ever appended."""
+        return self.base + len(self._entries)
+
+    @property
+    def digest(self) -> bytes:
+        """Running digest at `version`."""
+        return self._digests[-1]
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Entries from `base` on."""
+        return tuple(self._entries)
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry and extend the chain.
+
+        Raises
+        ------
+        JournalError
+            If its round does not come after the last; the journal is then unchanged. (A
+            non-finite or misshapen entry cannot be built.)
+        """
+        last = self._entries[-1].round if self._entries else self._last_round
+        if entry.round <= last:
+            raise JournalError(
+                f"An entry of round {entry.round} cannot follow round {last}; rounds increase."
+            )
+        digest = chain(self.digest, entry.encode())
+        self._entries.append(entry)
+        self._digests.append(digest)
+
+    def digest_at(self, version: int) -> bytes:
+        """Return the running digest at a version in ``base .. version``.
+
+        Raises
+        ------
+        JournalError
+            If the version is outside that range.
+        """
+        self._check(version)
+        return self._digests[version - self.base]
+
+    def tail(self, since_version: int) -> bytes | None:
+        """Return the encoded entries after a version; None if they were compacted away.
+
+        Raises
+        ------
+        JournalError
+            If the version is negative or lies in the future.
+        """
+        if 0 <= since_version < self.base:
+            return None
+        self._check(since_version)
+        return self._tail(since_version).encode()
+
+    def bytes_since(self, version: int) -> int:
+        """Return the length of `tail` without making it.
+
+        Raises
+        ------
+        JournalError
+            If the version is outside ``base .. version``.
+        """
+        self._check(version)
+        return _TAIL.size + sum(e.nbytes for e in self._entries[version - self.base :])
+
+    def compact(self, keep_from_version: int) -> None:
+        """Forget the entries before a version; whoever is older downloads the parameters.
+
+        Raises
+        ------
+        JournalError
+            If the version is outside ``base .. version``.
+        """
+        self._check(keep_from_version)
+        dropped = keep_from_version - self.base
+        if dropped:
+            self._last_round = self._entries[dropped - 1].round
+            del self._entries[:dropped], self._digests[:dropped]
+            self.base = keep_from_version
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the journal to a file, all or nothing."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        with open(partial, "wb") as file:
+            file.write(self.header.encode() + self._tail(self.base).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Journal:
+        """Read a saved journal and verify its chain.
+
+        Raises
+        ------
+        JournalError
+            If the file is not a journal, was altered or cut short.
+        """
+        data = Path(path).read_bytes()
+        try:
+            header = JournalHeader.decode(data[:HEADER_BYTES])
+            tail = Tail.decode(data[HEADER_BYTES:])
+        except WireError as error:
+            raise JournalError(f"{path} is not an intact journal: {error}") from error
+        if tail.since == 0 and (tail.base != header.digest() or tail.last_round != -1):
+            raise JournalError(f"{path} is not an intact journal: it starts on another header.")
+        journal = cls(header)
+        journal.base, journal._last_round, journal._digests = tail.since, tail.last_round, [tail.base]
+        for entry in tail.entries:
+            journal.append(entry)
+        return journal
+
+    def _tail(self, since: int) -> Tail:
+        kept = self._entries[since - self.base :]
+        before = self._entries[: since - self.base]
+        last = before[-1].round if before else self._last_round
+        return Tail(since, last, self.digest_at(since), self.digest, tuple(kept))
+
+    def _check(self, version: int) -> None:
+        if not self.base <= version <= self.version:
+            raise JournalError(
+                f"Version {version} is not in this journal; legal: {self.base}..{self.version}."
+            )

@@ -1,0 +1,243 @@
+"""The client parameters as everyone replays them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfl_flower.errors import ConfigError, JournalError
+from sfl_flower.zo.accumulate import Gradient
+from sfl_flower.zo.directions import BLOCK, Direction
+from sfl_flower.zo.entry import DIGEST_BYTES, Entry
+from sfl_flower.zo.header import JournalHeader, chain, params_digest
+from sfl_flower.zo.journal import Tail
+from sfl_flower.zo.optimizers import Step
+
+__all__ = ["Replica"]
+
+
+class Replica:
+    """Flat parameters, optimiser state, version and digest at one point of a journal.
+
+    Two replicas that applied the same entries are equal to the bit, whatever the machine and
+    however the entries were grouped.
+
+    Attributes
+    ----------
+    header
+        Of the journal that is followed.
+    theta
+        Flat float32 parameters on the CPU; updated in place.
+    slots
+        Optimiser state by name, each like ``theta``.
+    powers
+        ``(β1**t, β2**t)`` as running float64 products, never ``pow``.
+    version
+        Number of entries applied since version 0.
+    last_round
+        Round of the last entry, -1 at version 0.
+    digest
+        Running digest of the journal at `version`, 32 bytes; empty after an interrupted
+        `apply`, which only a download repairs.
+    """
+
+    def __init__(
+        self,
+        header: JournalHeader,
+        theta: Tensor,
+        slots: dict[str, Tensor],
+        powers: tuple[float, float],
+        version: int,
+        last_round: int,
+        digest: bytes,
+    ) -> None:
+        self.header = header
+        self.theta = theta
+        self.slots = slots
+        self.powers = powers
+        self.version = version
+        self.last_round = last_round
+        self.digest = digest
+
+    @classmethod
+    def initial(cls, theta: Tensor, header: JournalHeader) -> Self:
+        """Return the replica at version 0, with a copy of ``theta``.
+
+        Raises
+        ------
+        ConfigError
+            If ``theta`` is not a flat float32 vector.
+        JournalError
+            If it is not the vector that the header was made for.
+        """
+        if theta.dtype != torch.float32 or theta.dim() != 1 or theta.numel() == 0:
+            raise ConfigError(
+                f"A replica needs a flat float32 vector; it got {theta.dtype} of shape "
+                f"{tuple(theta.shape)}."
+            )
+        copy = theta.detach().cpu().clone()
+        if params_digest(copy) != header.params_digest:
+            raise JournalError(
+                "The initial parameters are not those of the journal's header; download them."
+            )
+        slots = {name: torch.zeros_like(copy) for name in header.optimizer.slots}
+        return cls(header, copy, slots, (1.0, 1.0), 0, -1, header.digest())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of parameters and optimiser state."""
+        return 4 * self.theta.numel() * (1 + len(self.slots))
+
+    def params_digest(self) -> bytes:
+        """Return the digest of ``theta``, as a checkpoint holds it."""
+        return params_digest(self.theta)
+
+    def clone(self) -> Self:
+        """Return an independent copy."""
+        slots = {name: slot.clone() for name, slot in self.slots.items()}
+        return type(self)(
+            self.header,
+            self.theta.clone(),
+            slots,
+            self.powers,
+            self.version,
+            self.last_round,
+            self.digest,
+        )
+
+    def apply(self, entry: Entry) -> None:
+        """Apply one entry in place and extend the digest.
+
+        Raises
+        ------
+        JournalError
+            If the entry's round does not come after the last one, if its checkpoint is not met,
+            or if the replica was interrupted earlier. The replica is then unchanged.
+        """
+        if not self.digest:
+            raise JournalError("This replica was interrupted inside an update; download afresh.")
+        if entry.round <= self.last_round:
+            raise JournalError(
+                f"An entry of round {entry.round} cannot follow round {self.last_round}."
+            )
+        backup = self.clone() if entry.checkpoint else None
+        digest, spec = chain(self.digest, entry.encode()), self.header.optimizer
+        powers = (self.powers[0] * spec.beta1, self.powers[1] * spec.beta2)
+        self.digest = b""
+        self._update(entry, Step(spec, entry.lr, powers))
+        if backup is not None and self.params_digest() != entry.checkpoint:
+            self._restore(backup)
+            raise JournalError(
+                f"After round {entry.round} the parameters differ from the checkpoint; "
+                "download afresh."
+            )
+        self.powers, self.version, self.last_round = powers, self.version + 1, entry.round
+        self.digest = digest
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Apply entries in order; what was applied before a failing one stays applied."""
+        for entry in entries:
+            self.apply(entry)
+
+    def replay_tail(self, tail: Tail) -> None:
+        """Apply a received tail if it continues exactly from where this replica stands.
+
+        Raises
+        ------
+        JournalError
+            If it starts at another version or digest (nothing is applied), or as `apply`.
+        """
+        if tail.since != self.version or tail.base != self.digest:
+            raise JournalError(
+                f"A tail from version {tail.since} does not continue this replica at version "
+                f"{self.version}; download afresh."
+            )
+        self.replay(tail.entries)
+
+    def _update(self, entry: Entry, step: Step) -> None:
+        theta = self.theta.numpy()
+        slots = {name: slot.numpy() for name, slot in self.slots.items()}
+        header, size = self.header, len(theta)
+        directions = [Direction(header.run_key, key, size, header.law) for key in entry.keys()]
+        gradient = Gradient(directions, entry.coefficients.reshape(-1).tolist())
+        g, scratch = np.empty((2, min(BLOCK, size)), dtype=np.float32)
+        for low in range(0, size, BLOCK):
+            here = slice(low, min(size, low + BLOCK))
+            count = here.stop - low
+            gradient.write(g[:count], low)
+            block = {name: slot[here] for name, slot in slots.items()}
+            step.apply(theta[here], block, g[:count], scratch[:count])
+
+    def _restore(self, backup: Replica) -> None:
+        self.theta.copy_(backup.theta)
+        for name, slot in self.slots.items():
+            slot.copy_(backup.slots[name])
+        self.digest = backup.digest
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return everything but the header as arrays (copies), for a message or a file."""
+        arrays: dict[str, NDArray[Any]] = {"theta": self.theta.numpy().copy()}
+        arrays |= {f"slot.{name}": slot.numpy().copy() for name, slot in self.slots.items()}
+        arrays["powers"] = np.array(self.powers, dtype=np.float64)
+        arrays["position"] = np.array([self.version, self.last_round], dtype=np.int64)
+        arrays["digest"] = np.frombuffer(self.digest, dtype=np.uint8).copy()
+        return arrays
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], header: JournalHeader, size: int
+    ) -> Self:
+        """Rebuild a replica from `to_arrays`; arrays are copied.
+
+        Parameters
+        ----------
+        arrays
+            As returned by `to_arrays`.
+        header
+            Of the journal.
+        size
+            Number of parameters that is expected.
+
+        Raises
+        ------
+        JournalError
+            If a name, dtype, shape or value is not as it must be.
+        """
+        _check_arrays(arrays, header, size)
+        slots = {name: _tensor(arrays[f"slot.{name}"]) for name in header.optimizer.slots}
+        version, last_round = (int(value) for value in arrays["position"])
+        powers = (float(arrays["powers"][0]), float(arrays["powers"][1]))
+        digest = arrays["digest"].tobytes()
+        return cls(header, _tensor(arrays["theta"]), slots, powers, version, last_round, digest)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+def _check_arrays(arrays: Mapping[str, NDArray[Any]], header: JournalHeader, size: int) -> None:
+    flat = (np.dtype(np.float32), (size,))
+    expected = {"theta": flat} | {f"slot.{name}": flat for name in header.optimizer.slots}
+    expected["powers"] = (np.dtype(np.float64), (2,))
+    expected["position"] = (np.dtype(np.int64), (2,))
+    expected["digest"] = (np.dtype(np.uint8), (DIGEST_BYTES,))
+    if set(arrays) != set(expected):
+        raise JournalError(f"A replica needs arrays {sorted(expected)}; it got {sorted(arrays)}.")
+    for name, (dtype, shape) in expected.items():
+        array = arrays[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise JournalError(
+                f"Replica array {name} is {array.dtype} {array.shape}; expected {dtype} {shape}."
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise JournalError(f"Replica array {name} holds a value that is not finite.")
+    version, last_round = (int(value) for value in arrays["position"])
+    if version < 0 or not -1 <= last_round < 1 << 32 or (version == 0) != (last_round == -1):
+        raise JournalError(f"Replica position {version}, {last_round} is not legal.")
+    if not ((arrays["powers"] >= 0).all() and (arrays["powers"] <= 1).all()):
+        raise JournalError("Replica powers must lie in 0..1.")

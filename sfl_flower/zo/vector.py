@@ -1,0 +1,158 @@
+"""The zeroth-order-trained parameters of a module, as one flat float32 vector."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.zo.directions import Direction
+
+__all__ = ["ParameterVector"]
+
+_MAGIC = b"SFLm\x01"
+
+
+class ParameterVector:
+    """Lays the trainable parameters of a module over one buffer, in canonical order.
+
+    The current values are copied into `anchor`, and each parameter's storage becomes a view of
+    it. A probe writes ``anchor + scale * u`` into a second buffer and points the parameters
+    there, so restoring is pointing back: nothing is ever subtracted (``methods.md`` 0.4, rule 2).
+
+    Parameters
+    ----------
+    module
+        Holds the parameters. Buffers and frozen parameters stay as they are, in any dtype.
+    names
+        Qualified names to train; every parameter with ``requires_grad`` when omitted. The order
+        given does not matter: canonical order is sorted by name.
+
+    Attributes
+    ----------
+    names, shapes
+        Canonical order of the tensors, tuples of equal length.
+    size
+        Number of elements ``d``.
+    anchor
+        Flat float32 vector of length ``size``, on the parameters' device.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is trainable, a name is unknown, or the parameters are not all dense float32
+        on one device.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
+        chosen = _select(module, names)
+        self.names = tuple(name for name, _ in chosen)
+        self._parameters = [parameter for _, parameter in chosen]
+        self.shapes = tuple(tuple(parameter.shape) for parameter in self._parameters)
+        self.size = sum(parameter.numel() for parameter in self._parameters)
+        with torch.inference_mode(False), torch.no_grad():
+            flat = [parameter.detach().reshape(-1) for parameter in self._parameters]
+            self.anchor = torch.cat(flat)
+        self._anchor_views = self._views(self.anchor)
+        self._work: Tensor | None = None
+        self._work_views: list[Tensor] = []
+        self._probing = False
+        self._point(self._anchor_views)
+
+    def load(self, flat: Tensor) -> None:
+        """Copy a flat float32 vector of length `size` into the anchor.
+
+        Raises
+        ------
+        ConfigError
+            If shape or dtype differ, or a probe is under way.
+        """
+        if flat.shape != self.anchor.shape or flat.dtype != torch.float32:
+            raise ConfigError(
+                f"load needs a float32 vector of {self.size} elements; it got {flat.dtype} of "
+                f"shape {tuple(flat.shape)}."
+            )
+        if self._probing:
+            raise ConfigError("load was called inside a probe; leave the probe first.")
+        with torch.no_grad():
+            self.anchor.copy_(flat)
+
+    def manifest(self) -> bytes:
+        """Return names and shapes in canonical order, as bytes (format: ``docs/journal.md``)."""
+        parts = [_MAGIC, struct.pack("<I", len(self.names))]
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            encoded = name.encode("utf-8")
+            parts.append(struct.pack("<I", len(encoded)) + encoded)
+            parts.append(struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
+        return b"".join(parts)
+
+    @contextmanager
+    def probe(self, direction: Direction, scale: float) -> Iterator[None]:
+        """Inside, the parameters read ``anchor + scale * u``; after, the anchor again.
+
+        The anchor is not written. It is back exactly, whatever is raised inside.
+
+        Raises
+        ------
+        ConfigError
+            If the direction has another size, or a probe is under way.
+        """
+        if direction.size != self.size:
+            raise ConfigError(
+                f"The direction has {direction.size} elements, the parameters {self.size}."
+            )
+        if self._probing:
+            raise ConfigError("A probe is under way; probes of one module cannot be nested.")
+        if self._work is None:
+            with torch.inference_mode(False):
+                self._work = torch.empty_like(self.anchor)
+            self._work_views = self._views(self._work)
+        self._probing = True
+        try:
+            direction.add_to(self._work, self.anchor, scale)
+            self._point(self._work_views)
+            yield
+        finally:
+            self._point(self._anchor_views)
+            self._probing = False
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        pieces = flat.split([parameter.numel() for parameter in self._parameters])
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    def _point(self, views: list[Tensor]) -> None:
+        for parameter, view in zip(self._parameters, views, strict=True):
+            parameter.data = view
+
+
+def _select(module: nn.Module, names: Sequence[str] | None) -> list[tuple[str, nn.Parameter]]:
+    known = dict(module.named_parameters())
+    if names is None:
+        names = [name for name, parameter in known.items() if parameter.requires_grad]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ConfigError(f"Unknown parameters {unknown}; the module has {sorted(known)}.")
+    if not names:
+        raise ConfigError(
+            "The module has no trainable parameter; set requires_grad on what is to be trained."
+        )
+    if len(set(names)) != len(names):
+        raise ConfigError(f"A parameter is named twice in {sorted(names)}; name each once.")
+    chosen = [(name, known[name]) for name in sorted(names)]
+    devices = {parameter.device for _, parameter in chosen}
+    if len(devices) > 1:
+        raise ConfigError(f"The parameters lie on {devices}; move the module to one device.")
+    for name, parameter in chosen:
+        if parameter.dtype != torch.float32 or parameter.layout != torch.strided:
+            raise ConfigError(
+                f"Parameter {name} is {parameter.dtype}, {parameter.layout}; zeroth-order "
+                "training needs dense float32 masters (a probe is lost in half precision). "
+                "Use .float() on it, or freeze it."
+            )
+    if sum(parameter.numel() for _, parameter in chosen) == 0:
+        raise ConfigError("The trainable parameters have no element; nothing can be trained.")
+    return chosen
