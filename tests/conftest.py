@@ -1,0 +1,139 @@
+"""What every test stands on: a quiet Flower, one thread, no trace outside its own directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Read when Flower and Ray are imported, so set before any test module is.
+for _name, _value in {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import torch  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+StartProcess = Callable[..., "subprocess.Popen[str]"]
+
+
+def _data_dir() -> Path | None:
+    """Return the directory with the downloaded data sets, None where there is none."""
+    named = os.environ.get("SFL_DATA_DIR")
+    candidates = (
+        [Path(named)] if named else [REPOSITORY / "data", REPOSITORY.parent / "shared/data"]
+    )
+    return next((path.resolve() for path in candidates if path.is_dir()), None)
+
+
+if (_found := _data_dir()) is not None:
+    os.environ["SFL_DATA_DIR"] = str(_found)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: results may depend on the count, and the cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def sfl_data_dir() -> Path:
+    """Directory with the data sets named in the user guide; the test is skipped without one."""
+    found = _data_dir()
+    if found is None:
+        pytest.skip("needs downloaded data: set SFL_DATA_DIR to the directory that holds it")
+    return found
+
+
+@pytest.fixture
+def fashion_mnist_file(sfl_data_dir: Path) -> Path:
+    """Fashion-MNIST as one file; the test is skipped without it."""
+    path = sfl_data_dir / "fashion_mnist.npz"
+    if not path.is_file():
+        pytest.skip(f"needs fashion_mnist.npz in SFL_DATA_DIR ({sfl_data_dir})")
+    return path
+
+
+@pytest.fixture
+def flwr_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give Flower a home of the test's own (1.26.1 writes to HOME whatever FLWR_HOME says)."""
+    home = tmp_path / "home"
+    flower = home / ".flwr"
+    flower.mkdir(parents=True)
+    # uv keeps its cache: emptied, `flwr run` would fetch what it has.
+    cache = os.environ.get("UV_CACHE_DIR") or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uv"
+    )
+    monkeypatch.setenv("UV_CACHE_DIR", cache)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("FLWR_HOME", str(flower))
+    # Flower starts its programs by name, so those of this environment come first.
+    monkeypatch.setenv(
+        "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    )
+    return flower
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Iterator[StartProcess]:
+    """Start programs that end with the test, with everything they started themselves.
+
+    ``start_process(*command, name="superlink", **popen)`` returns the ``Popen``; its output goes
+    to ``<name>.log`` in the test's directory, and is shown when the test fails.
+    """
+    started: list[tuple[subprocess.Popen[str], Path]] = []
+
+    def start(*command: str, name: str = "process", **options: object) -> subprocess.Popen[str]:
+        log = tmp_path / f"{name}.log"
+        with log.open("a") as output:
+            process: subprocess.Popen[str] = subprocess.Popen(
+                list(command),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,  # a group of its own, so that its children end with it
+                **options,  # type: ignore[call-overload]
+            )
+        started.append((process, log))
+        return process
+
+    yield start
+    for process, _ in reversed(started):
+        _end_group(process)
+    for _, log in started:  # pytest shows it for a failed test only
+        print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def _end_group(process: subprocess.Popen[str], grace_s: float = 10.0) -> None:
+    """End a process and its group: asked first, killed after a grace."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+        except ProcessLookupError:
+            break
+        deadline = time.monotonic() + grace_s
+        while time.monotonic() < deadline:
+            process.poll()  # reaps it, so that an ended group is seen as ended
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.05)
+    process.wait(timeout=grace_s)

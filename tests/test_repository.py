@@ -1,0 +1,215 @@
+"""What holds for every file: no global generator, no pickle, no one's machine, small files."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_LINES = 400
+CODE = sorted(
+    path
+    for name in ("sfl_flower", "benchmarks", "examples")
+    for path in (ROOT / name).rglob("*.py")
+)
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+# Calls that draw from, or set, a generator that the whole process shares.
+GLOBAL_CALLS = re.compile(
+    r"^(?:torch(?:\.random|\.cuda)?\.(?:manual_seed(?:_all)?|seed(?:_all)?|set_rng_state(?:_all)?)"
+    r"|(?:np|numpy)\.random\.(?!default_rng$|Generator$|Philox$|PCG64$|SeedSequence$|SFC64$)\w+"
+    r"|random\.(?!Random$|SystemRandom$)\w+)$"
+)
+PICKLE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+PICKLE_CALLS = {"torch.load", "torch.save", "torch.jit.load"}
+
+# Split, so that this file does not contain what it looks for.
+HOSTS = re.compile("|".join([r"pypi\." + "org", r"pythonhosted\." + "org", r"index-" + r"url\s*=",
+                             r"registry\." + "npmjs", "--find-" + r"links\s+\S"]))  # fmt: skip
+MACHINE_PATHS = re.compile(r"(?<![\w.$}])/(?:home|root|work|Users|opt)/[\w.-]+")
+
+
+def dotted(node: ast.expr) -> str:
+    """Return ``a.b.c`` for a chain of names, an empty string for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (origin := dotted(node.value)):
+        return f"{origin}.{node.attr}"
+    return ""
+
+
+def offences(source: str) -> list[str]:
+    """Return the global generators and the pickle that a source file uses."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in PICKLE_MODULES]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name for name in names if GLOBAL_CALLS.match(name) or name in PICKLE_CALLS]
+            found += [node.module] if node.module.split(".")[0] in PICKLE_MODULES else []
+        elif isinstance(node, ast.Call):
+            name = dotted(node.func)
+            allow_pickle = any(
+                k.arg == "allow_pickle"
+                and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+                for k in node.keywords
+            )
+            if GLOBAL_CALLS.match(name) or name in PICKLE_CALLS or allow_pickle:
+                found.append(name)
+    return found
+
+
+def tracked() -> list[Path]:
+    """Return the files of the repository that are text."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    paths = [ROOT / name for name in listed.split("\0") if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:4096]]
+
+
+def name_of(path: Path) -> str:
+    """Return a path as the repository names it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_no_global_generator_and_no_pickle(path: Path) -> None:
+    assert offences(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.manual_seed(0)",
+        "import torch\ntorch.random.manual_seed(0)",
+        "import torch\ntorch.load('x')",
+        "import numpy as np\nnp.random.seed(0)",
+        "import numpy as np\nnp.random.rand(3)",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "import random\nrandom.shuffle([1])",
+        "from random import shuffle",
+        "from torch import load",
+        "import pickle",
+        "def f():\n    from cloudpickle import loads",
+    ],
+)
+def test_an_offence_is_found(source: str) -> None:
+    assert offences(source) != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import numpy as np\nnp.random.default_rng(0)",
+        "import numpy as np\nnp.random.Generator(np.random.Philox(key=1))",
+        "import random\nrandom.Random(0).shuffle([1])",
+        "import numpy as np\nnp.load('x', allow_pickle=False)",
+        "import torch\ntorch.Generator().manual_seed(0)",
+    ],
+)
+def test_a_generator_of_ones_own_passes(source: str) -> None:
+    assert offences(source) == []
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_module_is_small_and_says_what_it_is(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MAX_LINES
+    assert path.name.startswith("_") or ast.get_docstring(ast.parse(source))
+
+
+def test_no_host_and_no_path_of_one_machine() -> None:
+    found = [
+        f"{name_of(path)}:{number}: {line.strip()[:120]}"
+        for path in tracked()
+        if path.name != "LICENSE"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if HOSTS.search(line) or MACHINE_PATHS.search(line)
+    ]
+    assert found == []
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    declared = {
+        re.split(r"[\s\[<>=!~;@]", entry, maxsplit=1)[0].lower().replace("_", "-")
+        for entry in PROJECT["project"]["dependencies"]
+    }
+    providers = packages_distributions()
+    undeclared: dict[str, set[str]] = {}
+    for path in (ROOT / "sfl_flower").rglob("*.py"):
+        for module in imported_roots(path):
+            if module in sys.stdlib_module_names or module == "sfl_flower":
+                continue
+            packages = {name.lower().replace("_", "-") for name in providers.get(module, [module])}
+            if not packages & declared:
+                undeclared.setdefault(module, set()).add(name_of(path))
+    assert undeclared == {}
+
+
+def imported_roots(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_bundle_needs_nothing_installed() -> None:
+    """``flwr run`` asks uv for the bundle's dependencies; the answer must stay 'none'."""
+    (entry,) = PROJECT["tool"]["uv"]["dependency-metadata"]
+    assert entry["requires-dist"] == []
+    assert (entry["name"], entry["version"]) == (
+        PROJECT["project"]["name"],
+        PROJECT["project"]["version"],
+    )
+
+
+def test_a_checkout_has_its_dependencies() -> None:
+    """In a checkout uv.toml hides the entry above; the bundle must not carry uv.toml."""
+    lines = (ROOT / "uv.toml").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+    assert PROJECT["tool"]["flwr"]["app"]["fab-include"] == ["sfl_flower/**/*.py"]
+
+
+@pytest.mark.flower
+def test_the_bundle_is_small_and_holds_the_package(tmp_path: Path) -> None:
+    """Flower refuses a bundle over 10 MB; environments and runs must never get into it."""
+    flwr_build = pytest.importorskip("flwr.cli.build")  # not public: where it is, it is checked
+    copy = tmp_path / "app"
+    for path in tracked():
+        target = copy / name_of(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    for name in (".venv/lib/big.py", ".venv-1.26/lib/big.py", "runs/1/config.json"):
+        stray = copy / name
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_text("x = 1\n")
+    bundle = flwr_build.build_fab_from_disk(copy)
+    archive = tmp_path / "app.zip"
+    archive.write_bytes(bundle)
+    shutil.unpack_archive(archive, tmp_path / "unpacked")
+    held = {
+        p.relative_to(tmp_path / "unpacked").as_posix() for p in (tmp_path / "unpacked").rglob("*")
+    }
+    package = {
+        name_of(p) for p in tracked() if p.suffix == ".py" and ROOT / "sfl_flower" in p.parents
+    }
+    assert len(bundle) < 2 * 1024 * 1024
+    assert package <= held
+    assert not [name for name in held if name.startswith((".venv", "runs")) or name == "uv.lock"]
