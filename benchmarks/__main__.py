@@ -1,0 +1,128 @@
+"""Print the project's figures: ``python -m benchmarks NAME [NAME ...] [--json] [options]``.
+
+A benchmark is a module of this package with ``run(args) -> Iterator[Figure]``, which yields each
+figure as soon as it is measured, and, where it has options, ``add_arguments(parser)``. Its options
+begin with its name (``--learning-rounds``), since several benchmarks may run in one call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarks.figure import Figure
+
+# name -> what it measures; the module has the benchmark's name.
+BENCHMARKS = {
+    "probe": "perturbing parameters, beside an add, normal_ and MeZO's way",
+    "replay": "rebuilding parameters from the journal, beside downloading them",
+    "round": "a HO-SFL round beside its forwards and server step; samples per second",
+    "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
+}
+
+
+class Benchmark(Protocol):
+    """What a module of this package offers; ``add_arguments(parser)`` besides is optional."""
+
+    def run(self, args: argparse.Namespace) -> Iterator[Figure]:
+        """Measure, and yield each figure as soon as it is there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a command line asks for."""
+
+    benchmarks: dict[str, Benchmark]
+    args: argparse.Namespace
+
+
+def load(name: str) -> Benchmark:
+    """Import the benchmark of that name; only a chosen one is imported."""
+    return cast(Benchmark, importlib.import_module(f"benchmarks.{name}"))
+
+
+def parse(argv: Sequence[str]) -> Selection:
+    """Read the command line; exits with code 2 and the list of names where it is not understood."""
+    listed = "\n".join(f"  {name:<10} {about}" for name, about in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure, and hold the figures against their targets.",
+        epilog=f"benchmarks:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a benchmark, see below")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, as measured")
+    # The options of the chosen ones must be known before the line can be read as a whole.
+    chosen = {name: load(name) for name in BENCHMARKS if name in argv}
+    for name, benchmark in chosen.items():
+        if hasattr(benchmark, "add_arguments"):
+            benchmark.add_arguments(parser.add_argument_group(name))
+    args = parser.parse_intermixed_args(argv)
+    if unknown := [name for name in args.names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark is named {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    ordered = {name: chosen[name] for name in args.names}
+    return Selection(ordered, args)
+
+
+def measure(selection: Selection) -> Iterator[tuple[str, Figure]]:
+    """Run the chosen benchmarks in their order; yield (benchmark, figure) as they come."""
+    for name, benchmark in selection.benchmarks.items():
+        for figure in benchmark.run(selection.args):
+            yield name, figure
+
+
+def table_of(figures: Sequence[tuple[str, Figure]]) -> Table:
+    """Lay figures out for a person; a missed target is marked."""
+    table = Table(title="Figures")
+    for heading in ("benchmark", "figure"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("value", "target"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("setting", overflow="fold")
+    verdicts = {None: "", True: "[green]reached[/green]", False: "[red]missed[/red]"}
+    for name, figure in figures:
+        table.add_row(
+            name,
+            figure.name,
+            f"{figure.value:.4g}",
+            figure.bound,
+            figure.unit,
+            verdicts[figure.met],
+            escape(figure.setting),
+        )
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; a missed target is shown, and is no failure of the program."""
+    selection = parse(sys.argv[1:] if argv is None else argv)
+    if selection.args.json:
+        for _, figure in measure(selection):
+            print(figure.to_json(), flush=True)
+        return 0
+    progress = Console(stderr=True)
+    figures = []
+    for name, figure in measure(selection):
+        figures.append((name, figure))
+        progress.print(f"{name}: {figure.name} = {figure.value:.4g} {figure.unit}", highlight=False)
+    # Piped into a file there is no width to fit: wide enough that nothing is cut.
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table_of(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
