@@ -43,6 +43,14 @@ if (_found := _data_dir()) is not None:
     os.environ["SFL_DATA_DIR"] = str(_found)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what starts Flower in one worker: with ``-n 2 --dist loadgroup`` ports never clash."""
+    for item in items:
+        if item.get_closest_marker("simulation") or item.get_closest_marker("deployment"):
+            item.add_marker(pytest.mark.xdist_group("flower"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Run torch on one thread: results may depend on the count, and the cores are shared."""
