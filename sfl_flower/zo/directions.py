@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.zo import signs
 from sfl_flower.zo.gaussian import normals
 from sfl_flower.zo.keys import Key, check_law, philox_key
+from sfl_flower.zo.signs import SignWriter, expand_torch
 from sfl_flower.zo.words import WordStream
 
 __all__ = ["BLOCK", "Direction"]
 
-BLOCK = 32768
+BLOCK = 65536
 """Elements worked on at a time: the float32 block and its indices stay in the L2 cache."""
 
 F32 = NDArray[np.float32]
@@ -108,19 +108,23 @@ class Direction:
 
     def _add_numpy(self, out: F32, base: F32, constant: np.float32, start: int) -> None:
         scratch = np.empty(min(BLOCK, len(out)), dtype=np.float32)
+        signs = SignWriter(constant, np.empty(BLOCK // 8, dtype=np.intp))
         for low, high in _blocks(start, start + len(out), BLOCK):
             step = scratch[: high - low]
-            self.write(step, low, constant)
+            if self.law == "rademacher":
+                signs.write(self._packed(low, high), step, low % 8)
+            else:
+                self.write(step, low, constant)
             here = slice(low - start, high - start)
             np.add(base[here], step, out=out[here])
 
     def _add_device(self, out: Tensor, base: Tensor, constant: np.float32, start: int) -> None:
-        """Same bits on another device: signs by integer operations, no product at all."""
+        """Do the same on another device, to the same bits: the words move, not the values."""
         for low, high in _blocks(start, start + out.numel(), _DEVICE_BLOCK):
             here = slice(low - start, high - start)
             if self.law == "rademacher":
                 packed = torch.from_numpy(self._packed(low, high)).to(out.device)
-                step = signs.expand_torch(packed, float(constant))[low % 8 :][: high - low]
+                step = expand_torch(packed, float(constant))[low % 8 :][: high - low]
             else:
                 step = self.values(low, high).to(out.device) * float(constant)
             torch.add(base[here], step, out=out[here])
@@ -132,9 +136,11 @@ class Direction:
         return self._sign_bytes[start // 8 : -(-stop // 8)]
 
     def write(self, out: F32, start: int, constant: np.float32) -> None:
-        """Write ``constant * u`` from element ``start`` on; at most one block."""
+        """Write ``constant * u[start : start + len(out)]`` into a numpy vector."""
         if self.law == "rademacher":
-            signs.expand(self._packed(start, start + len(out)), constant, out, start % 8)
+            packed = self._packed(start, start + len(out))
+            index = np.empty(len(packed), dtype=np.intp)
+            SignWriter(constant, index).write(packed, out, start % 8)
             return
         stream = WordStream(self._philox_key, start // 2)
         words = stream.read_bytes((start % 2 + len(out) + 1) // 2).view("<u4")
@@ -150,7 +156,7 @@ class Direction:
             total, stream = 0, WordStream(self._philox_key)
             for low, high in _blocks(0, self.size, BLOCK):
                 words = stream.read_bytes((high - low + 1) // 2).view("<u4")[: high - low]
-                x = normals(words.astype(np.uint32, copy=False)).astype(np.float64)
+                x = normals(words).astype(np.float64)
                 fixed = np.rint(np.multiply(np.multiply(x, x), _FIXED_POINT))
                 total += int(fixed.astype(np.int64).sum())
             self._radius_scale = math.sqrt((self.size << 30) / max(total, 1))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.zo.keys import SHARED_STREAM, Key
 
-__all__ = ["DIGEST_BYTES", "MAX_COEFFICIENTS", "Entry"]
+__all__ = ["DIGEST_BYTES", "MAX_COEFFICIENT", "MAX_COEFFICIENTS", "MAX_LR", "Entry"]
 
 DIGEST_BYTES = 32
 MAX_COEFFICIENTS = 1 << 20
+MAX_COEFFICIENT = 1e12
+"""Largest magnitude: no sum of legal terms, squared, leaves the range of float32."""
+MAX_LR = 1e6
 _LIMIT = 1 << 32
 _SHARED = (SHARED_STREAM,)
 _HEAD = struct.Struct("<4sBBHIIIId")
@@ -35,13 +38,13 @@ class Entry:
     round
         Round of the update; increases along a journal.
     lr
-        Learning rate, float64, ≥ 0.
+        Learning rate, float64, in ``0 .. 1e6``.
     streams
         ``(0,)`` for shared directions, else the clients' streams, increasing.
     steps, probes
         Mini-batches per exchange and probes per mini-batch, ≥ 1.
     coefficients
-        float32 ``[len(streams), steps, probes]``, finite; kept as a read-only copy.
+        float32 ``[len(streams), steps, probes]``, at most ±1e12; kept as a read-only copy.
     checkpoint
         Digest of the parameters after this entry (32 bytes), or empty.
 
@@ -61,19 +64,9 @@ class Entry:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        shape = (len(self.streams), self.steps, self.probes)
         with np.errstate(over="ignore"):
             values = np.array(self.coefficients, dtype=np.float32, order="C")
-        if values.shape != shape:
-            raise JournalError(
-                f"Entry of round {self.round}: coefficients have shape {values.shape}, "
-                f"streams x steps x probes is {shape}."
-            )
-        if not np.isfinite(values).all():
-            raise JournalError(
-                f"Entry of round {self.round}: a coefficient is not finite in float32; leave "
-                "that reply out of the mean."
-            )
+        _check_values(self, values)
         values.setflags(write=False)
         object.__setattr__(self, "coefficients", values)
 
@@ -177,23 +170,39 @@ class Entry:
         return entry, end
 
 
-def _check_fields(entry: Entry) -> None:
+def _check_fields(entry: Any) -> None:
     where = f"Entry of round {entry.round!r}"
     if type(entry.round) is not int or not 0 <= entry.round < _LIMIT:
         raise JournalError(f"{where}: the round must be an int in 0 .. 2**32 - 1.")
-    if not isinstance(entry.lr, float) or not math.isfinite(entry.lr) or entry.lr < 0:
-        raise JournalError(f"{where}: lr is {entry.lr!r}; it must be a finite float >= 0.")
+    if not isinstance(entry.lr, float) or not 0.0 <= entry.lr <= MAX_LR:
+        raise JournalError(f"{where}: lr is {entry.lr!r}; it must be a float in 0 .. {MAX_LR:g}.")
     streams = entry.streams
     legal = isinstance(streams, tuple) and all(
         type(stream) is int and 0 <= stream < _LIMIT for stream in streams
     )
-    if not legal or list(streams) != sorted(set(streams)) or not streams:
+    if not legal or not streams or list(streams) != sorted(set(streams)):
         raise JournalError(f"{where}: streams must be increasing ints in 0 .. 2**32 - 1.")
     for name in ("steps", "probes"):
         value = getattr(entry, name)
-        if type(value) is not int or not 1 <= value < _LIMIT:
-            raise JournalError(f"{where}: {name} is {value!r}; it must be an int >= 1.")
+        if type(value) is not int or not 1 <= value <= MAX_COEFFICIENTS:
+            raise JournalError(
+                f"{where}: {name} is {value!r}; it must be an int in 1 .. {MAX_COEFFICIENTS}."
+            )
     if len(streams) * entry.steps * entry.probes > MAX_COEFFICIENTS:
         raise JournalError(f"{where}: more than {MAX_COEFFICIENTS} coefficients.")
     if not isinstance(entry.checkpoint, bytes) or len(entry.checkpoint) not in (0, DIGEST_BYTES):
         raise JournalError(f"{where}: a checkpoint is {DIGEST_BYTES} bytes, or none.")
+
+
+def _check_values(entry: Entry, values: NDArray[np.float32]) -> None:
+    shape = (len(entry.streams), entry.steps, entry.probes)
+    if values.shape != shape:
+        raise JournalError(
+            f"Entry of round {entry.round}: coefficients have shape {values.shape}, "
+            f"streams x steps x probes is {shape}."
+        )
+    if not (np.abs(values) <= MAX_COEFFICIENT).all():
+        raise JournalError(
+            f"Entry of round {entry.round}: a coefficient is not finite or beyond "
+            f"±{MAX_COEFFICIENT:g}; leave that reply out of the mean."
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.zo.entry import DIGEST_BYTES, Entry
+from sfl_flower.zo.entry import Entry
 from sfl_flower.zo.header import HEADER_BYTES, JournalHeader, chain
 
 __all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "decode_tail"]
@@ -204,7 +204,7 @@ class Journal:
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
         with open(partial, "wb") as file:
-            file.write(self.header.encode() + self._tail(self.base).encode())
+            file.write(self.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
@@ -218,16 +218,31 @@ class Journal:
         JournalError
             If the file is not a journal, was altered or cut short.
         """
-        data = Path(path).read_bytes()
+        return cls.decode(Path(path).read_bytes(), str(path))
+
+    def encode(self) -> bytes:
+        """Return header and entries as the bytes of a journal file."""
+        return self.header.encode() + self._tail(self.base).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, name: str = "This") -> Journal:
+        """Read what `encode` wrote and verify its chain; `name` is for errors.
+
+        Raises
+        ------
+        JournalError
+            If the bytes are not a journal, were altered or cut short.
+        """
         try:
             header = JournalHeader.decode(data[:HEADER_BYTES])
             tail = Tail.decode(data[HEADER_BYTES:])
         except WireError as error:
-            raise JournalError(f"{path} is not an intact journal: {error}") from error
+            raise JournalError(f"{name} is not an intact journal: {error}") from error
         if tail.since == 0 and (tail.base != header.digest() or tail.last_round != -1):
-            raise JournalError(f"{path} is not an intact journal: it starts on another header.")
+            raise JournalError(f"{name} is not an intact journal: it starts on another header.")
         journal = cls(header)
-        journal.base, journal._last_round, journal._digests = tail.since, tail.last_round, [tail.base]
+        journal.base, journal._last_round = tail.since, tail.last_round
+        journal._digests = [tail.base]
         for entry in tail.entries:
             journal.append(entry)
         return journal

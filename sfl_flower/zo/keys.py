@@ -99,7 +99,7 @@ def philox_key(run: bytes, key: Key, law: str) -> int:
     ConfigError
         If ``run`` is not 16 bytes or the law is unknown.
     """
-    if not isinstance(run, bytes) or len(run) != RUN_KEY_BYTES:
+    if len(run) != RUN_KEY_BYTES:
         raise ConfigError(f"run_key must be {RUN_KEY_BYTES} bytes; make one with zo.run_key(seed).")
     message = run + struct.pack(
         "<BQQQQ", check_law(law), key.round, key.step, key.stream, key.probe

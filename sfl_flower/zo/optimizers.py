@@ -32,9 +32,9 @@ class OptimizerSpec:
     momentum, beta1, beta2
         In ``[0, 1)``.
     eps
-        Above 0.
+        At least 1e-30.
     weight_decay
-        ≥ 0; added to the gradient, for ``adamw`` decoupled from it.
+        In ``0 .. 1e3``; added to the gradient, for ``adamw`` decoupled from it.
 
     Raises
     ------
@@ -57,7 +57,7 @@ class OptimizerSpec:
         for field in ("momentum", "beta1", "beta2"):
             self._check(field, "0 <= value < 1", 0.0 <= getattr(self, field) < 1.0)
         self._check("eps", "value >= 1e-30", self.eps >= 1e-30)
-        self._check("weight_decay", "value >= 0", self.weight_decay >= 0.0)
+        self._check("weight_decay", "0 <= value <= 1e3", 0.0 <= self.weight_decay <= 1e3)
 
     def _check(self, field: str, legal: str, ok: bool) -> None:
         if not (ok and math.isfinite(getattr(self, field))):
@@ -109,18 +109,37 @@ class Step:
         self._rate = np.float32(lr / (1.0 - powers[0]) if adam else lr)
         self._root = np.float32(math.sqrt(1.0 - powers[1]) if adam else 1.0)
         self._eps = np.float32(spec.eps)
-        self._coupled = np.float32(0.0 if spec.name == "adamw" else spec.weight_decay)
+        self._folded = lr if spec.name == "sgd" else 1.0
+        coupled = 0.0 if spec.name == "adamw" else spec.weight_decay * self._folded
+        self._coupled = np.float32(coupled)
         self._keep = np.float32(1.0 - lr * spec.weight_decay if spec.name == "adamw" else 1.0)
 
+    def coefficients(self, values: NDArray[np.float32]) -> list[float]:
+        """Return the coefficients of the sum that `apply` expects.
+
+        Plain SGD has its learning rate folded into them (in float64), which saves a pass over
+        the parameters.
+        """
+        return [self._folded * value for value in values.tolist()]
+
     def apply(self, theta: F32, slots: dict[str, F32], g: F32, scratch: F32) -> None:
-        """Update a block of ``theta`` and of each slot in place; ``g`` is used up."""
+        """Update a block of ``theta`` and of each slot in place; ``g`` is used up.
+
+        Parameters
+        ----------
+        theta, g, scratch
+            float32 vectors of one length; ``g`` sums the directions with `coefficients`.
+        slots
+            State blocks by name, of the same length.
+        """
         spec = self._spec
         if self._coupled != 0.0:
             np.multiply(theta, self._coupled, out=scratch)
             np.add(g, scratch, out=g)
         if spec.name == "sgd":
-            update = g
-        elif spec.name == "momentum":
+            np.subtract(theta, g, out=theta)
+            return
+        if spec.name == "momentum":
             update = slots["momentum"]
             np.multiply(update, np.float32(spec.momentum), out=update)
             np.add(update, g, out=update)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError, JournalError
-from sfl_flower.zo.accumulate import Gradient
-from sfl_flower.zo.directions import BLOCK, Direction
+from sfl_flower.zo.accumulate import Gradient, Workspace
 from sfl_flower.zo.entry import DIGEST_BYTES, Entry
 from sfl_flower.zo.header import JournalHeader, chain, params_digest
 from sfl_flower.zo.journal import Tail
@@ -63,6 +62,7 @@ class Replica:
         self.version = version
         self.last_round = last_round
         self.digest = digest
+        self._workspace: Workspace | None = None
 
     @classmethod
     def initial(cls, theta: Tensor, header: JournalHeader) -> Self:
@@ -128,8 +128,9 @@ class Replica:
         backup = self.clone() if entry.checkpoint else None
         digest, spec = chain(self.digest, entry.encode()), self.header.optimizer
         powers = (self.powers[0] * spec.beta1, self.powers[1] * spec.beta2)
+        step = Step(spec, entry.lr, powers)
         self.digest = b""
-        self._update(entry, Step(spec, entry.lr, powers))
+        self._update(entry, step)
         if backup is not None and self.params_digest() != entry.checkpoint:
             self._restore(backup)
             raise JournalError(
@@ -163,15 +164,18 @@ class Replica:
         theta = self.theta.numpy()
         slots = {name: slot.numpy() for name, slot in self.slots.items()}
         header, size = self.header, len(theta)
-        directions = [Direction(header.run_key, key, size, header.law) for key in entry.keys()]
-        gradient = Gradient(directions, entry.coefficients.reshape(-1).tolist())
-        g, scratch = np.empty((2, min(BLOCK, size)), dtype=np.float32)
-        for low in range(0, size, BLOCK):
-            here = slice(low, min(size, low + BLOCK))
-            count = here.stop - low
-            gradient.write(g[:count], low)
+        if self._workspace is None:
+            self._workspace = Workspace(size)
+        work = self._workspace
+        coefficients = step.coefficients(entry.coefficients.reshape(-1))
+        keys = list(entry.keys())
+        gradient = Gradient(header.run_key, keys, coefficients, size, header.law, work)
+        for low in range(0, size, work.block):
+            here = slice(low, min(size, low + work.block))
+            g, scratch = work.gradient[: here.stop - low], work.first[: here.stop - low]
+            gradient.write(g, low)
             block = {name: slot[here] for name, slot in slots.items()}
-            step.apply(theta[here], block, g[:count], scratch[:count])
+            step.apply(theta[here], block, g, scratch)
 
     def _restore(self, backup: Replica) -> None:
         self.theta.copy_(backup.theta)
@@ -221,16 +225,18 @@ def _tensor(array: NDArray[Any]) -> Tensor:
 
 
 def _check_arrays(arrays: Mapping[str, NDArray[Any]], header: JournalHeader, size: int) -> None:
-    flat = (np.dtype(np.float32), (size,))
-    expected = {"theta": flat} | {f"slot.{name}": flat for name in header.optimizer.slots}
-    expected["powers"] = (np.dtype(np.float64), (2,))
-    expected["position"] = (np.dtype(np.int64), (2,))
-    expected["digest"] = (np.dtype(np.uint8), (DIGEST_BYTES,))
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "theta": ("float32", (size,)),
+        "powers": ("float64", (2,)),
+        "position": ("int64", (2,)),
+        "digest": ("uint8", (DIGEST_BYTES,)),
+    }
+    expected |= {f"slot.{name}": ("float32", (size,)) for name in header.optimizer.slots}
     if set(arrays) != set(expected):
         raise JournalError(f"A replica needs arrays {sorted(expected)}; it got {sorted(arrays)}.")
     for name, (dtype, shape) in expected.items():
         array = arrays[name]
-        if array.dtype != dtype or array.shape != shape:
+        if array.dtype != np.dtype(dtype) or array.shape != shape:
             raise JournalError(
                 f"Replica array {name} is {array.dtype} {array.shape}; expected {dtype} {shape}."
             )

@@ -1,6 +1,9 @@
 """Signs from bits: the arithmetic of ±1 directions, without a product.
 
-Element ``8 j + b`` has its sign in bit ``b`` of byte ``j``; bit 1 means minus.
+Element ``8 j + b`` has its sign in bit ``b`` of byte ``j``; bit 1 means minus. On the CPU a byte
+selects a row of a table that holds the 8 signed constants: one array operation writes 8
+elements per look-up, and the bits keep their natural order. (Shifting words and flipping the
+sign bit costs the same, and needs a permuted layout.)
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["expand", "expand_torch", "sign_table"]
+__all__ = ["SignWriter", "expand_torch"]
 
 F32 = NDArray[np.float32]
 
@@ -18,18 +21,30 @@ _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder=
 _SIGNS = np.subtract(np.float32(1.0), np.multiply(np.float32(2.0), _BITS.astype(np.float32)))
 
 
-def sign_table(constant: np.float32) -> F32:
-    """Row ``b`` holds the 8 values ``±constant`` that byte ``b`` stands for; shape [256, 8]."""
-    return np.multiply(_SIGNS, constant)
+class SignWriter:
+    """Writes ``±constant`` for packed sign bits.
 
+    Parameters
+    ----------
+    constant
+        The magnitude (and overall sign); row ``b`` of the table is ``±constant`` for byte ``b``.
+    index
+        Buffer for as many indices as one call of `write` has bytes; may be shared.
+    """
 
-def expand(packed: NDArray[np.uint8], constant: np.float32, out: F32, skip: int = 0) -> None:
-    """Write ``±constant`` into ``out``, whose first element is bit ``skip`` of ``packed[0]``."""
-    table, index = sign_table(constant), packed.astype(np.intp)
-    if skip == 0 and len(out) == 8 * len(packed):
-        np.take(table, index, axis=0, out=out.reshape(-1, 8), mode="clip")
-    else:
-        out[:] = np.take(table, index, axis=0, mode="clip").reshape(-1)[skip : skip + len(out)]
+    def __init__(self, constant: np.float32, index: NDArray[np.intp]) -> None:
+        self._table = np.multiply(_SIGNS, constant)
+        self._index = index
+
+    def write(self, packed: NDArray[np.uint8], out: F32, skip: int = 0) -> None:
+        """Fill ``out``, whose first element is bit ``skip`` of ``packed[0]``."""
+        index = self._index[: len(packed)]
+        index[:] = packed
+        if skip == 0 and len(out) == 8 * len(packed):
+            self._table.take(index, axis=0, out=out.reshape(-1, 8), mode="clip")
+        else:
+            rows = self._table.take(index, axis=0, mode="clip")
+            out[:] = rows.reshape(-1)[skip : skip + len(out)]
 
 
 def expand_torch(packed: Tensor, constant: float) -> Tensor:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
 __all__ = ["WORDS_PER_COUNTER", "WordStream"]
 
 WORDS_PER_COUNTER = 4
+
+
+class _PhiloxKey(ISeedSequence):
+    """Hands the key over as it is; numpy's ``key=`` would first ask the system for entropy."""
+
+    def __init__(self, key: int) -> None:
+        self._words = np.array([key & ((1 << 64) - 1), key >> 64], dtype=np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        return self._words
 
 
 class WordStream:
@@ -26,7 +39,8 @@ class WordStream:
 
     def __init__(self, philox_key: int, start: int = 0) -> None:
         block, skip = divmod(start, WORDS_PER_COUNTER)
-        self._bits = np.random.Philox(key=philox_key, counter=block)  # type: ignore[arg-type]
+        seed: Any = _PhiloxKey(philox_key)
+        self._bits = np.random.Philox(seed, counter=block)
         if skip:
             self._bits.random_raw(skip)
 
