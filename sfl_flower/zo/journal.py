@@ -199,6 +199,40 @@ class Journal:
             del self._entries[:dropped], self._digests[:dropped]
             self.base = keep_from_version
 
+    def encode(self) -> bytes:
+        """Return the bytes of a journal file: the header, then the tail from `base` on."""
+        return self.header.encode() + self._tail(self.base).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, source: str = "The data") -> Self:
+        """Read what `encode` wrote and verify its chain.
+
+        Parameters
+        ----------
+        data
+            The bytes.
+        source
+            What they are, for the error message.
+
+        Raises
+        ------
+        JournalError
+            If they are not a journal, were altered or cut short.
+        """
+        try:
+            header = JournalHeader.decode(data[:HEADER_BYTES])
+            tail = Tail.decode(data[HEADER_BYTES:])
+        except WireError as error:
+            raise JournalError(f"{source} is not an intact journal: {error}") from error
+        if tail.since == 0 and (tail.base != header.digest() or tail.last_round != -1):
+            raise JournalError(f"{source} is not an intact journal: its header is another one's.")
+        journal = cls(header)
+        journal.base, journal._last_round = tail.since, tail.last_round
+        journal._digests = [tail.base]
+        for entry in tail.entries:
+            journal.append(entry)
+        return journal
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the journal to a file, all or nothing."""
         target = Path(path)
@@ -210,42 +244,9 @@ class Journal:
         os.replace(partial, target)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Journal:
-        """Read a saved journal and verify its chain.
-
-        Raises
-        ------
-        JournalError
-            If the file is not a journal, was altered or cut short.
-        """
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a saved journal; raises `JournalError` as `decode`."""
         return cls.decode(Path(path).read_bytes(), str(path))
-
-    def encode(self) -> bytes:
-        """Return header and entries as the bytes of a journal file."""
-        return self.header.encode() + self._tail(self.base).encode()
-
-    @classmethod
-    def decode(cls, data: bytes, name: str = "This") -> Journal:
-        """Read what `encode` wrote and verify its chain; `name` is for errors.
-
-        Raises
-        ------
-        JournalError
-            If the bytes are not a journal, were altered or cut short.
-        """
-        try:
-            header = JournalHeader.decode(data[:HEADER_BYTES])
-            tail = Tail.decode(data[HEADER_BYTES:])
-        except WireError as error:
-            raise JournalError(f"{name} is not an intact journal: {error}") from error
-        if tail.since == 0 and (tail.base != header.digest() or tail.last_round != -1):
-            raise JournalError(f"{name} is not an intact journal: it starts on another header.")
-        journal = cls(header)
-        journal.base, journal._last_round = tail.since, tail.last_round
-        journal._digests = [tail.base]
-        for entry in tail.entries:
-            journal.append(entry)
-        return journal
 
     def _tail(self, since: int) -> Tail:
         kept = self._entries[since - self.base :]
