@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import logging
-import math
-import os
 import platform
-from collections.abc import Callable, Collection, Mapping
-from enum import Enum
+from collections.abc import Collection, Mapping
 from importlib import metadata
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.report.events import EventWriter
+from sfl_flower.report.files import (
+    atomic_write,
+    canonical_json,
+    config_digest,
+    plain,
+    save_tensors,
+)
 from sfl_flower.report.history import History, RoundRecord
 from sfl_flower.report.plots import accuracy_plot
 
-__all__ = ["RunDirectory", "canonical_json", "config_digest"]
+__all__ = ["RunDirectory"]
 
 PACKAGES = ("flwr", "ray", "torch", "torchvision", "numpy")
 MAY_CHANGE = frozenset({"rounds", "out", "resume"})
-
-_log = logging.getLogger(__name__)
-
-
-def canonical_json(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON with sorted keys and no NaN: equal values give equal text.
-
-    Dataclasses become objects, tuples lists, sets sorted lists, paths and enums their text or
-    value.
-
-    Raises
-    ------
-    ConfigError
-        If a value has no such form, or is a float that is not finite.
-    """
-    separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(
-        _plain(value, "value"),
-        sort_keys=True,
-        ensure_ascii=False,
-        allow_nan=False,
-        indent=indent,
-        separators=separators,
-    )
-
-
-def config_digest(config: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a configuration's canonical JSON, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
 
 
 class RunDirectory:
@@ -75,8 +46,7 @@ class RunDirectory:
 
     def __init__(self, path: Path | str, *, tensorboard: bool = True) -> None:
         self.path = Path(path)
-        self._tensorboard = tensorboard
-        self._writer: Any = None
+        self._events = EventWriter(self.path / "tensorboard") if tensorboard else None
 
     @classmethod
     def create(
@@ -110,7 +80,7 @@ class RunDirectory:
             than `may_change` allows, or the path is not a usable directory.
         """
         run = cls(path, tensorboard=tensorboard)
-        plain = _plain(config, "config")
+        resolved = plain(config, "config")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -124,14 +94,14 @@ class RunDirectory:
                     f"{run.path} already holds a run; choose another directory with out=, "
                     "or go on with that run with resume=true"
                 )
-            run._check_same(plain, may_change)
+            run._check_same(resolved, may_change)
             run._mend_history()
         run._write_json(
             "config.json",
             {
-                "config": plain,
-                "seed": plain.get("seed"),
-                "sha256": config_digest(plain),
+                "config": resolved,
+                "seed": resolved.get("seed"),
+                "sha256": config_digest(resolved),
                 "versions": _versions(),
             },
         )
@@ -154,9 +124,12 @@ class RunDirectory:
 
     def append(self, record: RoundRecord) -> None:
         """Add one line to ``history.jsonl``, flushed, and the TensorBoard scalars."""
-        with open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
+        # A lone surrogate in a note becomes the JSON escape instead of an encoding error.
+        path = self.path / "history.jsonl"
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(record.to_json() + "\n")
-        self._write_scalars(record)
+        if self._events is not None:
+            self._events.write(record)
 
     def truncate(self, last_round: int) -> History:
         """Drop the records after `last_round` (a resume from that checkpoint); return the rest."""
@@ -175,7 +148,7 @@ class RunDirectory:
 
     def save_model(self, state_dict: Mapping[str, Tensor]) -> None:
         """Write ``model.safetensors``; the old file stays until the new one is complete."""
-        _save_tensors(self.path / "model.safetensors", state_dict, {"format": "pt"})
+        save_tensors(self.path / "model.safetensors", state_dict, {"format": "pt"})
 
     def load_model(self) -> dict[str, Tensor]:
         """Read ``model.safetensors`` onto the CPU.
@@ -195,7 +168,7 @@ class RunDirectory:
         """Write a binary file such as ``journal.bin``; all of it or nothing."""
         if Path(name).name != name or name in ("", ".", ".."):
             raise ConfigError(f"{name!r} is not a file name; give one without a directory")
-        _atomic(self.path / name, lambda tmp: tmp.write_bytes(data))
+        atomic_write(self.path / name, lambda tmp: tmp.write_bytes(data))
 
     def read_bytes(self, name: str) -> bytes:
         """Read a binary file written by :meth:`write_bytes`."""
@@ -214,7 +187,7 @@ class RunDirectory:
         meta : mapping
             JSON values: round, version, digest, counters.
         """
-        _save_tensors(self.path / "checkpoint.safetensors", tensors, {"meta": canonical_json(meta)})
+        save_tensors(self.path / "checkpoint.safetensors", tensors, {"meta": canonical_json(meta)})
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read ``checkpoint.safetensors`` onto the CPU.
@@ -248,9 +221,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Flush and close the TensorBoard events; further records open a new file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -283,11 +255,12 @@ class RunDirectory:
 
     def _rewrite_history(self, history: History) -> None:
         text = "".join(record.to_json() + "\n" for record in history)
-        _atomic(self.path / "history.jsonl", lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        data = text.encode("utf-8", errors="backslashreplace")
+        atomic_write(self.path / "history.jsonl", lambda tmp: tmp.write_bytes(data))
 
     def _write_json(self, name: str, value: Any) -> None:
         text = canonical_json(value, indent=2) + "\n"
-        _atomic(self.path / name, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        atomic_write(self.path / name, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
     def _read_json(self, name: str) -> Any:
         path = self.path / name
@@ -298,42 +271,6 @@ class RunDirectory:
         except ValueError as error:
             raise DataError(f"{path} is not JSON: {error}") from error
 
-    def _write_scalars(self, record: RoundRecord) -> None:
-        if not self._tensorboard:
-            return
-        if self._writer is None:
-            try:
-                from torch.utils import tensorboard
-            except ImportError:
-                _log.info("tensorboard is not installed: no events are written")
-                self._tensorboard = False
-                return
-            module: Any = tensorboard
-            self._writer = module.SummaryWriter(
-                str(self.path / "tensorboard"), purge_step=record.round
-            )
-        for name, value in _scalars(record).items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, global_step=record.round)
-
-
-def _scalars(record: RoundRecord) -> dict[str, float]:
-    out = {
-        "bytes/up": float(record.bytes_up),
-        "bytes/down": float(record.bytes_down),
-        "progress/samples": float(record.samples),
-        "progress/exchanges": float(record.exchanges),
-        "progress/seconds": record.seconds,
-        "clients/replies": float(record.replies),
-        "clients/failures": float(record.failures),
-        "clients/rejected": float(record.rejected),
-    }
-    if record.loss is not None:
-        out["train/loss"] = record.loss
-    out.update({f"eval/{name}": value for name, value in record.metrics.items()})
-    out.update({f"extra/{name}": value for name, value in record.extra.items()})
-    return out
-
 
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
@@ -343,57 +280,3 @@ def _versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[key] = None
     return found
-
-
-def _plain(value: Any, where: str) -> Any:
-    """Bring a value to what JSON has; `where` names it in errors."""
-    if isinstance(value, Enum):
-        return _plain(value.value, where)
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Integral):  # numpy's
-        return int(value)
-    if isinstance(value, Real):
-        if not math.isfinite(value):
-            raise ConfigError(f"{where} is {value}; only finite numbers can be written to JSON")
-        return float(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        value = sorted(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    raise ConfigError(
-        f"{where} is a {type(value).__name__}, which has no JSON form; "
-        "use numbers, text, lists, mappings, paths, enums or dataclasses"
-    )
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    # Cloned, because safetensors refuses tensors that share storage (tied weights, views).
-    plain = {
-        name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-        for name, t in tensors.items()
-    }
-    _atomic(path, lambda tmp: save_file(plain, tmp, metadata=dict(header)))
-
-
-def _atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place in one step."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(tmp)
-        with open(tmp, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, must survive a power cut
-        finally:
-            os.close(folder)
-    finally:
-        tmp.unlink(missing_ok=True)

@@ -119,13 +119,21 @@ def print_tables(
         console = Console()
         if not console.is_terminal:
             console = Console(width=100)
-    for table in rich_tables(summaries, metric):
+    for index, table in enumerate(rich_tables(summaries, metric)):
+        if index:
+            console.print()
         console.print(table)
 
 
 def _rich(title: str, header: list[str], rows: list[list[str]]) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for index, name in enumerate(header):
         table.add_column(escape(name), justify="left" if index == 0 else "right", overflow="fold")

@@ -1,0 +1,117 @@
+"""Writing files that are complete or absent, and JSON that is equal for equal values."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from enum import Enum
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sfl_flower.errors import ConfigError
+
+__all__ = ["atomic_write", "canonical_json", "config_digest", "plain", "save_tensors"]
+
+
+def canonical_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON with sorted keys and no NaN: equal values give equal text.
+
+    Dataclasses become objects, tuples lists, sets sorted lists, paths and enums their text or
+    value.
+
+    Raises
+    ------
+    ConfigError
+        If a value has no such form, or is a float that is not finite.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(
+        plain(value, "value"),
+        sort_keys=True,
+        ensure_ascii=False,
+        allow_nan=False,
+        indent=indent,
+        separators=separators,
+    )
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a configuration's canonical JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
+
+
+def plain(value: Any, where: str) -> Any:
+    """Return the value as JSON has it: None, bool, int, float, str, list or dict.
+
+    Parameters
+    ----------
+    value : Any
+        See :func:`canonical_json`.
+    where : str
+        Its name in errors.
+
+    Raises
+    ------
+    ConfigError
+        If the value, or one inside it, has no JSON form.
+    """
+    if isinstance(value, Enum):
+        return plain(value.value, where)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Integral):  # numpy's
+        return int(value)
+    if isinstance(value, Real):
+        if not math.isfinite(value):
+            raise ConfigError(f"{where} is {value}; only finite numbers can be written to JSON")
+        return float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise ConfigError(
+        f"{where} is a {type(value).__name__}, which has no JSON form; "
+        "use numbers, text, lists, mappings, paths, enums or dataclasses"
+    )
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file in one step; `header` becomes its metadata."""
+    # Cloned, because safetensors refuses tensors that share storage (tied weights, views).
+    own = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in tensors.items()
+    }
+    atomic_write(path, lambda tmp: save_file(own, tmp, metadata=dict(header)))
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it in place in one step."""
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(tmp)
+        with open(tmp, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, must survive a power cut
+        finally:
+            os.close(folder)
+    finally:
+        tmp.unlink(missing_ok=True)

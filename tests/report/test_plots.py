@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sfl_flower.errors import DataError
+from sfl_flower.report import History, RoundRecord, accuracy_plot
+
+
+def history(scale: float) -> History:
+    return History(
+        RoundRecord(i, 32 * i, 2 * i, 0.1 * i, 1 / i, {"accuracy": scale * i / 20}, i * 2**20, i)
+        for i in range(1, 20)
+    )
+
+
+@pytest.mark.parametrize("x", ["samples", "bytes", "bytes_up", "seconds", "exchanges", "round"])
+def test_a_png_of_the_promised_size(tmp_path: Path, x: str) -> None:
+    path = accuracy_plot({"a": history(1), "b": history(0.5)}, tmp_path / "p.png", x=x)
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    assert (width, height) == (1200, 720)
+
+
+def test_the_same_histories_give_the_same_picture(tmp_path: Path) -> None:
+    one = accuracy_plot({"a": history(1)}, tmp_path / "1.png", title="t").read_bytes()
+    two = accuracy_plot({"a": history(1)}, tmp_path / "2.png", title="t").read_bytes()
+    other = accuracy_plot({"a": history(0.5)}, tmp_path / "3.png", title="t").read_bytes()
+    assert one == two != other
+
+
+def test_a_run_without_the_metric_is_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:
+    accuracy_plot({"a": history(1), "failed": History()}, tmp_path / "p.png")
+    with pytest.raises(DataError, match="no history has the metric 'f1'"):
+        accuracy_plot({"a": history(1)}, tmp_path / "q.png", metric="f1")
+    with pytest.raises(DataError, match="unknown axis 'epochs'"):
+        accuracy_plot({"a": history(1)}, tmp_path / "q.png", x="epochs")
+    assert not (tmp_path / "q.png").exists()

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.report import RoundRecord, RunDirectory, files
+from sfl_flower.report.files import canonical_json, config_digest
+
+CONFIG = {"method": "ho_sfl", "rounds": 4, "seed": 7, "rate": 0.1}
+
+
+def record(number: int) -> RoundRecord:
+    return RoundRecord(
+        number, 32 * number, 2 * number, 0.5 * number, 0.25, {"accuracy": 0.5}, 10, 20
+    )
+
+
+def create(path: Path, config: dict[str, Any] = CONFIG, *, resume: bool = False) -> RunDirectory:
+    return RunDirectory.create(path, config, resume=resume, tensorboard=False)
+
+
+def test_config_json_says_what_ran(tmp_path: Path) -> None:
+    run = create(tmp_path / "a" / "b")
+    document = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    text = '{"method":"ho_sfl","rate":0.1,"rounds":4,"seed":7}'
+    assert document["config"] == CONFIG == run.config
+    assert document["seed"] == 7
+    assert document["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    names = {"python", "sfl_flower", "flwr", "ray", "torch", "torchvision", "numpy"}
+    assert set(document["versions"]) == names
+    assert document["versions"]["numpy"] == np.__version__
+
+
+def test_canonical_json_does_not_depend_on_the_order_or_the_container() -> None:
+    @dataclass
+    class Settings:
+        b: tuple[int, ...]
+        a: Path
+
+    class Kind(Enum):
+        MEAN = "mean"
+
+    value = {"z": Settings((1, 2), Path("x/y")), "k": Kind.MEAN, "n": np.int64(3), "s": {2, 1}}
+    assert canonical_json(value) == '{"k":"mean","n":3,"s":[1,2],"z":{"a":"x/y","b":[1,2]}}'
+    assert config_digest({"a": 1, "b": [2]}) == config_digest({"b": (2,), "a": 1})
+    assert config_digest({"a": 1}) != config_digest({"a": 1.5})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, object(), b"bytes", torch.zeros(1)])
+def test_a_value_without_json_form_is_refused_by_name(bad: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.inner\.rate"):
+        create(tmp_path / "run", {"inner": {"rate": bad}})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_with_a_run_is_refused(tmp_path: Path) -> None:
+    create(tmp_path).append(record(1))
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        create(tmp_path, {"method": "frozen_client"})
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_directory_with_other_files_is_used_and_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    create(tmp_path)
+    with pytest.raises(ConfigError, match="cannot make the run directory"):
+        create(tmp_path / "notes.txt")
+
+
+def test_resume_goes_on_with_the_same_configuration(tmp_path: Path) -> None:
+    create(tmp_path).append(record(1))
+    run = create(tmp_path, {**CONFIG, "rounds": 9}, resume=True)
+    run.append(record(2))
+    assert list(run.history) == [record(1), record(2)]
+    assert run.config["rounds"] == 9
+    with pytest.raises(ConfigError, match=r"rate: 0\.1 -> 0\.2"):
+        create(tmp_path, {**CONFIG, "rate": 0.2}, resume=True)
+
+
+def test_resume_in_an_empty_directory_starts(tmp_path: Path) -> None:
+    assert len(create(tmp_path / "new", resume=True).history) == 0
+
+
+def test_resume_mends_a_torn_history(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.append(record(1))
+    with open(tmp_path / "history.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"round": 2, "sam')
+    run = create(tmp_path, resume=True)
+    run.append(record(2))
+    assert list(run.history) == [record(1), record(2)]
+
+
+def test_truncate_drops_the_rounds_after_a_checkpoint(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    for number in (1, 2, 3):
+        run.append(record(number))
+    assert list(run.truncate(2)) == [record(1), record(2)] == list(run.history)
+
+
+def test_each_record_is_on_disk_at_once(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    for number in (1, 2):
+        run.append(record(number))
+        lines = (tmp_path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == number
+
+
+def test_a_note_that_is_not_valid_text_does_not_stop_the_run(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    odd = RoundRecord(1, 2, 3, 4.0, notes=("client 3: \udc80", "λ"))
+    run.append(odd)
+    assert list(run.truncate(1)) == [odd] == list(run.history)
+
+
+def test_the_model_comes_back_with_tied_weights_and_views(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    weight = torch.arange(6.0).reshape(2, 3)
+    state = {"a": weight, "b": weight, "c": weight.t(), "d": weight[:, 1], "e": torch.tensor(4)}
+    run.save_model(state)
+    back = run.load_model()
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    assert back["e"].dtype == torch.int64
+
+
+def test_a_saved_model_loads_into_a_module(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    run.save_model(net.state_dict())
+    other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    other.load_state_dict(run.load_model())
+    x = torch.linspace(-1, 1, 12).reshape(4, 3)
+    assert torch.equal(net(x), other(x))
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors", None])
+def test_a_missing_or_damaged_file_is_a_clear_error(tmp_path: Path, damage: bytes | None) -> None:
+    run = create(tmp_path)
+    if damage is not None:
+        run.write_bytes("model.safetensors", damage)
+        run.write_bytes("checkpoint.safetensors", damage)
+    with pytest.raises(DataError, match=r"cannot read the model .*model\.safetensors"):
+        run.load_model()
+    with pytest.raises(DataError, match="cannot read the checkpoint"):
+        run.load_checkpoint()
+    with pytest.raises(DataError, match=r"ledger\.json"):
+        run.load_ledger()
+
+
+def test_a_checkpoint_holds_tensors_and_meta_together(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    before = run.has_checkpoint
+    tensors = {
+        "client.weight": torch.linspace(0, 1, 7),
+        "half": torch.ones(2, 2, dtype=torch.bfloat16),
+        "steps": torch.tensor(12345678901),
+        "empty": torch.zeros(0, 3),
+    }
+    meta = {"round": 3, "digest": "ab", "counters": {"up": 2**53 + 1}, "loss": 0.1, "who": "λ"}
+    run.save_checkpoint(tensors, meta)
+    assert (before, run.has_checkpoint) == (False, True)
+    back, back_meta = run.load_checkpoint()
+    assert back_meta == meta
+    assert {name: t.dtype for name, t in back.items()} == {n: t.dtype for n, t in tensors.items()}
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create(tmp_path)
+    run.save_checkpoint({"a": torch.ones(2)}, {"round": 1})
+    names = sorted(p.name for p in tmp_path.iterdir())
+
+    def half(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half of a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", half)
+    with pytest.raises(OSError, match="No space left"):
+        run.save_checkpoint({"a": torch.zeros(2)}, {"round": 2})
+    tensors, meta = run.load_checkpoint()
+    assert torch.equal(tensors["a"], torch.ones(2))
+    assert meta == {"round": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_bytes_and_the_ledger_are_exact(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.write_bytes("journal.bin", b"\x00\xff" * 5)
+    assert run.read_bytes("journal.bin") == b"\x00\xff" * 5
+    ledger = {"smashed": {"up": 2**53 + 1, "down": 0}, "keys": {"up": 0, "down": np.int64(3)}}
+    run.write_ledger(ledger)
+    assert run.load_ledger() == ledger
+    assert (tmp_path / "ledger.json").read_text(encoding="utf-8").startswith('{\n  "keys"')
+    for name in ("", "..", "../x", "a/b"):
+        with pytest.raises(ConfigError, match="not a file name"):
+            run.write_bytes(name, b"")
+    with pytest.raises(DataError, match="cannot read"):
+        run.read_bytes("absent.bin")
+
+
+def test_the_plot_waits_for_an_evaluation(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.append(RoundRecord(1, 2, 3, 4.0, loss=1.0))
+    assert run.plot() is None
+    run.append(record(2))
+    assert run.plot() == tmp_path / "accuracy.png"
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_events(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunDirectory.create(tmp_path, CONFIG) as run:
+        run.append(record(1))
+        run.append(RoundRecord(2, 64, 4, 1.0, math.nan, bytes_up=30))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    up = [(e.step, e.value) for e in events.Scalars("bytes/up")]
+    assert up == [(1, 10.0), (2, 30.0)]
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.25)]
+    assert [(e.step, e.value) for e in events.Scalars("eval/accuracy")] == [(1, 0.5)]
+
+
+def test_a_resume_replaces_the_events_of_repeated_rounds(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunDirectory.create(tmp_path, CONFIG) as run:
+        for number in (1, 2, 3):
+            run.append(record(number))
+        run.truncate(1)
+        run.append(RoundRecord(2, 64, 4, 1.0, bytes_up=77))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("bytes/up")] == [(1, 10.0), (2, 77.0)]
