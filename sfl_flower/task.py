@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from threading import RLock
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import uuid4
 
@@ -16,8 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfl_flower.data import PartitionSpec, chunks, partition, seeded_construction
-from sfl_flower.errors import DataError
+from sfl_flower.data import (
+    PartitionSpec,
+    Samples,
+    check_samples,
+    chunks,
+    partition,
+    seeded_construction,
+)
+from sfl_flower.data.memory import remember
+from sfl_flower.data.samples import load_arrays, store_arrays
+from sfl_flower.errors import ConfigError, DataError, SflError
 
 if TYPE_CHECKING:
     from sfl_flower.split import Halves
@@ -25,30 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Samples", "SplitTask", "accuracy", "cross_entropy"]
 
 T = TypeVar("T")
-
-# A task travels to Ray's workers with every message and is rebuilt there each time, so what it has
-# loaded cannot live in it: it lives here, once a process, under the task's token.
-_MEMORY: OrderedDict[str, dict[Hashable, Any]] = OrderedDict()
-_LOCK = RLock()
-_REMEMBERED_TASKS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples that one process holds: inputs `x`, shape [N, ...], and labels `y`, shape [N]."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, rows: npt.ArrayLike | slice) -> Samples:
-        """Return the samples at these rows (int array of shape [n], or a slice)."""
-        if isinstance(rows, slice):
-            return Samples(self.x[rows], self.y[rows])
-        index = torch.from_numpy(np.array(rows, dtype=np.int64))
-        return Samples(self.x[index], self.y[index])
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -63,7 +47,40 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SplitTask:
-    """A learning problem and where its model is cut."""
+    """A learning problem, and where its model is cut.
+
+    A task holds functions, never arrays: it is sent to the simulation's workers with every message.
+    What the functions return is kept once a process (`memo`).
+
+    Parameters
+    ----------
+    name : str
+        Shown in tables and file names.
+    model : callable
+        ``model()`` builds the whole model on the CPU. Its initial weights follow the run's seed,
+        whatever it draws them with from torch; it must not seed torch itself.
+    cut : str
+        Name of the layer whose output is the smashed data z; the last layer of the client half.
+    train, test : callable
+        ``train()`` and ``test()`` return the `Samples` of the training and the test set.
+    classes : int
+        Labels lie in 0 <= y < classes.
+    loss : callable
+        ``loss(output, y)`` is the **mean** loss of a batch, shape []; cross entropy by default.
+    metrics : mapping of str to callable
+        ``metric(output, y)`` gives one value a sample, shape [N]; ``{"accuracy": accuracy}`` by
+        default.
+    transform : callable, optional
+        ``transform(x)`` turns stored inputs of a batch into the model's inputs.
+    token : str
+        Names what this process keeps for the task; tasks with equal tokens share it. Unique to the
+        object by default, so build a task once, not once a message.
+
+    Raises
+    ------
+    ConfigError
+        `classes` is below 1, something that must be callable is not, or a metric is called "loss".
+    """
 
     name: str
     model: Callable[[], nn.Module]
@@ -78,50 +95,135 @@ class SplitTask:
     transform: Callable[[Tensor], Tensor] | None = None
     token: str = field(default_factory=lambda: uuid4().hex)
 
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise ConfigError(
+                f"Task {self.name!r} has classes={self.classes}; it must be at least 1."
+            )
+        if "loss" in self.metrics:
+            raise ConfigError(
+                f"Task {self.name!r} calls a metric 'loss'; that name is taken, choose another."
+            )
+        wanted: dict[str, Any] = {
+            "model": self.model, "train": self.train, "test": self.test, "loss": self.loss,
+            **{f"metrics[{name!r}]": metric for name, metric in self.metrics.items()},
+        }  # fmt: skip
+        for name, value in wanted.items():
+            if not callable(value):
+                raise ConfigError(
+                    f"In task {self.name!r}, {name} is a {type(value).__name__}; it must be a "
+                    "function (lambda: ... makes one of a value)."
+                )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        model: Callable[[], nn.Module],
+        cut: str,
+        x_train: npt.ArrayLike,
+        y_train: npt.ArrayLike,
+        x_test: npt.ArrayLike,
+        y_test: npt.ArrayLike,
+        classes: int,
+        **options: Any,
+    ) -> SplitTask:
+        """Make a task of arrays (or CPU tensors) in memory.
+
+        The arrays are checked, and written once to a temporary file of this machine that goes when
+        the process ends; workers on other machines cannot read it. For a deployment, write `train`
+        and `test` functions that load each node's data.
+
+        Parameters
+        ----------
+        name, model, cut, classes
+            As for the class.
+        x_train, x_test : array, shape [N, ...]
+            Inputs.
+        y_train, y_test : array of int, shape [N]
+            Labels.
+        **options
+            `loss`, `metrics`, `transform`, as for the class.
+
+        Raises
+        ------
+        DataError
+            The arrays cannot be used; see `check_samples`.
+        """
+        path = store_arrays(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+        task = cls(
+            name=name, model=model, cut=cut, classes=classes,
+            train=partial(load_arrays, path, "train"), test=partial(load_arrays, path, "test"),
+            **options,
+        )  # fmt: skip
+        task.samples("train")
+        task.samples("test")
+        return task
+
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` gave the first time this process asked for `key` of this task."""
-        with _LOCK:
-            store = _MEMORY.setdefault(self.token, {})
-            _MEMORY.move_to_end(self.token)
-            while len(_MEMORY) > _REMEMBERED_TASKS:
-                _MEMORY.popitem(last=False)
-            if key not in store:
-                store[key] = make()
-            value: T = store[key]
-            return value
+        return remember(self.token, key, make)
 
     def samples(self, split: Literal["train", "test"]) -> Samples:
-        """Return the checked training or test set; loaded once a process."""
-        return self.memo(("samples", split), lambda: self._load(split))
+        """Return the checked training or test set; loaded once a process.
 
-    def _load(self, split: Literal["train", "test"]) -> Samples:
-        return self.train() if split == "train" else self.test()
+        Raises
+        ------
+        DataError
+            The set cannot be used; see `check_samples`.
+        """
+
+        def load() -> Samples:
+            what = "training" if split == "train" else "test"
+            samples = self.train() if split == "train" else self.test()
+            return check_samples(samples, self.classes, f"the {what} set of task {self.name!r}")
+
+        return self.memo(("samples", split), load)
 
     def client_rows(self, spec: PartitionSpec) -> list[npt.NDArray[np.int64]]:
-        """Return each client's rows of the training set; computed once a process."""
-        return self.memo(
-            ("rows", spec), lambda: partition(spec, self.samples("train").y.numpy())
-        )
+        """Return each client's rows of the training set, ascending; computed once a process.
+
+        Raises
+        ------
+        DataError
+            The training set cannot be divided so; see `partition`.
+        """
+        return self.memo(("rows", spec), lambda: partition(spec, self.samples("train").y.numpy()))
 
     def client_samples(self, client: int, spec: PartitionSpec) -> Samples:
-        """Return the samples of client number `client`, 0 <= client < spec.clients."""
+        """Return a copy of the samples of client number `client`, 0 <= client < spec.clients.
+
+        Raises
+        ------
+        DataError
+            There is no such client, or the training set cannot be divided so.
+        """
         rows = self.client_rows(spec)
         if not 0 <= client < len(rows):
             raise DataError(
                 f"There is no client {client}; the partition has clients 0 to {len(rows) - 1}."
             )
-        return self.memo(
-            ("client", spec, client), lambda: self.samples("train").take(rows[client])
-        )
+        return self.samples("train").take(rows[client])
 
     def batch(self, samples: Samples, rows: npt.ArrayLike | slice) -> tuple[Tensor, Tensor]:
-        """Return inputs, with `transform` applied, and labels of these rows."""
+        """Return the model's inputs and the labels of these rows."""
         chosen = samples.take(rows)
         x = chosen.x if self.transform is None else self.transform(chosen.x)
         return x, chosen.y
 
     def build(self, seed: int) -> Halves:
-        """Return freshly made halves with the initial weights of run `seed`."""
+        """Return new halves with the initial weights of a run, the same bits in every process.
+
+        Parameters
+        ----------
+        seed : int
+            The run's seed.
+
+        Raises
+        ------
+        CutError
+            The model cannot be cut at `cut`; the message lists the layers where it can.
+        """
         return copy.deepcopy(self.memo(("halves", seed), lambda: self._construct(seed)))
 
     def _construct(self, seed: int) -> Halves:
@@ -129,19 +231,86 @@ class SplitTask:
 
         with seeded_construction(seed):
             model = self.model()
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"The model function of task {self.name!r} returned a {type(model).__name__}; it "
+                "must return a torch.nn.Module."
+            )
         return cut(model, self.cut)
 
     def evaluate(
         self, forward: Callable[[Tensor], Tensor], batch_size: int = 500
     ) -> dict[str, float]:
-        """Return the mean loss and metrics over the test set, without a graph."""
+        """Return the mean loss and metrics over the test set, in its order and without a graph.
+
+        Parameters
+        ----------
+        forward : callable
+            From inputs [n, ...] to outputs; a whole model in eval mode, say.
+        batch_size : int
+            Samples a forward.
+
+        Returns
+        -------
+        dict of str to float
+            ``"loss"`` and one entry for each metric.
+        """
         samples = self.samples("test")
         totals = dict.fromkeys(("loss", *self.metrics), 0.0)
         with torch.no_grad():
             for rows in chunks(len(samples), batch_size):
                 x, y = self.batch(samples, rows)
-                logits = forward(x)
-                totals["loss"] += float(self.loss(logits, y)) * len(y)
+                output = forward(x)
+                totals["loss"] += float(self.loss(output, y)) * len(y)
                 for name, metric in self.metrics.items():
-                    totals[name] += float(metric(logits, y).sum(dtype=torch.float64))
+                    totals[name] += float(metric(output, y).sum(dtype=torch.float64))
         return {name: total / len(samples) for name, total in totals.items()}
+
+    def check(self, seed: int = 0) -> None:
+        """Load the data, cut the model and try both on two samples, before anything is trained.
+
+        Raises
+        ------
+        CutError, DataError, ConfigError
+            What does not fit together, and what to do.
+        """
+        self.samples("train")
+        samples, halves = self.samples("test"), self.build(seed)
+        client, server = halves.client.eval(), halves.server.eval()
+        stored = samples.take(slice(0, 2))
+        what = f"{list(stored.x.shape)} {stored.x.dtype} inputs of task {self.name!r}"
+        try:
+            x, y = self.batch(samples, slice(0, 2))
+            what = f"{list(x.shape)} {x.dtype} batch of task {self.name!r}"
+            with torch.no_grad():
+                output = server(client(x))
+                loss = self.loss(output, y)
+                values = {name: metric(output, y) for name, metric in self.metrics.items()}
+        except SflError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"The model, loss and metrics cannot be applied to a {what}: {error} Change the "
+                "model, or give a `transform` that makes its inputs (for pixels: "
+                "lambda x: x.float() / 255)."
+            ) from error
+        self._check_results(output, loss, values, len(y))
+
+    def _check_results(self, output: Any, loss: Any, values: Mapping[str, Any], n: int) -> None:
+        if self.loss is cross_entropy and tuple(output.shape) != (n, self.classes):
+            raise ConfigError(
+                f"The model of task {self.name!r} gives an output of shape {list(output.shape)} "
+                f"for {n} samples; cross entropy over {self.classes} classes needs "
+                f"[{n}, {self.classes}]."
+            )
+        if not isinstance(loss, Tensor) or loss.shape != () or not torch.isfinite(loss):
+            raise ConfigError(
+                f"The loss of task {self.name!r} gives {loss}; it must be one finite number, the "
+                "mean over the batch, as a tensor of shape []."
+            )
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != (n,):
+                raise ConfigError(
+                    f"Metric {name!r} of task {self.name!r} must give one value a sample, a tensor "
+                    f"of shape [{n}] for {n} samples, not {value}."
+                )

@@ -1,15 +1,18 @@
-"""Data of one process: seeded randomness, partitions and mini-batches."""
+"""Data of one process: samples, seeded randomness, partitions and mini-batches."""
 
 from __future__ import annotations
 
 from sfl_flower.data.batches import batch_indices, chunks, steps_per_epoch
 from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
+from sfl_flower.data.samples import Samples, check_samples
 from sfl_flower.data.seeding import derive, generator, seeded_construction
 
 __all__ = [
     "PARTITIONS",
     "PartitionSpec",
+    "Samples",
     "batch_indices",
+    "check_samples",
     "chunks",
     "derive",
     "generator",

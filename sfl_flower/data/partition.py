@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,9 @@ __all__ = ["PARTITIONS", "PartitionSpec", "partition"]
 
 PARTITIONS = ("iid", "dirichlet", "pathological", "shard", "linear", "square", "exponential")
 """Names that `PartitionSpec` knows."""
+
+_ATTEMPTS = 10
+_REMEDY = {"dirichlet": "a larger alpha, ", "pathological": "more classes a client, "}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class PartitionSpec:
     shards_per_client : int
         For ``shard``, at least 1.
     min_samples : int
-        The fewest samples a client may hold, at least 1.
+        The fewest samples a client may hold, at least 1. ``dirichlet`` draws up to ten times until
+        it is so; every other division either has that many or is an error.
 
     Raises
     ------
@@ -63,54 +67,34 @@ class PartitionSpec:
 
     def __post_init__(self) -> None:
         if self.name not in PARTITIONS:
+            close = get_close_matches(str(self.name), PARTITIONS, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise ConfigError(
-                f"Unknown partition {self.name!r}; choose one of {', '.join(PARTITIONS)}."
+                f"Unknown partition {self.name!r}{hint}; choose one of {', '.join(PARTITIONS)}."
             )
         for field in ("clients", "classes_per_client", "shards_per_client", "min_samples"):
-            if getattr(self, field) < 1:
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(
-                    f"The partition's {field} is {getattr(self, field)}; it must be at least 1."
+                    f"The partition's {field} is {value!r}; it must be a whole number, at least 1."
                 )
-        if not 0 < self.alpha < float("inf"):
+        alpha: object = self.alpha
+        if not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
             raise ConfigError(
-                f"The partition's alpha is {self.alpha}; it must be a finite number above 0 "
+                f"The partition's alpha is {alpha!r}; it must be a finite number above 0 "
                 "(0.1 is very uneven, 100 is close to IID)."
             )
 
-
-def _build(spec: PartitionSpec) -> Partitioner:
-    # Importing flwr_datasets takes seconds; only a process that divides data pays for it.
-    from flwr_datasets import partitioner as flwr
-
-    n = spec.clients
-    seeded: dict[str, Any] = {
-        "num_partitions": n,
-        "partition_by": "label",
-        "seed": derive("partition", spec.seed) % 2**63,
-    }
-    builders: dict[str, Callable[[], Partitioner]] = {
-        "iid": lambda: flwr.IidPartitioner(n),
-        "dirichlet": lambda: flwr.DirichletPartitioner(
-            **seeded, alpha=float(spec.alpha), min_partition_size=spec.min_samples
-        ),
-        "pathological": lambda: flwr.PathologicalPartitioner(
-            **seeded,
-            num_classes_per_partition=spec.classes_per_client,
-            class_assignment_mode="first-deterministic",
-        ),
-        "shard": lambda: flwr.ShardPartitioner(
-            **seeded, num_shards_per_partition=spec.shards_per_client
-        ),
-        "linear": lambda: flwr.LinearPartitioner(n),
-        "square": lambda: flwr.SquarePartitioner(n),
-        "exponential": lambda: flwr.ExponentialPartitioner(n),
-    }
-    return builders[spec.name]()
+    def __str__(self) -> str:
+        options = {
+            "dirichlet": f", alpha {self.alpha}",
+            "pathological": f", {self.classes_per_client} classes a client",
+            "shard": f", {self.shards_per_client} shards a client",
+        }
+        return f"{self.name}{options.get(self.name, '')}, seed {self.seed}"
 
 
-def partition(
-    spec: PartitionSpec, labels: npt.ArrayLike
-) -> list[npt.NDArray[np.int64]]:
+def partition(spec: PartitionSpec, labels: npt.ArrayLike) -> list[npt.NDArray[np.int64]]:
     """Divide the rows of a data set among clients.
 
     Parameters
@@ -123,54 +107,91 @@ def partition(
     Returns
     -------
     list of ndarray of int64
-        One ascending array of row numbers per client, disjoint; together all rows, unless
-        ``pathological`` leaves a class to nobody or ``shard`` has a remainder.
+        One ascending array of row numbers for each client, disjoint; together all rows, unless
+        ``pathological`` gives a class to nobody or ``shard`` leaves a remainder.
 
     Raises
     ------
     DataError
-        Fewer rows than clients, a client with fewer than `min_samples` rows, or a division that the
-        partitioner cannot make.
+        A client is left with fewer than `min_samples` rows, or the partitioner cannot divide so.
     """
     y = np.asarray(labels)
     if y.ndim != 1:
         raise DataError(f"Partitions need one label a row, shape [N]; these are {list(y.shape)}.")
     if len(y) < spec.clients * spec.min_samples:
         raise DataError(
-            f"{len(y)} training samples cannot give {spec.clients} clients at least "
-            f"{spec.min_samples} each; use fewer clients or more data."
+            f"{len(y)} training samples cannot give each of {spec.clients} clients at least "
+            f"{spec.min_samples}; use fewer clients or more data."
         )
-    rows = np.arange(len(y))
-    if spec.name in ("iid", "linear", "square", "exponential"):
-        # These four take rows as they come and have no seed of their own.
-        rows = generator("partition", spec.seed).permutation(len(y))
-    parts = _divide(spec, y[rows], rows)
-    for client, part in enumerate(parts):
-        if len(part) < spec.min_samples:
-            raise DataError(
-                f"Client {client} of {spec.clients} gets {len(part)} samples from {spec}; at least "
-                f"{spec.min_samples} needed. Use fewer clients, a larger alpha or another seed."
-            )
-    return parts
+    classes = len(np.unique(y))
+    if spec.name == "pathological" and spec.classes_per_client > classes:
+        raise DataError(
+            f"A client cannot hold {spec.classes_per_client} classes: the training set has "
+            f"{classes}; use a smaller classes_per_client."
+        )
+    if spec.name == "shard" and spec.clients * spec.shards_per_client > len(y):
+        raise DataError(
+            f"{len(y)} training samples cannot be cut into {spec.clients} x "
+            f"{spec.shards_per_client} shards; use fewer clients or shards_per_client."
+        )
+    parts = []
+    for attempt in range(_ATTEMPTS if spec.name == "dirichlet" else 1):
+        parts = _divide(spec, y, derive("partition", spec.seed, attempt) % 2**63)
+        if min(len(part) for part in parts) >= spec.min_samples:
+            return parts
+    small = [client for client, part in enumerate(parts) if len(part) < spec.min_samples]
+    raise DataError(
+        f"Client {small[0]} has {len(parts[small[0]])} samples in the partition ({spec}), "
+        f"{len(small)} of {spec.clients} clients have too few; each needs at least "
+        f"{spec.min_samples}. Use fewer clients, {_REMEDY.get(spec.name, '')}another seed or more "
+        "data."
+    )
 
 
 def _divide(
-    spec: PartitionSpec, labels: npt.NDArray[Any], rows: npt.NDArray[np.int64]
+    spec: PartitionSpec, labels: npt.NDArray[Any], seed: int
 ) -> list[npt.NDArray[np.int64]]:
     from datasets import Dataset
 
-    data = Dataset.from_dict({"label": labels, "row": rows})
+    # Some partitioners take rows as they come and have no seed; shuffled rows are right for all.
+    rows = generator("rows", seed).permutation(len(labels))
+    data = Dataset.from_dict({"label": labels[rows], "row": rows})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            partitioner = _build(spec)
+            warnings.simplefilter("ignore")  # sizes are checked by the caller
+            partitioner = _partitioner(spec, seed)
             partitioner.dataset = data
             return [
-                np.sort(np.asarray(partitioner.load_partition(i)["row"], dtype=np.int64))
-                for i in range(spec.clients)
+                np.sort(partitioner.load_partition(client).with_format("numpy")["row"][:])
+                for client in range(spec.clients)
             ]
     except ValueError as error:
         raise DataError(
-            f"{len(rows)} samples cannot be divided by {spec}: {error} Use fewer clients, a larger "
-            "alpha, a smaller min_samples or another seed."
+            f"{len(rows)} samples cannot be divided among {spec.clients} clients ({spec}); "
+            f"flwr-datasets says: {error} Use fewer clients, more data or another partition."
         ) from error
+
+
+def _partitioner(spec: PartitionSpec, seed: int) -> Partitioner:
+    # Importing flwr_datasets takes seconds; only a process that divides data pays for it.
+    from flwr_datasets import partitioner as flwr
+
+    n = spec.clients
+    if spec.name == "iid":
+        return flwr.IidPartitioner(n)
+    if spec.name == "linear":
+        return flwr.LinearPartitioner(n)
+    if spec.name == "square":
+        return flwr.SquarePartitioner(n)
+    if spec.name == "exponential":
+        return flwr.ExponentialPartitioner(n)
+    common: dict[str, Any] = {"num_partitions": n, "partition_by": "label", "seed": seed}
+    if spec.name == "pathological":
+        return flwr.PathologicalPartitioner(
+            **common,
+            num_classes_per_partition=spec.classes_per_client,
+            class_assignment_mode="first-deterministic",  # as in arXiv 2102.02079
+        )
+    if spec.name == "shard":
+        return flwr.ShardPartitioner(**common, num_shards_per_partition=spec.shards_per_client)
+    return flwr.DirichletPartitioner(**common, alpha=float(spec.alpha), min_partition_size=0)

@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.digits import digits
+from sfl_flower.tasks.fashion_mnist import fashion_mnist
+from sfl_flower.tasks.synthetic import synthetic
 
-__all__ = ["TASKS", "load_task"]
+__all__ = ["TASKS", "load_task", "task_options"]
 
-TASKS: dict[str, Callable[..., SplitTask]] = {"digits": digits}
+TASKS: dict[str, Callable[..., SplitTask]] = {
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+    "synthetic": synthetic,
+}
+"""Task builders by name. Whoever adds a task adds its line here."""
+
+
+def task_options(name: str) -> dict[str, Any]:
+    """Return the options of a ready-made task and their defaults.
+
+    Raises
+    ------
+    ConfigError
+        There is no task of this name.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"Unknown task {name!r}{_hint(name, TASKS)}. Tasks: {', '.join(TASKS)}.")
+    parameters = inspect.signature(TASKS[name]).parameters
+    return {option: parameter.default for option, parameter in parameters.items()}
 
 
 def load_task(name: str, **options: Any) -> SplitTask:
-    """Return the ready-made task of this name."""
-    if name not in TASKS:
-        raise ConfigError(f"Unknown task {name!r}; choose one of {', '.join(TASKS)}.")
+    """Return a ready-made task. Its data are loaded when first asked for.
+
+    Parameters
+    ----------
+    name : str
+        A key of `TASKS`.
+    **options
+        What the task's builder takes; see `task_options`.
+
+    Raises
+    ------
+    ConfigError
+        The task or an option is unknown, or an option is out of its range.
+    """
+    legal = task_options(name)
+    for option in options:
+        if option not in legal:
+            known = f"its options are {', '.join(legal)}" if legal else "it has no options"
+            raise ConfigError(
+                f"Task {name!r} has no option {option!r}{_hint(option, legal)}; {known}."
+            )
     return TASKS[name](**options)
+
+
+def _hint(word: str, known: dict[str, Any]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

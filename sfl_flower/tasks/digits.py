@@ -1,66 +1,84 @@
-"""The UCI hand-written digits: 1797 real images of 8x8 pixels that come with scikit-learn."""
+"""The UCI hand-written digits: 1797 real images of 8x8 pixels that come with scikit-learn.
+
+The client half is one dense layer with eight outputs. A random layer that narrow loses what tells
+the digits apart, so what the client half learns shows in the accuracy.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import lru_cache
+from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.task import Samples, SplitTask
+from sfl_flower.data import Samples
+from sfl_flower.task import SplitTask
 
 __all__ = ["digits", "digits_model"]
 
 
-def digits_model() -> nn.Module:
-    """Return the model."""
+def digits_model() -> nn.Sequential:
+    """Return 64 -> 8 -> 64 -> 10 with a tanh after the first layer: 520 + 1226 parameters.
+
+    Inputs [N, 1, 8, 8] in 0..1, outputs [N, 10].
+    """
     return nn.Sequential(
         OrderedDict(
             flatten=nn.Flatten(),
-            fc1=nn.Linear(64, 16),
-            relu1=nn.ReLU(),
-            fc2=nn.Linear(16, 32),
+            fc1=nn.Linear(64, 8),
+            tanh1=nn.Tanh(),
+            fc2=nn.Linear(8, 64),
             relu2=nn.ReLU(),
-            fc3=nn.Linear(32, 10),
+            fc3=nn.Linear(64, 10),
         )
     )
 
 
-@lru_cache(maxsize=1)
-def _images() -> tuple[Tensor, Tensor, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    x = torch.from_numpy(data.images.astype(np.uint8)).unsqueeze(1)
-    y = torch.from_numpy(data.target.astype(np.int64))
-    return x, y, np.zeros(0)
-
-
-def _scale(x: Tensor) -> Tensor:
-    return x.float() / 16.0
-
-
-def _train() -> Samples:
-    x, y, _ = _images()
-    return Samples(x[:1437], y[:1437])
-
-
-def _test() -> Samples:
-    x, y, _ = _images()
-    return Samples(x[1437:], y[1437:])
-
-
 def digits() -> SplitTask:
-    """Return the digits task."""
+    """Return the task: 1437 training and 360 test images, 10 classes, cut after ``tanh1``.
+
+    Every fifth image in the order of the labels is a test image: no seed, and each class in
+    proportion.
+    """
     return SplitTask(
         name="digits",
         model=digits_model,
-        cut="relu1",
+        cut="tanh1",
         train=_train,
         test=_test,
         classes=10,
         transform=_scale,
         token="digits",
     )
+
+
+@cache
+def _halves() -> dict[Literal["train", "test"], Samples]:
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    data = load_digits()
+    y = data.target.astype(np.int64)
+    tested = np.zeros(len(y), dtype=bool)
+    tested[np.argsort(y, kind="stable")[::5]] = True
+    everything = Samples(
+        torch.from_numpy(data.images.astype(np.uint8)).unsqueeze(1), torch.from_numpy(y)
+    )
+    return {
+        "train": everything.take(np.flatnonzero(~tested)),
+        "test": everything.take(np.flatnonzero(tested)),
+    }
+
+
+def _train() -> Samples:
+    return _halves()["train"]
+
+
+def _test() -> Samples:
+    return _halves()["test"]
+
+
+def _scale(x: Tensor) -> Tensor:
+    return x.float() / 16.0

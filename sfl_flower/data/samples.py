@@ -1,0 +1,162 @@
+"""Samples that one process holds, and the checks they pass before anything is trained on them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfl_flower.errors import DataError
+
+__all__ = ["Samples", "check_samples", "load_arrays", "store_arrays"]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs and labels, held by one process.
+
+    Parameters
+    ----------
+    x : Tensor, shape [N, ...]
+        Inputs, as stored: a task's transform is applied to each batch, not here.
+    y : Tensor of int64, shape [N]
+        Labels.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: npt.ArrayLike | slice) -> Samples:
+        """Return the samples at these rows (ints of shape [n], or a slice)."""
+        if isinstance(rows, slice):
+            return Samples(self.x[rows], self.y[rows])
+        index = torch.from_numpy(np.array(rows, dtype=np.int64))
+        return Samples(self.x[index], self.y[index])
+
+
+def check_samples(samples: Samples, classes: int, where: str) -> Samples:
+    """Return the samples in the form training needs, or say why they cannot be used.
+
+    Parameters
+    ----------
+    samples : Samples
+        As loaded. Labels of any integer dtype become int64, float64 inputs become float32.
+    classes : int
+        Labels must lie in 0 <= y < classes.
+    where : str
+        What to call the set in an error, ``"the training set of task 'digits'"``.
+
+    Raises
+    ------
+    DataError
+        No samples, lengths that differ, labels that are not integers, not of shape [N] or outside
+        the classes, inputs that are not finite.
+    """
+    x: Any = samples.x
+    y: Any = samples.y
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise DataError(
+            f"In {where}, x is a {type(x).__name__} and y a {type(y).__name__}; both must be torch "
+            "tensors (torch.from_numpy makes one of a NumPy array)."
+        )
+    if y.ndim != 1:
+        raise DataError(f"In {where}, y has shape {list(y.shape)}; it must be one label a sample.")
+    if x.ndim < 1 or len(x) != len(y):
+        raise DataError(
+            f"In {where}, x has shape {list(x.shape)} but there are {len(y)} labels; there must be "
+            "one label for each row of x."
+        )
+    if len(y) == 0:
+        raise DataError(f"There are no samples in {where}; at least 1 is needed.")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise DataError(f"In {where}, y has dtype {y.dtype}; labels must be integers.")
+    y = y.to(torch.int64)
+    wrong = (y < 0) | (y >= classes)
+    if wrong.any():
+        raise DataError(
+            f"In {where}, {int(wrong.sum())} of {len(y)} labels are outside the task's {classes} "
+            f"classes (0 to {classes - 1}); the first is {int(y[wrong][0])} at row "
+            f"{int(wrong.nonzero()[0])}. Correct the labels or the task's `classes`."
+        )
+    if x.is_floating_point():
+        finite = torch.isfinite(x.reshape(len(x), -1)).all(dim=1)
+        if not finite.all():
+            raise DataError(
+                f"In {where}, {int((~finite).sum())} of {len(x)} inputs hold a NaN or an infinity; "
+                f"the first is row {int((~finite).nonzero()[0])}. Remove or repair them."
+            )
+    return Samples(x.to(torch.float32) if x.dtype == torch.float64 else x, y)
+
+
+@cache
+def _folder() -> Path:
+    folder, owner = Path(tempfile.mkdtemp(prefix="sfl_flower-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked child leaves its parent's files alone
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def store_arrays(**arrays: npt.ArrayLike) -> Path:
+    """Write arrays to a file that other processes of this machine can read.
+
+    Returns
+    -------
+    Path
+        An uncompressed ``.npz`` in a temporary folder; removed when this process ends.
+
+    Raises
+    ------
+    DataError
+        An array holds Python objects.
+    """
+    plain = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in plain.items():
+        if array.dtype.hasobject:
+            raise DataError(f"{name} holds Python objects; give an array of numbers.")
+    path = _folder() / f"{uuid4().hex}.npz"
+    with path.open("wb") as file:
+        np.savez(file, **plain)  # type: ignore[arg-type]
+    return path
+
+
+def load_arrays(path: Path, split: Literal["train", "test"]) -> Samples:
+    """Read ``x_<split>`` and ``y_<split>`` of an ``.npz`` file.
+
+    Raises
+    ------
+    DataError
+        The file is missing, is no ``.npz``, or lacks one of the two arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no file {path}; data given as arrays can be read on the machine, and for as "
+            "long as the process lives, that stored it."
+        ) from error
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}. It must be an .npz file with the arrays x_train, "
+            "y_train, x_test and y_test."
+        ) from error
+    return Samples(torch.from_numpy(x), torch.from_numpy(y))

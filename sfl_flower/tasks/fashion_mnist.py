@@ -1,0 +1,111 @@
+"""Fashion-MNIST: 70 000 images of clothes, 28x28 grey pixels, 10 classes (Xiao et al., 2017)."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sfl_flower.data import Samples
+from sfl_flower.data.samples import load_arrays
+from sfl_flower.errors import DataError
+from sfl_flower.task import SplitTask
+from sfl_flower.tasks.options import whole_number
+
+__all__ = ["fashion_mnist", "fashion_mnist_model"]
+
+_FILE = "fashion_mnist.npz"
+_MEAN, _STD = 0.2860, 0.3530  # of the 60 000 training images, pixels in 0..1
+
+
+def fashion_mnist_model() -> nn.Sequential:
+    """Return three convolutions without padding, a global average pool and a linear layer.
+
+    Inputs [N, 1, 28, 28], outputs [N, 10]. 5056 parameters up to ``relu2``, whose output is
+    [N, 32, 5, 5]; 9578 after it.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 16, kernel_size=5, stride=2),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(16, 32, kernel_size=3, stride=2),
+            relu2=nn.ReLU(),
+            conv3=nn.Conv2d(32, 32, kernel_size=3),
+            relu3=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(32, 10),
+        )
+    )
+
+
+def fashion_mnist(
+    train_size: int = 60_000, test_size: int = 10_000, data_dir: str | None = None
+) -> SplitTask:
+    """Return the task, cut after ``relu2``.
+
+    Parameters
+    ----------
+    train_size, test_size : int
+        The first so many images of each set are used, 1 to 60 000 and 1 to 10 000.
+    data_dir : str, optional
+        Folder with ``fashion_mnist.npz``, or where torchvision keeps or puts its download. By
+        default the environment variable ``SFL_DATA_DIR``, else ``~/.cache/sfl_flower``.
+
+    Raises
+    ------
+    ConfigError
+        A size is out of its range.
+    """
+    whole_number("fashion_mnist", "train_size", train_size, 1, 60_000)
+    whole_number("fashion_mnist", "test_size", test_size, 1, 10_000)
+    root = Path(data_dir or os.environ.get("SFL_DATA_DIR") or "~/.cache/sfl_flower").expanduser()
+    return SplitTask(
+        name="fashion_mnist",
+        model=fashion_mnist_model,
+        cut="relu2",
+        train=partial(_load, root, "train", train_size),
+        test=partial(_load, root, "test", test_size),
+        classes=10,
+        transform=_normalise,
+        token=f"fashion_mnist:{root.absolute()}:{train_size}:{test_size}",
+    )
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return (x.float() / 255.0 - _MEAN) / _STD
+
+
+def _load(root: Path, split: Literal["train", "test"], size: int) -> Samples:
+    path = root / _FILE
+    samples = load_arrays(path, split) if path.exists() else _download(root, split)
+    if samples.x.shape[1:] != (28, 28) or len(samples) < size:
+        raise DataError(
+            f"The {split} set under {root} has shape {list(samples.x.shape)}; Fashion-MNIST needs "
+            f"at least {size} images of 28x28. Replace the file or ask for fewer images."
+        )
+    first = samples.take(slice(0, size))
+    return Samples(first.x.unsqueeze(1).clone(), first.y.clone())
+
+
+def _download(root: Path, split: Literal["train", "test"]) -> Samples:
+    from filelock import FileLock
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # Workers of a simulation start together; one downloads, the others find the files.
+        with FileLock(root / "fashion_mnist.lock"):
+            images = FashionMNIST(str(root), train=split == "train", download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"Fashion-MNIST was not found and cannot be downloaded: there is no {root / _FILE}, "
+            f"and torchvision said: {error}. Put {_FILE} (arrays x_train, y_train, x_test, y_test), "
+            "or torchvision's FashionMNIST folder, into a folder and name it in the environment "
+            "variable SFL_DATA_DIR; or connect to the internet."
+        ) from error
+    return Samples(images.data, images.targets)
