@@ -1,0 +1,1 @@
+"""The client half of each method; a file a method, beside what they share."""

@@ -1,0 +1,131 @@
+"""What every client does: find its data, build its half, and remember."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+from flwr.app import Context
+from torch import Tensor, nn
+
+from sfl_flower.clients.store import NodeStore
+from sfl_flower.config import LOCAL
+from sfl_flower.data import PartitionSpec, batch_indices
+from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.meter import PeakMemory
+from sfl_flower.task import Samples, SplitTask
+from sfl_flower.wire import JoinReply, JoinRequest, Setup
+from sfl_flower.zo import ParameterVector
+
+__all__ = ["LoadedHalf", "Node", "TaskSource", "join", "metered", "node_partition"]
+
+TaskSource = Callable[[Context], SplitTask]
+"""Gives the task of a run from the node's context."""
+
+
+def node_partition(context: Context) -> int:
+    """Return the number of a node's share of the data.
+
+    Flower's simulation and the usual node configuration give a ``partition-id``; a node without
+    one trains on data of its own and is numbered by its node id.
+    """
+    value = context.node_config.get("partition-id")
+    return int(context.node_id % 2**31) if value is None else int(value)
+
+
+@dataclass
+class LoadedHalf:
+    """A client half that a process keeps between messages, and what is in it.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The half.
+    holds : str
+        Digest of the weights that are loaded, empty for others.
+    vector : ParameterVector or None
+        Its zeroth-order-trained parameters, laid out at first use.
+    """
+
+    module: nn.Module
+    holds: str = ""
+    vector: ParameterVector | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One client while it handles one message.
+
+    Attributes
+    ----------
+    task : SplitTask
+        The learning problem.
+    seed : int
+        The run's seed.
+    partition : int
+        The number of its share of the data.
+    samples : Samples
+        Its share of the data.
+    store : NodeStore
+        What it remembers.
+    """
+
+    task: SplitTask
+    seed: int
+    partition: int
+    samples: Samples
+    store: NodeStore
+
+    @classmethod
+    def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
+        """Find the task, the share of the data and the memory of the node of a message."""
+        task, number = source(context), node_partition(context)
+        if setup.partition == LOCAL:
+            samples = task.samples("train")
+        else:
+            samples = task.client_samples(number, _spec(setup.partition))
+        return cls(task, setup.seed, number, samples, NodeStore(context))
+
+    @property
+    def half(self) -> LoadedHalf:
+        """The client half; one a process, so load parameters before using it."""
+        # Only the client half is kept: a client never holds the server's.
+        return self.task.memo(
+            ("client half", self.seed), lambda: LoadedHalf(self.task.build(self.seed).client)
+        )
+
+    def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
+        rows = batch_indices(self.seed, self.partition, round, step, len(self.samples), batch_size)
+        return self.task.batch(self.samples, rows)
+
+
+def _spec(text: str) -> PartitionSpec:
+    try:
+        return PartitionSpec(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The partitioning '{text[:200]}' cannot be read ({error}); it must be the JSON of a "
+            "PartitionSpec or 'local'."
+        ) from error
+
+
+def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinReply:
+    """Say which share of the data a node has, or why it has none."""
+    try:
+        node = Node.open(source, context, request.setup)
+    except (ConfigError, DataError) as error:
+        return JoinReply(node_partition(context), 0, str(error)[:2000])
+    if len(node.samples) == 0:
+        return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
+    return JoinReply(node.partition, len(node.samples))
+
+
+@contextmanager
+def metered(wanted: bool) -> Iterator[Callable[[], int]]:
+    """Measure the peak of memory of a block where it is wanted; gives a function to read it."""
+    meter = PeakMemory() if wanted else None
+    with meter if meter is not None else nullcontext():
+        yield lambda: 0 if meter is None else meter.peak

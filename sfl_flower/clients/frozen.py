@@ -1,0 +1,64 @@
+"""The frozen client: the anchor forward, nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfl_flower.clients.base import Node, metered
+from sfl_flower.clients.sync import bring_up
+from sfl_flower.contexts import eval_mode
+from sfl_flower.errors import DataError
+from sfl_flower.wire import ForwardReply, ForwardRequest, StaleReply
+
+__all__ = ["anchor_forward", "forward"]
+
+
+def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
+    """Sync, run the anchor forward of the round's mini-batches, return smashed data and labels."""
+    before = bring_up(node, request.sync)
+    if isinstance(before, StaleReply):
+        return before
+    with metered(request.meter) as peak:
+        zs, ys = anchor_forward(node, request)
+    return ForwardReply(
+        round=request.round,
+        version=before,
+        z=torch.cat(zs).numpy(),
+        y=torch.cat(ys).numpy(),
+        sizes=np.array([len(y) for y in ys], dtype=np.int64),
+        peak_bytes=peak(),
+    )
+
+
+def anchor_forward(node: Node, request: ForwardRequest) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the client half on each mini-batch at the anchor, without a graph.
+
+    Returns
+    -------
+    zs : list of Tensor
+        Smashed data, float32, shape [b, ...].
+    ys : list of Tensor
+        Labels, int64, shape [b, ...].
+    """
+    zs, ys = [], []
+    with torch.no_grad():
+        for step in range(request.minibatches):
+            x, y = node.batch(request.round, step, request.batch_size)
+            zs.append(run_half(node, x, request.eval_mode))
+            ys.append(y.to(torch.int64))
+    return zs, ys
+
+
+def run_half(node: Node, x: Tensor, as_eval: bool) -> Tensor:
+    """Return z = f_c(x; θ_c), float32, shape [b, ...]."""
+    module = node.half.module
+    if as_eval:
+        with eval_mode(module):
+            z = module(x)
+    else:
+        z = module(x)
+    if z.dtype != torch.float32:
+        raise DataError(f"The client half gives {z.dtype}; smashed data must be float32.")
+    return z.contiguous()

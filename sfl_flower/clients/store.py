@@ -1,0 +1,143 @@
+"""What a client remembers between two messages.
+
+Small tensors live in Flower's ``Context.state``.  Larger ones would be copied with every message,
+and recent Flower drops a large state silently, so they live in a file of the node and the state
+holds its name.  Either way what is read back is checked, and whatever is lost is asked for again:
+the store is a cache, never the truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+__all__ = ["NodeStore", "state_root"]
+
+STATE_LIMIT = 1 << 20
+"""Largest group of arrays kept in ``Context.state``, in bytes."""
+KEEP_SECONDS = 7 * 24 * 3600
+"""Directories of other runs are removed when nothing in them changed for this long."""
+
+
+def state_root() -> Path:
+    """Return the node-local directory for large state: `SFL_STATE_DIR`, or a temporary one."""
+    named = os.environ.get("SFL_STATE_DIR")
+    if named:
+        return Path(named)
+    return Path(tempfile.gettempdir()) / f"sfl_flower-{getpass.getuser()}"
+
+
+class NodeStore:
+    """Named groups of arrays of one node in one run.
+
+    Parameters
+    ----------
+    context : Context
+        Flower's context of the node; its state is written to.
+    limit : int
+        Largest group kept in the context, in bytes.
+    """
+
+    def __init__(self, context: Context, limit: int = STATE_LIMIT) -> None:
+        self._state = context.state
+        self._node = context.node_id
+        self._directory = state_root() / str(context.run_id)
+        self._limit = limit
+
+    def put(self, name: str, arrays: Mapping[str, np.ndarray], content: str = "") -> None:
+        """Remember a group of arrays.
+
+        Parameters
+        ----------
+        name : str
+            Name of the group; an older group of that name is forgotten.
+        arrays : Mapping[str, numpy.ndarray]
+            The arrays.
+        content : str
+            A digest of the arrays, if there is one: nodes of one machine that hold the same
+            content then share one file.
+        """
+        size = sum(array.nbytes for array in arrays.values())
+        old = self._file(name)
+        if size <= self._limit:
+            self._state[name] = ArrayRecord(
+                {key: Array(np.ascontiguousarray(value)) for key, value in arrays.items()}
+            )
+            new = None
+        else:
+            new = self._directory / f"{name}-{content or 'own'}-{self._node}.safetensors"
+            self._write(new, arrays, shared=bool(content))
+            self._state[name] = ConfigRecord({"file": new.name, "bytes": size})
+        if old is not None and old != new:
+            old.unlink(missing_ok=True)
+
+    def get(self, name: str) -> dict[str, np.ndarray] | None:
+        """Return a group of arrays, None where it was never put or is lost."""
+        if name in self._state.array_records:
+            record = self._state.array_records[name]
+            return {key: array.numpy() for key, array in record.items()}
+        path = self._file(name)
+        if path is None:
+            return None
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError):
+            return None
+
+    def drop(self, name: str) -> None:
+        """Forget a group of arrays."""
+        path = self._file(name)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        if name in self._state:
+            del self._state[name]
+
+    def put_text(self, name: str, values: Mapping[str, int | str]) -> None:
+        """Remember a few numbers and texts."""
+        self._state[name] = ConfigRecord(dict(values))
+
+    def get_text(self, name: str) -> dict[str, int | str]:
+        """Return a few numbers and texts, empty where they were never put or are lost."""
+        record = self._state.config_records.get(name)
+        return {} if record is None else {k: v for k, v in record.items() if type(v) in (int, str)}
+
+    def _file(self, name: str) -> Path | None:
+        record = self._state.config_records.get(name)
+        file = None if record is None else record.get("file")
+        return self._directory / Path(file).name if isinstance(file, str) else None
+
+    def _write(self, path: Path, arrays: Mapping[str, np.ndarray], shared: bool) -> None:
+        if not self._directory.exists():
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _remove_old(self._directory)
+        # A hard link is a reference that the file system counts: the content goes with the last
+        # node that drops it.
+        twins = self._directory.glob(f"{path.stem.rpartition('-')[0]}-*.safetensors")
+        for twin in twins if shared else ():
+            with contextlib.suppress(OSError):
+                if twin != path:
+                    path.unlink(missing_ok=True)
+                    os.link(twin, path)
+                return
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, partial)
+        os.replace(partial, path)
+
+
+def _remove_old(current: Path) -> None:
+    for directory in current.parent.iterdir():
+        with contextlib.suppress(OSError):
+            idle = time.time() - directory.stat().st_mtime
+            if directory != current and idle > KEEP_SECONDS:
+                shutil.rmtree(directory)

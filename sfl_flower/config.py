@@ -1,0 +1,232 @@
+"""The configuration of a run: typed, frozen, one source, and unknown keys are errors.
+
+A run has settings that every method shares (`RunConfig`) and settings of its method (a dataclass
+beside the method's strategy).  Both are read from flat ``key=value`` pairs, from the command line,
+from Flower's run configuration or from keyword arguments; ``-`` and ``_`` are the same in a key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from sfl_flower.data import PARTITIONS, PartitionSpec
+from sfl_flower.errors import ConfigError
+
+__all__ = ["LOCAL", "RunConfig", "Settings", "check_choice", "check_range", "read_fields"]
+
+LOCAL = "local"
+"""Partition name for clients that bring data of their own instead of a share of the task's."""
+
+
+def unknown(kind: str, name: object, legal: Iterable[str]) -> ConfigError:
+    """Return the error for a name that is not among the legal ones."""
+    names = sorted(legal)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return ConfigError(f"Unknown {kind} '{name}'; legal are {', '.join(names)}.{hint}")
+
+
+def check_choice(name: str, value: str, legal: Iterable[str]) -> None:
+    """Raise `ConfigError` unless the value of this option is one of the legal ones."""
+    if value not in (names := tuple(legal)):
+        raise ConfigError(f"{name} is '{value}'; it must be one of {', '.join(names)}.")
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise `ConfigError` unless low <= value <= high."""
+    if not low <= value <= high:
+        bound = f"at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
+        raise ConfigError(f"{name} is {value}; it must be {bound}.")
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    """Turn a text from the command line, or a number from TOML, into the type of a field."""
+    if isinstance(kind, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    try:
+        if kind is bool:
+            if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
+                return value.lower() in ("true", "1")
+            if isinstance(value, bool):
+                return value
+        elif kind is int:
+            if not isinstance(value, bool) and int(value) == float(value):
+                return int(value)
+        elif kind is float:
+            if not isinstance(value, bool):
+                return float(value)
+        elif kind is str and isinstance(value, str):
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{name} is {value!r}; it must be a {kind.__name__}.")
+
+
+T = typing.TypeVar("T")
+
+
+def read_fields(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build a settings dataclass from a mapping.
+
+    Raises
+    ------
+    ConfigError
+        If a key is no field of the dataclass, or a value has the wrong type or range.
+    """
+    kinds = typing.get_type_hints(cls)
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass
+    read = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise unknown(f"option of {where}", key, known)
+        read[name] = _coerce(name, value, kinds[name])
+    return cls(**read)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of a method's own settings; a frozen dataclass whose fields are the options."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings that every method shares.
+
+    Attributes
+    ----------
+    task, method : str
+        Names of a ready-made task and of a method.
+    rounds : int
+        Rounds to train.
+    clients : int
+        Clients of the run: partitions of the data, and nodes the server waits for.
+    sampled : int
+        Clients per round; 0 takes all.
+    seed : int
+        The only source of randomness of the run, in [0, 2**63).
+    batch_size : int
+        Samples per mini-batch.
+    eval_every : int
+        Rounds between evaluations of the whole model; 0 spreads about 20 over the run.
+    checkpoint_every : int
+        Rounds between checkpoints; 0 means at every evaluation.
+    mean : {"uniform", "samples"}
+        Whether clients count the same or by the samples they ran in the round.
+    partition, alpha, classes_per_client : str, float, int
+        How the training data is divided, see `PartitionSpec`; "local" for clients with their own.
+    server_optimizer : {"sgd", "adam", "adamw"}
+        Optimiser of the server half.
+    server_lr, server_momentum, server_weight_decay : float
+        Its settings; momentum is for SGD.
+    timeout : float
+        Seconds to wait for the replies of an exchange.
+    join_timeout : float
+        Seconds to wait for the nodes at the start.
+    patience : int
+        Rounds in a row without any usable reply after which the run stops.
+    client_threads, server_threads : int
+        Threads torch uses on each side, part of the configuration because sums may depend on it.
+    """
+
+    task: str = "digits"
+    method: str = "ho_sfl"
+    rounds: int = 100
+    clients: int = 10
+    sampled: int = 0
+    seed: int = 0
+    batch_size: int = 32
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    mean: str = "uniform"
+    partition: str = "dirichlet"
+    alpha: float = 0.5
+    classes_per_client: int = 2
+    server_optimizer: str = "sgd"
+    server_lr: float = 0.05
+    server_momentum: float = 0.9
+    server_weight_decay: float = 0.0
+    timeout: float = 600.0
+    join_timeout: float = 120.0
+    patience: int = 5
+    client_threads: int = 1
+    server_threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "clients", "batch_size", "patience", "client_threads"):
+            check_range(name, getattr(self, name), 1)
+        for name in ("sampled", "eval_every", "checkpoint_every", "server_weight_decay"):
+            check_range(name, getattr(self, name), 0)
+        check_range("server_threads", self.server_threads, 1)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_range("server_lr", self.server_lr, 0)
+        check_range("server_momentum", self.server_momentum, 0, 0.9999)
+        check_range("timeout", self.timeout, 0.001, 10**7)
+        check_range("join_timeout", self.join_timeout, 0.001, 10**7)
+        check_choice("mean", self.mean, ("uniform", "samples"))
+        check_choice("partition", self.partition, (*PARTITIONS, LOCAL))
+        check_choice("server_optimizer", self.server_optimizer, ("sgd", "adam", "adamw"))
+        if self.sampled > self.clients:
+            raise ConfigError(
+                f"sampled is {self.sampled} but there are only {self.clients} clients; it must be "
+                f"in [1, {self.clients}], or 0 for all."
+            )
+        self.partition_spec()
+
+    @property
+    def cohort(self) -> int:
+        """Clients per round."""
+        return self.sampled or self.clients
+
+    @property
+    def evaluation_period(self) -> int:
+        """Rounds between evaluations."""
+        return self.eval_every or max(1, self.rounds // 20)
+
+    @property
+    def checkpoint_period(self) -> int:
+        """Rounds between checkpoints."""
+        return self.checkpoint_every or self.evaluation_period
+
+    def partition_spec(self) -> PartitionSpec | None:
+        """Return how the training data is divided, None where clients bring their own."""
+        if self.partition == LOCAL:
+            return None
+        return PartitionSpec(
+            name=self.partition,
+            clients=self.clients,
+            alpha=self.alpha,
+            seed=self.seed,
+            classes_per_client=self.classes_per_client,
+        )
+
+    def partition_text(self) -> str:
+        """Return the partitioning as the text that travels to the clients."""
+        spec = self.partition_spec()
+        return LOCAL if spec is None else json.dumps(asdict(spec), sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def keys(cls) -> frozenset[str]:
+        """Return the names of the shared settings."""
+        return frozenset(field.name for field in fields(cls))
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """Build the configuration from a mapping; see `read_fields`."""
+        return read_fields(cls, values, "a run")

@@ -1,0 +1,41 @@
+"""Errors a person reads: each says what is wrong, where, the legal range and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "CutError",
+    "DataError",
+    "JournalError",
+    "SflError",
+    "TrainingError",
+    "WireError",
+]
+
+
+class SflError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(SflError, ValueError):
+    """A setting is unknown, of the wrong type, or out of its legal range."""
+
+
+class CutError(SflError, ValueError):
+    """A model cannot be cut where asked, or a half cannot be trained as asked."""
+
+
+class DataError(SflError, ValueError):
+    """A data set, a partition or a batch cannot be used."""
+
+
+class WireError(SflError, ValueError):
+    """A message does not match its declared form and is not trusted."""
+
+
+class JournalError(SflError, ValueError):
+    """A journal, an entry or a digest does not fit what came before it."""
+
+
+class TrainingError(SflError, RuntimeError):
+    """Training cannot go on; what was trained so far stays on disk."""

@@ -1,0 +1,175 @@
+"""One run on the server: build the strategy, train, keep everything on disk as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from sfl_flower.config import RunConfig, Settings
+from sfl_flower.errors import ConfigError
+from sfl_flower.methods import METHODS, read_options
+from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
+from sfl_flower.strategies.base import SplitStrategy
+from sfl_flower.strategies.ho_sfl import HOSFL
+from sfl_flower.task import SplitTask
+
+__all__ = ["Plan", "RunResult", "execute"]
+
+Observer = Callable[[RoundRecord], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has been checked and not begun.
+
+    Attributes
+    ----------
+    config : RunConfig
+        Settings that every method shares.
+    settings : Settings
+        Settings of the method.
+    task_options : Mapping[str, Any]
+        Options of a ready-made task, for the record.
+    out : Path or None
+        The run directory; None keeps nothing on disk.
+    resume : bool
+        Whether to go on from the directory's checkpoint.
+    """
+
+    config: RunConfig
+    settings: Settings
+    task_options: Mapping[str, Any]
+    out: Path | None = None
+    resume: bool = False
+
+    @classmethod
+    def read(
+        cls, options: Mapping[str, Any], out: Path | str | None = None, resume: bool = False
+    ) -> Plan:
+        """Check flat options; see `read_options`."""
+        config, settings, task_options = read_options(options)
+        if resume and out is None:
+            raise ConfigError("resume needs out, the directory of the run to go on with.")
+        return cls(config, settings, task_options, None if out is None else Path(out), resume)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every setting, for `config.json`."""
+        task = {f"task.{name}": value for name, value in self.task_options.items()}
+        return {**self.config.to_dict(), **self.settings.to_dict(), **task}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes
+    ----------
+    history : History
+        A record per round.
+    summary : Summary
+        One row of a table.
+    model : dict[str, Tensor]
+        The whole model's weights under their original names.
+    out : Path or None
+        The run directory.
+    """
+
+    history: History
+    summary: Summary
+    model: dict[str, Tensor]
+    out: Path | None
+
+
+def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None = None) -> RunResult:
+    """Train on a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid, or the inline one.
+    task : SplitTask
+        The learning problem.
+    plan : Plan
+        The settings.
+    observer : callable, optional
+        Called with the record of each round.
+
+    Raises
+    ------
+    SflError
+        If the run cannot go on; what was trained so far is in the run directory.
+    """
+    directory = None
+    if plan.out is not None:
+        directory = RunDirectory.create(plan.out, plan.resolved(), resume=plan.resume)
+    history = History()
+
+    def on_round(record: RoundRecord) -> None:
+        history.append(record)
+        if directory is not None:
+            directory.append(record)
+        if observer is not None:
+            observer(record)
+
+    def save(strategy: SplitStrategy) -> None:
+        if directory is not None:
+            _save(directory, strategy)
+
+    strategy = METHODS[plan.config.method](
+        task, plan.config, plan.settings, on_round=on_round, save=save
+    )
+    if directory is None:
+        _train(strategy, grid)
+    else:
+        with closing(directory):
+            if plan.resume and directory.has_checkpoint:
+                strategy.resume(*directory.load_checkpoint())
+                history = directory.truncate(strategy.round)
+            try:
+                _train(strategy, grid)
+            finally:
+                if strategy.records:
+                    _save(directory, strategy)
+                    directory.plot()
+    return RunResult(history, _summary(strategy, history, plan.out), strategy.model(), plan.out)
+
+
+def _train(strategy: SplitStrategy, grid: Grid) -> None:
+    left = strategy.config.rounds - strategy.round
+    if left > 0:
+        strategy.start(
+            grid=grid,
+            initial_arrays=strategy.arrays(),
+            num_rounds=left,
+            timeout=strategy.config.timeout,
+            evaluate_fn=strategy.evaluate,
+        )
+
+
+def _save(directory: RunDirectory, strategy: SplitStrategy) -> None:
+    directory.save_model(strategy.state_dict())
+    if isinstance(strategy, HOSFL):
+        directory.write_bytes("journal.bin", strategy.mirror.journal.encode())
+    directory.write_ledger(strategy.ledger.to_dict())
+    directory.save_checkpoint(*strategy.checkpoint())
+
+
+def _summary(strategy: SplitStrategy, history: History, out: Path | None) -> Summary:
+    ledger = strategy.ledger
+    evaluated = [record for record in history if record.metrics]
+    return Summary(
+        method=strategy.name,
+        metrics=evaluated[-1].metrics if evaluated else {},
+        samples=ledger.samples,
+        ledger=ledger.to_dict()["bytes"],
+        exchanges=ledger.exchanges,
+        client_peak_bytes=ledger.client_peak_bytes or None,
+        seconds=history[-1].seconds if len(history) else 0.0,
+        out=out,
+    )

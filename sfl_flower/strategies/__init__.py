@@ -1,0 +1,1 @@
+"""The server half of each method; a file a method, beside what they share."""

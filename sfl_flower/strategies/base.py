@@ -1,0 +1,329 @@
+"""The server side that every method shares: rounds, evaluation, checkpoints, the record."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from logging import INFO, getLogger
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
+
+from sfl_flower.config import RunConfig, Settings
+from sfl_flower.contexts import eval_mode, torch_threads
+from sfl_flower.errors import TrainingError, WireError
+from sfl_flower.report import RoundRecord
+from sfl_flower.strategies.exchange import Exchange, Tally
+from sfl_flower.strategies.roster import Member, Roster
+from sfl_flower.strategies.server_half import ServerHalf
+from sfl_flower.task import SplitTask
+from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup
+
+__all__ = ["Outcome", "SplitStrategy"]
+
+_log = getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method reports of a round.
+
+    Attributes
+    ----------
+    losses : list of float
+        Mean losses of the mini-batches the server used.
+    samples : int
+        Samples of those mini-batches.
+    extra : Mapping[str, float]
+        Further numbers of the method.
+    """
+
+    losses: list[float]
+    samples: int
+    extra: Mapping[str, float]
+
+
+class SplitStrategy(Strategy):
+    """Base of every method's server side, a Flower strategy.
+
+    The exchanges of a round run inside `configure_train`, the only train hook that Flower gives
+    the grid; it returns no messages of its own. `start` is Flower's.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem.
+    config : RunConfig
+        Settings of the run.
+    settings : Settings, optional
+        Settings of the method; its defaults when left out.
+    on_round : callable, optional
+        Called with the record of each round, round 0 (before training) included.
+    save : callable, optional
+        Called with the strategy when a checkpoint is due.
+    """
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[Settings]]
+
+    def __init__(
+        self,
+        task: SplitTask,
+        config: RunConfig,
+        settings: Settings | None = None,
+        *,
+        on_round: Callable[[RoundRecord], None] | None = None,
+        save: Callable[[SplitStrategy], None] | None = None,
+    ) -> None:
+        self.task = task
+        self.config = config
+        self.settings = settings if settings is not None else self.settings_type()
+        self.ledger = Ledger()
+        self.round = 0
+        self.records: list[RoundRecord] = []
+        self.setup = Setup(config.seed, config.partition_text(), config.client_threads)
+        halves = task.build(config.seed)
+        self.client_half: nn.Module = halves.client
+        self.server = ServerHalf(halves.server, task.loss, task.classes, config)
+        self._roster = Roster(config.clients, config.seed, config.join_timeout)
+        self._late: set[str] = set()
+        self._empty = 0
+        self._tally = Tally()
+        self._outcome = Outcome([], 0, {})
+        self._on_round = on_round
+        self._save = save
+        self._began = time.monotonic()
+        self._first = 0
+        self._z_shape: tuple[int, ...] | None = None
+        self.prepare()
+
+    # What a method brings
+
+    def prepare(self) -> None:
+        """Set up what the method needs; the halves are built. Bad settings are refused here."""
+
+    @abstractmethod
+    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run one round with these clients."""
+
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Return the method's state for a checkpoint."""
+        return {f"client.{k}": v.clone() for k, v in self.client_half.state_dict().items()}
+
+    def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the method's state back."""
+        self.load_client({k.removeprefix("client."): v for k, v in tensors.items()})
+
+    def load_client(self, state: Mapping[str, Tensor]) -> None:
+        """Put client-half weights in place before the first round."""
+        own = self.client_half.state_dict()
+        self.client_half.load_state_dict({k: v for k, v in state.items() if k in own})
+
+    @property
+    def version(self) -> int:
+        """Version of the client half."""
+        return self.round
+
+    @property
+    def digest(self) -> str:
+        """Digest of the journal, empty for a method without one."""
+        return ""
+
+    # Flower's hooks
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Run the exchanges of a round; returns no further messages."""
+        with torch_threads(self.config.server_threads):
+            if server_round == 1:
+                self._start(arrays)
+            self.round = self._first + server_round
+            exchange = Exchange(grid, self.ledger, self.config.timeout, self._late)
+            online = self._roster.refresh(grid, lambda nodes: self._ask(nodes, exchange))
+            cohort = self._roster.cohort(self.round, online, self.config.cohort)
+            self._outcome = self.train_round(self.round, cohort, exchange)
+            self._tally = exchange.tally
+        self.ledger.samples += self._outcome.samples
+        self._check_patience()
+        return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Close the round: evaluate, save, record.
+
+        Returns
+        -------
+        arrays : ArrayRecord or None
+            The whole model in rounds that are evaluated, None in others.
+        metrics : MetricRecord
+            Numbers of the round.
+        """
+        last = self.round >= self.config.rounds
+        due = last or self.round % self.config.evaluation_period == 0
+        self._record(self.evaluate_model() if due else {})
+        if self._save and (last or self.round % self.config.checkpoint_period == 0):
+            self._save(self)
+        record = self.records[-1]
+        metrics: dict[str, int | float] = {"samples": record.samples, "num-examples": 0}
+        metrics["num-examples"] = max(1, self._outcome.samples)
+        if record.loss is not None:
+            metrics["loss"] = record.loss
+        return (self.arrays() if due else None), MetricRecord(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask no client: the server holds both halves and evaluates the whole model."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return None: clients evaluate nothing."""
+        return None
+
+    def summary(self) -> None:
+        """Log what is trained and how."""
+        _log.log(INFO, "\t├──> Method: %s, task: %s", self.name, self.task.name)
+        clients = sum(p.numel() for p in self.client_half.parameters())
+        server = sum(p.numel() for p in self.server.module.parameters())
+        _log.log(INFO, "\t├──> Parameters: client half %d, server half %d", clients, server)
+        _log.log(
+            INFO,
+            "\t└──> Clients: %d of %d per round, batch size %d",
+            self.config.cohort,
+            self.config.clients,
+            self.config.batch_size,
+        )
+
+    # The model
+
+    def model(self) -> dict[str, Tensor]:
+        """Return a copy of the whole model's weights."""
+        return {k: v.detach().clone() for k, v in self.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the whole model's weights under their original names."""
+        return {**self.client_half.state_dict(), **self.server.module.state_dict()}
+
+    def arrays(self) -> ArrayRecord:
+        """Return the whole model's weights as Flower's record."""
+        return ArrayRecord(self.model())
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Give Flower the metrics of a round that was evaluated; pass it as `evaluate_fn`."""
+        for record in reversed(self.records):
+            if record.round == self._first + server_round and record.metrics:
+                return MetricRecord(dict(record.metrics))
+        return None
+
+    def evaluate_model(self) -> dict[str, float]:
+        """Return loss and metrics of the whole model on the task's test set."""
+        with torch_threads(self.config.server_threads):
+            with eval_mode(self.client_half, self.server.module):
+                return self.task.evaluate(lambda x: self.server.module(self.client_half(x)))
+
+    def expect_z(self, z: np.ndarray) -> None:
+        """Refuse smashed data whose shape per sample is not that of the task's own data.
+
+        Raises
+        ------
+        WireError
+            If the shape differs.
+        """
+        if self._z_shape is None:
+            x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
+            with torch.no_grad(), eval_mode(self.client_half):
+                self._z_shape = tuple(self.client_half(x).shape[1:])
+        if z.shape[1:] != self._z_shape:
+            raise WireError(f"smashed data has shape {z.shape}, expected [n, *{self._z_shape}].")
+
+    # Checkpoints
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and plain values from which the run goes on exactly."""
+        tensors = {**self.method_tensors(), **self.server.tensors()}
+        seconds = self.records[-1].seconds if self.records else 0.0
+        return tensors, {
+            "round": self.round,
+            "ledger": self.ledger.to_dict(),
+            "seconds": seconds,
+        }
+
+    def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; `start` then runs the rounds that are left."""
+        self.server.load_tensors(tensors)
+        self.load_method_tensors(tensors)
+        self.ledger = Ledger.from_dict(values["ledger"])
+        self.round = self._first = int(values["round"])
+        self._began = time.monotonic() - float(values["seconds"])
+
+    # Inside
+
+    def _start(self, arrays: ArrayRecord) -> None:
+        if self._first:
+            return
+        self._began = time.monotonic()
+        state = arrays.to_torch_state_dict()
+        own = self.state_dict()
+        if set(state) != set(own) or any(state[k].shape != own[k].shape for k in own):
+            raise TrainingError(
+                "initial_arrays do not hold the task's model; pass strategy.arrays(), or weights "
+                "with the same names and shapes."
+            )
+        if any(not torch.equal(state[k], own[k]) for k in own):
+            self.load_client(state)
+            module = self.server.module
+            module.load_state_dict({k: v for k, v in state.items() if k in module.state_dict()})
+        self._record(self.evaluate_model())
+
+    def _ask(
+        self, nodes: Iterable[Member], exchange: Exchange
+    ) -> dict[Member, tuple[int, int, str]]:
+        requests = {node: JoinRequest(self.setup) for node in nodes}
+        replies = exchange.send(requests, JoinReply.from_content)
+        return {
+            node: (reply.partition, reply.samples, reply.problem) for node, reply in replies.items()
+        }
+
+    def _check_patience(self) -> None:
+        self._empty = 0 if self._outcome.samples else self._empty + 1
+        if self._empty >= self.config.patience:
+            reason = self._tally.notes[0] if self._tally.notes else "no client answered"
+            raise TrainingError(
+                f"No usable reply in {self._empty} rounds in a row, so training stops at round "
+                f"{self.round}; the last reason: {reason}"
+            )
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        outcome, tally, ledger = self._outcome, self._tally, self.ledger
+        losses = outcome.losses
+        record = RoundRecord(
+            round=self.round,
+            samples=ledger.samples,
+            exchanges=ledger.exchanges,
+            seconds=time.monotonic() - self._began,
+            loss=sum(losses) / len(losses) if losses else None,
+            metrics=metrics,
+            bytes_up=ledger.bytes_up,
+            bytes_down=ledger.bytes_down,
+            replies=tally.replies,
+            failures=tally.failures,
+            rejected=tally.rejected,
+            notes=tuple(tally.notes),
+            version=self.version,
+            digest=self.digest,
+            extra=dict(outcome.extra),
+        )
+        self.records.append(record)
+        if self._on_round:
+            self._on_round(record)

@@ -1,0 +1,106 @@
+"""The frozen client: the control that shows what training the client half adds.
+
+Same data order, cut, server optimiser and number of server steps as the method it stands beside;
+the client half keeps its initial weights to the bit (`methods.md`, 4.14, the streaming form).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.errors import WireError
+from sfl_flower.strategies.base import Outcome
+from sfl_flower.strategies.exchange import Exchange
+from sfl_flower.strategies.hybrid import HybridStrategy, client_weight
+from sfl_flower.strategies.mirror import Mirror
+from sfl_flower.strategies.roster import Member
+from sfl_flower.strategies.server_half import Gradients
+from sfl_flower.wire import AnchorRequest
+from sfl_flower.zo import OptimizerSpec, run_key
+
+__all__ = ["Frozen", "FrozenSettings"]
+
+
+@dataclass(frozen=True)
+class FrozenSettings(Settings):
+    """Settings of the frozen client.
+
+    Attributes
+    ----------
+    minibatches : int
+        Mini-batches per exchange.
+    server_steps : {"round", "batch"}
+        One server step a round with the mean gradient (as HO-SFL), or one after every batch (as
+        SplitFed V2).
+    client_mode : {"as_built", "eval"}
+        Mode of the client half's modules.
+    """
+
+    minibatches: int = 1
+    server_steps: str = "round"
+    client_mode: str = "as_built"
+
+    def __post_init__(self) -> None:
+        check_range("minibatches", self.minibatches, 1, 4096)
+        check_choice("server_steps", self.server_steps, ("round", "batch"))
+        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+
+
+class Frozen(HybridStrategy):
+    """Server side of the frozen client; see the module and `SplitStrategy`."""
+
+    name: ClassVar[str] = "frozen"
+    settings_type: ClassVar[type[Settings]] = FrozenSettings
+    settings: FrozenSettings
+
+    def prepare(self) -> None:
+        """Keep the client half as it is; its journal stays empty."""
+        self.mirror = Mirror(
+            self.client_half,
+            run_key("frozen", self.config.seed),
+            "rademacher",
+            OptimizerSpec("sgd"),
+            "auto",
+        )
+
+    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Train the server half on the smashed data of one round."""
+        settings = self.settings
+        anchors = self.anchors(
+            round,
+            cohort,
+            exchange,
+            AnchorRequest,
+            settings.minibatches,
+            settings.client_mode == "eval",
+        )
+        losses: list[float] = []
+        samples, total = 0, 0.0
+        for member, reply in anchors.items():
+            try:
+                if settings.server_steps == "round":
+                    found = self.backward(reply)
+                    weight = client_weight(self.config.mean, int(reply.y.shape[0]))
+                    self.server.add(found, weight)
+                    total += weight
+                else:
+                    found = [self._step(z, y) for z, y in self.batches(reply)]
+            except WireError as error:
+                exchange.tally.reject(member, error)
+                continue
+            losses += [part.loss for part in found]
+            samples += int(reply.y.shape[0])
+            exchange.tally.replies += 1
+        if settings.server_steps == "round":
+            self.server.step(total * settings.minibatches)
+        return Outcome(losses, samples, {})
+
+    def _step(self, z: np.ndarray, y: np.ndarray) -> Gradients:
+        found = self.server.gradients(z, y)
+        self.server.add([found], 1.0)
+        self.server.step()
+        return found

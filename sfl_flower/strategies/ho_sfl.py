@@ -1,0 +1,260 @@
+"""HO-SFL: backprop on the server, projected probes on the clients, scalars in between.
+
+Per round (arXiv 2603.14773, section 3): each of K clients sends smashed data z; the server takes
+one step with the mean gradient and returns λ, the gradient of each client's own mean loss at z;
+the client answers with ``v_p = <λ, f_c(x; θ_c + μ u_p) - z>`` for P directions; everyone applies
+``g = 1/(P μ) Σ_p mean_m(v_{m,p}) u_p``.  Only scalars are aggregated, so its cost does not grow
+with the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from flwr.app import RecordDict
+from torch import Tensor
+
+from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.contexts import eval_mode
+from sfl_flower.errors import ConfigError, JournalError, WireError
+from sfl_flower.split import check_zeroth_order
+from sfl_flower.strategies.base import Outcome
+from sfl_flower.strategies.exchange import Exchange
+from sfl_flower.strategies.hybrid import HybridStrategy, client_weight
+from sfl_flower.strategies.mirror import SYNC_POLICIES, Mirror
+from sfl_flower.strategies.roster import Member
+from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest, expect_shape
+from sfl_flower.zo import LAWS, OPTIMIZERS, SHARED_STREAM, Entry, OptimizerSpec, run_key
+
+__all__ = ["HOSFL", "HOSFLSettings"]
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class HOSFLSettings(Settings):
+    """Settings of HO-SFL.
+
+    Attributes
+    ----------
+    probes : int
+        P, probes per mini-batch.
+    mu : float
+        μ, the probe length.
+    minibatches : int
+        Mini-batches per exchange, each with its own λ and its own directions at the same anchor.
+    direction : {"rademacher", "gaussian", "sphere"}
+        Direction law; each has E[u uᵀ] = I.
+    directions : {"own", "shared"}
+        Whether each client probes along directions of its own, K x P of them in all, or the
+        round's clients share P (the paper).
+    estimator : {"forward", "central"}
+        One or two forwards per probe.
+    client_optimizer : {"sgd", "momentum", "adam", "adamw"}
+        Replayable optimiser of the client half.
+    client_lr, client_momentum, client_weight_decay : float
+        Its settings.
+    client_lr_schedule : {"constant", "linear", "cosine"}
+        How client_lr goes over the rounds; the last two end at 0.
+    scalar_limit : float
+        A reply with |v| / μ above this is not used.
+    sync : {"auto", "replay", "download"}
+        How clients that missed rounds catch up; "auto" takes whichever is fewer bytes.
+    client_mode : {"as_built", "eval"}
+        Mode of the client half's modules: as the task built them, or eval.
+    """
+
+    probes: int = 4
+    mu: float = 1e-3
+    minibatches: int = 1
+    direction: str = "rademacher"
+    directions: str = "own"
+    estimator: str = "forward"
+    client_optimizer: str = "sgd"
+    client_lr: float = 0.02
+    client_momentum: float = 0.9
+    client_weight_decay: float = 0.0
+    client_lr_schedule: str = "constant"
+    scalar_limit: float = 1e6
+    sync: str = "auto"
+    client_mode: str = "as_built"
+
+    def __post_init__(self) -> None:
+        check_range("probes", self.probes, 1, 4096)
+        check_range("minibatches", self.minibatches, 1, 4096)
+        if not 1e-12 <= self.mu <= 1e6:
+            raise ConfigError(f"mu is {self.mu}; it must be in [1e-12, 1e+06].")
+        check_range("client_lr", self.client_lr, 0)
+        check_range("scalar_limit", self.scalar_limit, 0)
+        check_choice("direction", self.direction, LAWS)
+        check_choice("directions", self.directions, ("own", "shared"))
+        check_choice("estimator", self.estimator, ("forward", "central"))
+        check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
+        check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
+        check_choice("sync", self.sync, SYNC_POLICIES)
+        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+
+    def optimizer(self) -> OptimizerSpec:
+        """Return the client optimiser."""
+        return OptimizerSpec(
+            self.client_optimizer,
+            momentum=self.client_momentum,
+            weight_decay=self.client_weight_decay,
+        )
+
+
+def scheduled(schedule: str, lr: float, round: int, rounds: int) -> float:
+    """Return the learning rate of a round, 1 <= round <= rounds."""
+    done = (round - 1) / rounds
+    if schedule == "linear":
+        return lr * (1.0 - done)
+    if schedule == "cosine":
+        return lr * 0.5 * (1.0 + math.cos(math.pi * done))
+    return lr
+
+
+class HOSFL(HybridStrategy):
+    """Server side of HO-SFL; see the module and `SplitStrategy`."""
+
+    name: ClassVar[str] = "ho_sfl"
+    settings_type: ClassVar[type[Settings]] = HOSFLSettings
+    settings: HOSFLSettings
+
+    def prepare(self) -> None:
+        """Check the client half, and start the journal at its current weights.
+
+        Raises
+        ------
+        CutError
+            If something in the client half breaks zeroth-order training.
+        """
+        with eval_mode(self.client_half) if self.settings.client_mode == "eval" else nullcontext():
+            check_zeroth_order(self.client_half)
+        self.mirror = Mirror(
+            self.client_half,
+            run_key("ho_sfl", self.config.seed),
+            self.settings.direction,
+            self.settings.optimizer(),
+            self.settings.sync,
+        )
+
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Return journal, parameters and optimiser state for a checkpoint."""
+        return self.mirror.tensors()
+
+    def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put journal, parameters and optimiser state back."""
+        self.mirror.load_tensors(tensors)
+
+    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run one round of HO-SFL."""
+        settings = self.settings
+        anchors = self.anchors(
+            round,
+            cohort,
+            exchange,
+            ForwardRequest,
+            settings.minibatches,
+            settings.client_mode == "eval",
+        )
+        # Every batch is committed before the first direction is known to anyone; then clients
+        # probe while the server still works on the others' batches.
+        losses: list[float] = []
+        used: dict[Member, int] = {}
+        for member, reply in anchors.items():
+            try:
+                found = self.backward(reply)
+            except WireError as error:
+                exchange.tally.reject(member, error)
+                continue
+            used[member] = int(reply.y.shape[0])
+            losses += [part.loss for part in found]
+            lam = np.concatenate([part.lam for part in found])
+            exchange.push({member: self._probe_request(round, member, lam)})
+            self.server.add(found, client_weight(self.config.mean, used[member]))
+        total = sum(client_weight(self.config.mean, count) for count in used.values())
+        self.server.step(total * settings.minibatches)
+        scalars = exchange.collect(lambda content: self._read_scalars(round, content))
+        exchange.tally.replies = len(scalars)
+        extra = self._update(round, used, scalars, exchange)
+        return Outcome(losses, sum(used.values()), extra)
+
+    def _probe_request(self, round: int, member: Member, lam: np.ndarray) -> ProbeRequest:
+        settings = self.settings
+        return ProbeRequest(
+            round=round,
+            version=self.mirror.version,
+            digest=self.mirror.digest,
+            batch_size=self.config.batch_size,
+            minibatches=settings.minibatches,
+            setup=self.setup,
+            lam=lam,
+            stream=self._stream(member),
+            probes=settings.probes,
+            law=settings.direction,
+            mu=settings.mu,
+            central=settings.estimator == "central",
+            eval_mode=settings.client_mode == "eval",
+            meter=round == self._first + 1,
+        )
+
+    def _stream(self, member: Member) -> int:
+        return SHARED_STREAM if self.settings.directions == "shared" else member.partition + 1
+
+    def _read_scalars(self, round: int, content: RecordDict) -> ProbeReply:
+        reply = ProbeReply.from_content(content)
+        expect_shape("scalars", reply.scalars, (self.settings.minibatches, self.settings.probes))
+        if reply.round != round or reply.version != self.mirror.version:
+            raise WireError(
+                f"it answers round {reply.round} at version {reply.version}, expected round "
+                f"{round} at version {self.mirror.version}."
+            )
+        largest = float(np.abs(reply.scalars).max()) / self.settings.mu
+        if largest > self.settings.scalar_limit:
+            raise WireError(
+                f"a scalar gives |v| / mu = {largest:.3g}, more than scalar-limit = "
+                f"{self.settings.scalar_limit:g}."
+            )
+        return reply
+
+    def _update(
+        self,
+        round: int,
+        used: Mapping[Member, int],
+        replies: Mapping[Member, ProbeReply],
+        exchange: Exchange,
+    ) -> dict[str, float]:
+        """Fold means, weights and 1/(P μ) into coefficients, and journal them."""
+        for member, reply in replies.items():
+            peak = max(self.ledger.client_peak_bytes, reply.peak_bytes)
+            self.ledger.client_peak_bytes = peak
+        if not replies:
+            return {}
+        weights = np.array([client_weight(self.config.mean, used[member]) for member in replies])
+        scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
+        settings = self.settings
+        scale = weights / (weights.sum() * settings.probes * settings.minibatches * settings.mu)
+        coefficients = scalars * scale[:, None, None]
+        streams = tuple(self._stream(member) for member in replies)
+        if settings.directions == "shared":
+            coefficients, streams = coefficients.sum(axis=0, keepdims=True), (SHARED_STREAM,)
+        lr = scheduled(settings.client_lr_schedule, settings.client_lr, round, self.config.rounds)
+        try:
+            self.mirror.update(
+                Entry(
+                    round=round,
+                    lr=lr,
+                    streams=streams,
+                    steps=settings.minibatches,
+                    probes=settings.probes,
+                    coefficients=coefficients.astype(np.float32),
+                )
+            )
+        except JournalError as error:
+            exchange.tally.note(str(error))
+        return {"client_lr": lr, "scalar_rms": float(np.sqrt(np.mean(scalars**2)))}

@@ -1,0 +1,133 @@
+"""The anchor exchange that HO-SFL and the frozen client share: smashed data up, once a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from flwr.app import RecordDict
+from torch import Tensor
+
+from sfl_flower.errors import WireError
+from sfl_flower.strategies.base import SplitStrategy
+from sfl_flower.strategies.exchange import Exchange
+from sfl_flower.strategies.mirror import Mirror
+from sfl_flower.strategies.roster import Member
+from sfl_flower.strategies.server_half import Gradients
+from sfl_flower.wire import ForwardReply, ForwardRequest, StaleReply, is_stale
+
+__all__ = ["HybridStrategy", "client_weight"]
+
+
+def client_weight(mean: str, samples: int) -> float:
+    """Return what a client counts in a mean, before it is divided by the sum over clients.
+
+    Parameters
+    ----------
+    mean : {"uniform", "samples"}
+        Whether clients count the same or by samples.
+    samples : int
+        Samples the client ran in the round.
+    """
+    return 1.0 if mean == "uniform" else float(samples)
+
+
+class HybridStrategy(SplitStrategy):
+    """Base of methods whose clients follow a journal and send the anchor's smashed data."""
+
+    mirror: Mirror
+
+    def load_client(self, state: Mapping[str, Tensor]) -> None:
+        """Put client-half weights in place before the first round; the journal starts anew."""
+        super().load_client(state)
+        self.prepare()
+
+    @property
+    def version(self) -> int:
+        """Number of updates of the client half."""
+        return self.mirror.version
+
+    @property
+    def digest(self) -> str:
+        """The journal's running digest, in hex."""
+        return self.mirror.digest
+
+    def anchors(
+        self,
+        round: int,
+        cohort: list[Member],
+        exchange: Exchange,
+        kind: type[ForwardRequest],
+        minibatches: int,
+        eval_mode: bool,
+    ) -> dict[Member, ForwardReply]:
+        """Collect smashed data and labels of a round; clients that lost their state get it again.
+
+        Parameters
+        ----------
+        round : int
+            The round.
+        cohort : list of Member
+            Whom to ask.
+        exchange : Exchange
+            Carries the messages.
+        kind : type
+            The request to send.
+        minibatches : int
+            Mini-batches per client.
+        eval_mode : bool
+            Whether the client half runs in eval mode.
+        """
+
+        def read(content: RecordDict) -> ForwardReply | StaleReply:
+            if is_stale(content):
+                return StaleReply.from_content(content)
+            reply = ForwardReply.from_content(content)
+            self.expect_z(reply.z)
+            if reply.round != round or reply.sizes.shape != (minibatches,):
+                raise WireError(
+                    f"it answers round {reply.round} with {reply.sizes.size} mini-batches, asked "
+                    f"were {minibatches} of round {round}."
+                )
+            return reply
+
+        def request(member: Member) -> ForwardRequest:
+            return kind(
+                round=round,
+                batch_size=self.config.batch_size,
+                minibatches=minibatches,
+                setup=self.setup,
+                sync=self.mirror.sync(member),
+                meter=round == self._first + 1,
+                eval_mode=eval_mode,
+            )
+
+        answers = exchange.send({member: request(member) for member in cohort}, read)
+        stale = {m: reply for m, reply in answers.items() if isinstance(reply, StaleReply)}
+        if stale:
+            for member, reply in stale.items():
+                self.mirror.lost(member, reply)
+            answers |= exchange.send({member: request(member) for member in stale}, read)
+        found: dict[Member, ForwardReply] = {}
+        for member in cohort:
+            reply_ = answers.get(member)
+            if isinstance(reply_, StaleReply):
+                exchange.tally.fail(member, "it cannot be brought to the current version.")
+            elif reply_ is not None:
+                found[member] = reply_
+                self.mirror.synced(member)
+                peak = max(self.ledger.client_peak_bytes, reply_.peak_bytes)
+                self.ledger.client_peak_bytes = peak
+        return found
+
+    @staticmethod
+    def batches(reply: ForwardReply) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield smashed data and labels of each mini-batch of a reply."""
+        end = 0
+        for size in reply.sizes.tolist():
+            start, end = end, end + size
+            yield reply.z[start:end], reply.y[start:end]
+
+    def backward(self, reply: ForwardReply) -> list[Gradients]:
+        """Run a client's mini-batches through the server half, without any step of it."""
+        return [self.server.gradients(z, y) for z, y in self.batches(reply)]

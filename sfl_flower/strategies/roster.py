@@ -1,0 +1,122 @@
+"""Who takes part: nodes, the shares of the data they hold, and the cohort of each round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+
+from sfl_flower.data import generator
+from sfl_flower.errors import DataError, TrainingError
+
+__all__ = ["Member", "Roster"]
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """A client: its share of the data, Flower's node id, and its number of samples."""
+
+    partition: int
+    node_id: int
+    samples: int = 0
+
+
+class Roster:
+    """The clients of a run, known by their share of the data.
+
+    Parameters
+    ----------
+    clients : int
+        How many nodes to wait for before the first round.
+    seed : int
+        The run's seed; with the round it decides the cohort.
+    deadline : float
+        Seconds to wait for the nodes.
+    """
+
+    def __init__(self, clients: int, seed: int, deadline: float) -> None:
+        self._clients = clients
+        self._seed = seed
+        self._deadline = deadline
+        self._members: dict[int, Member] = {}
+        self._refused: set[int] = set()
+
+    def refresh(
+        self,
+        grid: Grid,
+        ask: Callable[[Iterable[Member]], Mapping[Member, tuple[int, int, str]]],
+    ) -> list[Member]:
+        """Return the members that are online, by partition; new nodes are asked who they are.
+
+        Parameters
+        ----------
+        grid : Grid
+            Knows the nodes that are online.
+        ask : callable
+            Asks nodes; gives partition, samples and problem of those that answered.
+
+        Raises
+        ------
+        TrainingError
+            If not enough nodes come within the deadline.
+        DataError
+            If a node has no usable data.
+        """
+        online = self._wait(grid)
+        strangers = sorted(online - self._members.keys() - self._refused)
+        if strangers:
+            self._admit(ask([Member(node, node) for node in strangers]))
+            if len(self._members) == 0:
+                raise TrainingError(
+                    f"None of the {len(strangers)} nodes answered when asked for its data; see the "
+                    "clients' logs for the reason."
+                )
+        return sorted(self._members[node] for node in online & self._members.keys())
+
+    def _wait(self, grid: Grid) -> set[int]:
+        wanted = 1 if self._members else self._clients
+        end = time.monotonic() + self._deadline
+        while len(online := set(grid.get_node_ids())) < wanted:
+            if time.monotonic() > end:
+                raise TrainingError(
+                    f"{len(online)} of {wanted} clients are online after {self._deadline:g} s; "
+                    "start the others, set clients lower, or set join-timeout higher."
+                )
+            time.sleep(POLL_SECONDS)
+        return online
+
+    def _admit(self, answers: Mapping[Member, tuple[int, int, str]]) -> None:
+        problems = [problem for _, _, problem in answers.values() if problem]
+        if problems:
+            raise DataError(problems[0])
+        taken = {member.partition for member in self._members.values()}
+        for stranger, (partition, samples, _) in answers.items():
+            if partition in taken:
+                self._refused.add(stranger.node_id)
+                raise DataError(
+                    f"Two nodes say they hold partition {partition}; give each node its own "
+                    "partition-id in its node configuration."
+                )
+            taken.add(partition)
+            self._members[stranger.node_id] = Member(partition, stranger.node_id, samples)
+
+    def cohort(self, round: int, online: list[Member], size: int) -> list[Member]:
+        """Return the clients of a round: a pure function of the seed, the round and who is online.
+
+        Parameters
+        ----------
+        round : int
+            The round.
+        online : list of Member
+            Sorted members that are online.
+        size : int
+            How many to take; all that are online if they are fewer.
+        """
+        if size >= len(online):
+            return list(online)
+        chosen = generator("cohort", self._seed, round).choice(len(online), size, replace=False)
+        return [online[index] for index in sorted(chosen.tolist())]

@@ -1,0 +1,172 @@
+"""The server half: trained by backprop, gives cut gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.config import RunConfig
+from sfl_flower.errors import TrainingError, WireError
+
+__all__ = ["Gradients", "ServerHalf", "make_optimizer"]
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter],
+    name: str,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Return torch's optimiser of this name ("sgd", "adam" or "adamw")."""
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=lr, weight_decay=weight_decay)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What backprop through the server half gives for one mini-batch.
+
+    Attributes
+    ----------
+    lam : numpy.ndarray
+        λ, the gradient of the mini-batch's mean loss at z, float32, shape of z.
+    loss : float
+        The mean loss.
+    weights : list of Tensor
+        Its gradient at each trainable parameter.
+    """
+
+    lam: np.ndarray
+    loss: float
+    weights: list[Tensor]
+
+
+class ServerHalf:
+    """The server half with its optimiser.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The server half.
+    loss : callable
+        Mean loss of outputs and labels.
+    classes : int
+        Labels lie in [0, classes).
+    config : RunConfig
+        Names the optimiser.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        classes: int,
+        config: RunConfig,
+    ) -> None:
+        self.module = module
+        self._loss = loss
+        self._classes = classes
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(
+            self._parameters,
+            config.server_optimizer,
+            config.server_lr,
+            config.server_momentum,
+            config.server_weight_decay,
+        )
+        self._sum: list[Tensor] | None = None
+
+    def gradients(self, z: np.ndarray, y: np.ndarray) -> Gradients:
+        """Run one mini-batch forward and back; neither weights nor sums change.
+
+        Parameters
+        ----------
+        z : numpy.ndarray
+            Smashed data, float32, shape [n, ...].
+        y : numpy.ndarray
+            Labels, int64, shape [n, ...].
+
+        Raises
+        ------
+        WireError
+            If the labels, or the loss and gradients they give, cannot be used.
+        """
+        if y.min() < 0 or y.max() >= self._classes:
+            bad = int(y.min() if y.min() < 0 else y.max())
+            raise WireError(f"a label is {bad}, the task has classes 0 to {self._classes - 1}.")
+        cut = torch.from_numpy(z.copy()).requires_grad_()
+        self.module.train()
+        try:
+            loss = self._loss(self.module(cut), torch.from_numpy(y.copy()))
+        except (RuntimeError, ValueError, IndexError) as error:
+            # Shapes are checked before; what is left is a server half that cannot take the batch
+            # (BatchNorm with a single sample, say).
+            raise WireError(f"the server half cannot use its batch: {error}.") from error
+        lam, *weights = torch.autograd.grad(
+            loss, [cut, *self._parameters], allow_unused=True, materialize_grads=True
+        )
+        if not (torch.isfinite(loss) and torch.isfinite(lam).all()):
+            raise WireError(
+                "its loss or cut gradient is not finite; lower the learning rates if this repeats."
+            )
+        return Gradients(lam.numpy(), float(loss.detach()), weights)
+
+    def add(self, gradients: Iterable[Gradients], weight: float) -> None:
+        """Add gradients of mini-batches, times a weight, to what the next `step` follows."""
+        for found in gradients:
+            torch._foreach_mul_(found.weights, weight)
+            if self._sum is None:
+                self._sum = found.weights
+            else:
+                torch._foreach_add_(self._sum, found.weights)
+
+    def step(self, total: float = 1.0) -> None:
+        """Take one optimiser step along the sum added since the last, divided by `total`."""
+        if self._sum is None:
+            return
+        gradients, self._sum = self._sum, None
+        if total != 1.0:
+            torch._foreach_div_(gradients, total)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def tensors(self, prefix: str = "server.") -> dict[str, Tensor]:
+        """Return weights and optimiser state as named tensors, for a checkpoint."""
+        found = {f"{prefix}model.{k}": v.clone() for k, v in self.module.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            for name, value in slots.items():
+                if value is not None:
+                    found[f"{prefix}optimizer.{index}.{name}"] = torch.as_tensor(value).clone()
+        return found
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], prefix: str = "server.") -> None:
+        """Put weights and optimiser state back.
+
+        Raises
+        ------
+        TrainingError
+            If the tensors belong to another model.
+        """
+        model = f"{prefix}model."
+        try:
+            self.module.load_state_dict(
+                {k.removeprefix(model): v for k, v in tensors.items() if k.startswith(model)}
+            )
+        except RuntimeError as error:
+            raise TrainingError(f"The checkpoint holds another server half: {error}") from error
+        state = self.optimizer.state_dict()
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"{prefix}optimizer."):
+                index, name = key.removeprefix(f"{prefix}optimizer.").split(".", 1)
+                slots.setdefault(int(index), {})[name] = value.clone()
+        self.optimizer.load_state_dict({**state, "state": slots})

@@ -1,0 +1,216 @@
+"""Reading and writing Flower records without trusting them.
+
+A record that arrives may be anything.  The reader checks names, types, declared and actual shapes
+and sizes before numpy allocates a single byte from them, and gives views of the received buffer
+instead of copies.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from sfl_flower.errors import WireError
+
+__all__ = ["MAX_BYTES", "PROTOCOL", "Reader", "pack"]
+
+PROTOCOL = 1
+MAX_BYTES = 2**31 - 1
+"""Largest array that is read, in bytes: what one protobuf message can carry."""
+
+_ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"
+_STYPE = "numpy.ndarray"
+
+
+def pack(
+    arrays: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> RecordDict:
+    """Build the content of a message: one array, one config and one metric record.
+
+    Flower's mods and wrappers expect exactly one record of each kind.
+    """
+    return RecordDict(
+        {
+            _ARRAYS: ArrayRecord(
+                {name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()}
+            ),
+            _CONFIG: ConfigRecord({"protocol": PROTOCOL, **config}),
+            _METRICS: MetricRecord(dict(metrics)),
+        }
+    )
+
+
+class Reader:
+    """One pass over the content of a message; every method raises `WireError` on bad input.
+
+    Parameters
+    ----------
+    content : RecordDict
+        What arrived.
+    what : str
+        Name of the message, for errors.
+    """
+
+    def __init__(self, content: RecordDict, what: str) -> None:
+        self._what = what
+        self._read: set[str] = {"protocol"}
+        try:
+            self._arrays = content.array_records[_ARRAYS]
+            self._config = content.config_records[_CONFIG]
+            self._metrics = content.metric_records[_METRICS]
+        except KeyError as missing:
+            raise WireError(
+                f"A {what} message lacks the record {missing}; it needs the records "
+                "'arrays', 'config' and 'metrics'."
+            ) from None
+        version = self._config.get("protocol")
+        if version != PROTOCOL:
+            raise WireError(
+                f"A {what} message has protocol version {version!r}, this side speaks {PROTOCOL}; "
+                "install the same sfl-flower on the server and on the clients."
+            )
+
+    def fail(self, problem: str) -> WireError:
+        """Return the error for a problem of this message."""
+        return WireError(f"A {self._what} message {problem}.")
+
+    def has(self, name: str) -> bool:
+        """Tell whether an array of this name came along."""
+        return name in self._arrays
+
+    def array(
+        self,
+        name: str,
+        dtype: str,
+        *,
+        ndim: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> np.ndarray:
+        """Read one array as a read-only view of the received bytes.
+
+        Parameters
+        ----------
+        name, dtype : str
+            The array's name and the dtype it must have.
+        ndim : int, optional
+            The number of dimensions it must have.
+        shape : tuple of int, optional
+            The shape it must have.
+        max_bytes : int
+            The most bytes that are accepted.
+        """
+        self._read.add(name)
+        if name not in self._arrays:
+            raise self.fail(f"lacks the array '{name}'")
+        array = self._arrays[name]
+        if array.stype != _STYPE or array.dtype != dtype:
+            raise self.fail(
+                f"has '{name}' as {array.dtype} ({array.stype}), expected {dtype} ({_STYPE})"
+            )
+        declared = tuple(array.shape)
+        if (ndim is not None and len(declared) != ndim) or (shape not in (None, declared)):
+            wanted = shape if shape is not None else f"{ndim} dimensions"
+            raise self.fail(f"has '{name}' of shape {declared}, expected {wanted}")
+        if len(array.data) > max_bytes + 4096:
+            raise self.fail(
+                f"has '{name}' of {len(array.data)} bytes, at most {max_bytes} are read"
+            )
+        view = _view(array.data, declared, dtype)
+        if view is None:
+            raise self.fail(f"has '{name}' whose bytes do not match {dtype} of shape {declared}")
+        if view.dtype.kind == "f" and not np.isfinite(view).all():
+            raise self.fail(f"has a value in '{name}' that is not finite")
+        return view
+
+    def group(
+        self, prefix: str, dtypes: Iterable[str], max_bytes: int = MAX_BYTES
+    ) -> dict[str, np.ndarray]:
+        """Read every flat array whose name starts with `prefix`, keyed by what follows it."""
+        allowed = tuple(dtypes)
+        found: dict[str, np.ndarray] = {}
+        for name in sorted(key for key in self._arrays if key.startswith(prefix)):
+            dtype = self._arrays[name].dtype
+            if dtype not in allowed:
+                raise self.fail(f"has '{name}' as {dtype}, expected one of {', '.join(allowed)}")
+            found[name.removeprefix(prefix)] = self.array(name, dtype, ndim=1, max_bytes=max_bytes)
+        return found
+
+    def integer(self, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
+        """Read a whole number within [low, high] from the config."""
+        value = self._value(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.fail(f"has {name}={value!r}, expected a whole number in [{low}, {high}]")
+        return value
+
+    def number(self, name: str, low: float, high: float) -> float:
+        """Read a finite number within [low, high] from the config."""
+        value = self._value(name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or not low <= value <= high
+        ):
+            raise self.fail(f"has {name}={value!r}, expected a number in [{low:g}, {high:g}]")
+        return float(value)
+
+    def text(self, name: str, choices: Iterable[str] | None = None, longest: int = 4096) -> str:
+        """Read a text from the config, one of `choices` if given."""
+        value = self._value(name)
+        if not isinstance(value, str) or len(value) > longest:
+            raise self.fail(f"has {name}={str(value)[:80]!r}, expected a text")
+        if choices is not None and value not in choices:
+            raise self.fail(f"has {name}={value[:80]!r}, expected one of {', '.join(choices)}")
+        return value
+
+    def boolean(self, name: str) -> bool:
+        """Read a truth value from the config."""
+        value = self._value(name)
+        if not isinstance(value, bool):
+            raise self.fail(f"has {name}={value!r}, expected true or false")
+        return value
+
+    def metric(self, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
+        """Read a whole number within [low, high] from the metrics."""
+        value = self._metrics.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.fail(f"has {name}={value!r}, expected a whole number in [{low}, {high}]")
+        return value
+
+    def _value(self, name: str) -> Any:
+        self._read.add(name)
+        if name not in self._config:
+            raise self.fail(f"lacks the setting '{name}'")
+        return self._config[name]
+
+    def done(self) -> None:
+        """Refuse arrays and settings that nobody asked for."""
+        extra = (set(self._arrays) | set(self._config)) - self._read
+        if extra:
+            raise self.fail(f"carries unknown entries: {', '.join(sorted(extra)[:5])}")
+
+
+def _view(data: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
+    """Return the array inside an `np.save` buffer without a copy, None where they disagree."""
+    buffer = io.BytesIO(data[:4096])  # the header alone; longer ones are not written by numpy
+    try:
+        version = np.lib.format.read_magic(buffer)
+        if version != (1, 0):
+            return None
+        found, fortran, stored = np.lib.format.read_array_header_1_0(buffer)
+    except (ValueError, EOFError, SyntaxError, TypeError):
+        return None
+    count = math.prod(shape)
+    if found != shape or (fortran and len(shape) > 1) or stored != np.dtype(dtype):
+        return None
+    if len(data) - buffer.tell() != count * stored.itemsize:
+        return None
+    return np.frombuffer(data, dtype=stored, count=count, offset=buffer.tell()).reshape(shape)
