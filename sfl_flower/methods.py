@@ -65,7 +65,7 @@ def read_options(options: Mapping[str, Any]) -> tuple[RunConfig, Settings, dict[
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     kind = METHODS[method].settings_type
-    known = RunConfig.keys() | {name for name in kind.__dataclass_fields__}
+    known = RunConfig.keys() | set(kind.__dataclass_fields__)
     for name in own:
         if name not in known:
             raise unknown(f"option of method '{method}'", name.replace("_", "-"), known)

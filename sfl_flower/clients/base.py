@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 from flwr.app import Context
 from torch import Tensor, nn
@@ -45,13 +46,15 @@ class LoadedHalf:
         The half.
     holds : str
         Digest of the weights that are loaded, empty for others.
-    vector : ParameterVector or None
-        Its zeroth-order-trained parameters, laid out at first use.
     """
 
     module: nn.Module
     holds: str = ""
-    vector: ParameterVector | None = None
+
+    @cached_property
+    def trained(self) -> ParameterVector:
+        """The zeroth-order-trained parameters, laid out at first use."""
+        return ParameterVector(self.module)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,11 +56,8 @@ def anchor_forward(node: Node, request: ForwardRequest) -> tuple[list[Tensor], l
 def run_half(node: Node, x: Tensor, as_eval: bool) -> Tensor:
     """Return z = f_c(x; θ_c), float32, shape [b, ...]."""
     module = node.half.module
-    if as_eval:
-        with eval_mode(module):
-            z = module(x)
-    else:
-        z = module(x)
+    with eval_mode(module) if as_eval else nullcontext():
+        z: Tensor = module(x)
     if z.dtype != torch.float32:
         raise DataError(f"The client half gives {z.dtype}; smashed data must be float32.")
     return z.contiguous()

@@ -6,7 +6,11 @@ the anchor, and nothing but scalars to send.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.frozen import forward as anchor
@@ -14,11 +18,11 @@ from sfl_flower.clients.frozen import run_half
 from sfl_flower.clients.sync import bring_up, journal_key
 from sfl_flower.errors import WireError
 from sfl_flower.wire import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest, StaleReply, Sync
-from sfl_flower.zo import Direction, Key, surrogate_scalars
+from sfl_flower.zo import Direction, Key, ParameterVector, surrogate_scalars
 
 __all__ = ["forward", "probe"]
 
-_ANCHOR = "anchor"
+_ANCHOR, _ROUND = "anchor", "anchor round"
 
 
 def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
@@ -26,7 +30,7 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
     reply = anchor(node, request)
     if isinstance(reply, ForwardReply):
         node.store.put(_ANCHOR, {"z": reply.z})
-        node.store.put_text("anchor round", {"round": request.round})
+        node.store.put_text(_ROUND, {"round": request.round})
     return reply
 
 
@@ -36,45 +40,30 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     before = bring_up(node, here)
     if isinstance(before, StaleReply):
         return before
-    run_key = journal_key(node)
-    vector = node.half.vector
-    kept = node.store.get(_ANCHOR)
-    if node.store.get_text("anchor round").get("round") != request.round:
-        kept = None
-    rows, samples, start = [], 0, 0
+    key, vector, kept = journal_key(node), node.half.trained, _kept(node, request.round)
+    rows, start = [], 0
     with metered(request.meter) as peak:
         for step in range(request.minibatches):
             x, y = node.batch(request.round, step, request.batch_size)
-            stop = start + len(y)
-            lam = request.lam[start:stop]
-            z = torch.from_numpy(kept["z"][start:stop].copy()) if kept else None
-            if z is None:
-                with torch.no_grad():
-                    z = run_half(node, x, request.eval_mode)
+            part = slice(start, start + len(y))
+            start = part.stop
+            forward = _forward(node, x, request.eval_mode)
+            with torch.no_grad():
+                z = forward() if kept is None else torch.from_numpy(kept[part].copy())
+            lam = request.lam[part]
             if lam.shape != tuple(z.shape):
-                raise WireError(f"λ has shape {lam.shape}, the batch gives z of {tuple(z.shape)}.")
-            directions = [
-                Direction(
-                    run_key,
-                    Key(request.round, step, request.stream, index),
-                    vector.size,
-                    request.law,
-                )
-                for index in range(request.probes)
-            ]
+                raise WireError(f"λ has shape {lam.shape}, the batch gives {tuple(z.shape)}.")
             rows.append(
                 surrogate_scalars(
-                    lambda x=x: run_half(node, x, request.eval_mode),
+                    forward,
                     vector,
-                    directions,
+                    _directions(key, request, step, vector),
                     request.mu,
                     z,
                     torch.from_numpy(lam.copy()),
                     request.central,
                 )
             )
-            samples += len(y)
-            start = stop
     if start != request.lam.shape[0]:
         raise WireError(f"λ is for {request.lam.shape[0]} samples, the batches hold {start}.")
     node.store.drop(_ANCHOR)
@@ -82,6 +71,26 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         round=request.round,
         version=before,
         scalars=torch.stack(rows).numpy(),
-        samples=samples,
+        samples=start,
         peak_bytes=peak(),
     )
+
+
+def _kept(node: Node, round: int) -> np.ndarray | None:
+    """Return z of the round's anchor, None where it was lost and must be run again."""
+    if node.store.get_text(_ROUND).get("round") != round:
+        return None
+    return (node.store.get(_ANCHOR) or {}).get("z")
+
+
+def _forward(node: Node, x: Tensor, as_eval: bool) -> Callable[[], Tensor]:
+    return lambda: run_half(node, x, as_eval)
+
+
+def _directions(
+    key: bytes, request: ProbeRequest, step: int, vector: ParameterVector
+) -> list[Direction]:
+    return [
+        Direction(key, Key(request.round, step, request.stream, index), vector.size, request.law)
+        for index in range(request.probes)
+    ]

@@ -110,7 +110,8 @@ class NodeStore:
     def get_text(self, name: str) -> dict[str, int | str]:
         """Return a few numbers and texts, empty where they were never put or are lost."""
         record = self._state.config_records.get(name)
-        return {} if record is None else {k: v for k, v in record.items() if type(v) in (int, str)}
+        values = {} if record is None else dict(record)
+        return {k: v for k, v in values.items() if isinstance(v, (int, str))}
 
     def _file(self, name: str) -> Path | None:
         record = self._state.config_records.get(name)

@@ -9,10 +9,10 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-from sfl_flower.clients.base import LoadedHalf, Node
+from sfl_flower.clients.base import Node
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.wire import StaleReply, Sync, pack_state, unpack_state
-from sfl_flower.zo import JournalHeader, ParameterVector, Replica, manifest_digest
+from sfl_flower.zo import JournalHeader, Replica, manifest_digest
 from sfl_flower.zo.journal import Tail
 
 __all__ = ["bring_up", "forget_recent", "journal_key"]
@@ -80,12 +80,6 @@ def journal_key(node: Node) -> bytes:
     return JournalHeader.decode(rest["header"].tobytes()).run_key
 
 
-def _vector(half: LoadedHalf) -> ParameterVector:
-    if half.vector is None:
-        half.vector = ParameterVector(half.module)
-    return half.vector
-
-
 def _remember(replica: Replica, digest: str) -> None:
     _RECENT[digest] = replica
     _RECENT.move_to_end(digest)
@@ -95,7 +89,7 @@ def _remember(replica: Replica, digest: str) -> None:
 
 def _download(node: Node, sync: Sync) -> Replica:
     half = node.half
-    vector = _vector(half)
+    vector = half.trained
     half.holds = ""
     packed = {k.removeprefix(_WEIGHTS): v for k, v in sync.state.items() if k.startswith(_WEIGHTS)}
     state = unpack_state(packed, half.module.state_dict())
@@ -139,7 +133,7 @@ def _follow(node: Node, sync: Sync) -> Replica | None:
         return None
     try:
         header = JournalHeader.decode(rest["header"].tobytes())
-        replica = Replica.from_arrays(arrays, header, _vector(node.half).size)
+        replica = Replica.from_arrays(arrays, header, node.half.trained.size)
         if sync.kind == "tail":
             replica.replay_tail(Tail.decode(sync.tail))
     except (JournalError, WireError, KeyError):
@@ -152,7 +146,7 @@ def _load(node: Node, replica: Replica, digest: str) -> None:
     half = node.half
     if half.holds == digest:
         return
-    vector = _vector(half)
+    vector = half.trained
     vector.load(replica.theta)
     rest = node.store.get(_REST)
     if rest is None:

@@ -173,7 +173,7 @@ class SplitStrategy(Strategy):
         if self._save and (last or self.round % self.config.checkpoint_period == 0):
             self._save(self)
         record = self.records[-1]
-        metrics: dict[str, int | float] = {"samples": record.samples, "num-examples": 0}
+        metrics: dict[str, Any] = {"samples": record.samples, "num-examples": 0}
         metrics["num-examples"] = max(1, self._outcome.samples)
         if record.loss is not None:
             metrics["loss"] = record.loss

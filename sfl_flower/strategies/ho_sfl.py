@@ -230,11 +230,10 @@ class HOSFL(HybridStrategy):
         exchange: Exchange,
     ) -> dict[str, float]:
         """Fold means, weights and 1/(P μ) into coefficients, and journal them."""
-        for member, reply in replies.items():
-            peak = max(self.ledger.client_peak_bytes, reply.peak_bytes)
-            self.ledger.client_peak_bytes = peak
         if not replies:
             return {}
+        peak = max(reply.peak_bytes for reply in replies.values())
+        self.ledger.client_peak_bytes = max(self.ledger.client_peak_bytes, peak)
         weights = np.array([client_weight(self.config.mean, used[member]) for member in replies])
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
         settings = self.settings
