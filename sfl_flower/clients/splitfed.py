@@ -100,7 +100,7 @@ def _optimizer(module: nn.Module, text: str) -> torch.optim.Optimizer:
             momentum=spec["momentum"],
             weight_decay=spec["weight_decay"],
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec["name"]]
+    kind = torch.optim.AdamW if spec["name"] == "adamw" else torch.optim.Adam
     return kind(parameters, lr=spec["lr"], weight_decay=spec["weight_decay"])
 
 

@@ -154,7 +154,7 @@ def load_arrays(path: Path, split: Literal["train", "test"]) -> Samples:
             f"There is no file {path}; data given as arrays can be read on the machine, and for as "
             "long as the process lives, that stored it."
         ) from error
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read: {error}. It must be an .npz file with the arrays x_train, "
             "y_train, x_test and y_test."

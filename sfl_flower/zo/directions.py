@@ -96,7 +96,8 @@ class Direction:
         ConfigError
             If the tensors do not match, or the scale is not finite in float32.
         """
-        constant = np.float32(scale)
+        with np.errstate(over="ignore"):
+            constant = np.float32(scale)
         if not np.isfinite(constant):
             raise ConfigError(f"Direction scale {scale!r} is not finite in float32.")
         _check_pair(out, base)
