@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +19,7 @@ __all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "decode_tail"]
 MAX_TAIL_ENTRIES = 1 << 20
 _TAIL = struct.Struct("<4sBBHIIq32s32s")
 _MAGIC, _FORMAT = b"SFLt", 1
+_CHECKSUM_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ class Tail:
 def decode_tail(data: bytes, *, max_entries: int = MAX_TAIL_ENTRIES) -> list[Entry]:
     """Return the entries of an encoded tail; see `Tail.decode` for what is verified."""
     return list(Tail.decode(data, max_entries=max_entries).entries)
+
+
+def _checksum(body: bytes) -> bytes:
+    return blake2b(body, digest_size=_CHECKSUM_BYTES, person=b"sfl.file.1").digest()
 
 
 class Journal:
@@ -200,8 +206,9 @@ class Journal:
             self.base = keep_from_version
 
     def encode(self) -> bytes:
-        """Return the bytes of a journal file: the header, then the tail from `base` on."""
-        return self.header.encode() + self._tail(self.base).encode()
+        """Return the bytes of a journal file: header, tail from `base` on, checksum of both."""
+        body = self.header.encode() + self._tail(self.base).encode()
+        return body + _checksum(body)
 
     @classmethod
     def decode(cls, data: bytes, source: str = "The data") -> Self:
@@ -219,9 +226,12 @@ class Journal:
         JournalError
             If they are not a journal, were altered or cut short.
         """
+        body, check = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+        if _checksum(body) != check:
+            raise JournalError(f"{source} is not an intact journal: its checksum does not fit.")
         try:
-            header = JournalHeader.decode(data[:HEADER_BYTES])
-            tail = Tail.decode(data[HEADER_BYTES:])
+            header = JournalHeader.decode(body[:HEADER_BYTES])
+            tail = Tail.decode(body[HEADER_BYTES:])
         except WireError as error:
             raise JournalError(f"{source} is not an intact journal: {error}") from error
         if tail.since == 0 and (tail.base != header.digest() or tail.last_round != -1):
