@@ -109,7 +109,7 @@ class SplitTask:
             **{f"metrics[{name!r}]": metric for name, metric in self.metrics.items()},
         }  # fmt: skip
         for name, value in wanted.items():
-            if not callable(value) or isinstance(value, nn.Module) and name == "model":
+            if not callable(value) or (isinstance(value, nn.Module) and name == "model"):
                 raise ConfigError(
                     f"In task {self.name!r}, {name} is a {type(value).__name__}; it must be a "
                     "function (lambda: ... makes one of a value)."
