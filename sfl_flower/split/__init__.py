@@ -1,0 +1,18 @@
+"""Cutting a model in two, and finding what would break a client that only runs forwards."""
+
+from __future__ import annotations
+
+from sfl_flower.split.checks import Problem, check_zeroth_order, freeze_batch_norm, problems
+from sfl_flower.split.cut import Halves, cut, legal_cuts
+from sfl_flower.split.half import Half
+
+__all__ = [
+    "Half",
+    "Halves",
+    "Problem",
+    "check_zeroth_order",
+    "cut",
+    "freeze_batch_norm",
+    "legal_cuts",
+    "problems",
+]

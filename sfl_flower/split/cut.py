@@ -1,0 +1,113 @@
+"""Cut a model after a named layer into a client half and a server half."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.errors import CutError
+from sfl_flower.split.compare import run, same
+from sfl_flower.split.half import Half
+from sfl_flower.split.plans import Plans
+from sfl_flower.split.tracing import Traced, copied, trace
+
+__all__ = ["Halves", "cut", "legal_cuts"]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The two halves of a model, which share nothing with each other or with the model.
+
+    Attributes
+    ----------
+    client : nn.Module
+        From the model's inputs to the smashed data ``z``.
+    server : nn.Module
+        From ``z`` to the model's output; ``server(client(x))`` is ``model(x)``.
+    at : str
+        The layer whose output is ``z``.
+    """
+
+    client: nn.Module
+    server: nn.Module
+    at: str
+
+
+def cut(model: nn.Module, at: str, example: tuple[Tensor, ...] | None = None) -> Halves:
+    """Cut ``model`` after the layer ``at``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model whose forward torch.fx can record; it is copied, never changed.
+    at : str
+        Qualified name of a module, as in ``model.named_modules()``; its output is ``z``.
+    example : tuple of Tensor, optional
+        A batch of inputs. With it, the halves are also checked to give the whole model's output
+        bit for bit, in eval mode.
+
+    Returns
+    -------
+    Halves
+        Halves with the parameter names, values, devices and train/eval modes of ``model``.
+
+    Raises
+    ------
+    CutError
+        If there is no such layer, the cut there is not legal, or the forward cannot be recorded.
+    """
+    traced = _traced(model, example)
+    plan = Plans(traced).at(at)
+    halves = Halves(
+        Half(copied(model), plan.client(), traced.constants),
+        Half(copied(model), plan.server(), traced.constants),
+        at,
+    )
+    if example is not None:
+        _verify(model, halves, example)
+    return halves
+
+
+def legal_cuts(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> list[str]:
+    """List the layers that ``model`` may be cut after, from input to output.
+
+    Raises
+    ------
+    CutError
+        If the outermost forward cannot be recorded.
+    """
+    return Plans(_traced(model, example)).legal()
+
+
+def _traced(model: nn.Module, example: tuple[Tensor, ...] | None) -> Traced:
+    if not isinstance(model, nn.Module):
+        raise CutError(f"only a torch.nn.Module can be cut, not {type(model).__name__}.")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise CutError(f"'{name}' has no shape yet; run the model once on a batch first.")
+    return trace(model, None if example is None else len(example))
+
+
+def _verify(model: nn.Module, halves: Halves, example: tuple[Tensor, ...]) -> None:
+    """Compare the halves with the whole on ``example``, in eval mode, bit for bit."""
+    whole, client, server = (
+        copy.deepcopy(module).eval() for module in (model, halves.client, halves.server)
+    )
+    try:
+        expected = run(whole, example)
+    except Exception as error:
+        raise CutError(f"the model does not run on the example batch: {error}") from error
+    z = run(client, example)
+    if not isinstance(z, torch.Tensor):
+        raise CutError(
+            f"cannot cut at '{halves.at}': it returns a {type(z).__name__}, and only one tensor "
+            "can cross; cut after the layer that picks one tensor out of it."
+        )
+    if not same(run(server, (z,)), expected):
+        raise CutError(
+            f"the halves of a cut at '{halves.at}' do not give the model's output on the example: "
+            "its forward must depend on its inputs and its state alone."
+        )
