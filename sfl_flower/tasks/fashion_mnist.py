@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from torch import Tensor, nn
@@ -93,14 +95,20 @@ def _load(root: Path, split: Literal["train", "test"], size: int) -> Samples:
 
 
 def _download(root: Path, split: Literal["train", "test"]) -> Samples:
-    from filelock import FileLock
     from torchvision.datasets import FashionMNIST
 
+    train = split == "train"
     try:
+        with suppress(RuntimeError):  # not there, or not all of it
+            images = FashionMNIST(str(root), train=train, download=False)
+            return Samples(images.data, images.targets)
         root.mkdir(parents=True, exist_ok=True)
-        # Workers of a simulation start together; one downloads, the others find the files.
-        with FileLock(root / "fashion_mnist.lock"):
-            images = FashionMNIST(str(root), train=split == "train", download=True)
+        # Workers of a simulation start together: each downloads aside, one puts its files in place.
+        with TemporaryDirectory(dir=root) as aside:
+            images = FashionMNIST(aside, train=train, download=True)
+            with suppress(OSError):
+                (Path(aside) / "FashionMNIST").rename(root / "FashionMNIST")
+            return Samples(images.data, images.targets)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"Fashion-MNIST was not found and cannot be downloaded: there is no {root / _FILE}, "
@@ -108,4 +116,3 @@ def _download(root: Path, split: Literal["train", "test"]) -> Samples:
             "or torchvision's FashionMNIST folder, into a folder and name it in the environment "
             "variable SFL_DATA_DIR; or connect to the internet."
         ) from error
-    return Samples(images.data, images.targets)

@@ -117,19 +117,39 @@ class _Torchvision:
     """Torchvision's downloader, without a network."""
 
     fails: ClassVar[bool] = False
+    downloads: ClassVar[list[bool]] = []
 
     def __init__(self, root: str, train: bool, download: bool) -> None:
-        if self.fails:
+        folder = Path(root) / "FashionMNIST" / "raw"
+        if download and self.fails:
             raise RuntimeError("Error downloading train-images")
-        assert download and Path(root).is_dir()
+        if download:
+            self.downloads.append(train)
+            folder.mkdir(parents=True)
+        elif not folder.is_dir():
+            raise RuntimeError("Dataset not found")
         self.data = torch.zeros(30 if train else 20, 28, 28, dtype=torch.uint8)
         self.targets = torch.zeros(len(self.data), dtype=torch.int64)
 
 
-def test_fashion_mnist_from_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_mnist_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", _Torchvision)
-    task = load_task("fashion_mnist", train_size=25, test_size=20, data_dir=str(tmp_path / "new"))
+    monkeypatch.setattr(_Torchvision, "downloads", [])
+    root = tmp_path / "new"
+    task = load_task("fashion_mnist", train_size=25, test_size=20, data_dir=str(root))
     assert (len(task.samples("train")), len(task.samples("test"))) == (25, 20)
+    assert _Torchvision.downloads == [True]
+    assert [path.name for path in root.iterdir()] == ["FashionMNIST"]
+
+
+def test_a_download_beside_an_unfinished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", _Torchvision)
+    (tmp_path / "FashionMNIST" / "other").mkdir(parents=True)
+    task = load_task("fashion_mnist", train_size=25, test_size=20, data_dir=str(tmp_path))
+    assert len(task.samples("test")) == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["FashionMNIST"]
 
 
 def test_neither_file_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
