@@ -110,9 +110,10 @@ def _download(root: Path, split: Literal["train", "test"]) -> Samples:
                 (Path(aside) / "FashionMNIST").rename(root / "FashionMNIST")
             return Samples(images.data, images.targets)
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(
             f"Fashion-MNIST was not found and cannot be downloaded: there is no {root / _FILE}, "
-            f"and torchvision said: {error}. Put {_FILE} (x_train, y_train, x_test, y_test), "
+            f"and torchvision said: {reason}. Put {_FILE} (x_train, y_train, x_test, y_test), "
             "or torchvision's FashionMNIST folder, into a folder and name it in the environment "
             "variable SFL_DATA_DIR; or connect to the internet."
         ) from error
