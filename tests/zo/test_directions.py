@@ -157,7 +157,7 @@ def test_a_gpu_gives_the_bits_of_the_cpu(law: str) -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_first_two_moments_and_independence(law: str) -> None:
-    d, n = 40, 4000
+    d, n = 40, 2000
     draws = torch.stack([Direction(RUN, Key(i), d, law).values() for i in range(n)]).double()
     second = draws.T @ draws / n
     assert float((second - torch.eye(d)).abs().max()) < 5.5 / math.sqrt(n)
