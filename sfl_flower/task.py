@@ -188,7 +188,11 @@ class SplitTask:
         DataError
             The training set cannot be divided so; see `partition`.
         """
-        return self.memo(("rows", spec), lambda: partition(spec, self.samples("train").y.numpy()))
+        return self.memo(("rows", spec), lambda: self.compute_rows(spec))
+
+    def compute_rows(self, spec: PartitionSpec) -> list[npt.NDArray[np.int64]]:
+        """Return what `client_rows` does, computed anew."""
+        return partition(spec, self.samples("train").y.numpy())
 
     def client_samples(self, client: int, spec: PartitionSpec) -> Samples:
         """Return a copy of the samples of client number `client`, 0 <= client < spec.clients.

@@ -11,6 +11,7 @@ from functools import cached_property
 from flwr.app import Context
 from torch import Tensor, nn
 
+from sfl_flower.clients.shares import divide
 from sfl_flower.clients.store import NodeStore
 from sfl_flower.config import LOCAL
 from sfl_flower.data import PartitionSpec, batch_indices
@@ -88,7 +89,9 @@ class Node:
         if setup.partition == LOCAL:
             samples = task.samples("train")
         else:
-            samples = task.client_samples(number, _spec(setup.partition))
+            spec = _spec(setup.partition)
+            divide(task, spec)
+            samples = task.client_samples(number, spec)
         return cls(task, setup.seed, number, samples, NodeStore(context))
 
     @property

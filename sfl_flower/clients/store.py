@@ -22,10 +22,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-__all__ = ["NodeStore", "state_root"]
+from sfl_flower.errors import ConfigError
+
+__all__ = ["NodeStore", "state_limit", "state_root"]
 
 STATE_LIMIT = 1 << 20
-"""Largest group of arrays kept in ``Context.state``, in bytes."""
+"""Largest group of arrays kept in ``Context.state``, in bytes, unless `SFL_STATE_LIMIT` is set."""
 KEEP_SECONDS = 7 * 24 * 3600
 """Directories of other runs are removed when nothing in them changed for this long."""
 
@@ -38,6 +40,18 @@ def state_root() -> Path:
     return Path(tempfile.gettempdir()) / f"sfl_flower-{getpass.getuser()}"
 
 
+def state_limit() -> int:
+    """Return the largest group of arrays kept in ``Context.state``, in bytes."""
+    named = os.environ.get("SFL_STATE_LIMIT", "")
+    if not named:
+        return STATE_LIMIT
+    if not named.isdecimal():
+        raise ConfigError(
+            f"SFL_STATE_LIMIT is {named!r}; it must be a whole number of bytes, at least 0."
+        )
+    return int(named)
+
+
 class NodeStore:
     """Named groups of arrays of one node in one run.
 
@@ -45,15 +59,15 @@ class NodeStore:
     ----------
     context : Context
         Flower's context of the node; its state is written to.
-    limit : int
-        Largest group kept in the context, in bytes.
+    limit : int, optional
+        Largest group kept in the context, in bytes; `SFL_STATE_LIMIT` or 1 MiB when left out.
     """
 
-    def __init__(self, context: Context, limit: int = STATE_LIMIT) -> None:
+    def __init__(self, context: Context, limit: int | None = None) -> None:
         self._state = context.state
         self._node = context.node_id
         self._directory = state_root() / str(context.run_id)
-        self._limit = limit
+        self._limit = state_limit() if limit is None else limit
 
     def put(self, name: str, arrays: Mapping[str, np.ndarray], content: str = "") -> None:
         """Remember a group of arrays.
