@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from typing import TYPE_CHECKING
 
 from sfl_flower.errors import DataError
 from sfl_flower.report.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["accuracy_plot"]
 
@@ -67,6 +66,11 @@ def accuracy_plot(
     DataError
         If `x` is unknown or no history has the metric.
     """
+    # Importing matplotlib takes a second, and clients never draw.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
     curves = {label: history.series(x, metric) for label, history in histories.items()}
     if not any(xs for xs, _ in curves.values()):
         raise DataError(f"nothing to plot: no history has the metric {metric!r}")
