@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from sfl_flower._compat import SUPERLINK, identity
 from sfl_flower.client_app import make_client_app
+from sfl_flower.clients.shares import divide
 from sfl_flower.clients.sync import forget_recent
 from sfl_flower.config import check_choice
 from sfl_flower.errors import SflError, TrainingError
@@ -108,6 +109,9 @@ def run_plan(
 def _on_ray(
     client_app: ClientApp, task: SplitTask, plan: Plan, observer: Observer | None, verbose: bool
 ) -> RunResult:
+    # Read when Ray starts: no warning about accelerators, no agent for metrics nobody reads.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     from flwr.simulation import run_simulation  # imports Ray
 
     results: list[RunResult] = []
@@ -117,6 +121,10 @@ def _on_ray(
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
+            # While Ray starts, and once instead of once a worker.
+            spec = plan.config.partition_spec()
+            if spec is not None:
+                divide(task, spec)
             results.append(execute(grid, task, plan, observer))
         except BaseException as error:
             errors.append(error)
@@ -145,6 +153,11 @@ def _on_ray(
     return results[0]
 
 
+def _not_our_function(record: logging.LogRecord) -> bool:
+    """Drop Flower's advice against `run_simulation`: whoever calls `simulate` cannot follow it."""
+    return not ("DEPRECATED" in (text := record.getMessage()) and "run_simulation" in text)
+
+
 @contextmanager
 def _quiet(verbose: bool) -> Iterator[None]:
     """Keep Flower's log to warnings for the length of a block."""
@@ -152,9 +165,11 @@ def _quiet(verbose: bool) -> Iterator[None]:
     level = log.level
     if not verbose:
         log.setLevel(logging.WARNING)
+        log.addFilter(_not_our_function)
     try:
         yield
     finally:
+        log.removeFilter(_not_our_function)
         log.setLevel(level)
 
 
