@@ -93,15 +93,20 @@ class Roster:
         problems = [problem for _, _, problem in answers.values() if problem]
         if problems:
             raise DataError(problems[0])
-        taken = {member.partition for member in self._members.values()}
+        held = {member.partition: member.node_id for member in self._members.values()}
+        new: set[int] = set()
         for stranger, (partition, samples, _) in answers.items():
-            if partition in taken:
-                self._refused.add(stranger.node_id)
+            if partition in new:
                 raise DataError(
                     f"Two nodes say they hold partition {partition}; give each node its own "
                     "partition-id in its node configuration."
                 )
-            taken.add(partition)
+            new.add(partition)
+            # A node that was started again has another id, and Flower believes for up to a minute
+            # that the old one is online too.
+            if partition in held:
+                self._refused.add(held[partition])
+                del self._members[held[partition]]
             self._members[stranger.node_id] = Member(partition, stranger.node_id, samples)
 
     def cohort(self, round: int, online: list[Member], size: int) -> list[Member]:
