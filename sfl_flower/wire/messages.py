@@ -252,9 +252,9 @@ class StaleReply:
         """Read and check an arrived reply."""
         reader = Reader(content, "stale reply")
         reader.text("status", ("stale",))
-        reply = cls(version=reader.integer("version", low=-1), digest=reader.text("digest"))
+        version, digest = reader.integer("version", low=-1), reader.text("digest")
         reader.done()
-        return reply
+        return cls(version, "" if digest == "none" else digest)
 
 
 def is_stale(content: RecordDict) -> bool:
@@ -265,7 +265,10 @@ def is_stale(content: RecordDict) -> bool:
 
 def check_batch(reader: Reader, z: np.ndarray, y: np.ndarray, sizes: np.ndarray) -> None:
     """Refuse smashed data, labels and mini-batch sizes that do not fit one another."""
-    if z.ndim < 2 or y.ndim < 1 or z.shape[0] != y.shape[0] or z.shape[0] < 1:
+    count = z.shape[0] if z.ndim else 0
+    if z.ndim < 2 or y.ndim < 1 or y.shape[0] != count or not (z.size and y.size):
         raise reader.fail(f"has smashed data of shape {z.shape} with labels of shape {y.shape}")
-    if sizes.size < 1 or (sizes < 1).any() or int(sizes.sum()) != z.shape[0]:
-        raise reader.fail(f"has mini-batches of {sizes.tolist()[:8]} for {z.shape[0]} samples")
+    # Each size is bounded before they are summed: a sum of int64 wraps around.
+    legal = sizes.size <= count and ((sizes >= 1) & (sizes <= count)).all()
+    if not legal or int(sizes.sum()) != count:
+        raise reader.fail(f"has mini-batches of {sizes[:8].tolist()} for {count} samples")

@@ -102,7 +102,11 @@ def unpack_state(packed: Mapping[str, np.ndarray], like: Mapping[str, Tensor]) -
                 f"{sum(sizes)}; the two sides run different models."
             )
         flat = torch.from_numpy(packed[dtype].copy())
+        if flat.dtype != _WIRE[target]:
+            raise WireError(f"The weights hold {dtype} as {flat.dtype}; they travel as {target}.")
         flat = flat.view(target) if flat.dtype != target else flat
+        if target == torch.bfloat16 and not torch.isfinite(flat).all():  # unseen among integers
+            raise WireError("The weights hold a bfloat16 that is not finite.")
         for name, part in zip(names, torch.split(flat, sizes), strict=True):
             state[name] = part.reshape(like[name].shape)
     return state
