@@ -1,0 +1,137 @@
+"""One example of every message, and random records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import strategies as st
+
+from sfl_flower.wire import (
+    AnchorRequest,
+    ForwardReply,
+    ForwardRequest,
+    JoinReply,
+    JoinRequest,
+    ProbeReply,
+    ProbeRequest,
+    Setup,
+    StaleReply,
+    StepReply,
+    StepRequest,
+    Sync,
+)
+
+SETUP = Setup(seed=7, partition="local", threads=1)
+Z = np.arange(12, dtype=np.float32).reshape(4, 3)
+Y = np.array([0, 1, 2, 0], dtype=np.int64)
+NONE = Sync("none", 3, "aa", 3, "aa")
+TAIL = Sync("tail", 1, "aa", 3, "bb", tail=b"entries", scalar_bytes=4, key_bytes=2)
+FULL = Sync(
+    "full",
+    0,
+    "",
+    3,
+    "bb",
+    state={
+        "weights.float32": np.ones(5, np.float32),
+        "slot.m": np.zeros(5, np.float32),
+        "header": np.arange(9, dtype=np.uint8),
+    },
+)
+WEIGHTS: dict[str, np.ndarray] = {
+    "float32": np.ones(5, np.float32),
+    "int64": np.array([3], np.int64),
+}
+
+MESSAGES: dict[str, Any] = {
+    "join request": JoinRequest(SETUP),
+    "join reply": JoinReply(2, 30),
+    "join problem": JoinReply(2, 0, "no data"),
+    "stale": StaleReply(2, "ab"),
+    "stale, none": StaleReply(-1, ""),
+    "forward, none": ForwardRequest(4, 8, 2, SETUP, NONE),
+    "forward, tail": ForwardRequest(4, 8, 1, SETUP, TAIL, True, True),
+    "forward, full": ForwardRequest(4, 8, 1, SETUP, FULL),
+    "anchor": AnchorRequest(4, 8, 1, SETUP, NONE),
+    "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), 99),
+    "probe": ProbeRequest(4, 3, "aa", 8, 1, SETUP, Z, 0, 5, "gaussian", 1e-3, True, True, True),
+    "probe reply": ProbeReply(4, 3, np.ones((1, 5), np.float32), 4, 7),
+    "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
+    "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter=True),
+    "step reply": StepReply(4, 1, 4, Z, Y),
+    "last step reply": StepReply(4, 2, 0, weights=WEIGHTS, peak_bytes=5),
+}
+KINDS = sorted({type(message) for message in MESSAGES.values()}, key=lambda kind: kind.__name__)
+
+NAMES = st.sampled_from(
+    ["z", "y", "sizes", "lam", "scalars", "tail", "weights.float32", "state.header", "other"]
+)
+DTYPES = st.sampled_from(["float32", "int64", "uint8", "float64", "object", "nonsense", ""])
+DIMENSIONS = st.lists(
+    st.integers(-3, 5) | st.sampled_from([10**12, -(10**12), 2**31 - 1]), max_size=4
+)
+HEADERS = st.builds(
+    lambda text, size: b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little") + text,
+    st.binary(max_size=80)
+    | st.sampled_from(
+        [
+            b"(" * 3000,
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -4), }" + b" " * 59 + b"\n",
+            b"{'descr': '|O', 'fortran_order': False, 'shape': (3,), }" + b" " * 60 + b"\n",
+            b"{'descr': [('a', '<f4', 10**9)], 'fortran_order': False, 'shape': (1L,), }\n",
+        ]
+    ),
+    st.integers(0, 2**16 - 1),
+)
+
+
+def _array(value: Any) -> Array:
+    return Array(value)
+
+
+ARRAYS = st.one_of(
+    st.builds(
+        Array,
+        dtype=DTYPES,
+        shape=DIMENSIONS.map(tuple),
+        stype=st.sampled_from(["numpy.ndarray", "torch", ""]),
+        data=st.binary(max_size=60) | HEADERS,
+    ),
+    st.sampled_from(
+        [Z, Y, Z[:0], np.array([np.nan], np.float32), np.ones((2, 2, 2, 2), np.float32)]
+    ).map(_array),
+)
+WORDS = st.sampled_from(
+    """protocol status round version digest sync base-version base-digest partition seed threads
+    batch-size minibatches eval-mode meter stream probes law mu central step steps optimizer
+    keep-state partition-id problem other""".split()
+)
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(-2, 8),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["ok", "stale", "none", "tail", "full", "local"]),
+    st.lists(st.integers(0, 9), max_size=2),
+    st.binary(max_size=4),
+)
+METRICS = st.integers(-(2**63), 2**63 - 1) | st.floats() | st.lists(st.integers(0, 9), max_size=2)
+
+
+def records(names: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[RecordDict]:
+    """Return record dicts with configs from `names`, and anything in the arrays and metrics."""
+    return st.builds(
+        lambda arrays, config, metrics: RecordDict(
+            {
+                "arrays": ArrayRecord(arrays),
+                "config": ConfigRecord(config),
+                "metrics": MetricRecord(metrics),
+            }
+        ),
+        st.dictionaries(NAMES, ARRAYS, max_size=4),
+        names,
+        st.dictionaries(st.sampled_from(["num-examples", "peak-bytes", "other"]), METRICS),
+    )

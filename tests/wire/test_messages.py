@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfl_flower.errors import WireError
+from sfl_flower.wire import (
+    ForwardReply,
+    ForwardRequest,
+    ProbeReply,
+    StaleReply,
+    StepReply,
+    StepRequest,
+    Sync,
+    content_bytes,
+    expect_shape,
+    is_stale,
+)
+from sfl_flower.wire.codec import PROTOCOL
+from tests.local_grid import changed, roundtrip
+from tests.wire.contents import KINDS, MESSAGES, SCALARS, WORDS, Z, records
+
+pytestmark = pytest.mark.flower
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, Sync):
+        # What of the tail is what is for the sender's ledger and does not travel.
+        names = ("kind", "base_version", "version", "digest", "tail", "state")
+        return all(same(getattr(a, n), getattr(b, n)) for n in names)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_message_comes_back_through_flowers_encoding(name: str) -> None:
+    message = MESSAGES[name]
+    back = type(message).from_content(roundtrip(message.to_content()))
+    for field in fields(message):
+        assert same(getattr(message, field.name), getattr(back, field.name)), field.name
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_message_has_one_record_of_each_kind(name: str) -> None:
+    content = MESSAGES[name].to_content()
+    kinds = (content.array_records, content.config_records, content.metric_records)
+    assert [list(kind) for kind in kinds] == [["arrays"], ["config"], ["metrics"]]
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_missing_or_foreign_entry_is_refused(name: str) -> None:
+    message = MESSAGES[name]
+    content = message.to_content()
+    names = [("arrays", k) for k in content["arrays"]] + [("config", k) for k in content["config"]]
+    groups = ("state.", "weights.")  # how many arrays there are is checked against the model
+    for record, key in names:
+        if not key.startswith(groups):
+            change: Any = {record: {key: None}}
+            with pytest.raises(WireError):
+                type(message).from_content(changed(content, **change))
+    with pytest.raises(WireError, match="unknown entries: foreign"):
+        type(message).from_content(changed(content, config={"foreign": 1}))
+    with pytest.raises(WireError, match="unknown entries: foreign"):
+        type(message).from_content(changed(content, arrays={"foreign": Z}))
+    with pytest.raises(WireError, match="protocol version 2"):
+        type(message).from_content(changed(content, config={"protocol": PROTOCOL + 1}))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_random_records_raise_wire_errors_only(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(KINDS))
+    content = data.draw(records(st.dictionaries(WORDS, SCALARS, max_size=8)))
+    with pytest.raises(WireError):
+        kind.from_content(content)
+    assert content_bytes(content) >= 0
+    assert isinstance(is_stale(content), bool)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_a_damaged_message_raises_wire_errors_only(data: st.DataObject) -> None:
+    message = data.draw(st.sampled_from(list(MESSAGES.values())))
+    content = message.to_content()
+    noise = data.draw(records(st.dictionaries(st.sampled_from(list(content["config"])), SCALARS)))
+    for record in ("arrays", "config", "metrics"):
+        names = list(noise[record])
+        for name in data.draw(st.lists(st.sampled_from(names))) if names else []:
+            content[record][name] = noise[record][name]
+    try:
+        back = type(message).from_content(content)
+    except WireError:
+        return
+    assert isinstance(back, type(message))
+    assert content_bytes(content) >= sum(back.payload().values())
+
+
+def test_an_empty_record_dict_is_refused_by_every_message() -> None:
+    for kind in KINDS:
+        with pytest.raises(WireError, match="lacks the record"):
+            kind.from_content(RecordDict())
+    assert not is_stale(RecordDict())
+
+
+def refused(name: str, says: str, **change: Any) -> None:
+    message = MESSAGES[name]
+    with pytest.raises(WireError, match=says):
+        type(message).from_content(changed(message.to_content(), **change))
+
+
+def test_batches_must_fit_one_another() -> None:
+    refused("forward reply", "labels of shape", arrays={"y": np.zeros(3, np.int64)})
+    refused("forward reply", "labels of shape", arrays={"z": np.zeros(4, np.float32)})
+    refused("forward reply", "mini-batches of", arrays={"sizes": np.array([4, 1], np.int64)})
+    refused("forward reply", "mini-batches of", arrays={"sizes": np.array([5, -1], np.int64)})
+    refused("forward reply", "mini-batches of", arrays={"sizes": np.zeros(0, np.int64)})
+    # The sum of these wraps around to 4.
+    wrapping = np.array([2**63 - 1, 2**63 - 1, 6], np.int64)
+    refused("forward reply", "mini-batches of", arrays={"sizes": wrapping})
+    no_labels = {"y": np.zeros((4, 0), np.int64)}
+    refused("forward reply", "labels of shape", arrays=no_labels)
+    nothing = {"z": Z[:0], "y": np.zeros(0, np.int64), "sizes": np.zeros(0, np.int64)}
+    refused("forward reply", "smashed data of shape", arrays=nothing)
+    refused("step reply", "labels of shape", arrays={"y": np.zeros(3, np.int64)})
+
+
+def test_a_step_brings_weights_first_and_a_cut_gradient_later() -> None:
+    says = "weights at step 0 and a cut gradient at later steps"
+    refused("first step", says, arrays={"weights.float32": None, "weights.int64": None})
+    refused("first step", says, arrays={"lam": Z})
+    refused("later step", says, arrays={"lam": None})
+    refused("later step", r"step=3, expected a whole number in \[0, 2\]", config={"step": 3})
+
+
+def test_a_sync_of_an_unknown_kind_is_refused() -> None:
+    refused("forward, none", "expected one of none, tail, full", config={"sync": "later"})
+    refused("forward, none", "unknown entries: tail", arrays={"tail": np.zeros(3, np.uint8)})
+    refused("forward, tail", "'tail' as float32", arrays={"tail": np.zeros(3, np.float32)})
+
+
+def test_what_counts_as_stale() -> None:
+    assert is_stale(StaleReply(1, "ab").to_content())
+    assert not is_stale(MESSAGES["forward reply"].to_content())
+
+
+def test_a_shape_is_what_the_server_asked_for() -> None:
+    values = np.zeros((1, 5), np.float32)
+    assert expect_shape("scalars", values, (1, 5)) is values
+    with pytest.raises(WireError, match=r"scalars of shape \(1, 5\), expected \(1, 4\)"):
+        expect_shape("scalars", values, (1, 4))
+
+
+def test_payloads_are_the_bytes_of_the_arrays() -> None:
+    expected: dict[str, dict[str, int]] = {
+        "forward, none": {"scalars": 0, "keys": 0, "weights": 0},
+        "forward, tail": {"scalars": 4, "keys": 2, "weights": 0},
+        "forward, full": {"scalars": 0, "keys": 0, "weights": 40},
+        "forward reply": {"smashed": 48, "labels": 32},
+        "probe": {"gradients": 48},
+        "probe reply": {"scalars": 20},
+        "first step": {"weights": 28, "gradients": 0},
+        "later step": {"weights": 0, "gradients": 48},
+        "step reply": {"smashed": 48, "labels": 32, "weights": 0},
+        "last step reply": {"smashed": 0, "labels": 0, "weights": 28},
+        "join request": {},
+        "join reply": {},
+        "stale": {},
+    }
+    assert {name: MESSAGES[name].payload() for name in expected} == expected
+
+
+def test_message_types_are_legal_in_flower() -> None:
+    assert (ForwardRequest.TYPE, StepRequest.TYPE) == ("train.forward", "train.step")
+    for kind in (ForwardReply, ProbeReply, StepReply):
+        assert not hasattr(kind, "TYPE")
