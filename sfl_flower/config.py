@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -40,8 +41,8 @@ def check_choice(name: str, value: str, legal: Iterable[str]) -> None:
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise `ConfigError` unless low <= value <= high."""
-    if not low <= value <= high:
-        bound = f"at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
+    if not low <= value <= high or math.isinf(value):
+        bound = f"finite, at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
         raise ConfigError(f"{name} is {value}; it must be {bound}.")
 
 
@@ -65,7 +66,7 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
                 return float(value)
         elif kind is str and isinstance(value, str):
             return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise ConfigError(f"{name} is {value!r}; it must be a {kind.__name__}.")
 

@@ -105,9 +105,7 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
     SflError
         If the run cannot go on; what was trained so far is in the run directory.
     """
-    directory = None
-    if plan.out is not None:
-        directory = RunDirectory.create(plan.out, plan.resolved(), resume=plan.resume)
+    directory: RunDirectory | None = None
     history = History()
 
     def on_round(record: RoundRecord) -> None:
@@ -124,18 +122,23 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
     strategy = METHODS[plan.config.method](
         task, plan.config, plan.settings, on_round=on_round, save=save
     )
-    if directory is None:
+    if plan.out is None:
         _train(strategy, grid)
     else:
+        # After the strategy: settings it refuses leave no directory behind.
+        directory = RunDirectory.create(plan.out, plan.resolved(), resume=plan.resume)
         with closing(directory):
-            if plan.resume and directory.has_checkpoint:
-                strategy.resume(*directory.load_checkpoint())
-                history = directory.truncate(strategy.round)
+            if plan.resume:
+                if directory.has_checkpoint:
+                    strategy.resume(*directory.load_checkpoint())
+                history = directory.truncate(strategy.round if strategy.round else -1)
             try:
                 _train(strategy, grid)
             finally:
                 if strategy.records:
-                    _save(directory, strategy)
+                    # A round that was broken off is no place to go on from.
+                    whole = strategy.records[-1].round == strategy.round
+                    _save(directory, strategy, checkpoint=whole)
                     directory.plot()
     return RunResult(history, _summary(strategy, history, plan.out), strategy.model(), plan.out)
 
@@ -152,12 +155,13 @@ def _train(strategy: SplitStrategy, grid: Grid) -> None:
         )
 
 
-def _save(directory: RunDirectory, strategy: SplitStrategy) -> None:
+def _save(directory: RunDirectory, strategy: SplitStrategy, checkpoint: bool = True) -> None:
     directory.save_model(strategy.state_dict())
     if isinstance(strategy, HOSFL):
         directory.write_bytes("journal.bin", strategy.mirror.journal.encode())
     directory.write_ledger(strategy.ledger.to_dict())
-    directory.save_checkpoint(*strategy.checkpoint())
+    if checkpoint:
+        directory.save_checkpoint(*strategy.checkpoint())
 
 
 def _summary(strategy: SplitStrategy, history: History, out: Path | None) -> Summary:

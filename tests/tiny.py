@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfl_flower._compat import SUPERLINK, identity
 from sfl_flower.client_app import make_client_app
 from sfl_flower.clients.sync import forget_recent
+from sfl_flower.config import RunConfig
 from sfl_flower.data import PartitionSpec
 from sfl_flower.methods import METHODS
 from sfl_flower.run import Plan, RunResult, execute
@@ -67,6 +68,10 @@ class SharedOut(SplitTask):
     """A task whose shares of the data are given, without a partitioner."""
 
     shares: list[Samples]
+
+    def given(self, config: RunConfig) -> None:
+        """Keep the clients from dividing the training set."""
+        self.memo(("rows", config.partition_spec()), lambda: [])
 
     def client_samples(self, client: int, spec: PartitionSpec) -> Samples:
         """Return the share of a client."""
@@ -153,6 +158,8 @@ def begin(
     """Return a strategy and its grid, not started."""
     forget_recent()
     checked = plan(method, **options)
+    if isinstance(problem, SharedOut):
+        problem.given(checked.config)
     grid = LocalGrid(make_client_app(lambda context: problem), checked.config.clients, faults)
     strategy: SplitStrategy = METHODS[method](problem, checked.config, checked.settings)
     return Trial(strategy, grid)
@@ -198,6 +205,8 @@ def run(
     """Train as `simulate` does, on a grid with faults."""
     forget_recent()
     checked = plan(method, out, resume, **options)
+    if isinstance(problem, SharedOut):
+        problem.given(checked.config)
     grid = LocalGrid(make_client_app(lambda context: problem), checked.config.clients, faults)
     log = logging.getLogger("flwr")
     level = log.level

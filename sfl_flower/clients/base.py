@@ -8,6 +8,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import Context
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from sfl_flower.config import LOCAL
 from sfl_flower.data import PartitionSpec, batch_indices
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.meter import PeakMemory
-from sfl_flower.task import Samples, SplitTask
+from sfl_flower.task import SplitTask
 from sfl_flower.wire import JoinReply, JoinRequest, Setup
 from sfl_flower.zo import ParameterVector
 
@@ -70,8 +72,8 @@ class Node:
         The run's seed.
     partition : int
         The number of its share of the data.
-    samples : Samples
-        Its share of the data.
+    rows : numpy.ndarray
+        Its share of the data: rows of the task's training set, int64, shape [n].
     store : NodeStore
         What it remembers.
     """
@@ -79,7 +81,7 @@ class Node:
     task: SplitTask
     seed: int
     partition: int
-    samples: Samples
+    rows: npt.NDArray[np.int64]
     store: NodeStore
 
     @classmethod
@@ -104,8 +106,8 @@ class Node:
 
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
-        rows = batch_indices(self.seed, self.partition, round, step, len(self.samples), batch_size)
-        return self.task.batch(self.samples, rows)
+        chosen = batch_indices(self.seed, self.partition, round, step, len(self.rows), batch_size)
+        return self.task.batch(self.task.samples("train"), self.rows[chosen])
 
 
 def _spec(text: str) -> PartitionSpec:
@@ -124,9 +126,9 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
         node = Node.open(source, context, request.setup)
     except (ConfigError, DataError) as error:
         return JoinReply(node_partition(context), 0, str(error)[:2000])
-    if len(node.samples) == 0:
+    if len(node.rows) == 0:
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
-    return JoinReply(node.partition, len(node.samples))
+    return JoinReply(node.partition, len(node.rows))
 
 
 @contextmanager

@@ -68,8 +68,7 @@ def bring_up(node: Node, sync: Sync) -> int | StaleReply:
         node.store.put(_REPLICA, replica.to_arrays(), content=sync.digest)
         node.store.put_text(_POSITION, {"version": sync.version, "digest": sync.digest})
     _remember(replica, sync.digest)
-    _load(node, replica, sync.digest)
-    return version
+    return version if _load(node, replica, sync.digest) else StaleReply(-1, "")
 
 
 def journal_key(node: Node) -> bytes:
@@ -142,15 +141,17 @@ def _follow(node: Node, sync: Sync) -> Replica | None:
     return replica if at == (sync.version, sync.digest) else None
 
 
-def _load(node: Node, replica: Replica, digest: str) -> None:
+def _load(node: Node, replica: Replica, digest: str) -> bool:
+    """Put the parameters into the half; False where the client lost what goes with them."""
     half = node.half
     if half.holds == digest:
-        return
+        return True
     vector = half.trained
     vector.load(replica.theta)
     rest = node.store.get(_REST)
     if rest is None:
-        raise WireError("The client lost its buffers within a message; it needs a download.")
+        half.holds = ""
+        return False
     rest.pop("header")
     own = half.module.state_dict()
     like = {k: v for k, v in own.items() if k not in vector.names}
@@ -158,3 +159,4 @@ def _load(node: Node, replica: Replica, digest: str) -> None:
         for name, value in unpack_state(rest, like).items():
             own[name].copy_(value)
     half.holds = digest
+    return True

@@ -169,10 +169,12 @@ class Exchange:
             return
         try:
             reply = read(message.content)
-            self._ledger.record("up", reply.payload(), content_bytes(message.content))
         except SflError as error:
+            # It crossed the network all the same.
+            self._ledger.record("up", {}, content_bytes(message.content))
             self.tally.reject(member, error)
             return
+        self._ledger.record("up", reply.payload(), content_bytes(message.content))
         found[member] = reply
 
     def _give_up(self) -> None:

@@ -98,6 +98,7 @@ class HOSFLSettings(Settings):
         check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
         check_choice("sync", self.sync, SYNC_POLICIES)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+        self.optimizer()  # refuses its own settings
 
     def optimizer(self) -> OptimizerSpec:
         """Return the client optimiser."""
@@ -134,7 +135,8 @@ class HOSFL(HybridStrategy):
             If something in the client half breaks zeroth-order training.
         """
         with eval_mode(self.client_half) if self.settings.client_mode == "eval" else nullcontext():
-            check_zeroth_order(self.client_half)
+            x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
+            check_zeroth_order(self.client_half, example=(x,))
         self.mirror = Mirror(
             self.client_half,
             run_key("ho_sfl", self.config.seed),

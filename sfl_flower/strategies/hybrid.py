@@ -89,6 +89,11 @@ class HybridStrategy(SplitStrategy):
                     f"it answers round {reply.round} with {reply.sizes.size} mini-batches, asked "
                     f"were {minibatches} of round {round}."
                 )
+            if int(reply.sizes.max()) > self.config.batch_size:
+                raise WireError(
+                    f"it has a mini-batch of {int(reply.sizes.max())} samples, asked were at most "
+                    f"{self.config.batch_size}."
+                )
             return reply
 
         def request(member: Member) -> ForwardRequest:

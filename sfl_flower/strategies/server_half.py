@@ -103,6 +103,8 @@ class ServerHalf:
             raise WireError(f"a label is {bad}, the task has classes 0 to {self._classes - 1}.")
         cut = torch.from_numpy(z.copy()).requires_grad_()
         self.module.train()
+        buffers = [b for b in self.module.buffers() if b.is_floating_point()]
+        before = [buffer.clone() for buffer in buffers]
         try:
             loss = self._loss(self.module(cut), torch.from_numpy(y.copy()))
         except (RuntimeError, ValueError, IndexError) as error:
@@ -112,9 +114,13 @@ class ServerHalf:
         lam, *weights = torch.autograd.grad(
             loss, [cut, *self._parameters], allow_unused=True, materialize_grads=True
         )
-        if not (torch.isfinite(loss) and torch.isfinite(lam).all()):
+        norms = torch._foreach_norm(weights) if weights else ()  # not finite if any element is
+        parts = (loss.detach(), lam, *norms, *buffers)
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
             raise WireError(
-                "its loss or cut gradient is not finite; lower the learning rates if this repeats."
+                "its loss or a gradient is not finite; lower the learning rates if this repeats."
             )
         return Gradients(lam.numpy(), float(loss.detach()), weights)
 

@@ -201,6 +201,11 @@ class _SplitFed(SplitStrategy):
             raise WireError("it brings weights before its last step, or none after it.")
         if reply.z is not None:
             self.expect_z(reply.z)
+            if len(reply.z) > self.config.batch_size:
+                raise WireError(
+                    f"it has a mini-batch of {len(reply.z)} samples, asked were at most "
+                    f"{self.config.batch_size}."
+                )
         else:
             unpack_state(reply.weights, self.client_half.state_dict())
         return reply
