@@ -89,12 +89,18 @@ class Node:
         """Find the task, the share of the data and the memory of the node of a message."""
         task, number = source(context), node_partition(context)
         if setup.partition == LOCAL:
-            samples = task.samples("train")
+            rows = np.arange(len(task.samples("train")))
         else:
             spec = _spec(setup.partition)
             divide(task, spec)
-            samples = task.client_samples(number, spec)
-        return cls(task, setup.seed, number, samples, NodeStore(context))
+            parts = task.client_rows(spec)
+            if not 0 <= number < len(parts):
+                raise DataError(
+                    f"This node has partition-id {number}; the run has partitions 0 to "
+                    f"{len(parts) - 1}. Give it another partition-id, or set clients higher."
+                )
+            rows = parts[number]
+        return cls(task, setup.seed, number, rows, NodeStore(context))
 
     @property
     def half(self) -> LoadedHalf:
