@@ -17,7 +17,6 @@ from sfl_flower._compat import SUPERLINK, identity
 from sfl_flower.client_app import make_client_app
 from sfl_flower.clients.sync import forget_recent
 from sfl_flower.config import RunConfig
-from sfl_flower.data import PartitionSpec
 from sfl_flower.methods import METHODS
 from sfl_flower.run import Plan, RunResult, execute
 from sfl_flower.strategies.base import SplitStrategy
@@ -70,12 +69,12 @@ class SharedOut(SplitTask):
     shares: list[Samples]
 
     def given(self, config: RunConfig) -> None:
-        """Keep the clients from dividing the training set."""
-        self.memo(("rows", config.partition_spec()), lambda: [])
-
-    def client_samples(self, client: int, spec: PartitionSpec) -> Samples:
-        """Return the share of a client."""
-        return self.shares[client]
+        """Keep the clients from dividing the training set: it is the shares, one after another."""
+        ends = np.cumsum([len(share) for share in self.shares])
+        rows = [
+            np.arange(end - len(share), end) for share, end in zip(self.shares, ends, strict=True)
+        ]
+        self.memo(("rows", config.partition_spec()), lambda: rows)
 
 
 def task(
@@ -87,14 +86,15 @@ def task(
     **options: Any,
 ) -> SplitTask:
     """Return a task; client i holds `shares[i]`, by default `each` samples of its own."""
-    whole = samples(clients * each)
     if shares is None:
+        whole = samples(clients * each)
         shares = [whole.take(slice(i * each, (i + 1) * each)) for i in range(clients)]
+    x, y = torch.cat([share.x for share in shares]), torch.cat([share.y for share in shares])
     made = SharedOut(
         name="tiny",
         model=build,
         cut=cut,
-        train=lambda: whole,
+        train=lambda: Samples(x, y),
         test=lambda: samples(40, 1),
         classes=CLASSES,
         **options,
