@@ -28,7 +28,9 @@ R = TypeVar("R", bound=Reply)
 WORKER_DIED = (0, 8)
 """Flower's error codes for a worker process that died; the request is sent once more."""
 RESENDS = 2
-FIRST_WAIT, LONGEST_WAIT = 0.002, 0.25
+SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.25
+WAIT_SHARE = 0.1
+"""Next wait over the time without a reply: what polling adds to an exchange at most."""
 
 _log = getLogger("flwr")
 
@@ -134,8 +136,8 @@ class Exchange:
         dict[Member, R]
             Valid replies, in the order of the requests; the rest is in `tally`.
         """
-        deadline = time.monotonic() + self._timeout
-        wait = FIRST_WAIT
+        quiet_since = time.monotonic()
+        deadline = quiet_since + self._timeout
         found: dict[Member, R] = {}
         self._drop_late()
         while self._pending:
@@ -144,11 +146,14 @@ class Exchange:
                 self._receive(message, read, found)
             if not self._pending:
                 break
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 self._give_up()
                 break
-            wait = FIRST_WAIT if arrived else min(wait * 1.5, LONGEST_WAIT)
-            time.sleep(wait)
+            if arrived:
+                quiet_since = now
+            wait = WAIT_SHARE * (now - quiet_since)
+            time.sleep(min(max(wait, SHORTEST_WAIT), LONGEST_WAIT))
         order, self._order = self._order, []
         return {member: found[member] for member in order if member in found}
 
