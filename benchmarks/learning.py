@@ -1,0 +1,127 @@
+"""HO-SFL between the frozen client and first order, on Fashion-MNIST.
+
+Every method, the control first, runs at each server rate and seed; a method's accuracy is the mean
+over seeds at its own best rate.  The rates are chosen on the same test images, for every method
+alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks.figure import Figure
+from sfl_flower import simulate
+
+__all__ = ["add_arguments", "run"]
+
+SHARED: Mapping[str, Any] = {
+    "task.train_size": 12_000,
+    "task.test_size": 2_000,
+    "clients": 10,
+    "sampled": 5,
+    "batch_size": 32,
+    "partition": "dirichlet",
+    "alpha": 0.5,
+    "server_optimizer": "sgd",
+    "server_momentum": 0.9,
+}
+SERVER_RATES = (0.05, 0.1, 0.2)
+METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "frozen": ("frozen", {}),
+    "first_order": ("splitfed_v2", {"client_lr": 0.05, "client_state": "kept"}),
+    "ho_sfl": ("ho_sfl", {"client_lr": 0.1, "probes": 16, "client_lr_schedule": "cosine"}),
+}
+"""Label -> method and the settings that are its own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    label: str
+    server_lr: float
+    seed: int
+    rounds: int
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--learning-rounds", type=int, default=2000, help="rounds of each run")
+    parser.add_argument("--learning-seeds", type=int, default=3, help="seeds 0, 1, … of each run")
+    parser.add_argument("--learning-workers", type=int, default=2, help="runs side by side")
+    parser.add_argument(
+        "--learning-out", type=Path, help="file to which every run is added, one JSON line each"
+    )
+
+
+def run(args: argparse.Namespace) -> Iterator[Figure]:
+    """Yield the accuracy of each method and the share of the gap that HO-SFL closes."""
+    jobs = [
+        Job(label, rate, seed, args.learning_rounds)
+        for label, rate, seed in product(METHODS, SERVER_RATES, range(args.learning_seeds))
+    ]
+    found: dict[tuple[str, float], list[float]] = {}
+    with ProcessPoolExecutor(args.learning_workers, mp_context=get_context("spawn")) as pool:
+        for job, accuracy in zip(jobs, pool.map(train, jobs), strict=True):
+            found.setdefault((job.label, job.server_lr), []).append(accuracy)
+            if args.learning_out:
+                with args.learning_out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**job.__dict__, "accuracy": accuracy}) + "\n")
+    best: dict[str, float] = {}
+    for label in METHODS:
+        rate = max(SERVER_RATES, key=lambda rate: mean(found[label, rate]))
+        best[label] = mean(found[label, rate])
+        yield Figure(f"accuracy_{label}", best[label], "share", None, _setting(label, rate, found))
+    gap = best["first_order"] - best["frozen"]
+    yield Figure(
+        "gap_closed_ho_sfl",
+        (best["ho_sfl"] - best["frozen"]) / gap,
+        "ratio",
+        0.85,
+        f"(HO-SFL - frozen) / (first order - frozen) = ({best['ho_sfl']:.4f} - "
+        f"{best['frozen']:.4f}) / ({best['first_order']:.4f} - {best['frozen']:.4f}), each at its "
+        "own best server rate",
+    )
+
+
+def _setting(label: str, rate: float, found: Mapping[tuple[str, float], list[float]]) -> str:
+    method, settings = METHODS[label]
+    runs = found[label, rate]
+    spread = stdev(runs) if len(runs) > 1 else 0.0
+    others = ", ".join(f"{other:g}: {mean(found[label, other]):.4f}" for other in SERVER_RATES)
+    own = ", ".join(f"{key}={value}" for key, value in settings.items()) or "no settings"
+    return (
+        f"{method} ({own}), server rate {rate:g}, {len(runs)} seeds, standard deviation "
+        f"{spread:.4f}; mean by server rate {others}"
+    )
+
+
+def train(job: Job) -> float:
+    """Return the accuracy of the whole model after the last round."""
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    method, settings = METHODS[job.label]
+    result = simulate(
+        "fashion_mnist",
+        method,
+        backend="inline",
+        rounds=job.rounds,
+        seed=job.seed,
+        server_lr=job.server_lr,
+        eval_every=job.rounds,
+        **SHARED,
+        **settings,
+    )
+    return result.summary.metrics["accuracy"]
