@@ -1,0 +1,122 @@
+"""`simulate`: Ray gives what the inline backend gives, and failures come out as they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
+
+from sfl_flower import simulate, simulation
+from sfl_flower._compat import SUPERLINK, identity
+from sfl_flower.errors import ConfigError, DataError, TrainingError
+from sfl_flower.inline import InlineGrid
+from sfl_flower.report import RoundRecord
+from sfl_flower.run import Plan, RunResult, execute
+from sfl_flower.task import SplitTask
+
+SHARED: dict[str, Any] = {"rounds": 3, "clients": 4, "sampled": 2, "batch_size": 8, "seed": 3}
+METHODS: dict[str, dict[str, Any]] = {
+    "ho_sfl": {"minibatches": 2, "client_optimizer": "momentum"},
+    "frozen": {},
+    "splitfed_v2": {"local_steps": 2},
+}
+
+
+def untimed(result: RunResult) -> list[RoundRecord]:
+    return [replace(record, seconds=0.0) for record in result.history]
+
+
+def assert_equal(found: RunResult, expected: RunResult) -> None:
+    """Compare every number but the seconds."""
+    assert untimed(found) == untimed(expected)  # losses, metrics, digests, bytes, exchanges
+    assert replace(found.summary, seconds=0.0) == replace(expected.summary, seconds=0.0)
+    assert found.model.keys() == expected.model.keys()
+    assert all(torch.equal(found.model[name], expected.model[name]) for name in expected.model)
+
+
+@pytest.mark.simulation
+def test_ray_equals_inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One start of Ray for all methods: the others train on the same grid after the first. The
+    # clients' larger arrays go to files there, and stay in Flower's context inline.
+    first, *others = METHODS
+    found: dict[str, RunResult] = {}
+
+    def execute_all(grid: Grid, task: SplitTask, plan: Plan, observer: Any) -> RunResult:
+        result = execute(grid, task, plan, observer)
+        for name in others:
+            options = {"method": name, "task": "digits", **SHARED, **METHODS[name]}
+            found[name] = execute(grid, task, Plan.read(options))
+        return result
+
+    seen: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation, "execute", execute_all)
+        patch.setenv("SFL_STATE_LIMIT", "2000")
+        found[first] = simulate(
+            "digits", first, on_round=lambda r: seen.append(r.round), **SHARED, **METHODS[first]
+        )
+    assert seen == [0, 1, 2, 3]
+    for name, options in METHODS.items():
+        assert_equal(found[name], simulate("digits", name, backend="inline", **SHARED, **options))
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Flower's entry point call the apps in this process, as far as `simulate` can see."""
+
+    def run_simulation(
+        server_app: Callable[..., None], client_app: Any, num_supernodes: int, backend_config: Any
+    ) -> None:
+        logging.getLogger("flwr").warning("DEPRECATED FEATURE: The `run_simulation` function ...")
+        logging.getLogger("flwr").warning("something that matters")
+        assert backend_config["client_resources"] == {"num_cpus": 1, "num_gpus": 0}
+        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+        with identity(1, SUPERLINK):
+            try:
+                server_app(InlineGrid(client_app, num_supernodes), context)
+            except Exception as error:
+                raise RuntimeError("Exception in ServerApp thread") from error
+
+    monkeypatch.setattr("flwr.simulation.run_simulation", run_simulation)
+
+
+@pytest.mark.flower
+@pytest.mark.usefixtures("no_ray")
+def test_what_stops_the_server_is_raised_as_it_is() -> None:
+    with pytest.raises(DataError, match="samples cannot give each of 2000 clients"):
+        simulate("digits", rounds=1, clients=2000)
+
+
+@pytest.mark.flower
+@pytest.mark.usefixtures("no_ray")
+def test_an_error_of_a_users_function_is_not_hidden() -> None:
+    def observer(record: RoundRecord) -> None:
+        raise ZeroDivisionError("in the user's own function")
+
+    with pytest.raises(TrainingError, match="in the user's own function") as caught:
+        simulate("digits", rounds=1, clients=2, on_round=observer)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.flower
+@pytest.mark.usefixtures("no_ray")
+def test_warnings_are_shown_and_advice_against_flowers_function_is_not(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("flwr")
+    monkeypatch.setattr(log, "propagate", True)
+    before = (log.level, list(log.filters))
+    simulate("digits", rounds=1, clients=2)
+    assert [record.getMessage() for record in caplog.records] == ["something that matters"]
+    assert (log.level, list(log.filters)) == before
+
+
+def test_an_unknown_backend_starts_nothing() -> None:
+    with pytest.raises(ConfigError, match="backend is 'dask'; it must be one of ray, inline"):
+        simulate("digits", rounds=1, clients=2, backend="dask")
