@@ -97,6 +97,7 @@ def run_plan(
 ) -> RunResult:
     """Train a task as planned; see `simulate`."""
     check_choice("backend", backend, BACKENDS)
+    task.check(plan.config.seed)
     app = make_client_app(lambda context: task)
     with _quiet(verbose), _own_state():
         if backend == "ray":

@@ -1,0 +1,160 @@
+"""The `sfl` command: run a method on a ready-made task, list options, show the demo."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sfl_flower.config import RunConfig
+from sfl_flower.demo import DEMO_METHODS, run_demo
+from sfl_flower.errors import ConfigError, SflError
+from sfl_flower.methods import METHODS
+from sfl_flower.report import RunProgress, print_tables
+from sfl_flower.run import Plan
+from sfl_flower.simulation import BACKENDS, run_plan
+from sfl_flower.tasks import TASKS, load_task, task_options
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns
+    -------
+    int
+        Exit status: 0 when the run is complete, 1 when it failed, 2 when it was asked for wrongly.
+    """
+    parsed = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        parsed.action(parsed)
+    except ConfigError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        return 2
+    except SflError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; --resume goes on from the last checkpoint", highlight=False)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sfl", description="Split federated learning with forward-only clients, on Flower."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="train a ready-made task with a method on virtual clients",
+        description="Train a ready-made task with a method on virtual clients.",
+        epilog="'sfl options' lists every key that --set takes.",
+    )
+    run.add_argument("--task", default=RunConfig.task, help=f"one of: {', '.join(TASKS)}")
+    run.add_argument("--method", default=RunConfig.method, help=f"one of: {', '.join(METHODS)}")
+    run.add_argument("--rounds", type=int, default=RunConfig.rounds, help="rounds to train")
+    run.add_argument("--clients", type=int, default=RunConfig.clients, help="virtual clients")
+    run.add_argument("--sampled", type=int, default=0, help="clients per round (0: all)")
+    run.add_argument("--seed", type=int, default=0, help="the run's only source of randomness")
+    run.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any other option, as often as needed; task options begin with 'task.'",
+    )
+    run.add_argument("--out", type=Path, help="run directory (default: runs/TASK-METHOD-seedSEED)")
+    run.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    run.add_argument("--backend", choices=BACKENDS, default="ray", help="Ray, or this process")
+    run.add_argument("--verbose", action="store_true", help="show Flower's own log")
+    run.set_defaults(action=_run)
+
+    options = commands.add_parser("options", help="list the options of runs, methods and tasks")
+    options.add_argument("name", nargs="?", help="a method or a task (default: options of any run)")
+    options.set_defaults(action=_options)
+
+    demo = commands.add_parser(
+        "demo", help=f"train {', '.join(DEMO_METHODS)} on the digits and compare them"
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="where results go")
+    demo.add_argument("--backend", choices=BACKENDS, default="ray", help="Ray, or this process")
+    demo.set_defaults(action=lambda parsed: run_demo(parsed.out, parsed.backend))
+    return parser
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    options: dict[str, Any] = {
+        name: getattr(parsed, name)
+        for name in ("task", "method", "rounds", "clients", "sampled", "seed")
+    }
+    for pair in parsed.settings:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set got '{pair}'; it takes KEY=VALUE, such as --set probes=8.")
+        options[key.replace("-", "_")] = value
+    out = parsed.out or Path("runs") / f"{parsed.task}-{parsed.method}-seed{parsed.seed}"
+    plan = Plan.read(options, out, parsed.resume)
+    task = load_task(plan.config.task, **plan.task_options)
+    with RunProgress() as progress:
+        progress.start(f"{plan.config.task} · {plan.config.method}", plan.config.rounds)
+        result = run_plan(
+            task, plan, backend=parsed.backend, observer=progress.update, verbose=parsed.verbose
+        )
+    print_tables([result.summary])
+    Console().print(f"Everything is in {out.absolute()}", highlight=False, soft_wrap=True)
+
+
+def _options(parsed: argparse.Namespace) -> None:
+    name = parsed.name
+    if name is None:
+        _print_fields("Options of every run", RunConfig)
+        hint = f"methods: {', '.join(METHODS)}; tasks: {', '.join(TASKS)}"
+        Console().print(f"'sfl options NAME' lists those of one ({hint}).", highlight=False)
+    elif name in METHODS:
+        _print_fields(f"Options of method {name}", METHODS[name].settings_type)
+    else:
+        rows = [(f"task.{key}", value, "") for key, value in task_options(name).items()]
+        _print(f"Options of task {name}", rows)
+
+
+def _print_fields(title: str, kind: type[Any]) -> None:
+    meanings = _meanings(kind)
+    _print(title, [(f.name, f.default, meanings.get(f.name, "")) for f in dataclasses.fields(kind)])
+
+
+def _print(title: str, rows: Sequence[tuple[str, Any, str]]) -> None:
+    table = Table("option", "default", "meaning", title=title, title_justify="left")
+    for key, default, meaning in rows:
+        table.add_row(key.replace("_", "-"), "" if default == "" else str(default), meaning)
+    Console().print(table)
+
+
+def _meanings(kind: type[Any]) -> dict[str, str]:
+    """Read the meaning of each field from the class's NumPy docstring."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(kind.__doc__ or "").splitlines():
+        head = re.fullmatch(r"(\w+(?:, \w+)*) : .*", line)
+        if head:
+            names = head.group(1).split(", ")
+        elif line.startswith("    ") and names:
+            for name in names:
+                found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
