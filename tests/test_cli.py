@@ -1,0 +1,107 @@
+"""The `sfl` command: exit codes, messages, what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sfl_flower.cli import main
+from sfl_flower.demo import DEMO_METHODS, run_demo
+from sfl_flower.methods import METHODS
+from sfl_flower.report import RunDirectory
+
+pytestmark = pytest.mark.flower
+
+INLINE = ["run", "--backend", "inline", "--clients", "3", "--set", "partition=iid"]
+
+
+def test_a_run_leaves_everything_on_disk(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main([*INLINE, "--rounds", "2", "--set", "probes=2", "--out", str(out)]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "config.json",
+        "history.jsonl",
+        "ledger.json",
+        "model.safetensors",
+        "journal.bin",
+        "accuracy.png",
+    } <= names
+    assert any(name.startswith("events") or (out / name).is_dir() for name in names)
+    assert json.loads((out / "config.json").read_text())["config"]["probes"] == 2
+    assert [record.round for record in RunDirectory(out).history] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "ho_slf"], ["ho_slf", "ho_sfl", "frozen"]),
+        (["--task", "digit"], ["digit", "digits"]),
+        (["--set", "probs=2"], ["probs", "probes"]),
+        (["--set", "probes=0"], ["probes", "[1, 4096]"]),
+        (["--set", "probes"], ["KEY=VALUE"]),
+        (["--clients", "0"], ["clients", "at least 1"]),
+        (["--sampled", "9"], ["sampled", "[1, 3]"]),
+        (["--set", "task.size=3"], ["size", "digits"]),
+        (["--method", "frozen", "--set", "mu=0.1"], ["mu", "frozen"]),
+        (["--set", "client-lr=fast"], ["client_lr", "fast"]),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main([*INLINE, *arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_a_failed_run_exits_1_and_keeps_what_was_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    # With this rate the first step makes the server half overflow.
+    arguments = ["--rounds", "20", "--set", "server-lr=1e30", "--out", str(out)]
+    assert main([*INLINE, *arguments]) == 1
+    assert "not finite" in capsys.readouterr().err
+    history = RunDirectory(out).history
+    assert 1 < len(history) < 20
+    assert RunDirectory(out).load_model()
+
+
+def test_resume_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    shared = [*INLINE, "--set", "eval-every=1"]
+    assert main([*shared, "--rounds", "4", "--out", str(whole)]) == 0
+    assert main([*shared, "--rounds", "2", "--out", str(parts)]) == 0
+    assert main([*shared, "--rounds", "4", "--out", str(parts), "--resume"]) == 0
+    expected = (whole / "model.safetensors").read_bytes()
+    assert (parts / "model.safetensors").read_bytes() == expected
+    assert (parts / "journal.bin").read_bytes() == (whole / "journal.bin").read_bytes()
+
+
+@pytest.mark.parametrize("name", [None, *METHODS, "fashion_mnist"])
+def test_every_option_has_a_meaning(name: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["options", *([name] if name else [])]) == 0
+    shown = capsys.readouterr().out
+    assert "option" in shown
+    if name == "ho_sfl":
+        assert "client-lr" in shown and "probe length" in shown
+
+
+def test_the_demo_compares_at_equal_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sfl_flower.demo.SHARED", {"task": "digits", "rounds": 2, "clients": 3})
+    run_demo(tmp_path / "demo", backend="inline")
+    samples = {RunDirectory(tmp_path / "demo" / m).history[-1].samples for m in DEMO_METHODS}
+    assert len(samples) == 1
+    assert (tmp_path / "demo" / "accuracy.png").stat().st_size > 10_000
+    shown = capsys.readouterr().out
+    assert all(method in shown for method in DEMO_METHODS)
+    run_demo(tmp_path / "demo", backend="inline")
+    assert (tmp_path / "demo-2" / "accuracy.png").exists()
