@@ -76,15 +76,17 @@ def _restore(node: Node, request: StepRequest) -> nn.Module:
 def _finish(node: Node, module: nn.Module, request: StepRequest) -> None:
     x, _ = node.batch(request.round, request.step - 1, request.batch_size)
     lam = torch.from_numpy(np.array(request.lam))
-    optimizer = _optimizer(module, request.optimizer)
-    _load_slots(node, optimizer)
     with torch.enable_grad():
         z = module(x)
         if z.shape != lam.shape:
             raise WireError(
                 f"λ has shape {tuple(lam.shape)}, the batch gives z of {tuple(z.shape)}."
             )
+        if not z.requires_grad:  # nothing is trainable
+            return
         z.backward(lam)
+    optimizer = _optimizer(module, request.optimizer)
+    _load_slots(node, optimizer)
     optimizer.step()
     optimizer.zero_grad()
     _save_slots(node, optimizer)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.data import generator
-from sfl_flower.errors import WireError
+from sfl_flower.errors import CutError, WireError
 from sfl_flower.strategies.base import Outcome, SplitStrategy
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.hybrid import client_weight
@@ -111,6 +111,20 @@ def mean_state(states: Iterable[Mapping[str, Tensor]], weights: list[float]) -> 
 class _SplitFed(SplitStrategy):
     settings_type: ClassVar[type[Settings]] = SplitFedSettings
     settings: SplitFedSettings
+
+    def prepare(self) -> None:
+        """Refuse a client half that has nothing to send.
+
+        Raises
+        ------
+        CutError
+            If it has no parameter.
+        """
+        if not any(True for _ in self.client_half.parameters()):
+            raise CutError(
+                f"The client half up to '{self.task.cut}' has no parameter, so SplitFed has "
+                "nothing to train there; cut at a later layer."
+            )
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of SplitFed: h steps on every client, then the means."""
