@@ -127,8 +127,8 @@ class LocalGrid(InlineGrid):
         self.faults = list(faults)
         self.log: Counter[tuple[str, int]] = Counter()
         self.late: dict[str, Message] = {}
-        self.requests: list[tuple[str, int, RecordDict]] = []
-        self.replies: list[tuple[str, int, RecordDict]] = []
+        self.requests: list[tuple[str, int, Any]] = []
+        self.replies: list[tuple[str, int, Any]] = []
         self._rng = random.Random(seed)
         self._twice: set[str] = set()
         self._round = 0

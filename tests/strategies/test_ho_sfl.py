@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.strategies.ho_sfl import HOSFLSettings, scheduled
+from sfl_flower.strategies.server_half import Gradients, ServerHalf
+from sfl_flower.task import Samples
+from sfl_flower.zo import Direction, ParameterVector, surrogate_scalars
+from tests import tiny
+from tests.tiny import CLIENT_NAMES, CLIENT_SIZE, begin, flat, start, train
+
+pytestmark = pytest.mark.flower
+
+
+class Row:
+    """A direction that is given: a row of a matrix."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.size = values, values.numel()
+
+    def add_to(self, out: Tensor, base: Tensor, scale: float) -> None:
+        out.copy_(base + scale * self.values)
+
+
+def projected(half: nn.Module, x: Tensor, lam: Tensor, mu: float, seed: int) -> Tensor:
+    """Return g of d probes along √d times an orthonormal basis."""
+    vector = ParameterVector(half)
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.standard_normal((vector.size, vector.size)))[0]
+    rows = torch.from_numpy(basis * vector.size**0.5).float()
+    directions: list[Any] = [Row(row) for row in rows]
+    with torch.no_grad():
+        z = half(x)
+    v = surrogate_scalars(lambda: half(x), vector, directions, mu, z, lam)
+    return (v.double() / mu) @ rows.double() / len(rows)
+
+
+def problem(linear: bool) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """Return a client half, a batch, λ, and autograd's client gradient."""
+    halves = tiny.task().build(3)
+    half = nn.Sequential(halves.client.get_submodule("first")) if linear else halves.client
+    data = tiny.samples(8, 5)
+    z = half(data.x)
+    cut = z.detach().requires_grad_()
+    loss = functional.cross_entropy(halves.server(cut), data.y)
+    (lam,) = torch.autograd.grad(loss, cut)
+    _, parameters = zip(*sorted(half.named_parameters()), strict=True)
+    exact = torch.autograd.grad(z, parameters, lam)
+    return half, data.x, lam, torch.cat([g.reshape(-1) for g in exact]).double()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a1_projected_probes_give_autograds_client_gradient(seed: int) -> None:
+    half, x, lam, exact = problem(linear=False)
+    errors = [
+        float((projected(half, x, lam, mu, seed) - exact).norm() / exact.norm())
+        for mu in (1e-1, 1e-2, 1e-3)
+    ]
+    assert errors[2] <= 3e-3
+    # Curvature: the error is linear in μ until float32 ends it.
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.15)
+
+
+@pytest.mark.parametrize("mu", [10.0, 1.0, 0.1])
+def test_a1_is_exact_for_a_client_linear_in_its_parameters(mu: float) -> None:
+    half, x, lam, exact = problem(linear=True)
+    assert float((projected(half, x, lam, mu, 0) - exact).norm() / exact.norm()) <= 1e-5
+
+
+def journalled(trial: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean directional derivatives and directions of a shared one-entry journal."""
+    journal = trial.strategy.mirror.journal
+    (entry,) = journal.entries
+    directions = [
+        Direction(journal.header.run_key, key, CLIENT_SIZE, journal.header.law).values().numpy()
+        for key in entry.keys()
+    ]
+    return entry.coefficients.reshape(-1) * entry.probes, np.array(directions, np.float64)
+
+
+def splitfed_gradient(problem: Any, **options: Any) -> Tensor:
+    """Return the mean client gradient of a SplitFed round, from the step it takes."""
+    trial = begin(problem, "splitfed_v1", rounds=1, client_lr=1.0, client_momentum=0.0, **options)
+    before = flat(trial.model, CLIENT_NAMES)
+    return before - flat(start(trial).model, CLIENT_NAMES)
+
+
+def test_a1_a_whole_round_journals_splitfeds_client_gradient() -> None:
+    problem = tiny.task()
+    probes = 4 * CLIENT_SIZE
+    trial = train(
+        problem, rounds=1, directions="shared", probes=probes, mu=1e-2, estimator="central"
+    )
+    derivatives, directions = journalled(trial)
+    found = np.linalg.lstsq(directions, derivatives, rcond=None)[0]
+    exact = splitfed_gradient(problem).numpy()
+    assert np.linalg.norm(found - exact) <= 2e-3 * np.linalg.norm(exact)
+
+
+def test_the_journalled_update_is_the_estimate_times_the_learning_rate() -> None:
+    trial = begin(tiny.task(), rounds=1, probes=3, client_lr=0.5, directions="shared")
+    before = flat(trial.model, CLIENT_NAMES)
+    start(trial)
+    derivatives, directions = journalled(trial)
+    step = before - flat(trial.model, CLIENT_NAMES)
+    expected = 0.5 * derivatives @ directions / 3
+    assert np.allclose(step, expected, rtol=1e-4, atol=1e-8)
+    assert np.abs(expected).max() > 1e-4
+
+
+@pytest.mark.parametrize("directions", ["shared", "own"])
+def test_the_estimate_leans_on_the_gradient_as_theory_says(directions: str) -> None:
+    """The cosine to the gradient is √(P / (P + d + 1)), with own directions P counts K times."""
+    problem = tiny.task()
+    cosines = []
+    for seed in range(12):
+        trial = begin(
+            problem, rounds=1, probes=CLIENT_SIZE, seed=seed, client_lr=1.0, directions=directions
+        )
+        before = flat(trial.model, CLIENT_NAMES)
+        step = before - flat(start(trial).model, CLIENT_NAMES)
+        exact = splitfed_gradient(problem, seed=seed)
+        cosines.append(float(functional.cosine_similarity(step, exact, dim=0)))
+    expected = (CLIENT_SIZE / (2 * CLIENT_SIZE + 1)) ** 0.5
+    if directions == "shared":
+        assert np.mean(cosines) == pytest.approx(expected, rel=0.12)
+    else:  # not exact: the clients' gradients differ, so the K estimates are not of one vector
+        assert np.mean(cosines) > expected
+
+
+def repeated(shares: list[Samples], times: int) -> list[Samples]:
+    return [share for _ in range(times) for share in shares]
+
+
+def updates(shares: list[Samples], **options: Any) -> tuple[Tensor, Tensor]:
+    """Return the changes of the client half and of the server half in one round of SGD."""
+    problem = tiny.task(shares)
+    trial = begin(problem, rounds=1, clients=len(shares), batch_size=50, **options)
+    before, server = trial.model, sorted(set(trial.model) - set(CLIENT_NAMES))
+    after = start(trial).model
+    return (
+        flat(before, CLIENT_NAMES) - flat(after, CLIENT_NAMES),
+        flat(before, server) - flat(after, server),
+    )
+
+
+SHARED: dict[str, Any] = {
+    "directions": "shared",
+    "probes": 8,
+    "server_lr": 1.0,
+    "client_lr": 1.0,
+    "mu": 1e-2,
+}
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 2e-5) -> bool:
+    return bool((a - b).norm() <= tolerance * b.norm())
+
+
+@pytest.mark.parametrize("mean", ["uniform", "samples"])
+def test_a3_duplicating_every_client_leaves_the_updates_unchanged(mean: str) -> None:
+    shares = [tiny.samples(n, n) for n in (1, 2, 3)]
+    once = updates(shares, mean=mean, **SHARED)
+    twice = updates(repeated(shares, 2), mean=mean, **SHARED)
+    for a, b in zip(once, twice, strict=True):
+        assert float(b.norm()) > 1e-3
+        assert close(a, b)
+
+
+def test_a3_four_identical_clients_are_one() -> None:
+    share = [tiny.samples(3)]
+    one = updates(share, **SHARED)
+    four = updates(repeated(share, 4), **SHARED)
+    for a, b in zip(one, four, strict=True):
+        assert close(a, b)
+
+
+def test_a3_finds_the_extra_division_of_the_published_runner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It scales each client's loss by 1/K, and averages over the K clients once more."""
+    share = [tiny.samples(3)]
+    one = updates(share, **SHARED)
+    own = ServerHalf.gradients
+
+    def scaled(half: ServerHalf, z: np.ndarray, y: np.ndarray) -> Gradients:
+        found = own(half, z, y)
+        return Gradients(found.lam / 4, found.loss / 4, [w / 4 for w in found.weights])
+
+    monkeypatch.setattr(ServerHalf, "gradients", scaled)
+    four = updates(repeated(share, 4), **SHARED)
+    for a, b in zip(four, one, strict=True):
+        assert not close(a, b, 0.5)
+        assert close(a, b / 4)
+
+
+def test_minibatches_of_one_exchange_are_averaged() -> None:
+    share = [tiny.samples(8)]
+    options: dict[str, Any] = {**SHARED, "clients": 1, "rounds": 1, "probes": 2 * CLIENT_SIZE}
+    problem = tiny.task(share)
+    both = train(problem, batch_size=4, minibatches=2, **options)
+    whole = train(problem, batch_size=8, **options)
+    server = ("hidden.weight", "hidden.bias", "out.weight", "out.bias")
+    assert close(flat(both.model, server), flat(whole.model, server), 1e-6)
+    (entry,) = both.strategy.mirror.journal.entries
+    assert (entry.steps, entry.coefficients.shape) == (2, (1, 2, 2 * CLIENT_SIZE))
+    keys = {(key.step, key.probe) for key in entry.keys()}
+    assert keys == set(itertools.product(range(2), range(2 * CLIENT_SIZE)))
+    assert both.strategy.ledger.samples == 8
+
+
+def test_each_clients_own_directions_are_named_by_its_partition() -> None:
+    trial = train(tiny.task(), rounds=1, directions="own")
+    (entry,) = trial.strategy.mirror.journal.entries
+    assert entry.streams == (1, 2, 3, 4)
+    asked = [
+        content["config"]["stream"] for kind, _, content in trial.grid.requests if "probe" in kind
+    ]
+    assert sorted(asked) == [1, 2, 3, 4]
+
+
+def test_a_sample_weighted_mean_weighs_by_the_samples_of_the_round() -> None:
+    shares = [tiny.samples(1, 1), tiny.samples(3, 2)]
+    joined = Samples(torch.cat([s.x for s in shares]), torch.cat([s.y for s in shares]))
+    weighted = updates(shares, mean="samples", **SHARED)
+    together = updates([joined], **SHARED)
+    uniform = updates(shares, mean="uniform", **SHARED)
+    for a, b, c in zip(weighted, together, uniform, strict=True):
+        assert close(a, b)
+        assert not close(c, b, 1e-2)
+
+
+def test_central_probes_are_closer_than_forward_ones() -> None:
+    problem = tiny.task()
+    exact = splitfed_gradient(problem).numpy()
+    errors = {}
+    for estimator in ("forward", "central"):
+        trial = train(
+            problem,
+            rounds=1,
+            directions="shared",
+            probes=4 * CLIENT_SIZE,
+            mu=0.02,
+            estimator=estimator,
+        )
+        derivatives, directions = journalled(trial)
+        found = np.linalg.lstsq(directions, derivatives, rcond=None)[0]
+        errors[estimator] = np.linalg.norm(found - exact)
+    assert errors["central"] < 0.3 * errors["forward"]
+
+
+def test_schedules_by_hand() -> None:
+    assert [scheduled("constant", 2.0, r, 4) for r in (1, 4)] == [2.0, 2.0]
+    assert [scheduled("linear", 2.0, r, 4) for r in (1, 2, 3, 4)] == [2.0, 1.5, 1.0, 0.5]
+    assert scheduled("cosine", 2.0, 1, 4) == 2.0
+    assert scheduled("cosine", 2.0, 3, 4) == pytest.approx(1.0)
+    trial = train(tiny.task(), rounds=4, client_lr=2.0, client_lr_schedule="linear")
+    assert [e.lr for e in trial.strategy.mirror.journal.entries] == [2.0, 1.5, 1.0, 0.5]
+    rates = [record.extra["client_lr"] for record in trial.strategy.records[1:]]
+    assert rates == [2.0, 1.5, 1.0, 0.5]
+
+
+def test_momentum_is_torchs() -> None:
+    """The client half moves as torch's SGD moves along the journalled estimates."""
+    trial = begin(
+        tiny.task(),
+        rounds=4,
+        directions="shared",
+        client_optimizer="momentum",
+        client_momentum=0.5,
+        client_lr=0.1,
+    )
+    theta = flat(trial.model, CLIENT_NAMES).clone().requires_grad_()
+    torch_sgd = torch.optim.SGD([theta], lr=0.1, momentum=0.5)
+    start(trial)
+    journal = trial.strategy.mirror.journal
+    for entry in journal.entries:
+        grad = torch.zeros(CLIENT_SIZE, dtype=torch.float64)
+        for key, value in zip(entry.keys(), entry.coefficients.reshape(-1).tolist(), strict=True):
+            direction = Direction(journal.header.run_key, key, CLIENT_SIZE, "rademacher")
+            grad += value * direction.values().double()
+        theta.grad = grad
+        torch_sgd.step()
+    assert torch.allclose(theta.detach(), flat(trial.model, CLIENT_NAMES), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+@pytest.mark.parametrize("law", ["rademacher", "gaussian", "sphere"])
+def test_every_optimizer_and_law_keeps_clients_and_server_equal(optimizer: str, law: str) -> None:
+    trial = train(
+        tiny.task(),
+        rounds=4,
+        sampled=2,
+        client_optimizer=optimizer,
+        direction=law,
+        client_weight_decay=0.01,
+        client_lr=0.01,
+    )
+    strategy = trial.strategy
+    assert strategy.version == 4
+    chain = strategy.mirror.journal
+    seen = {client: trial.position(client) for client in range(4)}
+    assert max(version for version, _ in seen.values()) == 3  # the last update is not sent yet
+    for version, digest in seen.values():
+        assert version == -1 or chain.digest_at(version).hex() == digest
+
+
+def test_the_model_learns() -> None:
+    trial = train(
+        tiny.task(clients=4, each=32),
+        rounds=60,
+        batch_size=16,
+        probes=8,
+        server_lr=0.3,
+        server_momentum=0.9,
+        client_lr=0.1,
+    )
+    first, last = trial.strategy.records[0].metrics, trial.strategy.records[-1].metrics
+    assert last["loss"] < 0.8 * first["loss"]
+    assert last["accuracy"] > 0.6
+
+
+def test_batch_norm_in_train_mode_is_refused_and_eval_mode_runs() -> None:
+    """A12."""
+    problem = tiny.task(build=tiny.with_batch_norm)
+    with pytest.raises(Exception, match=r"'norm'.*freeze_batch_norm") as caught:
+        begin(problem)
+    assert caught.type.__name__ == "CutError"
+    trial = train(problem, rounds=2, client_mode="eval")
+    assert trial.strategy.version == 2
+
+
+def test_active_dropout_is_refused() -> None:
+    """A12."""
+
+    def build() -> nn.Module:
+        first, act, *rest = tiny.model().children()
+        return nn.Sequential(first, nn.Dropout(0.5), act, *rest)
+
+    with pytest.raises(Exception, match=r"'1'.*eval") as caught:
+        begin(tiny.task(build=build, cut="2"))
+    assert caught.type.__name__ == "CutError"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"probes": 0}, r"probes is 0; it must be in \[1, 4096\]"),
+        ({"minibatches": 0}, r"minibatches is 0; it must be in \[1, 4096\]"),
+        ({"mu": 0.0}, r"mu is 0\.0; it must be in"),
+        ({"mu": float("nan")}, "mu is nan"),
+        ({"client_lr": -1.0}, "client_lr is -1.0; it must be finite, at least 0"),
+        ({"client_lr": float("inf")}, "client_lr is inf; it must be finite"),
+        ({"direction": "cauchy"}, "one of rademacher, gaussian, sphere"),
+        ({"directions": "mine"}, "one of own, shared"),
+        ({"estimator": "x"}, "one of forward, central"),
+        ({"client_optimizer": "lion"}, "one of sgd, momentum, adam, adamw"),
+        ({"client_optimizer": "momentum", "client_momentum": 1.0}, "momentum is 1.0; legal"),
+        ({"client_weight_decay": -1.0}, "weight_decay is -1.0; legal"),
+        ({"sync": "never"}, "one of auto, replay, download"),
+        ({"client_mode": "train"}, "one of as_built, eval"),
+        ({"client_lr_schedule": "step"}, "one of constant, linear, cosine"),
+    ],
+)
+def test_settings_are_checked_before_anything_starts(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        HOSFLSettings(**options)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.data import batch_indices
+from sfl_flower.errors import ConfigError, CutError
+from sfl_flower.strategies.splitfed import SplitFedSettings, mean_state
+from tests import tiny
+from tests.local_grid import Fault
+from tests.tiny import begin, equal, flat, start, train
+
+pytestmark = pytest.mark.flower
+
+METHODS = ("splitfed_v1", "splitfed_v2")
+
+
+def centralised(
+    trial: Any, share: Any, rounds: int, steps: int, client: Any, server: Any
+) -> dict[str, Tensor]:
+    """Train the whole model on one client's batches with torch's optimisers."""
+    model = tiny.model()
+    model.load_state_dict(trial.model)
+    halves = (
+        [p for n, p in model.named_parameters() if n.startswith("first")],
+        [p for n, p in model.named_parameters() if not n.startswith("first")],
+    )
+    for round in range(1, rounds + 1):
+        optimizers = [client(halves[0]), server(halves[1])]
+        for step in range(steps):
+            rows = batch_indices(0, 0, round, step, len(share), 4).copy()
+            loss = nn.functional.cross_entropy(model(share.x[rows]), share.y[rows])
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a16_one_client_is_centralised_training(method: str, optimizer: str) -> None:
+    share = tiny.samples(10)
+    trial = begin(
+        tiny.task([share]),
+        method,
+        clients=1,
+        rounds=3,
+        local_steps=4,
+        client_optimizer=optimizer,
+        client_lr=0.1,
+        client_momentum=0.9,
+        client_weight_decay=0.01,
+        server_lr=0.2,
+    )
+
+    def client(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01)
+        kind: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+        adam: torch.optim.Optimizer = kind(parameters, lr=0.1, weight_decay=0.01)
+        return adam
+
+    expected = centralised(
+        trial, share, 3, 4, client, lambda parameters: torch.optim.SGD(parameters, lr=0.2)
+    )
+    start(trial)
+    for name, value in expected.items():
+        assert torch.allclose(trial.model[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def test_a16_v1_and_v2_agree_to_the_bit_for_one_client() -> None:
+    share = [tiny.samples(10)]
+    v1, v2 = (train(tiny.task(share), m, clients=1, local_steps=3) for m in METHODS)
+    assert equal(v1.model, v2.model)
+
+
+def test_two_clients_differ_between_v1_and_v2() -> None:
+    v1, v2 = (train(tiny.task(), m) for m in METHODS)
+    assert not equal(v1.model, v2.model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_h_local_steps_are_h_plus_1_exchanges(method: str) -> None:
+    trial = train(tiny.task(), method, rounds=2, local_steps=3)
+    assert trial.grid.log["train.step", 0] == 2 * 4
+    assert trial.strategy.ledger.samples == 2 * 3 * 4 * 4
+
+
+def test_identical_clients_are_one_client_in_v1() -> None:
+    share = tiny.samples(1)
+    one = train(tiny.task([share]), "splitfed_v1", clients=1, rounds=2)
+    four = train(tiny.task([share] * 4), "splitfed_v1", clients=4, rounds=2)
+    names = sorted(one.model)
+    assert torch.allclose(flat(one.model, names), flat(four.model, names), atol=1e-7)
+
+
+def test_kept_client_state_differs_from_fresh_and_is_kept() -> None:
+    share = tiny.samples(10)
+    options: dict[str, Any] = {"clients": 1, "rounds": 3, "client_lr": 0.1, "server_lr": 0.0}
+    fresh = train(tiny.task([share]), "splitfed_v2", **options)
+    kept = train(tiny.task([share]), "splitfed_v2", client_state="kept", **options)
+    assert not equal(fresh.model, kept.model)
+    # With the state kept, three rounds of one step are one round of three, on the same data.
+    whole = tiny.samples(4)
+    a = train(tiny.task([whole]), "splitfed_v2", client_state="kept", **options)
+    b = train(tiny.task([whole]), "splitfed_v2", **{**options, "rounds": 1}, local_steps=3)
+    names = sorted(a.model)
+    assert torch.allclose(flat(a.model, names), flat(b.model, names), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_counts_each_batch_once() -> None:
+    trial = train(
+        tiny.task(build=tiny.with_batch_norm), "splitfed_v2", rounds=2, local_steps=3, clients=1
+    )
+    assert int(trial.model["norm.num_batches_tracked"]) == 6
+    assert int(trial.model["norm2.num_batches_tracked"]) == 6
+
+
+def test_a_mean_of_states_by_hand() -> None:
+    states = [
+        {"a": torch.tensor([1.0, 3.0]), "n": torch.tensor(2)},
+        {"a": torch.tensor([5.0, 3.0]), "n": torch.tensor(5)},
+    ]
+    mean = mean_state(states, [3.0, 1.0])
+    assert mean["a"].tolist() == [2.0, 3.0]
+    assert (int(mean["n"]), mean["n"].dtype) == (3, torch.int64)
+
+
+def test_a_sample_weighted_mean_of_clients() -> None:
+    shares = [tiny.samples(1, 1), tiny.samples(3, 2)]
+    alone = [
+        train(tiny.task([s, s]), "splitfed_v1", rounds=1, clients=2, server_lr=0.0).model
+        for s in shares
+    ]
+    both = train(
+        tiny.task(shares), "splitfed_v1", rounds=1, clients=2, server_lr=0.0, mean="samples"
+    ).model
+    # Shares of 1 and 3 samples; a batch is at most 4, so each client runs all of its own.
+    expected = 0.25 * alone[0]["first.weight"] + 0.75 * alone[1]["first.weight"]
+    assert torch.allclose(both["first.weight"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_client_that_breaks_off_is_left_out_of_the_mean(method: str) -> None:
+    faults = [Fault("drop", {2}, {1}, times=1), Fault("raise", {3}, {2}, times=1)]
+    trial = train(tiny.task(), method, faults, rounds=3, local_steps=2)
+    assert [record.failures for record in trial.strategy.records] == [0, 1, 1, 0]
+    assert [record.replies for record in trial.strategy.records] == [0, 3, 3, 4]
+
+
+def test_a_client_that_forgets_within_a_round_is_left_out_and_joins_the_next() -> None:
+    faults = [Fault("forget", {1}, {1}, times=1)]
+    trial = train(tiny.task(), "splitfed_v2", faults, rounds=2, local_steps=2)
+    assert [record.replies for record in trial.strategy.records] == [0, 3, 4]
+    assert "cannot go on with step 1" in trial.notes
+
+
+def parameterless() -> nn.Module:
+    return nn.Sequential(nn.Tanh(), nn.Linear(tiny.FEATURES, tiny.CLASSES))
+
+
+def fixed() -> nn.Module:
+    model = tiny.model()
+    model.get_submodule("first").requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_client_half_of_fixed_parameters_trains_the_server_alone(method: str) -> None:
+    trial = begin(tiny.task(build=fixed), method, rounds=2)
+    before = trial.model
+    after = start(trial).model
+    assert trial.total("failures") == 0
+    assert all(torch.equal(before[name], after[name]) for name in tiny.CLIENT_NAMES)
+    assert not equal(before, after)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_client_half_without_parameters_is_refused(method: str) -> None:
+    with pytest.raises(CutError, match=r"up to '0' has no parameter.*cut at a later layer"):
+        begin(tiny.task(build=parameterless, cut="0"), method)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"local_steps": 0}, "local_steps is 0"),
+        ({"client_momentum": 1.0}, r"client_momentum is 1\.0; it must be in \[0, 0\.9999\]"),
+        ({"client_lr": -0.1}, "at least 0"),
+        ({"client_optimizer": "momentum"}, "one of sgd, adam, adamw"),
+        ({"client_state": "lost"}, "one of fresh, kept"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        SplitFedSettings(**options)
+
+
+def test_order_of_v2_follows_the_seed_and_holds_everyone() -> None:
+    strategy = begin(tiny.task(), "splitfed_v2").strategy
+    members = list(range(10))
+    orders = [strategy.order(r, s, members) for r in range(4) for s in range(2)]
+    assert all(sorted(order) == members for order in orders)
+    assert len({tuple(order) for order in orders}) == len(orders)
+    assert np.array_equal(orders[0], strategy.order(0, 0, members))
