@@ -129,10 +129,18 @@ class Sync:
             base_version=reader.integer("base-version"),
             base_digest=reader.text("base-digest"),
             version=reader.integer("version"),
-            digest=reader.text("digest"),
+            digest=_hex(reader, "digest"),
             tail=tail,
             state=reader.group(_FULL, WEIGHT_DTYPES) if kind == "full" else {},
         )
+
+
+def _hex(reader: Reader, name: str) -> str:
+    # Digests name files on the client.
+    value = reader.text(name, longest=128)
+    if set(value) - set("0123456789abcdef"):
+        raise reader.fail(f"has {name}={value[:80]!r}, expected hexadecimal digits")
+    return value
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,7 @@ def test_a_step_brings_weights_first_and_a_cut_gradient_later() -> None:
 
 def test_a_sync_of_an_unknown_kind_is_refused() -> None:
     refused("forward, none", "expected one of none, tail, full", config={"sync": "later"})
+    refused("forward, none", "expected hexadecimal digits", config={"digest": "../../x"})
     refused("forward, none", "unknown entries: tail", arrays={"tail": np.zeros(3, np.uint8)})
     refused("forward, tail", "'tail' as float32", arrays={"tail": np.zeros(3, np.float32)})
 
