@@ -164,8 +164,8 @@ class HOSFL(HybridStrategy):
             settings.minibatches,
             settings.client_mode == "eval",
         )
-        # Every batch is committed before the first direction is known to anyone; then clients
-        # probe while the server still works on the others' batches.
+        # Every batch is committed before the first probe; then clients probe while the server
+        # still works on the others' batches.
         losses: list[float] = []
         used: dict[Member, int] = {}
         for member, reply in anchors.items():
