@@ -82,19 +82,43 @@ class NodeStore:
             A digest of the arrays, if there is one: nodes of one machine that hold the same
             content then share one file.
         """
-        size = sum(array.nbytes for array in arrays.values())
-        old = self._file(name)
-        if size <= self._limit:
+        # What is shared may be damaged; whoever puts has the arrays and can replace it.
+        if content and self.share(name, content) and self.get(name) is not None:
+            return
+        old, new = self._file(name), None
+        if sum(array.nbytes for array in arrays.values()) <= self._limit:
             self._state[name] = ArrayRecord(
                 {key: Array(np.ascontiguousarray(value)) for key, value in arrays.items()}
             )
-            new = None
         else:
-            new = self._directory / f"{name}-{content or 'own'}-{self._node}.safetensors"
-            self._write(new, arrays, shared=bool(content))
-            self._state[name] = ConfigRecord({"file": new.name, "bytes": size})
+            new = self._path(name, content)
+            self._write(new, arrays)
+            self._state[name] = ConfigRecord({"file": new.name})
         if old is not None and old != new:
             old.unlink(missing_ok=True)
+
+    def share(self, name: str, content: str) -> bool:
+        """Remember what another node of this machine holds; False where none has that content.
+
+        Parameters
+        ----------
+        name, content : str
+            As for `put`.
+        """
+        old, new = self._file(name), self._path(name, content)
+        for twin in self._directory.glob(f"{name}-{content}-*.safetensors"):
+            if twin == new:
+                continue  # what this node holds already may be damaged
+            # A hard link is a reference that the file system counts: the content goes with the
+            # last node that drops it.
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+                os.link(twin, new)
+                self._state[name] = ConfigRecord({"file": new.name})
+                if old is not None and old != new:
+                    old.unlink(missing_ok=True)
+                return True
+        return False
 
     def get(self, name: str) -> dict[str, np.ndarray] | None:
         """Return a group of arrays, None where it was never put or is lost."""
@@ -132,19 +156,13 @@ class NodeStore:
         file = None if record is None else record.get("file")
         return self._directory / Path(file).name if isinstance(file, str) else None
 
-    def _write(self, path: Path, arrays: Mapping[str, np.ndarray], shared: bool) -> None:
+    def _path(self, name: str, content: str) -> Path:
+        return self._directory / f"{name}-{content or 'own'}-{self._node}.safetensors"
+
+    def _write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         if not self._directory.exists():
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             _remove_old(self._directory)
-        # A hard link is a reference that the file system counts: the content goes with the last
-        # node that drops it.
-        twins = self._directory.glob(f"{path.stem.rpartition('-')[0]}-*.safetensors")
-        for twin in twins if shared else ():
-            with contextlib.suppress(OSError):
-                if twin != path:
-                    path.unlink(missing_ok=True)
-                    os.link(twin, path)
-                return
         partial = path.with_suffix(f".{os.getpid()}.tmp")
         save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, partial)
         os.replace(partial, path)

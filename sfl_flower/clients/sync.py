@@ -65,7 +65,8 @@ def bring_up(node: Node, sync: Sync) -> int | StaleReply:
             return StaleReply(-1, "")
         replica = found
     if digest != sync.digest or sync.kind == "full":
-        node.store.put(_REPLICA, replica.to_arrays(), content=sync.digest)
+        if sync.kind == "full" or not node.store.share(_REPLICA, sync.digest):
+            node.store.put(_REPLICA, replica.to_arrays(), content=sync.digest)
         node.store.put_text(_POSITION, {"version": sync.version, "digest": sync.digest})
     _remember(replica, sync.digest)
     return version if _load(node, replica, sync.digest) else StaleReply(-1, "")
@@ -127,18 +128,32 @@ def _follow(node: Node, sync: Sync) -> Replica | None:
     """Return the replica at the version asked for, None where the client lost what it had."""
     if sync.digest in _RECENT:
         return _RECENT[sync.digest]
-    rest, arrays = node.store.get(_REST), node.store.get(_REPLICA)
-    if rest is None or arrays is None:
-        return None
     try:
-        header = JournalHeader.decode(rest["header"].tobytes())
-        replica = Replica.from_arrays(arrays, header, node.half.trained.size)
-        if sync.kind == "tail":
-            replica.replay_tail(Tail.decode(sync.tail))
+        tail = Tail.decode(sync.tail) if sync.kind == "tail" else None
+        replica = _nearest(node, tail)
+        if replica is not None and tail is not None:
+            replica.replay_tail(tail.after(replica.version))
     except (JournalError, WireError, KeyError):
+        return None
+    if replica is None:
         return None
     at = (replica.version, replica.digest.hex())
     return replica if at == (sync.version, sync.digest) else None
+
+
+def _nearest(node: Node, tail: Tail | None) -> Replica | None:
+    """Return a replica of the client's own to replay a tail from, None where all is lost.
+
+    A shared replica on the tail's way, the further the better, saves the entries before it.
+    """
+    for digest in reversed(tail.digests() if tail is not None else ()):
+        if near := _RECENT.get(digest.hex()):
+            return near.clone()
+    rest, arrays = node.store.get(_REST), node.store.get(_REPLICA)
+    if rest is None or arrays is None:
+        return None
+    header = JournalHeader.decode(rest["header"].tobytes())
+    return Replica.from_arrays(arrays, header, node.half.trained.size)
 
 
 def _load(node: Node, replica: Replica, digest: str) -> bool:

@@ -59,6 +59,31 @@ class Tail:
         )
         return head + b"".join(entry.encode() for entry in self.entries)
 
+    def digests(self) -> list[bytes]:
+        """Return the running digest before the first entry and after each."""
+        running = [self.base]
+        for entry in self.entries:
+            running.append(chain(running[-1], entry.encode()))
+        return running
+
+    def after(self, version: int) -> Self:
+        """Return the part of the tail that builds on a later version.
+
+        Raises
+        ------
+        JournalError
+            If the tail does not pass that version.
+        """
+        done = version - self.since
+        if not 0 <= done <= len(self.entries):
+            raise JournalError(
+                f"A tail of {len(self.entries)} entries from version {self.since} does not pass "
+                f"version {version}; download afresh."
+            )
+        last = self.entries[done - 1].round if done else self.last_round
+        base, left = self.digests()[done], self.entries[done:]
+        return type(self)(version, last, base, self.digest, left)
+
     @classmethod
     def decode(cls, data: bytes, *, max_entries: int = MAX_TAIL_ENTRIES) -> Self:
         """Read and verify a tail: form, order of rounds, and the chain between both digests.

@@ -100,6 +100,17 @@ def test_tails_join() -> None:
             made.tail(outside)
 
 
+def test_a_tail_is_cut_at_any_version_it_passes() -> None:
+    made = journal(0, 1, 5, 6)
+    tail = Tail.decode(made.tail(1) or b"")
+    assert tail.digests() == [made.digest_at(version) for version in range(1, 5)]
+    for version in range(1, 5):
+        assert tail.after(version).encode() == made.tail(version)
+    for outside in (0, 5):
+        with pytest.raises(JournalError, match=f"version {outside}"):
+            tail.after(outside)
+
+
 def test_compaction_forgets_the_old_and_keeps_the_rest() -> None:
     whole, made = journal(0, 1, 5, 6), journal(0, 1, 5, 6)
     made.compact(3)
