@@ -12,7 +12,7 @@ from sfl_flower.data import Samples, generator
 from sfl_flower.split import freeze_batch_norm
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.options import whole_number
-from sfl_flower.tasks.vision import resnet18
+from sfl_flower.tasks.vision import channels_last, resnet18
 
 __all__ = ["synthetic"]
 
@@ -51,6 +51,7 @@ def synthetic(
         train=partial(_noise, "train", train_size, image_size),
         test=partial(_noise, "test", test_size, image_size),
         classes=_CLASSES,
+        transform=channels_last,
         token=f"synthetic:{train_size}:{test_size}:{image_size}:{cut}",
     )
 

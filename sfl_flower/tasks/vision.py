@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
 
-__all__ = ["resnet18"]
+__all__ = ["channels_last", "resnet18"]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return images [N, C, H, W] laid out with the channels of a pixel side by side.
+
+    A transform for tasks whose client half is a convolutional net: on the CPU, convolutions and
+    above all max pools read that layout faster (a quarter of ResNet-18's forward to layer2 at
+    3x32x32), and their outputs keep it.
+    """
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def resnet18(
