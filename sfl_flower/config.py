@@ -68,7 +68,8 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
             return value
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ConfigError(f"{name} is {value!r}; it must be a {kind.__name__}.")
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    raise ConfigError(f"{name} is {value!r}; it must be {names.get(kind, kind.__name__)}.")
 
 
 T = typing.TypeVar("T")

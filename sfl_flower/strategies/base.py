@@ -245,7 +245,8 @@ class SplitStrategy(Strategy):
             with torch.no_grad(), eval_mode(self.client_half):
                 self._z_shape = tuple(self.client_half(x).shape[1:])
         if z.shape[1:] != self._z_shape:
-            raise WireError(f"smashed data has shape {z.shape}, expected [n, *{self._z_shape}].")
+            wanted = ", ".join(map(str, self._z_shape))
+            raise WireError(f"smashed data has shape {z.shape}, expected [n, {wanted}].")
 
     # Checkpoints
 
