@@ -39,7 +39,7 @@ OPTIONS: dict[str, Any] = {
     "seed": 83,
     "partition": "iid",
 }
-OWN = {"minibatches": 2, "client_optimizer": "momentum", "sync": "replay"}
+OWN: dict[str, Any] = {"minibatches": 2, "client_optimizer": "momentum", "sync": "replay"}
 
 CLIENT_SIZE = 520
 """Parameters of the client half."""
