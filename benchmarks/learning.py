@@ -41,7 +41,7 @@ SERVER_RATES = (0.05, 0.1, 0.2)
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "frozen": ("frozen", {}),
     "first_order": ("splitfed_v2", {"client_lr": 0.05, "client_state": "kept"}),
-    "ho_sfl": ("ho_sfl", {"client_lr": 0.1, "probes": 16, "client_lr_schedule": "cosine"}),
+    "ho_sfl": ("ho_sfl", {"client_lr": 0.15, "probes": 32, "client_lr_schedule": "cosine"}),
 }
 """Label -> method and the settings that are its own."""
 
