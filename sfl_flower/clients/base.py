@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sfl_flower.clients.shares import divide
 from sfl_flower.clients.store import NodeStore
 from sfl_flower.config import LOCAL
-from sfl_flower.data import PartitionSpec, batch_indices
+from sfl_flower.data import PartitionSpec, batch_indices, seeded_torch
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.meter import PeakMemory
 from sfl_flower.task import SplitTask
@@ -114,6 +114,10 @@ class Node:
         """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
         chosen = batch_indices(self.seed, self.partition, round, step, len(self.rows), batch_size)
         return self.task.batch(self.task.samples("train"), self.rows[chosen])
+
+    def draws(self, round: int, step: int) -> AbstractContextManager[None]:
+        """Let the half's dropout, if it is active, depend on the mini-batch alone."""
+        return seeded_torch("client forward", self.seed, self.partition, round, step)
 
 
 def _spec(text: str) -> PartitionSpec:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.sync import bring_up
-from sfl_flower.contexts import eval_mode
+from sfl_flower.contexts import eval_mode, kept_buffers
 from sfl_flower.errors import DataError
 from sfl_flower.wire import ForwardReply, ForwardRequest, StaleReply
 
@@ -45,11 +45,11 @@ def anchor_forward(node: Node, request: ForwardRequest) -> tuple[list[Tensor], l
         Labels, int64, shape [b, ...].
     """
     zs, ys = [], []
-    with torch.no_grad():
-        for step in range(request.minibatches):
-            x, y = node.batch(request.round, step, request.batch_size)
+    for step in range(request.minibatches):
+        x, y = node.batch(request.round, step, request.batch_size)
+        with torch.no_grad(), kept_buffers(node.half.module), node.draws(request.round, step):
             zs.append(run_half(node, x, request.eval_mode))
-            ys.append(y.to(torch.int64))
+        ys.append(y.to(torch.int64))
     return zs, ys
 
 

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sfl_flower.clients.base import Node, metered
+from sfl_flower.contexts import kept_buffers
 from sfl_flower.errors import TrainingError, WireError
+from sfl_flower.optim import load_slots, make_optimizer, slots
 from sfl_flower.wire import StepReply, StepRequest, pack_state, unpack_state
 
 __all__ = ["step"]
@@ -32,12 +34,10 @@ def step(node: Node, request: StepRequest) -> StepReply:
         z = y = None
         if not last:
             x, labels = node.batch(request.round, request.step, request.batch_size)
-            before = {name: value.clone() for name, value in module.named_buffers()}
-            with torch.no_grad():
+            # The forward is run again with a graph: same masks, and buffers move once a batch.
+            draws = node.draws(request.round, request.step)
+            with torch.no_grad(), kept_buffers(module), draws:
                 z = module(x).contiguous().numpy()
-                # The forward is run again with a graph: buffers must move once a batch, not twice.
-                for name, value in module.named_buffers():
-                    value.copy_(before[name])
             y = labels.to(torch.int64).numpy()
     packed = pack_state(module.state_dict())
     node.store.put(_WEIGHTS, packed)
@@ -76,7 +76,7 @@ def _restore(node: Node, request: StepRequest) -> nn.Module:
 def _finish(node: Node, module: nn.Module, request: StepRequest) -> None:
     x, _ = node.batch(request.round, request.step - 1, request.batch_size)
     lam = torch.from_numpy(np.array(request.lam))
-    with torch.enable_grad():
+    with torch.enable_grad(), node.draws(request.round, request.step - 1):
         z = module(x)
         if z.shape != lam.shape:
             raise WireError(
@@ -85,44 +85,11 @@ def _finish(node: Node, module: nn.Module, request: StepRequest) -> None:
         if not z.requires_grad:  # nothing is trainable
             return
         z.backward(lam)
-    optimizer = _optimizer(module, request.optimizer)
-    _load_slots(node, optimizer)
+    optimizer = make_optimizer(module.parameters(), **json.loads(request.optimizer))
+    kept = node.store.get(_OPTIMIZER)
+    if kept is not None:
+        load_slots(optimizer, {name: torch.from_numpy(slot) for name, slot in kept.items()})
     optimizer.step()
     optimizer.zero_grad()
-    _save_slots(node, optimizer)
-
-
-def _optimizer(module: nn.Module, text: str) -> torch.optim.Optimizer:
-    spec = json.loads(text)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if spec["name"] == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=spec["lr"],
-            momentum=spec["momentum"],
-            weight_decay=spec["weight_decay"],
-        )
-    kind = torch.optim.AdamW if spec["name"] == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=spec["lr"], weight_decay=spec["weight_decay"])
-
-
-def _load_slots(node: Node, optimizer: torch.optim.Optimizer) -> None:
-    arrays = node.store.get(_OPTIMIZER)
-    if arrays is None:
-        return
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in arrays.items():
-        index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = torch.from_numpy(value.copy())
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-
-
-def _save_slots(node: Node, optimizer: torch.optim.Optimizer) -> None:
-    arrays = {
-        f"{index}.{name}": torch.as_tensor(value).detach().numpy()
-        for index, slots in optimizer.state_dict()["state"].items()
-        for name, value in slots.items()
-        if value is not None
-    }
-    if arrays:
-        node.store.put(_OPTIMIZER, arrays)
+    if state := slots(optimizer):
+        node.store.put(_OPTIMIZER, {name: slot.numpy() for name, slot in state.items()})

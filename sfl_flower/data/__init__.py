@@ -5,7 +5,7 @@ from __future__ import annotations
 from sfl_flower.data.batches import batch_indices, chunks, steps_per_epoch
 from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
 from sfl_flower.data.samples import Samples, check_samples
-from sfl_flower.data.seeding import derive, generator, seeded_construction
+from sfl_flower.data.seeding import derive, generator, seeded_construction, seeded_torch
 
 __all__ = [
     "PARTITIONS",
@@ -18,5 +18,6 @@ __all__ = [
     "generator",
     "partition",
     "seeded_construction",
+    "seeded_torch",
     "steps_per_epoch",
 ]

@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-__all__ = ["derive", "generator", "seeded_construction"]
+__all__ = ["derive", "generator", "seeded_construction", "seeded_torch"]
 
 
 def derive(*words: str | int) -> int:
@@ -40,19 +40,34 @@ def generator(*words: str | int) -> np.random.Generator:
 
 
 @contextmanager
+def seeded_torch(*words: str | int) -> Iterator[None]:
+    """Let modules draw numbers that depend on these words alone.
+
+    Torch layers, and so every module a user writes, draw their first weights and their dropout
+    masks from torch's default CPU generator and offer no argument to pass another one. This is the
+    only place of the package that seeds it; the state found on entry is put back on exit, also
+    after an error, so the caller cannot tell that it happened.
+
+    Parameters
+    ----------
+    *words : str or int
+        What the numbers are for, as in `derive`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(*words) % 2**63)
+        yield
+
+
+@contextmanager
 def seeded_construction(seed: int) -> Iterator[None]:
     """Build modules whose initial weights depend on `seed` alone.
 
-    Torch layers, and so every module a user writes, draw their first weights from torch's default
-    CPU generator and offer no argument to pass another one. This is the only place of the package
-    that seeds it; the state found on entry is put back on exit, also after an error, so the caller
-    cannot tell that it happened. Modules are built on the CPU: device generators differ.
+    Modules are built on the CPU: device generators differ.
 
     Parameters
     ----------
     seed : int
         The run's seed, any integer.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(derive("construction", seed) % 2**63)
+    with seeded_torch("construction", seed), torch.device("cpu"):
         yield

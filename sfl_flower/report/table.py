@@ -11,18 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sfl_flower.wire import CATEGORIES
+
 __all__ = ["CATEGORIES", "Summary", "human_bytes", "markdown_tables", "print_tables", "rich_tables"]
 
-CATEGORIES = (
-    "smashed",
-    "labels",
-    "gradients",
-    "scalars",
-    "keys",
-    "weights",
-    "auxiliary",
-    "control",
-)
 NONE = "–"
 
 METHODS_A_TABLE = 5

@@ -83,12 +83,12 @@ class Frozen(HybridStrategy):
         for member, reply in anchors.items():
             try:
                 if settings.server_steps == "round":
-                    found = self.backward(reply)
+                    found = self.backward(member, reply)
                     weight = client_weight(self.config.mean, int(reply.y.shape[0]))
                     self.server.add(found, weight)
                     total += weight
                 else:
-                    found = [self._step(z, y) for z, y in self.batches(reply)]
+                    found = [self._step(*batch) for batch in self.batches(member, reply)]
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue
@@ -99,8 +99,8 @@ class Frozen(HybridStrategy):
             self.server.step(total * settings.minibatches)
         return Outcome(losses, samples, {})
 
-    def _step(self, z: np.ndarray, y: np.ndarray) -> Gradients:
-        found = self.server.gradients(z, y)
+    def _step(self, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]) -> Gradients:
+        found = self.server.gradients(z, y, draw)
         self.server.add([found], 1.0)
         self.server.step()
         return found

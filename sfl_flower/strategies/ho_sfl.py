@@ -170,7 +170,7 @@ class HOSFL(HybridStrategy):
         used: dict[Member, int] = {}
         for member, reply in anchors.items():
             try:
-                found = self.backward(reply)
+                found = self.backward(member, reply)
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue

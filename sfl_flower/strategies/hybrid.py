@@ -126,13 +126,15 @@ class HybridStrategy(SplitStrategy):
         return found
 
     @staticmethod
-    def batches(reply: ForwardReply) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield smashed data and labels of each mini-batch of a reply."""
+    def batches(
+        member: Member, reply: ForwardReply
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]]:
+        """Yield smashed data, labels and (round, partition, step) of each mini-batch."""
         end = 0
-        for size in reply.sizes.tolist():
+        for step, size in enumerate(reply.sizes.tolist()):
             start, end = end, end + size
-            yield reply.z[start:end], reply.y[start:end]
+            yield reply.z[start:end], reply.y[start:end], (reply.round, member.partition, step)
 
-    def backward(self, reply: ForwardReply) -> list[Gradients]:
+    def backward(self, member: Member, reply: ForwardReply) -> list[Gradients]:
         """Run a client's mini-batches through the server half, without any step of it."""
-        return [self.server.gradients(z, y) for z, y in self.batches(reply)]
+        return [self.server.gradients(*batch) for batch in self.batches(member, reply)]

@@ -10,24 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig
+from sfl_flower.data import seeded_torch
 from sfl_flower.errors import TrainingError, WireError
+from sfl_flower.optim import load_slots, make_optimizer, slots
 
-__all__ = ["Gradients", "ServerHalf", "make_optimizer"]
-
-
-def make_optimizer(
-    parameters: list[nn.Parameter],
-    name: str,
-    lr: float,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-) -> torch.optim.Optimizer:
-    """Return torch's optimiser of this name ("sgd", "adam" or "adamw")."""
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    # One pass over the weights instead of a dozen.
-    return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+__all__ = ["Gradients", "ServerHalf"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +61,7 @@ class ServerHalf:
         self.module = module
         self._loss = loss
         self._classes = classes
+        self._seed = config.seed
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
             self._parameters,
@@ -84,7 +72,7 @@ class ServerHalf:
         )
         self._sum: list[Tensor] | None = None
 
-    def gradients(self, z: np.ndarray, y: np.ndarray) -> Gradients:
+    def gradients(self, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]) -> Gradients:
         """Run one mini-batch forward and back; neither weights nor sums change.
 
         Parameters
@@ -93,6 +81,8 @@ class ServerHalf:
             Smashed data, float32, shape [n, ...].
         y : numpy.ndarray
             Labels, int64, shape [n, ...].
+        draw : tuple of int
+            Round, partition and step of the mini-batch: they decide the dropout masks.
 
         Raises
         ------
@@ -107,7 +97,8 @@ class ServerHalf:
         buffers = [b for b in self.module.buffers() if b.is_floating_point()]
         before = [buffer.clone() for buffer in buffers]
         try:
-            loss = self._loss(self.module(cut), torch.from_numpy(y.copy()))
+            with seeded_torch("server forward", self._seed, *draw):
+                loss = self._loss(self.module(cut), torch.from_numpy(y.copy()))
         except (RuntimeError, ValueError, IndexError) as error:
             # Shapes are checked before; what is left is a server half that cannot take the batch
             # (BatchNorm with a single sample, say).
@@ -150,11 +141,7 @@ class ServerHalf:
     def tensors(self, prefix: str = "server.") -> dict[str, Tensor]:
         """Return weights and optimiser state as named tensors, for a checkpoint."""
         found = {f"{prefix}model.{k}": v.clone() for k, v in self.module.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
-                if value is not None:
-                    found[f"{prefix}optimizer.{index}.{name}"] = torch.as_tensor(value).clone()
-        return found
+        return found | {f"{prefix}optimizer.{k}": v for k, v in slots(self.optimizer).items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], prefix: str = "server.") -> None:
         """Put weights and optimiser state back.
@@ -171,10 +158,8 @@ class ServerHalf:
             )
         except RuntimeError as error:
             raise TrainingError(f"The checkpoint holds another server half: {error}") from error
-        state = self.optimizer.state_dict()
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"{prefix}optimizer."):
-                index, name = key.removeprefix(f"{prefix}optimizer.").split(".", 1)
-                slots.setdefault(int(index), {})[name] = value.clone()
-        self.optimizer.load_state_dict({**state, "state": slots})
+        own = f"{prefix}optimizer."
+        load_slots(
+            self.optimizer,
+            {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)},
+        )

@@ -145,7 +145,8 @@ class _SplitFed(SplitStrategy):
                 if reply.z is None or reply.y is None:
                     continue
                 try:
-                    found = self.half_of(member).gradients(reply.z, reply.y)
+                    draw = (round, member.partition, step)
+                    found = self.half_of(member).gradients(reply.z, reply.y, draw)
                 except WireError as error:
                     exchange.tally.reject(member, error)
                     continue

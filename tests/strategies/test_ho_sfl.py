@@ -191,8 +191,10 @@ def test_a3_finds_the_extra_division_of_the_published_runner(
     one = updates(share, **SHARED)
     own = ServerHalf.gradients
 
-    def scaled(half: ServerHalf, z: np.ndarray, y: np.ndarray) -> Gradients:
-        found = own(half, z, y)
+    def scaled(
+        half: ServerHalf, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]
+    ) -> Gradients:
+        found = own(half, z, y, draw)
         return Gradients(found.lam / 4, found.loss / 4, [w / 4 for w in found.weights])
 
     monkeypatch.setattr(ServerHalf, "gradients", scaled)
