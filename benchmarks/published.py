@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from sfl_flower.tasks import load_task
 
-__all__ = ["Beside", "PublishedRunner"]
+__all__ = ["Beside", "PublishedRunner", "serve"]
 
 MU, LR, DECAY = 1e-3, 1e-3, 1e-4
 
@@ -58,7 +58,7 @@ class PublishedRunner:
         anchors = self.anchors()
         lams = self.server_round(anchors)
         seeds = [self._rounds * self._probes + index for index in range(self._probes)]
-        scalars = self._probe_all(anchors, lams, seeds)
+        scalars = self.probe_all(anchors, lams, seeds)
         self._client_step.zero_grad()
         for parameter in self._trained:
             parameter.grad = torch.zeros_like(parameter)
@@ -93,7 +93,8 @@ class PublishedRunner:
                 self.client(x)
 
     @torch.no_grad()
-    def _probe_all(self, anchors: list[Tensor], lams: list[Tensor], seeds: list[int]) -> Tensor:
+    def probe_all(self, anchors: list[Tensor], lams: list[Tensor], seeds: list[int]) -> Tensor:
+        """Return every client's scalars, shape [clients, probes]; the seeds are the directions'."""
         rows = []
         values = [parameter.data for parameter in self._trained]
         for z, lam, (x, _) in zip(anchors, lams, self.batches, strict=True):
@@ -113,7 +114,8 @@ class PublishedRunner:
             tensor.add_(torch.randn(tensor.shape, generator=self._random), alpha=scale)
 
 
-def _serve(pipe: Connection, task: str, clients: int, batch_size: int, probes: int) -> None:
+def serve(pipe: Connection, task: str, clients: int, batch_size: int, probes: int) -> None:
+    """Do what a pipe asks for, "JOB THREADS", and answer its seconds, until it says "end"."""
     runner = PublishedRunner(task, clients, batch_size, probes)
     jobs: dict[str, Callable[[], object]] = {
         "round": runner.round,
@@ -143,7 +145,7 @@ class Beside:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, task, clients, batch_size, probes), daemon=True
+            target=serve, args=(other, task, clients, batch_size, probes), daemon=True
         )
 
     def __enter__(self) -> Self:

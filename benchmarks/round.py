@@ -36,9 +36,14 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         "--round-rounds", type=int, default=20, help="ResNet-18 rounds to measure (default 20)"
     )
     parser.add_argument(
-        "--round-directions", choices=("shared", "own"), default="shared",
+        "--round-directions",
+        choices=("shared", "own"),
+        default="shared",
         help="shared by the round's clients, as in the published runner (default), or own",
-    )  # fmt: skip
+    )
+    parser.add_argument(
+        "--round-server-threads", type=int, default=1, help="threads of the server (default 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     for minibatches in RATIOS:
         ours, theirs = _rounds(minibatches, args)
         bare += theirs
-        yield _rate(minibatches, ours, theirs, args.round_directions)
+        yield _rate(minibatches, ours, theirs, args)
     samples = COHORT * BATCH
     yield Figure(
         "runner_samples_per_second",
@@ -126,12 +131,15 @@ def _rounds(minibatches: int, args: argparse.Namespace) -> tuple[list[float], li
             rounds=START_UP[minibatches] + args.round_rounds,
             minibatches=minibatches,
             directions=args.round_directions,
+            server_threads=args.round_server_threads,
         )
         simulate("synthetic", on_round=watch, **options)
     return watch.ours, watch.theirs
 
 
-def _rate(minibatches: int, ours: list[float], theirs: list[float], directions: str) -> Figure:
+def _rate(
+    minibatches: int, ours: list[float], theirs: list[float], args: argparse.Namespace
+) -> Figure:
     samples = COHORT * BATCH
     bare = samples / median(theirs)
     rate = minibatches * samples / median(ours)
@@ -143,8 +151,8 @@ def _rate(minibatches: int, ours: list[float], theirs: list[float], directions: 
         "samples/s",
         ratio * bare,
         f"ResNet-18 to layer2, ImageNet stem, 3x32x32, {COHORT} of 100 clients x {BATCH} x "
-        f"{minibatches} mini-batches, P = {PROBES}, {directions} Rademacher directions, AdamW both "
-        f"sides, Flower's simulation on {ACTORS} actors of one thread: median of {len(ours)} "
-        f"rounds, best {best:.0f}; target = {ratio:g} x the bare loop's {bare:.0f} (best "
+        f"{minibatches} mini-batches, P = {PROBES}, {args.round_directions} Rademacher directions, AdamW both "
+        f"sides, Flower's simulation on {ACTORS} actors of one thread, server threads "
+        f"{args.round_server_threads}: median of {len(ours)} rounds, best {best:.0f}; target = {ratio:g} x the bare loop's {bare:.0f} (best "
         f"{samples / min(theirs):.0f}) in the same seconds, ratio {rate / bare:.2f}",
     )
