@@ -151,8 +151,9 @@ def _rate(
         "samples/s",
         ratio * bare,
         f"ResNet-18 to layer2, ImageNet stem, 3x32x32, {COHORT} of 100 clients x {BATCH} x "
-        f"{minibatches} mini-batches, P = {PROBES}, {args.round_directions} Rademacher directions, AdamW both "
-        f"sides, Flower's simulation on {ACTORS} actors of one thread, server threads "
-        f"{args.round_server_threads}: median of {len(ours)} rounds, best {best:.0f}; target = {ratio:g} x the bare loop's {bare:.0f} (best "
+        f"{minibatches} mini-batches, P = {PROBES}, {args.round_directions} Rademacher "
+        f"directions, AdamW both sides, Flower's simulation on {ACTORS} actors of one thread, "
+        f"server threads {args.round_server_threads}: median of {len(ours)} rounds, best "
+        f"{best:.0f}; target = {ratio:g} x the bare loop's {bare:.0f} (best "
         f"{samples / min(theirs):.0f}) in the same seconds, ratio {rate / bare:.2f}",
     )
