@@ -110,9 +110,8 @@ def run_plan(
 def _on_ray(
     client_app: ClientApp, task: SplitTask, plan: Plan, observer: Observer | None, verbose: bool
 ) -> RunResult:
-    # Read when Ray starts: no warning about accelerators, no agent for metrics nobody reads.
+    # Read when Ray starts; without it every start shows a warning about accelerators.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     from flwr.simulation import run_simulation  # imports Ray
 
     results: list[RunResult] = []
