@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from logging import getLogger
 
 from flwr.serverapp import Grid
 
@@ -14,6 +15,8 @@ from sfl_flower.errors import DataError, TrainingError
 __all__ = ["Member", "Roster"]
 
 POLL_SECONDS = 0.05
+
+_log = getLogger("flwr")
 
 
 @dataclass(frozen=True, order=True)
@@ -64,7 +67,7 @@ class Roster:
         TrainingError
             If not enough nodes come within the deadline.
         DataError
-            If a node has no usable data.
+            If a node has no usable data before the first round; one that comes later is left out.
         """
         online = self._wait(grid)
         strangers = sorted(online - self._members.keys() - self._refused)
@@ -90,17 +93,18 @@ class Roster:
         return online
 
     def _admit(self, answers: Mapping[Member, tuple[int, int, str]]) -> None:
-        problems = [problem for _, _, problem in answers.values() if problem]
-        if problems:
-            raise DataError(problems[0])
+        running = bool(self._members)
         held = {member.partition: member.node_id for member in self._members.values()}
         new: set[int] = set()
-        for stranger, (partition, samples, _) in answers.items():
+        for stranger, (partition, samples, problem) in answers.items():
             if partition in new:
-                raise DataError(
+                problem = (
                     f"Two nodes say they hold partition {partition}; give each node its own "
                     "partition-id in its node configuration."
                 )
+            if problem:
+                self._refuse(stranger.node_id, problem, running)
+                continue
             new.add(partition)
             # A node that was started again has another id, and Flower believes for up to a minute
             # that the old one is online too.
@@ -108,6 +112,13 @@ class Roster:
                 self._refused.add(held[partition])
                 del self._members[held[partition]]
             self._members[stranger.node_id] = Member(partition, stranger.node_id, samples)
+
+    def _refuse(self, node: int, problem: str, running: bool) -> None:
+        """Stop a run that has not begun; leave a node that comes later out of one that has."""
+        if not running:
+            raise DataError(problem)
+        self._refused.add(node)
+        _log.warning("Node %d came late and is left out: %s", node, problem)
 
     def cohort(self, round: int, online: list[Member], size: int) -> list[Member]:
         """Return the clients of a round: a pure function of the seed, the round and who is online.
