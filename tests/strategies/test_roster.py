@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from sfl_flower.client_app import make_client_app
 from sfl_flower.errors import DataError
 from sfl_flower.inline import InlineGrid
 from sfl_flower.strategies.roster import Member, Roster
@@ -21,7 +22,7 @@ def _ask(answers: Answers, nodes: Iterable[Member]) -> dict[Member, tuple[int, i
 
 
 def _grid(nodes: int) -> InlineGrid:
-    return InlineGrid(tiny.make_client_app(lambda context: tiny.task()), nodes)
+    return InlineGrid(make_client_app(lambda context: tiny.task()), nodes)
 
 
 def test_a_bad_node_stops_a_run_before_it_begins() -> None:
