@@ -1,8 +1,8 @@
 """HO-SFL between the frozen client and first order, on Fashion-MNIST.
 
 Every method, the control first, runs at each of its server rates and each seed; a method's accuracy
-is the mean over seeds at its own best rate.  The rates are chosen on the same test images, for every method
-alike.
+is the mean over seeds at its own best rate.  The rates are chosen on the same test images, for
+every method alike.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ class Roster:
         self._deadline = deadline
         self._members: dict[int, Member] = {}
         self._refused: set[int] = set()
+        self._silent: dict[int, int] = {}
+        self._asked = 0
 
     def refresh(
         self,
@@ -70,9 +72,16 @@ class Roster:
             If a node has no usable data before the first round; one that comes later is left out.
         """
         online = self._wait(grid)
-        strangers = sorted(online - self._members.keys() - self._refused)
+        self._asked += 1
+        strangers = [
+            node
+            for node in sorted(online - self._members.keys() - self._refused)
+            if self._asked > self._silent.get(node, 0)
+        ]
         if strangers:
-            self._admit(ask([Member(node, node) for node in strangers]))
+            answers = ask([Member(node, node) for node in strangers])
+            self._admit(answers)
+            self._wait_longer(set(strangers) - {member.node_id for member in answers})
             if len(self._members) == 0:
                 raise TrainingError(
                     f"None of the {len(strangers)} nodes answered when asked for its data; see the "
@@ -112,6 +121,14 @@ class Roster:
                 self._refused.add(held[partition])
                 del self._members[held[partition]]
             self._members[stranger.node_id] = Member(partition, stranger.node_id, samples)
+
+    def _wait_longer(self, silent: Iterable[int]) -> None:
+        """Ask nodes that did not answer again, after 1, 2, 4, ... rounds.
+
+        Each unanswered question costs a round the whole timeout.
+        """
+        for node in silent:
+            self._silent[node] = 2 * self._asked - 1
 
     def _refuse(self, node: int, problem: str, running: bool) -> None:
         """Stop a run that has not begun; leave a node that comes later out of one that has."""

@@ -59,3 +59,18 @@ def test_of_two_late_nodes_with_one_partition_the_first_is_taken() -> None:
     grid.nodes = [1000, 1001, 1002]
     found = roster.refresh(grid, lambda nodes: _ask(answers, nodes))
     assert found == [Member(0, 1000, 5), Member(1, 1001, 4)]
+
+
+def test_a_node_that_does_not_answer_is_asked_less_and_less_often() -> None:
+    roster = Roster(2, seed=0, deadline=0.01)
+    asked: list[int] = []
+    now = [0]
+
+    def ask(nodes: Iterable[Member]) -> dict[Member, tuple[int, int, str]]:
+        if any(node.node_id == 1001 for node in nodes):
+            asked.append(now[0])
+        return {node: (0, 5, "") for node in nodes if node.node_id == 1000}
+
+    for now[0] in range(1, 16):
+        assert roster.refresh(_grid(2), ask) == [Member(0, 1000, 5)]
+    assert asked == [1, 2, 4, 8]
