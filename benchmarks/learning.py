@@ -45,8 +45,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "ho_sfl",
         {
             "probes": 64,
-            "client_optimizer": "adam",
-            "client_lr": 0.01,
+            "client_lr": 0.2,
             "client_lr_schedule": "cosine",
         },
     ),
@@ -55,7 +54,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 RATES: Mapping[str, tuple[float, ...]] = {
     "frozen": SERVER_RATES,
     "first_order": SERVER_RATES,
-    "ho_sfl": (0.05,),
+    "ho_sfl": (0.1,),
 }
 """Server rates tried.  A method counts at its best one, so trying fewer can only lower its figure:
 HO-SFL's runs, the long ones, are held to one."""
