@@ -44,8 +44,8 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ho_sfl": (
         "ho_sfl",
         {
-            "probes": 64,
-            "client_lr": 0.2,
+            "probes": 128,
+            "client_lr": 0.3,
             "client_lr_schedule": "cosine",
         },
     ),
