@@ -128,7 +128,10 @@ def _rich(title: str, header: list[str], rows: list[list[str]]) -> Table:
         collapse_padding=True,
     )
     for index, name in enumerate(header):
-        table.add_column(escape(name), justify="left" if index == 0 else "right", overflow="fold")
+        first = index == 0
+        table.add_column(
+            escape(name), justify="left" if first else "right", overflow="fold", no_wrap=first
+        )
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
