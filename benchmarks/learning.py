@@ -44,8 +44,8 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ho_sfl": (
         "ho_sfl",
         {
-            "probes": 128,
-            "client_lr": 0.3,
+            "probes": 32,
+            "client_lr": 0.15,
             "client_lr_schedule": "cosine",
         },
     ),
@@ -54,7 +54,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 RATES: Mapping[str, tuple[float, ...]] = {
     "frozen": SERVER_RATES,
     "first_order": SERVER_RATES,
-    "ho_sfl": (0.1,),
+    "ho_sfl": (0.05,),
 }
 """Server rates tried.  A method counts at its best one, so trying fewer can only lower its figure:
 HO-SFL's runs, the long ones, are held to one."""
