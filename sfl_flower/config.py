@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from sfl_flower.data import PARTITIONS, PartitionSpec
 from sfl_flower.errors import ConfigError
+from sfl_flower.optim import FIRST_ORDER
 
 __all__ = ["LOCAL", "RunConfig", "Settings", "check_choice", "check_range", "read_fields"]
 
@@ -179,7 +180,7 @@ class RunConfig:
         check_range("join_timeout", self.join_timeout, 0.001, 10**7)
         check_choice("mean", self.mean, ("uniform", "samples"))
         check_choice("partition", self.partition, (*PARTITIONS, LOCAL))
-        check_choice("server_optimizer", self.server_optimizer, ("sgd", "adam", "adamw"))
+        check_choice("server_optimizer", self.server_optimizer, FIRST_ORDER)
         if self.sampled > self.clients:
             raise ConfigError(
                 f"sampled is {self.sampled} but there are only {self.clients} clients; it must be "

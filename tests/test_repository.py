@@ -33,8 +33,17 @@ PICKLE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve"
 PICKLE_CALLS = {"torch.load", "torch.save", "torch.jit.load"}
 
 # Split, so that this file does not contain what it looks for.
-HOSTS = re.compile("|".join([r"pypi\." + "org", r"pythonhosted\." + "org", r"index-" + r"url\s*=",
-                             r"registry\." + "npmjs", "--find-" + r"links\s+\S"]))  # fmt: skip
+HOSTS = re.compile(
+    "|".join(
+        [
+            r"pypi\." + "org",
+            "python" + r"hosted\." + "org",
+            "index-" + r"url\s*=",
+            r"registry\." + "npmjs",
+            "--find-" + r"links\s+\S",
+        ]
+    )
+)
 MACHINE_PATHS = re.compile(r"(?<![\w.$}])/(?:home|root|work|Users|opt)/[\w.-]+")
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.data import generator
 from sfl_flower.errors import CutError, WireError
+from sfl_flower.optim import FIRST_ORDER
 from sfl_flower.strategies.base import Outcome, SplitStrategy
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.hybrid import client_weight
@@ -63,7 +64,7 @@ class SplitFedSettings(Settings):
         check_range("client_lr", self.client_lr, 0)
         check_range("client_momentum", self.client_momentum, 0, 0.9999)
         check_range("client_weight_decay", self.client_weight_decay, 0)
-        check_choice("client_optimizer", self.client_optimizer, ("sgd", "adam", "adamw"))
+        check_choice("client_optimizer", self.client_optimizer, FIRST_ORDER)
         check_choice("client_state", self.client_state, ("fresh", "kept"))
 
     def optimizer(self) -> str:
