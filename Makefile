@@ -41,11 +41,12 @@ lint: env ## ruff: rules and format
 types: env ## mypy --strict
 	$(BIN)/mypy
 
+# One process a core; what starts Flower's own processes, and mostly waits for them, shares one.
 test-newest: env ## the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 test-oldest: env-oldest ## the tests that touch Flower, on flwr 1.26.1
-	$(OLDEST)/bin/python -m pytest -m "(flower or simulation or deployment) and not gpu" $(PYTEST_ARGS)
+	$(OLDEST)/bin/python -m pytest -n auto --dist loadgroup -m "(flower or simulation or deployment) and not gpu" $(PYTEST_ARGS)
 
 bench: env ## the short benchmarks, as a table
 	$(BIN)/python -m benchmarks probe replay round

@@ -25,6 +25,10 @@ BENCHMARKS = {
     "probe": "perturbing parameters, beside an add, normal_ and MeZO's way",
     "replay": "rebuilding parameters from the journal, beside downloading them",
     "round": "a HO-SFL round beside its forwards and server step; samples per second",
+    "speed": "rounds of SplitFed V2, CSE-FSL and FSL-SAGE beside bare loops (minutes)",
+    "ledger": "published traffic, from dry runs of the presets (minutes)",
+    "forwards": "client forwards and backwards a step beside the closed forms",
+    "memory": "a client's peak in HERON-SFL beside CSE-FSL",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }
 

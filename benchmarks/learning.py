@@ -1,4 +1,4 @@
-"""HO-SFL between the frozen client and first order, on Fashion-MNIST.
+"""HO-SFL and HERON-SFL between the frozen client and their first-order twins, on Fashion-MNIST.
 
 Every method, the control first, runs at each of its server rates and each seed; a method's accuracy
 is the mean over seeds at its own best rate.  The rates are chosen on the same test images, for
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.figure import Figure
 from sfl_flower import simulate
+from sfl_flower.config import check_choice
 
 __all__ = ["add_arguments", "run"]
 
@@ -44,9 +45,24 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ho_sfl": (
         "ho_sfl",
         {
-            "probes": 32,
-            "client_lr": 0.15,
+            "probes": 256,
+            "client_lr": 0.4,
             "client_lr_schedule": "cosine",
+            "client_lr_warmup": 100,
+        },
+    ),
+    "frozen_batch": ("frozen", {"server_steps": "batch"}),
+    "cse_fsl": ("cse_fsl", {"head": "pooled", "client_lr": 0.3, "client_momentum": 0.0}),
+    "heron": (
+        "heron",
+        {
+            "head": "pooled",
+            "head_trainer": "server",
+            "head_lr": 0.02,
+            "probes": 32,
+            "client_lr": 0.1,
+            "client_lr_schedule": "cosine",
+            "client_lr_warmup": 0.05,
         },
     ),
 }
@@ -55,9 +71,17 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "frozen": SERVER_RATES,
     "first_order": SERVER_RATES,
     "ho_sfl": (0.05,),
+    "frozen_batch": SERVER_RATES,
+    "cse_fsl": SERVER_RATES,
+    "heron": (0.05,),
 }
 """Server rates tried.  A method counts at its best one, so trying fewer can only lower its figure:
-HO-SFL's runs, the long ones, are held to one."""
+the long runs are held to one."""
+GAPS: Mapping[str, tuple[str, tuple[str, ...], str, float]] = {
+    "gap_closed_ho_sfl": ("ho_sfl", ("frozen",), "first_order", 0.85),
+    "gap_closed_heron": ("heron", ("frozen", "frozen_batch"), "cse_fsl", 0.6),
+}
+"""Figure -> method, its controls, of which the higher counts, its first-order twin, the target."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +110,11 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--learning-rounds", type=int, default=2000, help="rounds of each run")
     parser.add_argument("--learning-seeds", type=int, default=3, help="seeds 0, 1, … of each run")
+    parser.add_argument(
+        "--learning-methods",
+        default=",".join(METHODS),
+        help=f"labels with commas between them, of: {', '.join(METHODS)}",
+    )
     parser.add_argument("--learning-workers", type=int, default=2, help="runs side by side")
     parser.add_argument(
         "--learning-out",
@@ -95,10 +124,13 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
-    """Yield the accuracy of each method and the share of the gap that HO-SFL closes."""
+    """Yield the accuracy of each method and the share of the gap that each of GAPS closes."""
+    chosen = args.learning_methods.split(",")
+    for label in chosen:
+        check_choice("--learning-methods", label, METHODS)
     jobs = [
         Job(label, rate, seed, args.learning_rounds)
-        for label in METHODS
+        for label in chosen
         for rate, seed in product(RATES[label], range(args.learning_seeds))
     ]
     done = _read(args.learning_out)
@@ -113,19 +145,26 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     for job in jobs:
         found.setdefault((job.label, job.server_lr), []).append(done[job.key()])
     best: dict[str, float] = {}
-    for label in METHODS:
+    for label in chosen:
         rate = _best_rate(label, found)
         best[label] = mean(found[label, rate])
         yield Figure(f"accuracy_{label}", best[label], "share", None, _setting(label, rate, found))
-    gap = best["first_order"] - best["frozen"]
-    yield Figure(
-        "gap_closed_ho_sfl",
-        (best["ho_sfl"] - best["frozen"]) / gap,
+    for name, (label, controls, twin, target) in GAPS.items():
+        if {label, *controls, twin} <= best.keys():
+            yield _gap(name, label, max(controls, key=best.__getitem__), twin, target, best)
+
+
+def _gap(
+    name: str, label: str, control: str, twin: str, target: float, best: Mapping[str, float]
+) -> Figure:
+    low, high, value = best[control], best[twin], best[label]
+    return Figure(
+        name,
+        (value - low) / (high - low),
         "ratio",
-        0.85,
-        f"(HO-SFL - frozen) / (first order - frozen) = ({best['ho_sfl']:.4f} - "
-        f"{best['frozen']:.4f}) / ({best['first_order']:.4f} - {best['frozen']:.4f}), each at its "
-        "own best server rate",
+        target,
+        f"({label} - {control}) / ({twin} - {control}) = ({value:.4f} - {low:.4f}) / ({high:.4f} - "
+        f"{low:.4f}), each at its own best server rate",
     )
 
 

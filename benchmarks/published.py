@@ -6,17 +6,14 @@ its rate can be taken on the same machine in the same seconds as ours.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from time import perf_counter
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.beside import Worker, answer
 from sfl_flower.tasks import load_task
 
 __all__ = ["Beside", "PublishedRunner", "serve"]
@@ -124,16 +121,11 @@ def serve(pipe: Connection, task: str, clients: int, batch_size: int, probes: in
     }
     smashed = runner.anchors()
     runner.round()
-    while (asked := pipe.recv_bytes()) != b"end":
-        job, threads = asked.decode().split()
-        torch.set_num_threads(int(threads))
-        start = perf_counter()
-        jobs[job]()
-        pipe.send_bytes(str(perf_counter() - start).encode())
+    answer(pipe, jobs)
 
 
-class Beside:
-    """The runner in a process of its own, which works only while it is asked to.
+class Beside(Worker):
+    """The runner in a process of its own: jobs "round", its "forwards" and its "server" part.
 
     Parameters
     ----------
@@ -142,26 +134,4 @@ class Beside:
     """
 
     def __init__(self, task: str, clients: int, batch_size: int, probes: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(
-            target=serve, args=(other, task, clients, batch_size, probes), daemon=True
-        )
-
-    def __enter__(self) -> Self:
-        self._process.start()
-        return self
-
-    def seconds(self, job: str, threads: int) -> float:
-        """Run one "round", the "forwards" of one, or its "server" part; return its seconds."""
-        self._pipe.send_bytes(f"{job} {threads}".encode())
-        return float(self._pipe.recv_bytes())
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pipe.send_bytes(b"end")
-        self._process.join(10)
+        super().__init__(serve, task, clients, batch_size, probes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sfl_flower.app import make_server_app
 from sfl_flower.client_app import make_client_app
+from sfl_flower.comparison import compare, compare_runs
 from sfl_flower.config import RunConfig
 from sfl_flower.methods import METHODS
 from sfl_flower.run import RunResult
@@ -18,6 +19,8 @@ __all__ = [
     "RunResult",
     "Samples",
     "SplitTask",
+    "compare",
+    "compare_runs",
     "load_task",
     "make_client_app",
     "make_server_app",

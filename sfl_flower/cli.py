@@ -1,4 +1,4 @@
-"""The `sfl` command: run a method on a ready-made task, list options, show the demo."""
+"""The `sfl` command: run a method on a ready-made task, compare methods, list options, demo."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from sfl_flower.cli_compare import add_compare
 from sfl_flower.config import RunConfig
 from sfl_flower.demo import DEMO_METHODS, run_demo
 from sfl_flower.errors import ConfigError, SflError
-from sfl_flower.methods import METHODS
+from sfl_flower.methods import METHODS, read_options
+from sfl_flower.presets import PRESETS, load_preset
 from sfl_flower.report import RunProgress, print_tables
 from sfl_flower.run import Plan
 from sfl_flower.simulation import BACKENDS, run_plan
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("stopped; --resume goes on from the last checkpoint", highlight=False)
+        console.print("stopped; --resume, or the same comparison, goes on from the last checkpoint")
         return 130
     return 0
 
@@ -62,12 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a ready-made task with a method on virtual clients.",
         epilog="'sfl options' lists every key that --set takes.",
     )
-    run.add_argument("--task", default=RunConfig.task, help=f"one of: {', '.join(TASKS)}")
-    run.add_argument("--method", default=RunConfig.method, help=f"one of: {', '.join(METHODS)}")
-    run.add_argument("--rounds", type=int, default=RunConfig.rounds, help="rounds to train")
-    run.add_argument("--clients", type=int, default=RunConfig.clients, help="virtual clients")
-    run.add_argument("--sampled", type=int, default=0, help="clients per round (0: all)")
-    run.add_argument("--seed", type=int, default=0, help="the run's only source of randomness")
+    run.add_argument("--preset", help="a published experiment; what else is given overrides it")
+    run.add_argument("--task", help=f"one of: {', '.join(TASKS)}")
+    run.add_argument("--method", help=f"one of: {', '.join(METHODS)}")
+    run.add_argument("--rounds", type=int, help="rounds to train")
+    run.add_argument("--clients", type=int, help="virtual clients")
+    run.add_argument("--sampled", type=int, help="clients per round (0: all)")
+    run.add_argument("--seed", type=int, help="the run's only source of randomness")
     run.add_argument(
         "--set",
         dest="settings",
@@ -81,10 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--backend", choices=BACKENDS, default="ray", help="Ray, or this process")
     run.add_argument("--verbose", action="store_true", help="show Flower's own log")
     run.set_defaults(action=_run)
+    add_compare(commands)
 
     options = commands.add_parser("options", help="list the options of runs, methods and tasks")
     options.add_argument("name", nargs="?", help="a method or a task (default: options of any run)")
     options.set_defaults(action=_options)
+
+    presets = commands.add_parser("presets", help="list the published experiments and their values")
+    presets.add_argument("name", nargs="?", help="one of them (default: all)")
+    presets.set_defaults(action=_presets)
 
     demo = commands.add_parser(
         "demo", help=f"train {', '.join(DEMO_METHODS)} on the digits and compare them"
@@ -96,16 +105,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    options: dict[str, Any] = {
-        name: getattr(parsed, name)
-        for name in ("task", "method", "rounds", "clients", "sampled", "seed")
-    }
+    options = load_preset(parsed.preset).options if parsed.preset else {}
+    for name in ("task", "method", "rounds", "clients", "sampled", "seed"):
+        if getattr(parsed, name) is not None:
+            options[name] = getattr(parsed, name)
     for pair in parsed.settings:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set got '{pair}'; it takes KEY=VALUE, such as --set probes=8.")
         options[key.replace("-", "_")] = value
-    out = parsed.out or Path("runs") / f"{parsed.task}-{parsed.method}-seed{parsed.seed}"
+    config = read_options(options)[0]
+    out = parsed.out or Path("runs") / f"{config.task}-{config.method}-seed{config.seed}"
     plan = Plan.read(options, out, parsed.resume)
     task = load_task(plan.config.task, **plan.task_options)
     with RunProgress() as progress:
@@ -130,6 +140,17 @@ def _options(parsed: argparse.Namespace) -> None:
         _print(f"Options of task {name}", rows)
 
 
+def _presets(parsed: argparse.Namespace) -> None:
+    for name in [parsed.name] if parsed.name else PRESETS:
+        preset = load_preset(name)
+        title = f"{name}\n{preset.title}\n{preset.source}"
+        table = Table("option", "value", "given by", title=title, title_justify="left")
+        for values, origin in ((preset.paper, "paper"), (preset.ours, "ours")):
+            for key, value in values.items():
+                table.add_row(key.replace("_", "-"), str(value), origin)
+        Console().print(table)
+
+
 def _print_fields(title: str, kind: type[Any]) -> None:
     meanings = _meanings(kind)
     _print(title, [(f.name, f.default, meanings.get(f.name, "")) for f in dataclasses.fields(kind)])
@@ -138,15 +159,17 @@ def _print_fields(title: str, kind: type[Any]) -> None:
 def _print(title: str, rows: Sequence[tuple[str, Any, str]]) -> None:
     table = Table("option", "default", "meaning", title=title, title_justify="left")
     for key, default, meaning in rows:
-        table.add_row(key.replace("_", "-"), "" if default == "" else str(default), meaning)
+        shown = "" if default == "" else str(default)
+        table.add_row(key.replace("_", "-"), escape(shown), escape(meaning))
     Console().print(table)
 
 
 def _meanings(kind: type[Any]) -> dict[str, str]:
-    """Read the meaning of each field from the class's NumPy docstring."""
+    """Read the meaning of each field from the NumPy docstrings of the class and its bases."""
     found: dict[str, str] = {}
     names: list[str] = []
-    for line in inspect.cleandoc(kind.__doc__ or "").splitlines():
+    docs = [inspect.cleandoc(part.__doc__ or "") for part in kind.__mro__]
+    for line in "\n\n".join(reversed(docs)).splitlines():
         head = re.fullmatch(r"(\w+(?:, \w+)*) : .*", line)
         if head:
             names = head.group(1).split(", ")

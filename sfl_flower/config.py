@@ -47,8 +47,14 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
         raise ConfigError(f"{name} is {value}; it must be {bound}.")
 
 
-def _coerce(name: str, value: Any, kind: Any) -> Any:
-    """Turn a text from the command line, or a number from TOML, into the type of a field."""
+def coerce(name: str, value: Any, kind: Any) -> Any:
+    """Turn a text from the command line, or a number from TOML, into the type of a field.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be one.
+    """
     if isinstance(kind, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() == "none"):
             return None
@@ -91,13 +97,25 @@ def read_fields(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         name = key.replace("-", "_")
         if name not in known:
             raise unknown(f"option of {where}", key, known)
-        read[name] = _coerce(name, value, kinds[name])
+        read[name] = coerce(name, value, kinds[name])
     return cls(**read)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Base of a method's own settings; a frozen dataclass whose fields are the options."""
+
+    def batches(self, samples: int, batch_size: int) -> int:
+        """Return the mini-batches that a client with so many samples runs in a round.
+
+        Parameters
+        ----------
+        samples : int
+            Training samples of the client.
+        batch_size : int
+            Samples per mini-batch.
+        """
+        return 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values."""

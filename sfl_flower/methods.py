@@ -5,18 +5,62 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sfl_flower.clients import base, frozen, ho_sfl, splitfed
+from sfl_flower.clients import (
+    base,
+    cse_fsl,
+    decomfl,
+    fedavg,
+    frozen,
+    fsl_sage,
+    heron,
+    ho_sfl,
+    mu_splitfed,
+    splitfed,
+    zo_sfl,
+)
 from sfl_flower.config import RunConfig, Settings, read_fields, unknown
 from sfl_flower.strategies.base import SplitStrategy
+from sfl_flower.strategies.cse_fsl import CSEFSL
+from sfl_flower.strategies.decomfl import DeComFL
+from sfl_flower.strategies.fedavg import FedAvg
 from sfl_flower.strategies.frozen import Frozen
+from sfl_flower.strategies.fsl_sage import FSLSAGE
+from sfl_flower.strategies.heron import HERON
 from sfl_flower.strategies.ho_sfl import HOSFL
+from sfl_flower.strategies.mu_splitfed import MUSplitFed
 from sfl_flower.strategies.splitfed import SplitFedV1, SplitFedV2
-from sfl_flower.wire import AnchorRequest, ForwardRequest, ProbeRequest, StepRequest
+from sfl_flower.strategies.zo_sfl import ZOSFL
+from sfl_flower.wire import (
+    AnchorRequest,
+    CSEFSLRequest,
+    ForwardRequest,
+    FullRequest,
+    HERONRequest,
+    ProbeRequest,
+    StepRequest,
+    WalkRequest,
+)
+from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest
+from sfl_flower.wire.mu_splitfed import MUForwardRequest, MUStepRequest
+from sfl_flower.wire.zo_sfl import ZOStepRequest
 
 __all__ = ["HANDLERS", "METHODS", "read_options"]
 
 METHODS: Mapping[str, type[SplitStrategy]] = {
-    strategy.name: strategy for strategy in (HOSFL, SplitFedV1, SplitFedV2, Frozen)
+    strategy.name: strategy
+    for strategy in (
+        HOSFL,
+        HERON,
+        SplitFedV1,
+        SplitFedV2,
+        CSEFSL,
+        FSLSAGE,
+        FedAvg,
+        MUSplitFed,
+        ZOSFL,
+        DeComFL,
+        Frozen,
+    )
 }
 
 Handler = Callable[[base.Node, Any], Any]
@@ -26,6 +70,15 @@ HANDLERS: Mapping[type[Any], Handler] = {
     ProbeRequest: ho_sfl.probe,
     AnchorRequest: frozen.forward,
     StepRequest: splitfed.step,
+    WalkRequest: decomfl.walk,
+    FullRequest: fedavg.train,
+    CSEFSLRequest: cse_fsl.local,
+    HERONRequest: heron.local,
+    FSLSAGEUploadRequest: fsl_sage.upload,
+    FSLSAGERequest: fsl_sage.local,
+    MUForwardRequest: mu_splitfed.forward,
+    MUStepRequest: mu_splitfed.step,
+    ZOStepRequest: zo_sfl.step,
 }
 """Which function of a client answers which request."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FIRST_ORDER", "load_slots", "make_optimizer", "slots"]
+__all__ = ["FIRST_ORDER", "load_slots", "make_optimizer", "optimizer_text", "slots"]
 
 FIRST_ORDER = ("sgd", "adam", "adamw")
 """Names of the optimisers."""
@@ -27,6 +28,12 @@ def make_optimizer(
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     # One pass over the weights instead of a dozen.
     return kind(trained, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def optimizer_text(name: str, lr: float, momentum: float, weight_decay: float) -> str:
+    """Return an optimiser and its settings as the canonical JSON that travels."""
+    settings = {"name": name, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    return json.dumps(settings, sort_keys=True)
 
 
 def slots(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -16,8 +18,10 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
 from sfl_flower.strategies.base import SplitStrategy
+from sfl_flower.strategies.decomfl import DeComFL
 from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.task import SplitTask
+from sfl_flower.tasks import read_task_options
 
 __all__ = ["Plan", "RunResult", "execute"]
 
@@ -56,6 +60,7 @@ class Plan:
         config, settings, task_options = read_options(options)
         if resume and out is None:
             raise ConfigError("resume needs out, the directory of the run to go on with.")
+        task_options = read_task_options(config.task, task_options)
         return cls(config, settings, task_options, None if out is None else Path(out), resume)
 
     def resolved(self) -> dict[str, Any]:
@@ -140,6 +145,7 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
                     whole = strategy.records[-1].round == strategy.round
                     _save(directory, strategy, checkpoint=whole)
                     directory.plot()
+            directory.write_summary(_summary(strategy, history, plan.out), _facts(strategy))
     return RunResult(history, _summary(strategy, history, plan.out), strategy.model(), plan.out)
 
 
@@ -157,7 +163,7 @@ def _train(strategy: SplitStrategy, grid: Grid) -> None:
 
 def _save(directory: RunDirectory, strategy: SplitStrategy, checkpoint: bool = True) -> None:
     directory.save_model(strategy.state_dict())
-    if isinstance(strategy, HOSFL):
+    if isinstance(strategy, HOSFL | DeComFL):
         directory.write_bytes("journal.bin", strategy.mirror.journal.encode())
     directory.write_ledger(strategy.ledger.to_dict())
     if checkpoint:
@@ -174,6 +180,27 @@ def _summary(strategy: SplitStrategy, history: History, out: Path | None) -> Sum
         ledger=ledger.to_dict()["bytes"],
         exchanges=ledger.exchanges,
         client_peak_bytes=ledger.client_peak_bytes or None,
+        client_flops=ledger.client_flops or None,
         seconds=history[-1].seconds if len(history) else 0.0,
         out=out,
     )
+
+
+def _facts(strategy: SplitStrategy) -> dict[str, Any]:
+    """Return what decides a comparison and is not in the configuration: data and first weights."""
+    task = strategy.task
+    halves = task.build(strategy.config.seed)
+    weights = {**halves.client.state_dict(), **halves.server.state_dict()}
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    test = task.samples("test").y
+    return {
+        "cut": task.cut,
+        "classes": task.classes,
+        "training_samples": strategy.training_samples or None,
+        "test_samples": len(test),
+        "test_labels": hashlib.sha256(test.numpy().tobytes()).hexdigest(),
+        "initial_weights": digest.hexdigest(),
+    }

@@ -22,10 +22,11 @@ from sfl_flower.data import (
     chunks,
     partition,
     seeded_construction,
+    seeded_torch,
 )
 from sfl_flower.data.memory import remember
 from sfl_flower.data.samples import load_arrays, store_arrays
-from sfl_flower.errors import ConfigError, DataError, SflError
+from sfl_flower.errors import ConfigError, CutError, DataError, SflError
 
 if TYPE_CHECKING:
     from sfl_flower.split import Halves
@@ -72,6 +73,9 @@ class SplitTask:
         default.
     transform : callable, optional
         ``transform(x)`` turns stored inputs of a batch into the model's inputs.
+    head : callable, optional
+        ``head()`` builds an auxiliary head, from smashed data z to the shape of the model's output;
+        used by the methods that have one, when their option `head` is "task".
     token : str
         Names what this process keeps for the task; tasks with equal tokens share it. Unique to the
         object by default, so build a task once, not once a message.
@@ -93,6 +97,7 @@ class SplitTask:
         default_factory=lambda: {"accuracy": accuracy}
     )
     transform: Callable[[Tensor], Tensor] | None = None
+    head: Callable[[], nn.Module] | None = None
     token: str = field(default_factory=lambda: uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -108,8 +113,11 @@ class SplitTask:
             "model": self.model, "train": self.train, "test": self.test, "loss": self.loss,
             **{f"metrics[{name!r}]": metric for name, metric in self.metrics.items()},
         }  # fmt: skip
+        if self.head is not None:
+            wanted["head"] = self.head
         for name, value in wanted.items():
-            if not callable(value) or (isinstance(value, nn.Module) and name == "model"):
+            built = name in ("model", "head") and isinstance(value, nn.Module)
+            if not callable(value) or built:
                 raise ConfigError(
                     f"In task {self.name!r}, {name} is a {type(value).__name__}; it must be a "
                     "function (lambda: ... makes one of a value)."
@@ -143,7 +151,7 @@ class SplitTask:
         y_train, y_test : array of int, shape [N]
             Labels.
         **options
-            `loss`, `metrics`, `transform`, as for the class.
+            `loss`, `metrics`, `transform`, `head`, as for the class.
 
         Raises
         ------
@@ -241,6 +249,52 @@ class SplitTask:
                 "must return a torch.nn.Module."
             )
         return cut(model, self.cut)
+
+    def build_head(self, seed: int, kind: str, init: str = "random") -> nn.Module:
+        """Return a new auxiliary head for the run's cut, the same bits in every process.
+
+        Its random numbers are drawn apart from the model's: a head leaves the weights of `build`
+        as they are.
+
+        Parameters
+        ----------
+        seed : int
+            The run's seed.
+        kind : str
+            One of `sfl_flower.split.HEADS`.
+        init : {"random", "copy"}
+            Fresh weights, or those of the server half where the head has its layers.
+
+        Returns
+        -------
+        nn.Module
+            From z to what the server half gives, [N, outputs], in train mode.
+
+        Raises
+        ------
+        CutError
+            The head does not fit the cut or the model's output; see `sfl_flower.split.make_head`.
+        """
+        make = partial(self._construct_head, seed, kind, init)
+        return copy.deepcopy(self.memo(("head", seed, kind, init), make))
+
+    def _construct_head(self, seed: int, kind: str, init: str) -> nn.Module:
+        from sfl_flower.split import make_head
+
+        halves = self.build(seed)
+        with torch.no_grad():
+            z = halves.client.eval()(self.batch(self.samples("test"), slice(0, 2))[0])
+            output = copy.deepcopy(halves.server).eval()(z)
+        if output.ndim != 2:
+            raise CutError(
+                f"The model of task {self.name!r} gives an output of shape {list(output.shape)}; "
+                "an auxiliary head needs one of shape [N, outputs]."
+            )
+        with seeded_torch("head", seed), torch.device("cpu"):
+            return make_head(
+                kind, halves.server, tuple(z.shape[1:]), output.shape[1], init=init,
+                custom=self.head,
+            )  # fmt: skip
 
     def evaluate(
         self, forward: Callable[[Tensor], Tensor], batch_size: int = 500

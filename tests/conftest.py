@@ -45,10 +45,18 @@ if (_found := _data_dir()) is not None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what starts Flower in one worker: with ``-n 2 --dist loadgroup`` ports never clash."""
+    """Keep what starts Flower in one worker of ``-n auto --dist loadgroup``: ports never clash."""
     for item in items:
         if item.get_closest_marker("simulation") or item.get_closest_marker("deployment"):
             item.add_marker(pytest.mark.xdist_group("flower"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what nodes store on disk apart from every other test process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFL_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -84,6 +84,52 @@ def test_resume_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert (parts / "journal.bin").read_bytes() == (whole / "journal.bin").read_bytes()
 
 
+COMPARE = ["compare", "--task", "digits", "--samples", "64", "--seeds", "1", "--clients", "2"]
+
+
+def test_compare_prints_and_writes_a_table_and_can_be_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--methods", "ho_sfl", "--set", "partition=iid", "--set", "ho_sfl:probes=2"]
+    arguments += ["--server-lrs", "0.05,0.1", "--out", str(out)]
+    assert main([*COMPARE, *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("frozen", "ho_sfl", "splitfed_v2", "gap closed"))
+    assert "ho_sfl lr 0.1 seed 0: round 1/1" in shown
+    config = RunDirectory(out / "ho_sfl" / "lr0.1-seed0").config
+    assert (config["probes"], config["server_lr"], config["clients"]) == (2, 0.1, 2)
+    assert main(["compare", "--from", str(out), "--out", str(tmp_path / "again")]) == 0
+    again = tmp_path / "again" / "table.md"
+    assert again.read_text(encoding="utf-8") == (out / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "ho_slf"], ["ho_slf", "ho_sfl"]),
+        (["--methods", "ho_sfl,ho_sfl"], ["ho_sfl", "twice"]),
+        ([], ["--methods is missing"]),
+        (["--methods", "ho_sfl", "--set", "probes"], ["METHOD:KEY=VALUE"]),
+        (["--methods", "ho_sfl", "--set", "probes=2"], ["frozen", "METHOD:KEY=VALUE"]),
+        (["--methods", "ho_sfl", "--set", "heron:probes=2"], ["heron:probes=2", "ho_sfl, frozen"]),
+        (["--methods", "ho_sfl", "--seeds", "0"], ["seeds is 0", "at least 1"]),
+        (["--methods", "ho_sfl", "--seeds", "a"], ["--seeds", "'a'"]),
+        (["--methods", "ho_sfl", "--server-lrs", "0.1;0.2"], ["--server-lrs", "0.1;0.2"]),
+        (["--methods", "ho_sfl", "--samples", "9"], ["samples is 9", "at least 64"]),
+        (["--from", "here"], ["--task", "--from"]),
+    ],
+)
+def test_a_wrong_comparison_is_named_and_nothing_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*COMPARE, *arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("name", [None, *METHODS, "fashion_mnist"])
 def test_every_option_has_a_meaning(name: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["options", *([name] if name else [])]) == 0
@@ -91,6 +137,7 @@ def test_every_option_has_a_meaning(name: str | None, capsys: pytest.CaptureFixt
     assert "option" in shown
     if name == "ho_sfl":
         assert "client-lr" in shown and "probe length" in shown
+        assert "E[u" in shown  # brackets are text, not markup
 
 
 def test_the_demo_compares_at_equal_samples(

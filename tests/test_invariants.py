@@ -25,10 +25,18 @@ from tests.tiny import CLIENT_NAMES, CUT, begin, equal, flat, run, start, train
 pytestmark = pytest.mark.flower
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sfl_flower"
-ALL = ("ho_sfl", "frozen", "splitfed_v1", "splitfed_v2")
+ALL = ("ho_sfl", "frozen", "splitfed_v1", "splitfed_v2", "cse_fsl", "heron", "fsl_sage")
+HEAD_NAMES = ("fc.bias", "fc.weight")
 
 
-@pytest.mark.parametrize("method", ["ho_sfl", "frozen"])
+def held_by_clients(problem: Any) -> list[Any]:
+    """Return the modules that clients keep between messages."""
+    # A head is kept as it was built, too: what new ones are copied from.
+    kept = [thing for key, thing in memory._MEMORY[problem.token].items() if key[0] != "head"]  # type: ignore[index]
+    return [m for m in (getattr(k, "module", k) for k in kept) if isinstance(m, torch.nn.Module)]
+
+
+@pytest.mark.parametrize("method", ["ho_sfl", "frozen", "heron"])
 def test_1_no_graph_no_server_half_on_a_client_and_no_inputs_on_the_wire(method: str) -> None:
     problem = tiny.task()
     trial = begin(problem, method)
@@ -46,10 +54,11 @@ def test_1_no_graph_no_server_half_on_a_client_and_no_inputs_on_the_wire(method:
     start(trial)
     assert saved == []  # nothing was kept for a backward pass
 
-    held = [
-        thing.module for thing in memory._MEMORY[problem.token].values() if hasattr(thing, "module")
-    ]
-    assert [set(module.state_dict()) for module in held] == [set(CLIENT_NAMES)]
+    names = set(CLIENT_NAMES)
+    if method == "heron":
+        names = {f"client.{n}" for n in CLIENT_NAMES} | {f"head.{n}" for n in HEAD_NAMES}
+    held = held_by_clients(problem)
+    assert [set(module.state_dict()) for module in held] == [names]
     assert all(parameter.grad is None for module in held for parameter in module.parameters())
 
     rows = {row.tobytes() for row in problem.samples("train").x.numpy()}
@@ -62,10 +71,11 @@ def test_1_no_graph_no_server_half_on_a_client_and_no_inputs_on_the_wire(method:
     }
 
 
-def test_1_splitfed_clients_do_build_a_graph() -> None:
+@pytest.mark.parametrize("method", ["splitfed_v2", "cse_fsl"])
+def test_1_first_order_clients_do_build_a_graph(method: str) -> None:
     """The hook of the test above sees one where there is one."""
     saved = []
-    trial = begin(tiny.task(), "splitfed_v2", rounds=1)
+    trial = begin(tiny.task(), method, rounds=1)
     deliver = trial.grid.deliver
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -134,8 +144,10 @@ def test_4_the_ledger_is_the_closed_form_and_reconciles_with_the_encoding(method
     batches, z = 2 * 4, 4 * 4 * CUT
     assert ledger.up["smashed"] == batches * z
     assert ledger.up["labels"] == batches * 4 * 8
-    assert ledger.down["gradients"] == (0 if method == "frozen" else batches * z)
-    assert ledger.up["scalars"] == (batches * 4 * 4 if method == "ho_sfl" else 0)
+    local = method in ("frozen", "cse_fsl", "heron", "fsl_sage")  # nothing comes back
+    assert ledger.down["gradients"] == (0 if local else batches * z)
+    scalars = 4 * trial.strategy.settings.probes if method in ("ho_sfl", "heron") else 0
+    assert ledger.up["scalars"] == batches * scalars
     messages = [c for _, _, c in trial.grid.replies] + [c for _, _, c in trial.grid.requests]
     total = ledger.bytes_up + ledger.bytes_down
     assert total == sum(content_bytes(content) for content in messages)
@@ -223,6 +235,7 @@ def test_6_no_pickle_from_the_wire_or_from_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ALL)
 def test_7_same_seed_and_configuration_give_the_same_bits(method: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"rounds": 4, "sampled": 3, "server_momentum": 0.9}
+    options |= tiny.STEADY.get(method, {})
     first, second = (train(tiny.task(), method, **options) for _ in range(2))
     assert equal(first.model, second.model)
     assert first.strategy.digest == second.strategy.digest

@@ -193,7 +193,10 @@ def test_a_checkout_has_its_dependencies() -> None:
     """In a checkout uv.toml hides the entry above; the bundle must not carry uv.toml."""
     lines = (ROOT / "uv.toml").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == []
-    assert PROJECT["tool"]["flwr"]["app"]["fab-include"] == ["sfl_flower/**/*.py"]
+    assert PROJECT["tool"]["flwr"]["app"]["fab-include"] == [
+        "sfl_flower/**/*.py",
+        "sfl_flower/presets/*.toml",
+    ]
 
 
 @pytest.mark.flower
@@ -217,8 +220,11 @@ def test_the_bundle_is_small_and_holds_the_package(tmp_path: Path) -> None:
         p.relative_to(tmp_path / "unpacked").as_posix() for p in (tmp_path / "unpacked").rglob("*")
     }
     package = {
-        name_of(p) for p in tracked() if p.suffix == ".py" and ROOT / "sfl_flower" in p.parents
+        name_of(p)
+        for p in tracked()
+        if p.suffix in (".py", ".toml") and ROOT / "sfl_flower" in p.parents
     }
+    assert "sfl_flower/presets/ho_sfl_resnet18_cifar10.toml" in package
     assert len(bundle) < 2 * 1024 * 1024
     assert package <= held
     assert not [name for name in held if name.startswith((".venv", "runs")) or name == "uv.lock"]

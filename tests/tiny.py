@@ -234,4 +234,9 @@ def flat(state: dict[str, Tensor], names: Iterable[str]) -> Tensor:
     return torch.cat([state[name].reshape(-1).to(torch.float64) for name in sorted(names)])
 
 
+STEADY: dict[str, dict[str, Any]] = {
+    "heron": {"client_lr_schedule": "constant", "client_lr_warmup": 0},
+}
+"""By method: what makes its first rounds the same however many follow."""
+
 CLIENT_NAMES = ("first.bias", "first.weight")

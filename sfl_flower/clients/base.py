@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Context
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.clients.shares import divide
 from sfl_flower.clients.store import NodeStore
@@ -19,8 +20,9 @@ from sfl_flower.config import LOCAL
 from sfl_flower.data import PartitionSpec, batch_indices, seeded_torch
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.meter import PeakMemory
+from sfl_flower.split import Whole
 from sfl_flower.task import SplitTask
-from sfl_flower.wire import JoinReply, JoinRequest, Setup
+from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
 from sfl_flower.zo import ParameterVector
 
 __all__ = ["LoadedHalf", "Node", "TaskSource", "join", "metered", "node_partition"]
@@ -41,7 +43,7 @@ def node_partition(context: Context) -> int:
 
 @dataclass
 class LoadedHalf:
-    """A client half that a process keeps between messages, and what is in it.
+    """A client half, or a whole model, that a process keeps between messages, and what is in it.
 
     Attributes
     ----------
@@ -105,10 +107,20 @@ class Node:
     @property
     def half(self) -> LoadedHalf:
         """The client half; one a process, so load parameters before using it."""
-        # Only the client half is kept: a client never holds the server's.
+        # Only the client half is kept: a client of a split never holds the server's.
         return self.task.memo(
             ("client half", self.seed), lambda: LoadedHalf(self.task.build(self.seed).client)
         )
+
+    @property
+    def whole(self) -> LoadedHalf:
+        """Both halves, for methods without a cut; one a process, as `half`."""
+
+        def build() -> LoadedHalf:
+            halves = self.task.build(self.seed)
+            return LoadedHalf(Whole(halves.client, halves.server))
+
+        return self.task.memo(("whole model", self.seed), build)
 
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
@@ -142,8 +154,13 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
 
 
 @contextmanager
-def metered(wanted: bool) -> Iterator[Callable[[], int]]:
-    """Measure the peak of memory of a block where it is wanted; gives a function to read it."""
-    meter = PeakMemory() if wanted else None
-    with meter if meter is not None else nullcontext():
-        yield lambda: 0 if meter is None else meter.peak
+def metered(wanted: str) -> Iterator[Callable[[], Usage]]:
+    """Measure what a block costs, one of `METERS`; gives a function to read it afterwards."""
+    if wanted == "memory":
+        with PeakMemory() as meter:
+            yield lambda: Usage(peak_bytes=meter.peak)
+    elif wanted == "flops":
+        with FlopCounterMode(display=False) as counter:
+            yield lambda: Usage(flops=int(counter.get_total_flops()))
+    else:
+        yield Usage

@@ -22,7 +22,7 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
     before = bring_up(node, request.sync)
     if isinstance(before, StaleReply):
         return before
-    with metered(request.meter) as peak:
+    with metered(request.meter) as usage:
         zs, ys = anchor_forward(node, request)
     return ForwardReply(
         round=request.round,
@@ -30,7 +30,7 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
         z=torch.cat(zs).numpy(),
         y=torch.cat(ys).numpy(),
         sizes=np.array([len(y) for y in ys], dtype=np.int64),
-        peak_bytes=peak(),
+        usage=usage(),
     )
 
 

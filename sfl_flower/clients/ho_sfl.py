@@ -42,7 +42,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         return before
     key, vector, kept = journal_key(node), node.half.trained, _kept(node, request.round)
     rows, start = [], 0
-    with metered(request.meter) as peak:
+    with metered(request.meter) as usage:
         for step in range(request.minibatches):
             x, y = node.batch(request.round, step, request.batch_size)
             part = slice(start, start + len(y))
@@ -72,7 +72,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         version=before,
         scalars=torch.stack(rows).numpy(),
         samples=start,
-        peak_bytes=peak(),
+        usage=usage(),
     )
 
 

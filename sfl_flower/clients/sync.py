@@ -9,7 +9,7 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-from sfl_flower.clients.base import Node
+from sfl_flower.clients.base import LoadedHalf, Node
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.wire import StaleReply, Sync, pack_state, unpack_state
 from sfl_flower.zo import JournalHeader, Replica, manifest_digest
@@ -32,7 +32,7 @@ def forget_recent() -> None:
     _RECENT.clear()
 
 
-def bring_up(node: Node, sync: Sync) -> int | StaleReply:
+def bring_up(node: Node, sync: Sync, half: LoadedHalf | None = None) -> int | StaleReply:
     """Bring a client's parameters to the version a request names, and load them.
 
     Parameters
@@ -41,6 +41,8 @@ def bring_up(node: Node, sync: Sync) -> int | StaleReply:
         The client.
     sync : Sync
         From where, to where, and what is missing in between.
+    half : LoadedHalf, optional
+        What the journal trains; the client half by default.
 
     Returns
     -------
@@ -53,14 +55,15 @@ def bring_up(node: Node, sync: Sync) -> int | StaleReply:
     WireError
         If the two sides run different models, or a download does not hold what it declares.
     """
+    half = half or node.half
     position = node.store.get_text(_POSITION)
     version, digest = int(position.get("version", -1)), str(position.get("digest", ""))
     if sync.kind == "full":
-        replica = _download(node, sync)
+        replica = _download(node, sync, half)
     else:
         if (version, digest) != (sync.base_version, sync.base_digest):
             return StaleReply(version, digest)
-        found = _follow(node, sync)
+        found = _follow(node, sync, half)
         if found is None:
             return StaleReply(-1, "")
         replica = found
@@ -69,7 +72,7 @@ def bring_up(node: Node, sync: Sync) -> int | StaleReply:
             node.store.put(_REPLICA, replica.to_arrays(), content=sync.digest)
         node.store.put_text(_POSITION, {"version": sync.version, "digest": sync.digest})
     _remember(replica, sync.digest)
-    return version if _load(node, replica, sync.digest) else StaleReply(-1, "")
+    return version if _load(node, half, replica, sync.digest) else StaleReply(-1, "")
 
 
 def journal_key(node: Node) -> bytes:
@@ -87,8 +90,7 @@ def _remember(replica: Replica, digest: str) -> None:
         _RECENT.popitem(last=False)
 
 
-def _download(node: Node, sync: Sync) -> Replica:
-    half = node.half
+def _download(node: Node, sync: Sync, half: LoadedHalf) -> Replica:
     vector = half.trained
     half.holds = ""
     packed = {k.removeprefix(_WEIGHTS): v for k, v in sync.state.items() if k.startswith(_WEIGHTS)}
@@ -97,7 +99,7 @@ def _download(node: Node, sync: Sync) -> Replica:
     header = JournalHeader.decode(sync.state["header"].tobytes())
     if header.manifest_digest != manifest_digest(vector.manifest()):
         raise WireError(
-            "The server trains other client parameters than this client's model has; the two "
+            "The server trains other parameters than this client's model has; the two "
             "sides run different models."
         )
     if sync.version == 0:
@@ -124,13 +126,13 @@ def _content(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _follow(node: Node, sync: Sync) -> Replica | None:
+def _follow(node: Node, sync: Sync, half: LoadedHalf) -> Replica | None:
     """Return the replica at the version asked for, None where the client lost what it had."""
     if sync.digest in _RECENT:
         return _RECENT[sync.digest]
     try:
         tail = Tail.decode(sync.tail) if sync.kind == "tail" else None
-        replica = _nearest(node, tail)
+        replica = _nearest(node, tail, half)
         if replica is not None and tail is not None:
             replica.replay_tail(tail.after(replica.version))
     except (JournalError, WireError, KeyError):
@@ -141,7 +143,7 @@ def _follow(node: Node, sync: Sync) -> Replica | None:
     return replica if at == (sync.version, sync.digest) else None
 
 
-def _nearest(node: Node, tail: Tail | None) -> Replica | None:
+def _nearest(node: Node, tail: Tail | None, half: LoadedHalf) -> Replica | None:
     """Return a replica of the client's own to replay a tail from, None where all is lost.
 
     A shared replica on the tail's way, the further the better, saves the entries before it.
@@ -153,12 +155,11 @@ def _nearest(node: Node, tail: Tail | None) -> Replica | None:
     if rest is None or arrays is None:
         return None
     header = JournalHeader.decode(rest["header"].tobytes())
-    return Replica.from_arrays(arrays, header, node.half.trained.size)
+    return Replica.from_arrays(arrays, header, half.trained.size)
 
 
-def _load(node: Node, replica: Replica, digest: str) -> bool:
+def _load(node: Node, half: LoadedHalf, replica: Replica, digest: str) -> bool:
     """Put the parameters into the half; False where the client lost what goes with them."""
-    half = node.half
     if half.holds == digest:
         return True
     vector = half.trained

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfl_flower.data.batches import batch_indices, chunks, steps_per_epoch
+from sfl_flower.data.batches import batch_indices, chunks, client_samples, steps_per_epoch
 from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
 from sfl_flower.data.samples import Samples, check_samples
 from sfl_flower.data.seeding import derive, generator, seeded_construction, seeded_torch
@@ -14,6 +14,7 @@ __all__ = [
     "batch_indices",
     "check_samples",
     "chunks",
+    "client_samples",
     "derive",
     "generator",
     "partition",

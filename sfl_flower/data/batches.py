@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sfl_flower.data.seeding import generator
 from sfl_flower.errors import ConfigError, DataError
 
-__all__ = ["batch_indices", "chunks", "steps_per_epoch"]
+__all__ = ["batch_indices", "chunks", "client_samples", "steps_per_epoch"]
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -24,6 +24,22 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
     return -(-n // batch_size)
+
+
+def client_samples(held: int, batch_size: int, batches: int) -> int:
+    """Return the samples in a client's first mini-batches of a round, short ones as they are.
+
+    Parameters
+    ----------
+    held : int
+        Training samples of the client.
+    batch_size : int
+        Samples per mini-batch.
+    batches : int
+        Mini-batches it runs; every ``ceil(held / batch_size)`` of them are one epoch.
+    """
+    epochs, rest = divmod(batches, steps_per_epoch(held, batch_size))
+    return epochs * held + min(rest * batch_size, held)
 
 
 @lru_cache(maxsize=256)

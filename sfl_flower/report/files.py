@@ -7,8 +7,10 @@ import hashlib
 import json
 import math
 import os
+import platform
 from collections.abc import Callable, Mapping
 from enum import Enum
+from importlib import metadata
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, DataError
 
-__all__ = ["atomic_write", "canonical_json", "config_digest", "plain", "save_tensors"]
+__all__ = [
+    "atomic_write",
+    "canonical_json",
+    "config_digest",
+    "plain",
+    "read_json",
+    "save_tensors",
+    "versions",
+    "write_json",
+]
+
+PACKAGES = ("flwr", "ray", "torch", "torchvision", "numpy")
 
 
 def canonical_json(value: Any, *, indent: int | None = None) -> str:
@@ -115,3 +128,36 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             os.close(folder)
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write canonical JSON, indented, in one step."""
+    text = canonical_json(value, indent=2) + "\n"
+    atomic_write(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, this package and what decides its numbers."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for key, name in {"sfl_flower": "sfl-flower", **{p: p for p in PACKAGES}}.items():
+        try:
+            found[key] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[key] = None
+    return found

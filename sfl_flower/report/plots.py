@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from sfl_flower.errors import DataError
 from sfl_flower.report.history import History
@@ -32,20 +36,22 @@ INK = "#333333"
 
 
 def accuracy_plot(
-    histories: Mapping[str, History],
+    histories: Mapping[str, History | Sequence[History]],
     path: Path | str,
     x: str = "samples",
     metric: str = "accuracy",
     title: str | None = None,
 ) -> Path:
-    """Draw one curve a run and write a PNG of 1200 x 720 pixels.
+    """Draw one curve a run, or a group of runs, and write a PNG of 1200 x 720 pixels.
 
-    The legend gives each curve's last value and lists the curves from the highest to the lowest.
+    A group, such as the seeds of a method, is drawn as its mean curve in a band of one standard
+    deviation on either side. The legend gives each curve's last value and lists the curves from
+    the highest to the lowest.
 
     Parameters
     ----------
-    histories : mapping of str to History
-        Label of the curve and its run; the order decides the colours.
+    histories : mapping of str to History or sequence of History
+        Label of the curve and its run or runs; the order decides the colours.
     path : Path or str
         Where to write the PNG.
     x : str
@@ -71,26 +77,33 @@ def accuracy_plot(
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-    curves = {label: history.series(x, metric) for label, history in histories.items()}
-    if not any(xs for xs, _ in curves.values()):
+    curves = {
+        label: _curve([runs] if isinstance(runs, History) else runs, x, metric)
+        for label, runs in histories.items()
+    }
+    if not any(curve is not None for curve in curves.values()):
         raise DataError(f"nothing to plot: no history has the metric {metric!r}")
     text, unit = AXIS[x]
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ends: dict[str, float] = {}
-    for index, (label, (xs, ys)) in enumerate(curves.items()):
-        if not xs:
+    for index, (label, curve) in enumerate(curves.items()):
+        if curve is None:
             continue
-        ends[label] = ys[-1]
+        last = ends[label] = float(curve.y[-1])
+        colour = COLOURS[index % len(COLOURS)]
+        if curve.spread is not None:
+            low, high = curve.y - curve.spread, curve.y + curve.spread
+            axes.fill_between(curve.x / unit, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(
-            [value / unit for value in xs],
-            ys,
-            label=f"{label}  {ys[-1]:.1%}" if metric == "accuracy" else f"{label}  {ys[-1]:.4g}",
-            color=COLOURS[index % len(COLOURS)],
+            curve.x / unit,
+            curve.y,
+            label=f"{label}  {last:.1%}" if metric == "accuracy" else f"{label}  {last:.4g}",
+            color=colour,
             linestyle=STYLES[index % len(STYLES)],
             linewidth=2,
-            marker="o" if len(xs) <= 12 else None,
+            marker="o" if len(curve.x) <= 12 else None,
             markersize=4,
         )
     axes.set_xlabel(text, color=INK)
@@ -105,6 +118,32 @@ def accuracy_plot(
         axes.set_title(title, loc="left", color=INK, fontsize=12, pad=12)
     figure.savefig(path, format="png")
     return Path(path)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
+    spread: npt.NDArray[np.float64] | None
+
+
+def _curve(runs: Sequence[History], x: str, metric: str) -> _Curve | None:
+    """Return the mean curve of runs; None when none has the metric.
+
+    Runs are averaged at equal shares of their points, along both axes, so that those that
+    differ in time, bytes or evaluations all count up to their last point.
+    """
+    series = [points for points in (run.series(x, metric) for run in runs) if points[0]]
+    if not series:
+        return None
+    shares = [np.linspace(0.0, 1.0, len(xs)) for xs, _ in series]
+    union = np.unique(np.concatenate(shares)) if len(set(map(len, shares))) > 1 else shares[0]
+    xs, ys = (
+        np.stack([np.interp(union, t, s[axis]) for t, s in zip(shares, series, strict=True)])
+        for axis in (0, 1)
+    )
+    spread = ys.std(axis=0, ddof=1) if len(series) > 1 else None
+    return _Curve(xs.mean(axis=0), ys.mean(axis=0), spread)
 
 
 def _legend(axes: Axes, ends: list[float]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Collection, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,17 @@ from sfl_flower.report.files import (
     canonical_json,
     config_digest,
     plain,
+    read_json,
     save_tensors,
+    versions,
+    write_json,
 )
 from sfl_flower.report.history import History, RoundRecord
 from sfl_flower.report.plots import accuracy_plot
+from sfl_flower.report.table import Summary
 
 __all__ = ["RunDirectory"]
 
-PACKAGES = ("flwr", "ray", "torch", "torchvision", "numpy")
 MAY_CHANGE = frozenset({"rounds", "out", "resume"})
 
 
@@ -94,15 +95,16 @@ class RunDirectory:
                     f"{run.path} already holds a run; choose another directory with out=, "
                     "or go on with that run with resume=true"
                 )
-            run._check_same(resolved, may_change)
+            run.check_same(resolved, may_change)
             run._mend_history()
-        run._write_json(
-            "config.json",
+            (run.path / "summary.json").unlink(missing_ok=True)
+        write_json(
+            run.path / "config.json",
             {
                 "config": resolved,
                 "seed": resolved.get("seed"),
                 "sha256": config_digest(resolved),
-                "versions": _versions(),
+                "versions": versions(),
             },
         )
         return run
@@ -110,7 +112,7 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration in ``config.json``."""
-        document = self._read_json("config.json")
+        document = read_json(self.path / "config.json")
         try:
             return dict(document["config"])
         except (KeyError, TypeError, ValueError) as error:
@@ -121,6 +123,34 @@ class RunDirectory:
         """The records in ``history.jsonl``; empty when there are none."""
         path = self.path / "history.jsonl"
         return History.load(path) if path.exists() else History()
+
+    def check_same(self, config: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
+        """Refuse a configuration that is not the one in ``config.json``.
+
+        Parameters
+        ----------
+        config : mapping
+            Plain values.
+        may_change : collection of str
+            Top-level keys that may differ.
+
+        Raises
+        ------
+        ConfigError
+            If another key differs; the message lists what was and what is asked for.
+        """
+        old = self.config
+        changed = sorted(
+            key
+            for key in old.keys() | config.keys()
+            if key not in may_change and old.get(key) != config.get(key)
+        )
+        if changed:
+            what = ", ".join(f"{k}: {old.get(k)!r} -> {config.get(k)!r}" for k in changed)
+            raise ConfigError(
+                f"cannot resume {self.path} with another configuration ({what}); "
+                "use the old values, or start anew in another directory with out="
+            )
 
     def append(self, record: RoundRecord) -> None:
         """Add one line to ``history.jsonl``, flushed, and the TensorBoard scalars."""
@@ -140,11 +170,42 @@ class RunDirectory:
 
     def write_ledger(self, ledger: Mapping[str, Any]) -> None:
         """Write ``ledger.json`` (bytes as whole numbers)."""
-        self._write_json("ledger.json", ledger)
+        write_json(self.path / "ledger.json", ledger)
 
     def load_ledger(self) -> dict[str, Any]:
         """Read ``ledger.json``."""
-        return dict(self._read_json("ledger.json"))
+        return dict(read_json(self.path / "ledger.json"))
+
+    def write_summary(self, summary: Summary, facts: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, which says that the run is complete.
+
+        Parameters
+        ----------
+        summary : Summary
+            The outcome.
+        facts : mapping
+            What must be equal in runs that are compared and is not in the configuration.
+        """
+        write_json(self.path / "summary.json", {**summary.to_dict(), "facts": facts})
+
+    def load_summary(self) -> tuple[Summary, dict[str, Any]]:
+        """Read ``summary.json``: the outcome and the facts.
+
+        Raises
+        ------
+        DataError
+            If there is none, because the run is not complete, or it cannot be read.
+        """
+        document = read_json(self.path / "summary.json")
+        try:
+            return Summary.from_dict(document, self.path), dict(document["facts"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{self.path / 'summary.json'} is not a summary: {error}") from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in it is complete."""
+        return (self.path / "summary.json").exists()
 
     def save_model(self, state_dict: Mapping[str, Tensor]) -> None:
         """Write ``model.safetensors``; the old file stays until the new one is complete."""
@@ -234,20 +295,6 @@ class RunDirectory:
         names = ("config.json", "history.jsonl", "model.safetensors", "checkpoint.safetensors")
         return any((self.path / name).exists() for name in names)
 
-    def _check_same(self, config: Mapping[str, Any], may_change: Collection[str]) -> None:
-        old = self.config
-        changed = sorted(
-            key
-            for key in old.keys() | config.keys()
-            if key not in may_change and old.get(key) != config.get(key)
-        )
-        if changed:
-            what = ", ".join(f"{k}: {old.get(k)!r} -> {config.get(k)!r}" for k in changed)
-            raise ConfigError(
-                f"cannot resume {self.path} with another configuration ({what}); "
-                "use the old values, or start anew in another directory with out="
-            )
-
     def _mend_history(self) -> None:
         path = self.path / "history.jsonl"
         if path.exists() and not path.read_bytes().endswith(b"\n"):
@@ -257,26 +304,3 @@ class RunDirectory:
         text = "".join(record.to_json() + "\n" for record in history)
         data = text.encode("utf-8", errors="backslashreplace")
         atomic_write(self.path / "history.jsonl", lambda tmp: tmp.write_bytes(data))
-
-    def _write_json(self, name: str, value: Any) -> None:
-        text = canonical_json(value, indent=2) + "\n"
-        atomic_write(self.path / name, lambda tmp: tmp.write_text(text, encoding="utf-8"))
-
-    def _read_json(self, name: str) -> Any:
-        path = self.path / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}") from error
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for key, name in {"sfl_flower": "sfl-flower", **{p: p for p in PACKAGES}}.items():
-        try:
-            found[key] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[key] = None
-    return found

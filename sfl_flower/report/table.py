@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,13 +15,28 @@ from rich.table import Table
 
 from sfl_flower.wire import CATEGORIES
 
-__all__ = ["CATEGORIES", "Summary", "human_bytes", "markdown_tables", "print_tables", "rich_tables"]
+__all__ = [
+    "CATEGORIES",
+    "METHODS_A_TABLE",
+    "NONE",
+    "Part",
+    "Summary",
+    "by_category",
+    "human_bytes",
+    "markdown_part",
+    "markdown_tables",
+    "print_all",
+    "print_tables",
+    "rich_part",
+    "rich_tables",
+]
 
 NONE = "–"
 
 METHODS_A_TABLE = 5
 
 Part = tuple[str, list[str], list[list[str]]]
+"""Title, header and rows of a table."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,8 @@ class Summary:
         Request and reply pairs, summed over clients.
     client_peak_bytes : int or None
         Peak of what torch allocated on a client above its level at entry; None if not measured.
+    client_flops : float or None
+        Floating point operations of a client per sample it trained on; None if not measured.
     seconds : float
         Wall-clock time.
     out : Path or None
@@ -54,10 +73,29 @@ class Summary:
     client_peak_bytes: int | None = None
     seconds: float = 0.0
     out: Path | None = None
+    client_flops: float | None = None
 
     def total(self, direction: str) -> int:
         """Return the bytes ``"up"`` or ``"down"`` over all categories."""
         return sum(entry.get(direction, 0) for entry in self.ledger.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, without the directory; no number is NaN or infinite."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "out"}
+        values["metrics"] = {
+            name: value if math.isfinite(value) else None for name, value in self.metrics.items()
+        }
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], out: Path | None = None) -> Summary:
+        """Rebuild a summary; a metric that is null becomes NaN, further keys are left out."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name != "out"}
+        known["metrics"] = {
+            name: math.nan if value is None else float(value)
+            for name, value in values["metrics"].items()
+        }
+        return cls(**known, out=out)
 
 
 def human_bytes(count: int | None) -> str:
@@ -89,35 +127,45 @@ def rich_tables(summaries: Sequence[Summary], metric: str = "accuracy") -> list[
     """
     parts = [_results(summaries, metric)]
     for start in range(0, len(summaries), METHODS_A_TABLE):
-        parts.append(_by_category(summaries[start : start + METHODS_A_TABLE]))
-    return [_rich(*part) for part in parts]
+        parts.append(by_category(summaries[start : start + METHODS_A_TABLE]))
+    return [rich_part(part) for part in parts]
 
 
 def markdown_tables(summaries: Sequence[Summary], metric: str = "accuracy") -> str:
     """Return the two tables as markdown; parameters as for :func:`rich_tables`."""
-    blocks = []
-    for title, header, rows in (_results(summaries, metric), _by_category(summaries)):
-        rule = [":--"] + ["--:"] * (len(header) - 1)
-        lines = ["| " + " | ".join(cells) + " |" for cells in [header, rule, *rows]]
-        blocks.append(f"**{title}**\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(blocks)
+    return "\n".join(map(markdown_part, (_results(summaries, metric), by_category(summaries))))
+
+
+def markdown_part(part: Part) -> str:
+    """Return one table as markdown."""
+    title, header, rows = part
+    rule = [":--"] + ["--:"] * (len(header) - 1)
+    lines = ["| " + " | ".join(cells) + " |" for cells in [header, rule, *rows]]
+    return f"**{title}**\n\n" + "\n".join(lines) + "\n"
 
 
 def print_tables(
     summaries: Sequence[Summary], metric: str = "accuracy", console: Console | None = None
 ) -> None:
     """Print the tables; parameters as for :func:`rich_tables`, standard output by default."""
+    print_all(rich_tables(summaries, metric), console)
+
+
+def print_all(tables: Iterable[Table], console: Console | None = None) -> None:
+    """Print tables with an empty line between them."""
     if console is None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=100)
-    for index, table in enumerate(rich_tables(summaries, metric)):
+    for index, table in enumerate(tables):
         if index:
             console.print()
         console.print(table)
 
 
-def _rich(title: str, header: list[str], rows: list[list[str]]) -> Table:
+def rich_part(part: Part) -> Table:
+    """Return one table for a terminal."""
+    title, header, rows = part
     table = Table(
         title=title,
         title_justify="left",
@@ -155,7 +203,7 @@ def _results(summaries: Sequence[Summary], metric: str) -> Part:
     return "Results", header, rows
 
 
-def _by_category(summaries: Sequence[Summary]) -> Part:
+def by_category(summaries: Sequence[Summary]) -> Part:
     """Return one row a category and direction that any method used, one column a method."""
     header = ["bytes", *(s.method for s in summaries)]
     rows = []

@@ -5,14 +5,19 @@ from __future__ import annotations
 from sfl_flower.split.checks import Problem, check_zeroth_order, freeze_batch_norm, problems
 from sfl_flower.split.cut import Halves, cut, legal_cuts
 from sfl_flower.split.half import Half
+from sfl_flower.split.heads import HEADS, make_head
+from sfl_flower.split.whole import Whole
 
 __all__ = [
+    "HEADS",
     "Half",
     "Halves",
     "Problem",
+    "Whole",
     "check_zeroth_order",
     "cut",
     "freeze_batch_norm",
     "legal_cuts",
+    "make_head",
     "problems",
 ]

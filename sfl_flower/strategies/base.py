@@ -24,7 +24,7 @@ from sfl_flower.strategies.exchange import Exchange, Tally
 from sfl_flower.strategies.roster import Member, Roster
 from sfl_flower.strategies.server_half import ServerHalf
 from sfl_flower.task import SplitTask
-from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup
+from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup, Usage
 
 __all__ = ["Outcome", "SplitStrategy"]
 
@@ -101,6 +101,7 @@ class SplitStrategy(Strategy):
         self._save = save
         self._began = time.monotonic()
         self._first = 0
+        self._flops = 0
         self._z_shape: tuple[int, ...] | None = None
         self.prepare()
 
@@ -136,6 +137,11 @@ class SplitStrategy(Strategy):
         """Digest of the journal, empty for a method without one."""
         return ""
 
+    @property
+    def training_samples(self) -> int:
+        """Training samples of all clients, as far as they are known; 0 before training."""
+        return self._roster.samples
+
     # Flower's hooks
 
     def configure_train(
@@ -152,6 +158,9 @@ class SplitStrategy(Strategy):
             self._outcome = self.train_round(self.round, cohort, exchange)
             self._tally = exchange.tally
         self.ledger.samples += self._outcome.samples
+        if self._flops and self._outcome.samples:
+            self.ledger.client_flops = self._flops / self._outcome.samples
+        self._flops = 0
         self._check_patience()
         return []
 
@@ -225,6 +234,17 @@ class SplitStrategy(Strategy):
             if record.round == self._first + server_round and record.metrics:
                 return MetricRecord(dict(record.metrics))
         return None
+
+    def metering(self, round: int) -> str:
+        """Return what clients measure in a round: memory in the first, operations in the second."""
+        return {1: "memory", 2: "flops"}.get(round - self._first, "none")
+
+    def book_usage(self, usages: Iterable[Usage]) -> None:
+        """Book what clients measured in this round."""
+        for usage in usages:
+            peak = max(self.ledger.client_peak_bytes, usage.peak_bytes)
+            self.ledger.client_peak_bytes = peak
+            self._flops += usage.flops
 
     def evaluate_model(self) -> dict[str, float]:
         """Return loss and metrics of the whole model on the task's test set."""

@@ -8,7 +8,7 @@ valid replies by client, in the order of the requests.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING, getLogger
 from typing import TypeVar
@@ -24,6 +24,9 @@ from sfl_flower.wire.messages import Reply
 __all__ = ["Exchange", "Tally"]
 
 R = TypeVar("R", bound=Reply)
+
+Pending = dict[str, tuple[Member, Request, int]]
+"""Requests without a reply by message id, and how often each was sent again."""
 
 WORKER_DIED = (0, 8)
 """Flower's error codes for a worker process that died; the request is sent once more."""
@@ -89,7 +92,7 @@ class Exchange:
         self._ledger = ledger
         self._timeout = timeout
         self._late = late
-        self._pending: dict[str, tuple[Member, Request, int]] = {}
+        self._pending: Pending = {}
         self._order: list[Member] = []
 
     def send(
@@ -102,9 +105,9 @@ class Exchange:
     def push(self, requests: Mapping[Member, Request]) -> None:
         """Send requests without waiting; clients begin at once."""
         self._order.extend(requests)
-        self._push((member, request, 0) for member, request in requests.items())
+        self._push(((member, request, 0) for member, request in requests.items()), self._pending)
 
-    def _push(self, items: Iterable[tuple[Member, Request, int]]) -> None:
+    def _push(self, items: Iterable[tuple[Member, Request, int]], pending: Pending) -> None:
         sent = []
         for member, request, attempt in items:
             content = request.to_content()
@@ -119,7 +122,7 @@ class Exchange:
         accepted = set(self._grid.push_messages([message for message, _ in sent]))
         for message, item in sent:
             if message.metadata.message_id in accepted:
-                self._pending[message.metadata.message_id] = item
+                pending[message.metadata.message_id] = item
             else:
                 self.tally.fail(item[0], "Flower did not accept the request (is it too large?).")
 
@@ -136,44 +139,70 @@ class Exchange:
         dict[Member, R]
             Valid replies, in the order of the requests; the rest is in `tally`.
         """
-        quiet_since = time.monotonic()
-        deadline = quiet_since + self._timeout
+        order, self._order = self._order, []
+        return dict(self.in_turn(dict.fromkeys(order, read)))
+
+    def in_turn(
+        self, reads: Mapping[Member, Callable[[RecordDict], R]]
+    ) -> Iterator[tuple[Member, R]]:
+        """Yield the replies to everything pushed so far, one after another.
+
+        A reply comes out as soon as it and those before it in the order are there. What the caller
+        pushes in between belongs to the next call.
+
+        Parameters
+        ----------
+        reads : Mapping[Member, callable]
+            For each client that was sent a request, in the order wanted, what `collect` calls
+            `read`.
+
+        Yields
+        ------
+        member : Member
+            The client; those without a valid reply are left out, and in `tally`.
+        reply : R
+            Its reply.
+        """
+        pending, self._pending, self._order = self._pending, {}, []
         found: dict[Member, R] = {}
         self._drop_late()
-        while self._pending:
-            arrived = list(self._grid.pull_messages(list(self._pending)))
-            for message in arrived:
-                self._receive(message, read, found)
-            if not self._pending:
-                break
-            now = time.monotonic()
-            if now > deadline:
-                self._give_up()
-                break
-            if arrived:
-                quiet_since = now
-            wait = WAIT_SHARE * (now - quiet_since)
-            time.sleep(min(max(wait, SHORTEST_WAIT), LONGEST_WAIT))
-        order, self._order = self._order, []
-        return {member: found[member] for member in order if member in found}
+        clock = _Clock(self._timeout)
+        for member in reads:
+            clock.restart()  # the caller may have worked since the last reply
+            while _waits(member, pending):
+                arrived = list(self._grid.pull_messages(list(pending)))
+                for message in arrived:
+                    self._receive(message, reads, found, pending)
+                if arrived:
+                    clock.restart()
+                elif clock.expired():
+                    self._give_up(pending)
+                if _waits(member, pending):
+                    clock.wait()
+            if member in found:
+                yield member, found.pop(member)
 
     def _receive(
-        self, message: Message, read: Callable[[RecordDict], R], found: dict[Member, R]
+        self,
+        message: Message,
+        reads: Mapping[Member, Callable[[RecordDict], R]],
+        found: dict[Member, R],
+        pending: Pending,
     ) -> None:
         # The source of an error reply may be the SuperLink: only the request's id tells the client.
-        item = self._pending.pop(message.metadata.reply_to_message_id, None)
+        item = pending.pop(message.metadata.reply_to_message_id, None)
         if item is None:
             return
         member, request, attempt = item
         if message.has_error():
             code, reason = message.error.code, message.error.reason or "no reason given"
             if code in WORKER_DIED and attempt < RESENDS:
-                self._push([(member, request, attempt + 1)])
+                self._push([(member, request, attempt + 1)], pending)
             else:
                 self.tally.fail(member, f"{_last_line(reason)} (Flower error {code})")
             return
         try:
-            reply = read(message.content)
+            reply = reads[member](message.content)
         except SflError as error:
             # It crossed the network all the same.
             self._ledger.record("up", {}, content_bytes(message.content))
@@ -182,16 +211,41 @@ class Exchange:
         self._ledger.record("up", reply.payload(), content_bytes(message.content))
         found[member] = reply
 
-    def _give_up(self) -> None:
-        for identifier, (member, _, _) in self._pending.items():
+    def _give_up(self, pending: Pending) -> None:
+        for identifier, (member, _, _) in pending.items():
             self._late.add(identifier)
             self.tally.fail(member, f"no reply within {self._timeout:g} s.")
-        self._pending.clear()
+        pending.clear()
 
     def _drop_late(self) -> None:
         if self._late:
             for message in self._grid.pull_messages(list(self._late)):
                 self._late.discard(message.metadata.reply_to_message_id)
+
+
+class _Clock:
+    """Says how long to wait before the next look for replies, and when to give up."""
+
+    def __init__(self, timeout: float) -> None:
+        self._deadline = time.monotonic() + timeout
+        self.restart()
+
+    def restart(self) -> None:
+        """Look again soon."""
+        self._quiet_since = time.monotonic()
+
+    def expired(self) -> bool:
+        """Tell whether the time is over."""
+        return time.monotonic() > self._deadline
+
+    def wait(self) -> None:
+        """Sleep, the longer the longer nothing has arrived."""
+        wait = WAIT_SHARE * (time.monotonic() - self._quiet_since)
+        time.sleep(min(max(wait, SHORTEST_WAIT), LONGEST_WAIT))
+
+
+def _waits(member: Member, pending: Pending) -> bool:
+    return any(waiting == member for waiting, _, _ in pending.values())
 
 
 def _last_line(reason: str) -> str:

@@ -9,16 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import WireError
 from sfl_flower.strategies.base import Outcome
 from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.hybrid import HybridStrategy, client_weight
+from sfl_flower.strategies.hybrid import HybridStrategy
+from sfl_flower.strategies.means import client_weight
 from sfl_flower.strategies.mirror import Mirror
 from sfl_flower.strategies.roster import Member
-from sfl_flower.strategies.server_half import Gradients
 from sfl_flower.wire import AnchorRequest
 from sfl_flower.zo import OptimizerSpec, run_key
 
@@ -48,6 +46,10 @@ class FrozenSettings(Settings):
         check_range("minibatches", self.minibatches, 1, 4096)
         check_choice("server_steps", self.server_steps, ("round", "batch"))
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+
+    def batches(self, samples: int, batch_size: int) -> int:
+        """Return the mini-batches of a client in a round."""
+        return self.minibatches
 
 
 class Frozen(HybridStrategy):
@@ -87,20 +89,14 @@ class Frozen(HybridStrategy):
                     weight = client_weight(self.config.mean, int(reply.y.shape[0]))
                     self.server.add(found, weight)
                     total += weight
+                    losses += [part.loss for part in found]
                 else:
-                    found = [self._step(*batch) for batch in self.batches(member, reply)]
+                    losses += [self.server.learn(*batch) for batch in self.batches(member, reply)]
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue
-            losses += [part.loss for part in found]
             samples += int(reply.y.shape[0])
             exchange.tally.replies += 1
         if settings.server_steps == "round":
             self.server.step(total * settings.minibatches)
         return Outcome(losses, samples, {})
-
-    def _step(self, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]) -> Gradients:
-        found = self.server.gradients(z, y, draw)
-        self.server.add([found], 1.0)
-        self.server.step()
-        return found

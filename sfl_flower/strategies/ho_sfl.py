@@ -9,7 +9,6 @@ with the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,19 +20,20 @@ from torch import Tensor
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.contexts import eval_mode
-from sfl_flower.errors import ConfigError, JournalError, WireError
+from sfl_flower.errors import JournalError, WireError
+from sfl_flower.schedules import SCHEDULES, scheduled
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.strategies.base import Outcome
 from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.hybrid import HybridStrategy, client_weight
+from sfl_flower.strategies.hybrid import HybridStrategy
+from sfl_flower.strategies.means import client_weight
 from sfl_flower.strategies.mirror import SYNC_POLICIES, Mirror
+from sfl_flower.strategies.probing import check_mu, check_scalars
 from sfl_flower.strategies.roster import Member
 from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest, expect_shape
 from sfl_flower.zo import LAWS, OPTIMIZERS, SHARED_STREAM, Entry, OptimizerSpec, run_key
 
 __all__ = ["HOSFL", "HOSFLSettings"]
-
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class HOSFLSettings(Settings):
         Its settings.
     client_lr_schedule : {"constant", "linear", "cosine"}
         How client_lr goes over the rounds; the last two end at 0.
+    client_lr_warmup : float
+        First rounds over which client_lr rises linearly; below 1 it is a share of all rounds.
     scalar_limit : float
         A reply with |v| / μ above this is not used.
     sync : {"auto", "replay", "download"}
@@ -80,6 +82,7 @@ class HOSFLSettings(Settings):
     client_momentum: float = 0.9
     client_weight_decay: float = 0.0
     client_lr_schedule: str = "constant"
+    client_lr_warmup: float = 0.0
     scalar_limit: float = 1e6
     sync: str = "auto"
     client_mode: str = "as_built"
@@ -87,9 +90,9 @@ class HOSFLSettings(Settings):
     def __post_init__(self) -> None:
         check_range("probes", self.probes, 1, 4096)
         check_range("minibatches", self.minibatches, 1, 4096)
-        if not 1e-12 <= self.mu <= 1e6:
-            raise ConfigError(f"mu is {self.mu}; it must be in [1e-12, 1e+06].")
+        check_mu(self.mu)
         check_range("client_lr", self.client_lr, 0)
+        check_range("client_lr_warmup", self.client_lr_warmup, 0)
         check_range("scalar_limit", self.scalar_limit, 0)
         check_choice("direction", self.direction, LAWS)
         check_choice("directions", self.directions, ("own", "shared"))
@@ -100,6 +103,10 @@ class HOSFLSettings(Settings):
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
         self.optimizer()  # refuses its own settings
 
+    def batches(self, samples: int, batch_size: int) -> int:
+        """Return the mini-batches of a client in a round."""
+        return self.minibatches
+
     def optimizer(self) -> OptimizerSpec:
         """Return the client optimiser."""
         return OptimizerSpec(
@@ -107,16 +114,6 @@ class HOSFLSettings(Settings):
             momentum=self.client_momentum,
             weight_decay=self.client_weight_decay,
         )
-
-
-def scheduled(schedule: str, lr: float, round: int, rounds: int) -> float:
-    """Return the learning rate of a round, 1 <= round <= rounds."""
-    done = (round - 1) / rounds
-    if schedule == "linear":
-        return lr * (1.0 - done)
-    if schedule == "cosine":
-        return lr * 0.5 * (1.0 + math.cos(math.pi * done))
-    return lr
 
 
 class HOSFL(HybridStrategy):
@@ -202,7 +199,7 @@ class HOSFL(HybridStrategy):
             mu=settings.mu,
             central=settings.estimator == "central",
             eval_mode=settings.client_mode == "eval",
-            meter=round == self._first + 1,
+            meter=self.metering(round),
         )
 
     def _stream(self, member: Member) -> int:
@@ -216,12 +213,7 @@ class HOSFL(HybridStrategy):
                 f"it answers round {reply.round} at version {reply.version}, expected round "
                 f"{round} at version {self.mirror.version}."
             )
-        largest = float(np.abs(reply.scalars).max()) / self.settings.mu
-        if largest > self.settings.scalar_limit:
-            raise WireError(
-                f"a scalar gives |v| / mu = {largest:.3g}, more than scalar-limit = "
-                f"{self.settings.scalar_limit:g}."
-            )
+        check_scalars(reply.scalars, self.settings.mu, self.settings.scalar_limit)
         return reply
 
     def _update(
@@ -234,8 +226,7 @@ class HOSFL(HybridStrategy):
         """Fold means, weights and 1/(P μ) into coefficients, and journal them."""
         if not replies:
             return {}
-        peak = max(reply.peak_bytes for reply in replies.values())
-        self.ledger.client_peak_bytes = max(self.ledger.client_peak_bytes, peak)
+        self.book_usage(reply.usage for reply in replies.values())
         weights = np.array([client_weight(self.config.mean, used[member]) for member in replies])
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
         settings = self.settings
@@ -244,7 +235,13 @@ class HOSFL(HybridStrategy):
         streams = tuple(self._stream(member) for member in replies)
         if settings.directions == "shared":
             coefficients, streams = coefficients.sum(axis=0, keepdims=True), (SHARED_STREAM,)
-        lr = scheduled(settings.client_lr_schedule, settings.client_lr, round, self.config.rounds)
+        lr = scheduled(
+            settings.client_lr_schedule,
+            settings.client_lr,
+            round,
+            self.config.rounds,
+            settings.client_lr_warmup,
+        )
         try:
             self.mirror.update(
                 Entry(

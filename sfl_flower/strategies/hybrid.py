@@ -1,8 +1,9 @@
-"""The anchor exchange that HO-SFL and the frozen client share: smashed data up, once a round."""
+"""What methods with a journal share: asking clients in step, and the anchor exchange."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import RecordDict
@@ -14,26 +15,16 @@ from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.mirror import Mirror
 from sfl_flower.strategies.roster import Member
 from sfl_flower.strategies.server_half import Gradients
-from sfl_flower.wire import ForwardReply, ForwardRequest, StaleReply, is_stale
+from sfl_flower.wire import ForwardReply, ForwardRequest, Request, StaleReply, is_stale
+from sfl_flower.wire.messages import Reply
 
-__all__ = ["HybridStrategy", "client_weight"]
+__all__ = ["HybridStrategy"]
 
-
-def client_weight(mean: str, samples: int) -> float:
-    """Return what a client counts in a mean, before it is divided by the sum over clients.
-
-    Parameters
-    ----------
-    mean : {"uniform", "samples"}
-        Whether clients count the same or by samples.
-    samples : int
-        Samples the client ran in the round.
-    """
-    return 1.0 if mean == "uniform" else float(samples)
+R = TypeVar("R", bound=Reply)
 
 
 class HybridStrategy(SplitStrategy):
-    """Base of methods whose clients follow a journal and send the anchor's smashed data."""
+    """Base of methods whose clients follow a journal; most send the anchor's smashed data."""
 
     mirror: Mirror
 
@@ -51,6 +42,51 @@ class HybridStrategy(SplitStrategy):
     def digest(self) -> str:
         """The journal's running digest, in hex."""
         return self.mirror.digest
+
+    def ask_in_step(
+        self,
+        cohort: list[Member],
+        exchange: Exchange,
+        request: Callable[[Member], Request],
+        read: Callable[[RecordDict], R],
+    ) -> dict[Member, R]:
+        """Send requests with a sync in them; clients that lost their state get theirs again.
+
+        Parameters
+        ----------
+        cohort : list of Member
+            Whom to ask.
+        exchange : Exchange
+            Carries the messages.
+        request : callable
+            Makes a client's request, with `self.mirror.sync(member)` in it.
+        read : callable
+            Turns the content of a reply into a checked message, or raises an `SflError`.
+
+        Returns
+        -------
+        dict[Member, R]
+            Valid replies in the order of the cohort, of clients at the current version.
+        """
+
+        def checked(content: RecordDict) -> R | StaleReply:
+            return StaleReply.from_content(content) if is_stale(content) else read(content)
+
+        answers = exchange.send({member: request(member) for member in cohort}, checked)
+        stale = {m: reply for m, reply in answers.items() if isinstance(reply, StaleReply)}
+        if stale:
+            for member, reply in stale.items():
+                self.mirror.lost(member, reply)
+            answers |= exchange.send({member: request(member) for member in stale}, checked)
+        found: dict[Member, R] = {}
+        for member in cohort:
+            answer = answers.get(member)
+            if isinstance(answer, StaleReply):
+                exchange.tally.fail(member, "it cannot be brought to the current version.")
+            elif answer is not None:
+                found[member] = answer
+                self.mirror.synced(member)
+        return found
 
     def anchors(
         self,
@@ -79,9 +115,7 @@ class HybridStrategy(SplitStrategy):
             Whether the client half runs in eval mode.
         """
 
-        def read(content: RecordDict) -> ForwardReply | StaleReply:
-            if is_stale(content):
-                return StaleReply.from_content(content)
+        def read(content: RecordDict) -> ForwardReply:
             reply = ForwardReply.from_content(content)
             self.expect_z(reply.z)
             if reply.round != round or reply.sizes.shape != (minibatches,):
@@ -103,26 +137,12 @@ class HybridStrategy(SplitStrategy):
                 minibatches=minibatches,
                 setup=self.setup,
                 sync=self.mirror.sync(member),
-                meter=round == self._first + 1,
+                meter=self.metering(round),
                 eval_mode=eval_mode,
             )
 
-        answers = exchange.send({member: request(member) for member in cohort}, read)
-        stale = {m: reply for m, reply in answers.items() if isinstance(reply, StaleReply)}
-        if stale:
-            for member, reply in stale.items():
-                self.mirror.lost(member, reply)
-            answers |= exchange.send({member: request(member) for member in stale}, read)
-        found: dict[Member, ForwardReply] = {}
-        for member in cohort:
-            reply_ = answers.get(member)
-            if isinstance(reply_, StaleReply):
-                exchange.tally.fail(member, "it cannot be brought to the current version.")
-            elif reply_ is not None:
-                found[member] = reply_
-                self.mirror.synced(member)
-                peak = max(self.ledger.client_peak_bytes, reply_.peak_bytes)
-                self.ledger.client_peak_bytes = peak
+        found = self.ask_in_step(cohort, exchange, request, read)
+        self.book_usage(reply.usage for reply in found.values())
         return found
 
     @staticmethod

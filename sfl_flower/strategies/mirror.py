@@ -1,4 +1,4 @@
-"""The server's copy of the client half, the journal that made it, and who stands where."""
+"""The server's copy of what clients replay, the journal that made it, and who stands where."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Mirror:
     Parameters
     ----------
     half : nn.Module
-        The client half at version 0; it is kept at the journal's head from then on.
+        The client half, or the whole model, at version 0; it is kept at the journal's head from
+        then on.
     run_key : bytes
         Key of the run's directions, 16 bytes.
     law : str

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from sfl_flower.data import generator
 from sfl_flower.errors import DataError, TrainingError
 
-__all__ = ["Member", "Roster"]
+__all__ = ["Member", "Roster", "draw_cohort"]
 
 POLL_SECONDS = 0.05
 
@@ -26,6 +26,14 @@ class Member:
     partition: int
     node_id: int
     samples: int = 0
+
+
+def draw_cohort(seed: int, round: int, count: int, size: int) -> list[int]:
+    """Return which of `count` clients take part in a round, ascending; all if `size` is more."""
+    if size >= count:
+        return list(range(count))
+    chosen = generator("cohort", seed, round).choice(count, size, replace=False)
+    return sorted(chosen.tolist())
 
 
 class Roster:
@@ -149,7 +157,14 @@ class Roster:
         size : int
             How many to take; all that are online if they are fewer.
         """
-        if size >= len(online):
-            return list(online)
-        chosen = generator("cohort", self._seed, round).choice(len(online), size, replace=False)
-        return [online[index] for index in sorted(chosen.tolist())]
+        return [online[index] for index in draw_cohort(self._seed, round, len(online), size)]
+
+    @property
+    def fewest(self) -> int:
+        """Training samples of the member that holds the fewest, 0 without members."""
+        return min((member.samples for member in self._members.values()), default=0)
+
+    @property
+    def samples(self) -> int:
+        """Training samples that the members say they hold."""
+        return sum(member.samples for member in self._members.values())

@@ -72,6 +72,12 @@ class ServerHalf:
         )
         self._sum: list[Tensor] | None = None
 
+    def check_labels(self, y: np.ndarray) -> None:
+        """Raise `WireError` if a label lies outside the classes."""
+        if y.min() < 0 or y.max() >= self._classes:
+            bad = int(y.min() if y.min() < 0 else y.max())
+            raise WireError(f"a label is {bad}, the task has classes 0 to {self._classes - 1}.")
+
     def gradients(self, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]) -> Gradients:
         """Run one mini-batch forward and back; neither weights nor sums change.
 
@@ -89,9 +95,7 @@ class ServerHalf:
         WireError
             If the labels, or the loss and gradients they give, cannot be used.
         """
-        if y.min() < 0 or y.max() >= self._classes:
-            bad = int(y.min() if y.min() < 0 else y.max())
-            raise WireError(f"a label is {bad}, the task has classes 0 to {self._classes - 1}.")
+        self.check_labels(y)
         cut = torch.from_numpy(z.copy()).requires_grad_()
         self.module.train()
         buffers = [b for b in self.module.buffers() if b.is_floating_point()]
@@ -137,6 +141,13 @@ class ServerHalf:
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def learn(self, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]) -> float:
+        """Take one optimiser step on one mini-batch and return its loss; see `gradients`."""
+        found = self.gradients(z, y, draw)
+        self.add([found], 1.0)
+        self.step()
+        return found.loss
 
     def tensors(self, prefix: str = "server.") -> dict[str, Tensor]:
         """Return weights and optimiser state as named tensors, for a checkpoint."""

@@ -2,116 +2,42 @@
 
 Per local step a client sends smashed data and receives λ, backpropagates it and steps.  V1 keeps a
 copy of the server half per client and averages the copies at the end of the round; V2 has one
-server half, stepped after every batch, clients in random order.  λ is taken before that step.
-Client halves are averaged at the end of the round in both.
+server half, stepped after every batch, clients in an order drawn anew each round.  λ is taken
+before that step.  Client halves are averaged at the end of the round in both.
 
 Clients run step by step together: the server sees step 0 of every client, then step 1.  λ of a
-step rides on the request for the next, so a round of h local steps is h + 1 exchanges.
+step rides on the request for the next, so a round of h local steps is h + 1 exchanges.  A client
+gets λ as soon as the server has used its batch, so it works while the server does.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
-import torch
 from flwr.app import RecordDict
-from torch import Tensor, nn
+from torch import nn
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import Settings
 from sfl_flower.data import generator
 from sfl_flower.errors import CutError, WireError
-from sfl_flower.optim import FIRST_ORDER
 from sfl_flower.strategies.base import Outcome, SplitStrategy
 from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.hybrid import client_weight
+from sfl_flower.strategies.first_order import FirstOrderSettings
+from sfl_flower.strategies.means import client_weight, mean_state
 from sfl_flower.strategies.roster import Member
 from sfl_flower.strategies.server_half import ServerHalf
 from sfl_flower.wire import StepReply, StepRequest, pack_state, unpack_state
 
-__all__ = ["SplitFedSettings", "SplitFedV1", "SplitFedV2", "mean_state"]
-
-
-@dataclass(frozen=True)
-class SplitFedSettings(Settings):
-    """Settings of SplitFed V1 and V2.
-
-    Attributes
-    ----------
-    local_steps : int
-        h, mini-batches per client and round.
-    client_optimizer : {"sgd", "adam", "adamw"}
-        Optimiser of the client half.
-    client_lr, client_momentum, client_weight_decay : float
-        Its settings; momentum is for SGD.
-    client_state : {"fresh", "kept"}
-        Whether the client optimiser's state starts anew each round or stays on each client.
-    """
-
-    local_steps: int = 1
-    client_optimizer: str = "sgd"
-    client_lr: float = 0.05
-    client_momentum: float = 0.9
-    client_weight_decay: float = 0.0
-    client_state: str = "fresh"
-
-    def __post_init__(self) -> None:
-        check_range("local_steps", self.local_steps, 1, 10**6)
-        check_range("client_lr", self.client_lr, 0)
-        check_range("client_momentum", self.client_momentum, 0, 0.9999)
-        check_range("client_weight_decay", self.client_weight_decay, 0)
-        check_choice("client_optimizer", self.client_optimizer, FIRST_ORDER)
-        check_choice("client_state", self.client_state, ("fresh", "kept"))
-
-    def optimizer(self) -> str:
-        """Return the client optimiser as the text that travels."""
-        return json.dumps(
-            {
-                "name": self.client_optimizer,
-                "lr": self.client_lr,
-                "momentum": self.client_momentum,
-                "weight_decay": self.client_weight_decay,
-            },
-            sort_keys=True,
-        )
-
-
-def mean_state(states: Iterable[Mapping[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
-    """Return the weighted mean of state dicts, summed in float64 in the order given.
-
-    Parameters
-    ----------
-    states : iterable of state dicts
-        Equal names and shapes.
-    weights : list of float
-        One per state; divided by their sum.
-
-    Returns
-    -------
-    dict[str, Tensor]
-        Own dtypes; whole numbers (batch counters) are rounded.
-    """
-    total = sum(weights)
-    sums: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    for state, weight in zip(states, weights, strict=True):
-        for name, value in state.items():
-            dtypes[name] = value.dtype
-            part = value.to(torch.float64) * (weight / total)
-            sums[name] = part if name not in sums else sums[name] + part
-    return {
-        name: (value if dtypes[name].is_floating_point else value.round()).to(dtypes[name])
-        for name, value in sums.items()
-    }
+__all__ = ["SplitFedV1", "SplitFedV2"]
 
 
 class _SplitFed(SplitStrategy):
-    settings_type: ClassVar[type[Settings]] = SplitFedSettings
-    settings: SplitFedSettings
+    settings_type: ClassVar[type[Settings]] = FirstOrderSettings
+    settings: FirstOrderSettings
 
     def prepare(self) -> None:
         """Refuse a client half that has nothing to send.
@@ -129,41 +55,59 @@ class _SplitFed(SplitStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of SplitFed: h steps on every client, then the means."""
-        steps = self.settings.local_steps
-        packed = pack_state(self.client_half.state_dict())
-        active: dict[Member, np.ndarray | None] = dict.fromkeys(cohort)
+        self._steps = {m: self.settings.batches(m.samples, self.config.batch_size) for m in cohort}
         samples = dict.fromkeys(cohort, 0)
         losses: list[float] = []
+        done: dict[Member, StepReply] = {}
         self.begin_round()
-        for step in range(steps):
-            replies = exchange.send(
-                {m: self._request(round, step, packed, lam) for m, lam in active.items()},
-                lambda content, step=step: self._read(round, step, content),  # type: ignore[misc]
-            )
-            active = {}
-            for member in self.order(round, step, list(replies)):
-                reply = replies[member]
+        order = self.order(round, sorted(cohort))
+        packed = pack_state(self.client_half.state_dict())
+        exchange.push({m: self._request(round, 0, m, weights=packed) for m in cohort})
+        active = cohort
+        for step in range(max(self._steps.values(), default=0) + 1):
+            reads = {
+                m: partial(self._read, round, step, m) for m in self._turns(step, order, active)
+            }
+            active = []
+            for member, reply in exchange.in_turn(reads):
+                self.book_usage([reply.usage])
                 if reply.z is None or reply.y is None:
+                    done[member] = reply
                     continue
-                try:
-                    draw = (round, member.partition, step)
-                    found = self.half_of(member).gradients(reply.z, reply.y, draw)
-                except WireError as error:
-                    exchange.tally.reject(member, error)
-                    continue
-                self.half_of(member).add([found], 1.0)
-                self.half_of(member).step()
-                active[member] = found.lam
-                samples[member] += reply.y.shape[0]
-                losses.append(found.loss)
-            active = {member: active[member] for member in sorted(active)}
-        done = exchange.send(
-            {m: self._request(round, steps, packed, lam) for m, lam in active.items()},
-            lambda content: self._read(round, steps, content),
-        )
-        self._average(done, samples)
+                loss = self._use(round, step, member, reply.z, reply.y, exchange)
+                if loss is not None:
+                    active.append(member)
+                    samples[member] += len(reply.y)
+                    losses.append(loss)
+        self._average({member: done[member] for member in sorted(done)}, samples)
         exchange.tally.replies = len(done)
         return Outcome(losses, sum(samples.values()), {})
+
+    def _turns(self, step: int, order: list[Member], active: list[Member]) -> list[Member]:
+        """Return whose reply is taken when: batches in the round's order, then weights."""
+        going = [member for member in order if member in active and step < self._steps[member]]
+        return [*going, *(member for member in active if step == self._steps[member])]
+
+    def _use(
+        self,
+        round: int,
+        step: int,
+        member: Member,
+        z: np.ndarray,
+        y: np.ndarray,
+        exchange: Exchange,
+    ) -> float | None:
+        """Send a client its λ and train the server half; the loss, None if it cannot be used."""
+        half = self.half_of(member)
+        try:
+            found = half.gradients(z, y, (round, member.partition, step))
+        except WireError as error:
+            exchange.tally.reject(member, error)
+            return None
+        exchange.push({member: self._request(round, step + 1, member, lam=found.lam)})
+        half.add([found], 1.0)
+        half.step()
+        return found.loss
 
     def begin_round(self) -> None:
         """Set up the server halves of a round."""
@@ -172,8 +116,8 @@ class _SplitFed(SplitStrategy):
         """Return the server half that a client's batches train."""
         return self.server
 
-    def order(self, round: int, step: int, members: list[Member]) -> list[Member]:
-        """Return the order in which the server takes the batches of a step."""
+    def order(self, round: int, members: list[Member]) -> list[Member]:
+        """Return the order in which the server takes the clients' batches in a round."""
         return members
 
     def end_round(self, members: list[Member], weights: list[float]) -> None:
@@ -187,33 +131,36 @@ class _SplitFed(SplitStrategy):
         states = (unpack_state(reply.weights, own) for reply in done.values())
         self.client_half.load_state_dict(mean_state(states, weights))
         self.end_round(list(done), weights)
-        peak = max(reply.peak_bytes for reply in done.values())
-        self.ledger.client_peak_bytes = max(self.ledger.client_peak_bytes, peak)
 
     def _request(
-        self, round: int, step: int, packed: Mapping[str, np.ndarray], lam: np.ndarray | None
+        self,
+        round: int,
+        step: int,
+        member: Member,
+        weights: Mapping[str, np.ndarray] | None = None,
+        lam: np.ndarray | None = None,
     ) -> StepRequest:
         return StepRequest(
             round=round,
             step=step,
-            steps=self.settings.local_steps,
+            steps=self._steps[member],
             batch_size=self.config.batch_size,
             setup=self.setup,
             optimizer=self.settings.optimizer(),
             keep_state=self.settings.client_state == "kept",
-            weights=packed if step == 0 else {},
+            weights=weights or {},
             lam=lam,
-            meter=round == self._first + 1,
+            meter=self.metering(round),
         )
 
-    def _read(self, round: int, step: int, content: RecordDict) -> StepReply:
+    def _read(self, round: int, step: int, member: Member, content: RecordDict) -> StepReply:
         reply = StepReply.from_content(content)
         if (reply.round, reply.step) != (round, step):
             raise WireError(
                 f"it answers step {reply.step} of round {reply.round}, asked was step {step} of "
                 f"round {round}."
             )
-        if (step == self.settings.local_steps) != bool(reply.weights):
+        if (step == self._steps[member]) != bool(reply.weights):
             raise WireError("it brings weights before its last step, or none after it.")
         if reply.z is not None:
             self.expect_z(reply.z)
@@ -232,9 +179,11 @@ class SplitFedV2(_SplitFed):
 
     name: ClassVar[str] = "splitfed_v2"
 
-    def order(self, round: int, step: int, members: list[Member]) -> list[Member]:
-        """Return the clients in an order drawn from the run's seed."""
-        drawn = generator("splitfed order", self.config.seed, round, step)
+    def order(self, round: int, members: list[Member]) -> list[Member]:
+        """Return the clients in an order drawn from the run's seed, a new one each round."""
+        # One order for all steps of a round: a client's next batch is due as long after its last
+        # as every other's, so the server seldom waits.
+        drawn = generator("splitfed order", self.config.seed, round, 0)
         return [members[index] for index in drawn.permutation(len(members)).tolist()]
 
 

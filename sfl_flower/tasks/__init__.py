@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_type_hints
 
+from sfl_flower.config import coerce
 from sfl_flower.errors import ConfigError
 from sfl_flower.task import SplitTask
+from sfl_flower.tasks.cifar10 import cifar10
 from sfl_flower.tasks.digits import digits
 from sfl_flower.tasks.fashion_mnist import fashion_mnist
 from sfl_flower.tasks.synthetic import synthetic
 
-__all__ = ["TASKS", "load_task", "task_options"]
+__all__ = ["TASKS", "load_task", "read_task_options", "task_options"]
 
 TASKS: dict[str, Callable[..., SplitTask]] = {
+    "cifar10": cifar10,
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "synthetic": synthetic,
@@ -35,6 +38,26 @@ def task_options(name: str) -> dict[str, Any]:
         raise ConfigError(f"Unknown task {name!r}{_hint(name, TASKS)}. Tasks: {', '.join(TASKS)}.")
     parameters = inspect.signature(TASKS[name]).parameters
     return {option: parameter.default for option, parameter in parameters.items()}
+
+
+def read_task_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn options given as text, as on the command line, into what the task's builder takes.
+
+    Options that the task does not have, and those of a task that is not ready-made, stay as they
+    are.
+
+    Raises
+    ------
+    ConfigError
+        A text is no value of the option's type.
+    """
+    kinds = get_type_hints(TASKS[name]) if name in TASKS else {}
+    return {
+        key: coerce(f"task.{key}", value, kinds[key])
+        if isinstance(value, str) and key in kinds
+        else value
+        for key, value in values.items()
+    }
 
 
 def load_task(name: str, **options: Any) -> SplitTask:

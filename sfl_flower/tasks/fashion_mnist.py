@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from torch import Tensor, nn
 
 from sfl_flower.data import Samples
-from sfl_flower.data.samples import load_arrays
-from sfl_flower.errors import DataError
 from sfl_flower.task import SplitTask
+from sfl_flower.tasks.images import ImageSet, data_folder
 from sfl_flower.tasks.options import whole_number
 
 __all__ = ["fashion_mnist", "fashion_mnist_model"]
 
-_FILE = "fashion_mnist.npz"
+_IMAGES = ImageSet("Fashion-MNIST", "fashion_mnist.npz", (28, 28), "FashionMNIST", "FashionMNIST")
 
 
 def fashion_mnist_model() -> nn.Sequential:
@@ -64,7 +60,7 @@ def fashion_mnist(
     """
     whole_number("fashion_mnist", "train_size", train_size, 1, 60_000)
     whole_number("fashion_mnist", "test_size", test_size, 1, 10_000)
-    root = Path(data_dir or os.environ.get("SFL_DATA_DIR") or "~/.cache/sfl_flower").expanduser()
+    root = data_folder(data_dir)
     return SplitTask(
         name="fashion_mnist",
         model=fashion_mnist_model,
@@ -83,37 +79,5 @@ def _scale(x: Tensor) -> Tensor:
 
 
 def _load(root: Path, split: Literal["train", "test"], size: int) -> Samples:
-    path = root / _FILE
-    samples = load_arrays(path, split) if path.exists() else _download(root, split)
-    if samples.x.shape[1:] != (28, 28) or len(samples) < size:
-        raise DataError(
-            f"The {split} set under {root} has shape {list(samples.x.shape)}; Fashion-MNIST needs "
-            f"at least {size} images of 28x28. Replace the file or ask for fewer images."
-        )
-    first = samples.take(slice(0, size))
-    return Samples(first.x.unsqueeze(1).clone(), first.y.clone())
-
-
-def _download(root: Path, split: Literal["train", "test"]) -> Samples:
-    from torchvision.datasets import FashionMNIST
-
-    train = split == "train"
-    try:
-        with suppress(RuntimeError):  # not there, or not all of it
-            images = FashionMNIST(str(root), train=train, download=False)
-            return Samples(images.data, images.targets)
-        root.mkdir(parents=True, exist_ok=True)
-        # Workers of a simulation start together: each downloads aside, one puts its files in place.
-        with TemporaryDirectory(dir=root) as aside:
-            images = FashionMNIST(aside, train=train, download=True)
-            with suppress(OSError):
-                (Path(aside) / "FashionMNIST").rename(root / "FashionMNIST")
-            return Samples(images.data, images.targets)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise DataError(
-            f"Fashion-MNIST was not found and cannot be downloaded: there is no {root / _FILE}, "
-            f"and torchvision said: {reason}. Put {_FILE} (x_train, y_train, x_test, y_test), "
-            "or torchvision's FashionMNIST folder, into a folder and name it in the environment "
-            "variable SFL_DATA_DIR; or connect to the internet."
-        ) from error
+    samples = _IMAGES.load(root, split, size)
+    return Samples(samples.x.unsqueeze(1).clone(), samples.y.clone())

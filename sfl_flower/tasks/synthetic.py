@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from sfl_flower.data import Samples, generator
-from sfl_flower.split import freeze_batch_norm
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.options import whole_number
-from sfl_flower.tasks.vision import channels_last, resnet18
+from sfl_flower.tasks.vision import channels_last, freeze_up_to, resnet18
 
 __all__ = ["synthetic"]
 
@@ -57,12 +56,7 @@ def synthetic(
 
 
 def _model(cut: str) -> nn.Module:
-    model = resnet18(_CLASSES)
-    for name, stage in model.named_children():
-        freeze_batch_norm(stage)
-        if name == cut.partition(".")[0]:
-            break
-    return model
+    return freeze_up_to(resnet18(_CLASSES), cut)
 
 
 def _noise(split: str, n: int, side: int) -> Samples:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.split import freeze_batch_norm
 
-__all__ = ["channels_last", "resnet18"]
+__all__ = ["channels_last", "freeze_up_to", "resnet18"]
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -22,10 +21,27 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def freeze_up_to(model: nn.Module, cut: str) -> nn.Module:
+    """Freeze BatchNorm (`freeze_batch_norm`) in the stages of a model up to that of the cut.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model whose children run in order; changed in place and returned.
+    cut : str
+        Name of the layer that ends the client half. A stage cut in its middle is frozen whole.
+    """
+    for name, stage in model.named_children():
+        freeze_batch_norm(stage)
+        if name == cut.partition(".")[0]:
+            break
+    return model
+
+
 def resnet18(
     num_classes: int = 10,
     pretrained: bool = False,
-    stem: Literal["imagenet", "cifar"] = "imagenet",
+    stem: str = "imagenet",
 ) -> nn.Module:
     """Return torchvision's ResNet-18 with a new last layer.
 

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from sfl_flower.wire.decomfl import WalkReply, WalkRequest
+from sfl_flower.wire.fedavg import FullReply, FullRequest
+from sfl_flower.wire.heron import (
+    UPLINKS,
+    CSEFSLRequest,
+    HERONRequest,
+    heron_coefficients,
+    heron_keys,
+    heron_names,
+)
 from sfl_flower.wire.hybrid import (
     AnchorRequest,
     ForwardReply,
@@ -10,6 +20,7 @@ from sfl_flower.wire.hybrid import (
     ProbeRequest,
 )
 from sfl_flower.wire.ledger import CATEGORIES, Ledger, content_bytes
+from sfl_flower.wire.local import LocalReply, LocalRequest
 from sfl_flower.wire.messages import (
     JoinReply,
     JoinRequest,
@@ -22,16 +33,26 @@ from sfl_flower.wire.messages import (
     is_stale,
 )
 from sfl_flower.wire.splitfed import StepReply, StepRequest
+from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
 from sfl_flower.wire.weights import pack_state, state_bytes, unpack_state
 
 __all__ = [
     "CATEGORIES",
+    "METERS",
+    "NO_USAGE",
+    "UPLINKS",
     "AnchorRequest",
+    "CSEFSLRequest",
     "ForwardReply",
     "ForwardRequest",
+    "FullReply",
+    "FullRequest",
+    "HERONRequest",
     "JoinReply",
     "JoinRequest",
     "Ledger",
+    "LocalReply",
+    "LocalRequest",
     "ProbeReply",
     "ProbeRequest",
     "Reply",
@@ -41,8 +62,14 @@ __all__ = [
     "StepReply",
     "StepRequest",
     "Sync",
+    "Usage",
+    "WalkReply",
+    "WalkRequest",
     "content_bytes",
     "expect_shape",
+    "heron_coefficients",
+    "heron_keys",
+    "heron_names",
     "is_stale",
     "pack_state",
     "state_bytes",

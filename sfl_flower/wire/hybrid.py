@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.messages import MAX_STEPS, Setup, Sync, check_batch
+from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
 
 __all__ = ["AnchorRequest", "ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]
 
@@ -30,8 +31,8 @@ class ForwardRequest:
         How to come to the current version first.
     eval_mode : bool
         Whether the client half runs in eval mode.
-    meter : bool
-        Whether to measure the peak of memory.
+    meter : {"none", "memory", "flops"}
+        What to measure.
     """
 
     TYPE: ClassVar[str] = "train.forward"
@@ -42,7 +43,7 @@ class ForwardRequest:
     setup: Setup
     sync: Sync
     eval_mode: bool = False
-    meter: bool = False
+    meter: str = "none"
 
     def to_content(self) -> RecordDict:
         """Return the content of the Flower message."""
@@ -70,7 +71,7 @@ class ForwardRequest:
             setup=Setup.read(reader),
             sync=Sync.read(reader),
             eval_mode=reader.boolean("eval-mode"),
-            meter=reader.boolean("meter"),
+            meter=reader.text("meter", METERS),
         )
         reader.done()
         return request
@@ -97,8 +98,8 @@ class ForwardReply:
         Labels, int64, shape [n, ...].
     sizes : numpy.ndarray
         Samples of each mini-batch, int64, shape [minibatches], summing to n.
-    peak_bytes : int
-        The measured peak of memory, 0 where it was not asked for.
+    usage : Usage
+        What was measured.
     """
 
     round: int
@@ -106,14 +107,14 @@ class ForwardReply:
     z: np.ndarray
     y: np.ndarray
     sizes: np.ndarray
-    peak_bytes: int = 0
+    usage: Usage = NO_USAGE
 
     def to_content(self) -> RecordDict:
         """Return the content of the Flower message."""
         return pack(
             {"z": self.z, "y": self.y, "sizes": self.sizes},
             {"status": "ok", "round": self.round, "version": self.version},
-            {"num-examples": int(self.y.shape[0]), "peak-bytes": self.peak_bytes},
+            {"num-examples": int(self.y.shape[0]), **self.usage.metrics()},
         )
 
     def payload(self) -> dict[str, int]:
@@ -131,7 +132,7 @@ class ForwardReply:
             z=reader.array("z", "float32"),
             y=reader.array("y", "int64"),
             sizes=reader.array("sizes", "int64", ndim=1),
-            peak_bytes=reader.metric("peak-bytes"),
+            usage=Usage.read(reader),
         )
         reader.done()
         check_batch(reader, reply.z, reply.y, reply.sizes)
@@ -171,7 +172,7 @@ class ProbeRequest:
     mu: float
     central: bool = False
     eval_mode: bool = False
-    meter: bool = False
+    meter: str = "none"
 
     def to_content(self) -> RecordDict:
         """Return the content of the Flower message."""
@@ -213,7 +214,7 @@ class ProbeRequest:
             mu=reader.number("mu", 1e-30, 1e30),
             central=reader.boolean("central"),
             eval_mode=reader.boolean("eval-mode"),
-            meter=reader.boolean("meter"),
+            meter=reader.text("meter", METERS),
         )
         reader.done()
         return request
@@ -233,14 +234,14 @@ class ProbeReply:
     version: int
     scalars: np.ndarray
     samples: int
-    peak_bytes: int = 0
+    usage: Usage = NO_USAGE
 
     def to_content(self) -> RecordDict:
         """Return the content of the Flower message."""
         return pack(
             {"scalars": self.scalars},
             {"status": "ok", "round": self.round, "version": self.version},
-            {"num-examples": self.samples, "peak-bytes": self.peak_bytes},
+            {"num-examples": self.samples, **self.usage.metrics()},
         )
 
     def payload(self) -> dict[str, int]:
@@ -257,7 +258,7 @@ class ProbeReply:
             version=reader.integer("version"),
             scalars=reader.array("scalars", "float32", ndim=2),
             samples=reader.metric("num-examples"),
-            peak_bytes=reader.metric("peak-bytes"),
+            usage=Usage.read(reader),
         )
         reader.done()
         return reply

@@ -70,9 +70,12 @@ class Ledger:
     messages_up, messages_down : int
         Messages each way; a request without an answer counts down only.
     samples : int
-        Training samples whose smashed data the server used.
+        Training samples that clients ran in replies that were used.
     client_peak_bytes : int
         Largest peak of memory allocated by torch that a client reported, 0 if none did.
+    client_flops : float
+        Floating point operations of a client per training sample, as reported in the round that
+        was metered for it, 0 if none was.
     """
 
     up: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
@@ -82,6 +85,7 @@ class Ledger:
     messages_down: int = 0
     samples: int = 0
     client_peak_bytes: int = 0
+    client_flops: float = 0.0
 
     def record(self, way: Way, payload: Mapping[str, int], total: int) -> None:
         """Book one message.
@@ -132,6 +136,7 @@ class Ledger:
             "messages_down": self.messages_down,
             "samples": self.samples,
             "client_peak_bytes": self.client_peak_bytes,
+            "client_flops": self.client_flops,
         }
 
     @classmethod
@@ -151,4 +156,5 @@ class Ledger:
                     "client_peak_bytes",
                 )
             },
+            client_flops=float(values["client_flops"]),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -11,7 +10,8 @@ from flwr.app import RecordDict
 
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.messages import MAX_STEPS, Setup, check_batch
-from sfl_flower.wire.weights import WEIGHT_DTYPES
+from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
+from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed, packed_bytes, prefixed
 
 __all__ = ["StepReply", "StepRequest"]
 
@@ -26,7 +26,7 @@ class StepRequest:
     ----------
     step : int
         The step to begin, 0 … steps; at `steps` the client only finishes and sends its weights.
-    weights : Mapping[str, numpy.ndarray]
+    weights : Packed
         Packed client half at step 0, else empty.
     lam : numpy.ndarray or None
         λ of step - 1, float32, shape of that step's z; None at step 0.
@@ -43,13 +43,13 @@ class StepRequest:
     setup: Setup
     optimizer: str
     keep_state: bool
-    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weights: Packed = field(default_factory=dict)
     lam: np.ndarray | None = None
-    meter: bool = False
+    meter: str = "none"
 
     def to_content(self) -> RecordDict:
         """Return the content of the Flower message."""
-        arrays = {f"{_WEIGHTS}{name}": value for name, value in self.weights.items()}
+        arrays = prefixed(_WEIGHTS, self.weights)
         if self.lam is not None:
             arrays["lam"] = self.lam
         config: dict[str, Any] = {
@@ -66,7 +66,7 @@ class StepRequest:
     def payload(self) -> dict[str, int]:
         """Return the bytes by ledger category."""
         return {
-            "weights": sum(value.nbytes for value in self.weights.values()),
+            "weights": packed_bytes(self.weights),
             "gradients": 0 if self.lam is None else self.lam.nbytes,
         }
 
@@ -85,7 +85,7 @@ class StepRequest:
             keep_state=reader.boolean("keep-state"),
             weights=reader.group(_WEIGHTS, WEIGHT_DTYPES),
             lam=reader.array("lam", "float32") if reader.has("lam") else None,
-            meter=reader.boolean("meter"),
+            meter=reader.text("meter", METERS),
         )
         reader.done()
         if (request.step == 0) != bool(request.weights) or (request.step == 0) == (
@@ -103,27 +103,29 @@ class StepReply:
     ----------
     z, y : numpy.ndarray or None
         Smashed data float32 [n, ...] and labels int64 [n, ...]; None after the last step.
-    weights : Mapping[str, numpy.ndarray]
+    weights : Packed
         Packed client half after the last step, else empty.
     """
+
+    WHAT: ClassVar[str] = "step reply"
 
     round: int
     step: int
     samples: int
     z: np.ndarray | None = None
     y: np.ndarray | None = None
-    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
-    peak_bytes: int = 0
+    weights: Packed = field(default_factory=dict)
+    usage: Usage = NO_USAGE
 
     def to_content(self) -> RecordDict:
         """Return the content of the Flower message."""
-        arrays = {f"{_WEIGHTS}{name}": value for name, value in self.weights.items()}
+        arrays = prefixed(_WEIGHTS, self.weights)
         if self.z is not None and self.y is not None:
             arrays |= {"z": self.z, "y": self.y}
         return pack(
             arrays,
             {"status": "ok", "round": self.round, "step": self.step},
-            {"num-examples": self.samples, "peak-bytes": self.peak_bytes},
+            {"num-examples": self.samples, **self.usage.metrics()},
         )
 
     def payload(self) -> dict[str, int]:
@@ -131,13 +133,13 @@ class StepReply:
         return {
             "smashed": 0 if self.z is None else self.z.nbytes,
             "labels": 0 if self.y is None else self.y.nbytes,
-            "weights": sum(value.nbytes for value in self.weights.values()),
+            "weights": packed_bytes(self.weights),
         }
 
     @classmethod
     def from_content(cls, content: RecordDict) -> Self:
         """Read and check an arrived reply."""
-        reader = Reader(content, "step reply")
+        reader = Reader(content, cls.WHAT)
         reader.text("status", ("ok",))
         weights = reader.group(_WEIGHTS, WEIGHT_DTYPES)
         z = None if weights else reader.array("z", "float32")
@@ -149,9 +151,14 @@ class StepReply:
             z=z,
             y=y,
             weights=weights,
-            peak_bytes=reader.metric("peak-bytes"),
+            usage=Usage.read(reader),
         )
         reader.done()
         if z is not None and y is not None:
-            check_batch(reader, z, y, np.array([z.shape[0]], dtype=np.int64))
+            cls.check(reader, z, y)
         return reply
+
+    @staticmethod
+    def check(reader: Reader, z: np.ndarray, y: np.ndarray) -> None:
+        """Refuse smashed data and labels that do not fit one another."""
+        check_batch(reader, z, y, np.array([z.shape[0]], dtype=np.int64))

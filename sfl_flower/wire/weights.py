@@ -14,7 +14,18 @@ from torch import Tensor
 
 from sfl_flower.errors import WireError
 
-__all__ = ["WEIGHT_DTYPES", "pack_state", "state_bytes", "unpack_state"]
+__all__ = [
+    "WEIGHT_DTYPES",
+    "Packed",
+    "pack_state",
+    "packed_bytes",
+    "prefixed",
+    "state_bytes",
+    "unpack_state",
+]
+
+Packed = Mapping[str, np.ndarray]
+"""What `pack_state` gives."""
 
 _WIRE: dict[torch.dtype, torch.dtype] = {
     torch.float32: torch.float32,
@@ -47,6 +58,16 @@ def _groups(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
 def state_bytes(state: Mapping[str, Tensor]) -> int:
     """Count the bytes of all tensors of a state dict, parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def prefixed(prefix: str, packed: Packed) -> dict[str, np.ndarray]:
+    """Return packed weights under names that `Reader.group` finds by their prefix."""
+    return {f"{prefix}{name}": value for name, value in packed.items()}
+
+
+def packed_bytes(packed: Packed) -> int:
+    """Count the bytes of packed weights."""
+    return sum(value.nbytes for value in packed.values())
 
 
 def pack_state(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from sfl_flower.zo.keys import LAWS, SHARED_STREAM, Key, run_key
 from sfl_flower.zo.optimizers import OPTIMIZERS, OptimizerSpec
 from sfl_flower.zo.replica import Replica
 from sfl_flower.zo.vector import ParameterVector
+from sfl_flower.zo.walk import Walk
 
 __all__ = [
     "LAWS",
@@ -28,6 +29,7 @@ __all__ = [
     "ParameterVector",
     "Replica",
     "Tail",
+    "Walk",
     "decode_tail",
     "loss_scalars",
     "manifest_digest",

@@ -91,6 +91,7 @@ def loss_scalars(
     directions: Sequence[Direction],
     mu: float,
     central: bool = False,
+    anchor: Tensor | None = None,
 ) -> Tensor:
     """Difference of a local loss along each direction (HERON-SFL, MeZO).
 
@@ -102,6 +103,8 @@ def loss_scalars(
         Computes the loss of the batch, one element. Called ``P + 1`` times (central: ``2 P``).
     vector, directions, mu, central
         As in `surrogate_scalars`.
+    anchor
+        The loss at the anchor, where the caller has it already; one call of `loss` less.
 
     Returns
     -------
@@ -113,7 +116,8 @@ def loss_scalars(
         return float(high.double() - low.double())
 
     with torch.no_grad():
-        anchor = torch.zeros(()) if central else loss().detach().clone()
+        if anchor is None:
+            anchor = torch.zeros(()) if central else loss().detach().clone()
     return _scalars(loss, vector, directions, mu, anchor, difference, central)
 
 

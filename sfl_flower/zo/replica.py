@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError, JournalError
-from sfl_flower.zo.accumulate import Gradient, Workspace
+from sfl_flower.zo.accumulate import Workspace
 from sfl_flower.zo.entry import DIGEST_BYTES, Entry
 from sfl_flower.zo.header import JournalHeader, chain, params_digest
 from sfl_flower.zo.journal import Tail
 from sfl_flower.zo.optimizers import Step
+from sfl_flower.zo.walk import update
 
 __all__ = ["Replica"]
 
@@ -163,19 +164,19 @@ class Replica:
     def _update(self, entry: Entry, step: Step) -> None:
         theta = self.theta.numpy()
         slots = {name: slot.numpy() for name, slot in self.slots.items()}
-        header, size = self.header, len(theta)
         if self._workspace is None:
-            self._workspace = Workspace(size)
-        work = self._workspace
-        coefficients = step.coefficients(entry.coefficients.reshape(-1))
-        keys = list(entry.keys())
-        gradient = Gradient(header.run_key, keys, coefficients, size, header.law, work)
-        for low in range(0, size, work.block):
-            here = slice(low, min(size, low + work.block))
-            g, scratch = work.gradient[: here.stop - low], work.first[: here.stop - low]
-            gradient.write(g, low)
-            block = {name: slot[here] for name, slot in slots.items()}
-            step.apply(theta[here], block, g, scratch)
+            self._workspace = Workspace(len(theta))
+        header, keys = self.header, list(entry.keys())
+        update(
+            theta,
+            slots,
+            step,
+            header.run_key,
+            header.law,
+            keys,
+            entry.coefficients,
+            self._workspace,
+        )
 
     def _restore(self, backup: Replica) -> None:
         self.theta.copy_(backup.theta)

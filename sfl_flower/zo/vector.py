@@ -81,6 +81,10 @@ class ParameterVector:
         with torch.no_grad():
             self.anchor.copy_(flat)
 
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return views of a flat vector of length `size` by name, in the tensors' shapes."""
+        return dict(zip(self.names, self._views(flat), strict=True))
+
     def manifest(self) -> bytes:
         """Return names and shapes in canonical order, as bytes (format: ``docs/journal.md``)."""
         parts = [_MAGIC, struct.pack("<I", len(self.names))]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfl_flower.data import batch_indices, chunks, steps_per_epoch
+from sfl_flower.data import batch_indices, chunks, client_samples, steps_per_epoch
 from sfl_flower.data.batches import _order
 from sfl_flower.errors import ConfigError, DataError
 
@@ -85,3 +87,24 @@ def test_steps_per_epoch_rounds_up() -> None:
 def test_chunks_cover_in_order() -> None:
     assert list(chunks(5, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert list(chunks(0, 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "batch_size", "batches", "samples"),
+    [
+        (10, 4, 1, 4),
+        (10, 4, 2, 8),
+        (10, 4, 3, 10),  # the third is short
+        (10, 4, 4, 14),  # and the next epoch begins
+        (10, 4, 6, 20),
+        (3, 4, 5, 15),  # every batch is all the client has
+    ],
+)
+def test_samples_of_a_client(held: int, batch_size: int, batches: int, samples: int) -> None:
+    assert client_samples(held, batch_size, batches) == samples
+
+
+def test_samples_of_steps_are_those_of_the_batches() -> None:
+    for held, batch, steps in itertools.product((1, 4, 9), (1, 4, 50), range(12)):
+        sizes = [len(batch_indices(0, 0, 1, step, held, batch)) for step in range(steps)]
+        assert client_samples(held, batch, steps) == sum(sizes)

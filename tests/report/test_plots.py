@@ -6,6 +6,7 @@ import pytest
 
 from sfl_flower.errors import DataError
 from sfl_flower.report import History, RoundRecord, accuracy_plot
+from sfl_flower.report.plots import _curve
 
 
 def history(scale: float) -> History:
@@ -38,3 +39,31 @@ def test_a_run_without_the_metric_is_left_out_and_none_at_all_is_an_error(tmp_pa
     with pytest.raises(DataError, match="unknown axis 'epochs'"):
         accuracy_plot({"a": history(1)}, tmp_path / "q.png", x="epochs")
     assert not (tmp_path / "q.png").exists()
+
+
+def short(*scores: float) -> History:
+    return History(
+        RoundRecord(i, 10 * i, 0, 0.0, metrics={"accuracy": s}) for i, s in enumerate(scores)
+    )
+
+
+def test_runs_of_a_group_are_averaged_and_their_spread_is_the_band() -> None:
+    curve = _curve([short(0.1, 0.4), short(0.3, 0.8)], "samples", "accuracy")
+    assert curve is not None and curve.spread is not None
+    assert curve.x.tolist() == [0, 10]
+    assert curve.y.tolist() == pytest.approx([0.2, 0.6])
+    assert curve.spread.tolist() == pytest.approx([0.02**0.5, 0.08**0.5])
+
+
+def test_runs_with_different_evaluations_meet_at_their_ends() -> None:
+    curve = _curve([short(0.0, 1.0), short(0.0, 0.2, 0.4), History()], "samples", "accuracy")
+    assert curve is not None
+    assert curve.x.tolist() == pytest.approx([0, 7.5, 15])
+    assert curve.y.tolist() == pytest.approx([0, 0.35, 0.7])
+
+
+def test_a_group_is_drawn_with_its_band(tmp_path: Path) -> None:
+    one = accuracy_plot({"a": history(1)}, tmp_path / "1.png").read_bytes()
+    alone = accuracy_plot({"a": [history(1)]}, tmp_path / "2.png").read_bytes()
+    both = accuracy_plot({"a": [history(1.2), history(0.8)]}, tmp_path / "3.png").read_bytes()
+    assert one == alone != both

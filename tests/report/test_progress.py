@@ -49,6 +49,36 @@ def test_a_resumed_run_goes_on_from_where_it_was() -> None:
     assert [line.split()[2] for line in out.getvalue().splitlines()] == ["20/20"]
 
 
+def test_runs_side_by_side_are_shown_apart() -> None:
+    console, out = plain()
+    with RunProgress(console, keep=False) as progress:
+        one, two = progress.start("one", 2), progress.start("two", 1)
+        one(record(1))
+        two(record(1, 0.5))
+        one(record(2))
+    lines = out.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "one: round 1/2",
+        "two: round 1/1",
+        "one: round 2/2",
+    ]
+    assert ["accuracy" in line for line in lines] == [False, True, False]
+
+
+def test_a_bar_that_is_not_kept_becomes_a_line() -> None:
+    out = io.StringIO()
+    with RunProgress(
+        Console(file=out, force_terminal=True, width=110, color_system=None), keep=False
+    ) as progress:
+        show = progress.start("x", 2)
+        show(record(1))
+        show(record(2))
+    shown = out.getvalue()
+    assert "x: round 2/2" in shown and "x: round 1/2" not in shown
+    # What stands on the screen is what follows the last erased line.
+    assert "2/2" not in shown.rpartition("\x1b[2K")[2]
+
+
 def test_an_update_without_a_start_and_without_numbers_does_not_fail() -> None:
     console, out = plain()
     with RunProgress(console) as progress:

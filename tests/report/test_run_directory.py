@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sfl_flower.errors import ConfigError, DataError
-from sfl_flower.report import RoundRecord, RunDirectory, files
+from sfl_flower.report import RoundRecord, RunDirectory, Summary, files
 from sfl_flower.report.files import canonical_json, config_digest
 
 CONFIG = {"method": "ho_sfl", "rounds": 4, "seed": 7, "rate": 0.1}
@@ -211,6 +211,24 @@ def test_bytes_and_the_ledger_are_exact(tmp_path: Path) -> None:
             run.write_bytes(name, b"")
     with pytest.raises(DataError, match="cannot read"):
         run.read_bytes("absent.bin")
+
+
+def test_the_summary_says_that_the_run_is_complete(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    with pytest.raises(DataError, match=r"cannot read .*summary\.json"):
+        run.load_summary()
+    ledger = {"smashed": {"up": 5, "down": 0}}
+    summary = Summary("x", {"accuracy": 0.5, "f1": math.nan}, 9, ledger, 4, None, 1.5, tmp_path, 7)
+    run.write_summary(summary, {"classes": 3})
+    back, facts = run.load_summary()
+    assert run.finished and facts == {"classes": 3}
+    assert math.isnan(back.metrics["f1"])
+    assert back.to_dict() == summary.to_dict() and back.out == tmp_path
+    run.write_bytes("summary.json", b'{"method": "x"}')
+    with pytest.raises(DataError, match="is not a summary"):
+        run.load_summary()
+    create(tmp_path, resume=True)  # goes on, so it is not complete
+    assert not run.finished
 
 
 def test_the_plot_waits_for_an_evaluation(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sfl_flower import simulate, simulation
 from sfl_flower._compat import SUPERLINK, identity
 from sfl_flower.errors import ConfigError, DataError, TrainingError
 from sfl_flower.inline import InlineGrid
+from sfl_flower.methods import METHODS as KNOWN
 from sfl_flower.report import RoundRecord
 from sfl_flower.run import Plan, RunResult, execute
 from sfl_flower.task import SplitTask
@@ -25,6 +26,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "ho_sfl": {"minibatches": 2, "client_optimizer": "momentum"},
     "frozen": {},
     "splitfed_v2": {"local_steps": 2},
+    "splitfed_v1": {"client_optimizer": "adam", "client_lr": 0.01},
+    "heron": {"local_steps": 2, "probes": 2, "client_optimizer": "adam", "client_lr": 0.01},
+    "cse_fsl": {"local_steps": 3, "upload_every": 2},
+    "fsl_sage": {"local_steps": 2, "align_every": 2, "align_epochs": 2, "buffer": 16},
+    "fedavg": {"local_steps": 2},
+    "decomfl": {"local_steps": 2, "probes": 2},
+    "mu_splitfed": {},
+    "zo_sfl": {"client_optimizer": "adamw", "client_lr": 0.001},
 }
 
 
@@ -42,8 +51,10 @@ def assert_equal(found: RunResult, expected: RunResult) -> None:
 
 @pytest.mark.simulation
 def test_ray_equals_inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(METHODS) == set(KNOWN)
     # One start of Ray for all methods: the others train on the same grid after the first. The
     # clients' larger arrays go to files there, and stay in Flower's context inline.
+    # Nodes remember from one method to the next, so none here takes up the state of an optimiser.
     first, *others = METHODS
     found: dict[str, RunResult] = {}
 

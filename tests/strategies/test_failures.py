@@ -17,7 +17,7 @@ from tests.tiny import Trial, begin, equal, start, train
 
 pytestmark = pytest.mark.flower
 
-ALL = ("ho_sfl", "frozen", "splitfed_v1", "splitfed_v2")
+ALL = ("ho_sfl", "frozen", "splitfed_v1", "splitfed_v2", "cse_fsl", "heron", "fsl_sage")
 
 
 def counts(trial: Trial) -> list[tuple[int, int, int]]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.strategies.ho_sfl import HOSFLSettings, scheduled
+from sfl_flower.schedules import scheduled
+from sfl_flower.strategies.ho_sfl import HOSFLSettings
 from sfl_flower.strategies.server_half import Gradients, ServerHalf
 from sfl_flower.task import Samples
 from sfl_flower.zo import Direction, ParameterVector, surrogate_scalars
@@ -264,6 +265,9 @@ def test_schedules_by_hand() -> None:
     assert [scheduled("linear", 2.0, r, 4) for r in (1, 2, 3, 4)] == [2.0, 1.5, 1.0, 0.5]
     assert scheduled("cosine", 2.0, 1, 4) == 2.0
     assert scheduled("cosine", 2.0, 3, 4) == pytest.approx(1.0)
+    warm = [scheduled("constant", 2.0, r, 9, warmup=4) for r in (1, 2, 4, 9)]
+    assert warm == [0.5, 1.0, 2.0, 2.0]
+    assert scheduled("linear", 2.0, 2, 4, warmup=4) == 2.0 * 0.5 * 0.75
     trial = train(tiny.task(), rounds=4, client_lr=2.0, client_lr_schedule="linear")
     assert [e.lr for e in trial.strategy.mirror.journal.entries] == [2.0, 1.5, 1.0, 0.5]
     rates = [record.extra["client_lr"] for record in trial.strategy.records[1:]]

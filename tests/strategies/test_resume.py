@@ -22,6 +22,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "frozen": {"sampled": 2},
     "splitfed_v1": {"local_steps": 2},
     "splitfed_v2": {"client_optimizer": "adam", "server_optimizer": "adamw"},
+    "cse_fsl": {"client_optimizer": "adam", "local_steps": 2, "sampled": 3},
+    "heron": {"client_optimizer": "adam", "client_lr": 0.01, "local_steps": 2, "probes": 2},
+    "fsl_sage": {"client_optimizer": "adam", "local_steps": 2, "sampled": 3, "align_every": 2},
 }
 
 

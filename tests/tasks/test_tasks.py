@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfl_flower.data import PartitionSpec
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.split import problems
-from sfl_flower.tasks import TASKS, load_task, task_options
+from sfl_flower.tasks import TASKS, load_task, read_task_options, task_options
 from sfl_flower.tasks.vision import resnet18
 
 
@@ -33,6 +33,19 @@ def images(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    draw = np.random.Generator(np.random.Philox(key=1))
+    np.savez(
+        tmp_path / "cifar10_10k_2k.npz",
+        x_train=draw.integers(256, size=(30, 32, 32, 3), dtype=np.uint8),
+        y_train=np.arange(30, dtype=np.uint8) % 10,
+        x_test=draw.integers(256, size=(20, 32, 32, 3), dtype=np.uint8),
+        y_test=np.arange(20, dtype=np.uint8) % 10,
+    )
+    return tmp_path
+
+
 def test_unknown_names_are_answered_with_the_known() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'digits'.*fashion_mnist"):
         load_task("digit")
@@ -48,7 +61,7 @@ def test_options_and_defaults() -> None:
         "test_size": 10_000,
         "data_dir": None,
     }
-    assert set(TASKS) >= {"digits", "fashion_mnist", "synthetic"}
+    assert set(TASKS) >= {"cifar10", "digits", "fashion_mnist", "synthetic"}
 
 
 def test_tasks_loaded_twice_share_what_they_loaded() -> None:
@@ -113,6 +126,103 @@ def test_a_file_with_too_few_images(images: Path) -> None:
         task.samples("train")
 
 
+def test_cifar10_from_a_file(photographs: Path) -> None:
+    task = load_task("cifar10", train_size=25, test_size=10, data_dir=str(photographs))
+    task.check()
+    train = task.samples("train")
+    assert (train.x.shape, train.x.dtype, len(task.samples("test"))) == (
+        (25, 3, 32, 32), torch.uint8, 10,
+    )  # fmt: skip
+    assert train.y.tolist() == [i % 10 for i in range(25)]
+    raw = np.load(photographs / "cifar10_10k_2k.npz")["x_train"]
+    assert train.x[7, 2, 5, 9] == raw[7, 5, 9, 2]
+    x, _ = task.batch(train, slice(0, 25))
+    # Of channel 1, mean 0.456 and spread 0.224.
+    assert x[3, 1, 4, 6].item() == pytest.approx((raw[3, 4, 6, 1] / 255 - 0.456) / 0.224, abs=1e-5)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert task.samples("train").x.max() > 1  # the transform writes into nothing of the task
+
+
+def test_cifar10_takes_all_the_file_has(photographs: Path) -> None:
+    task = load_task("cifar10", data_dir=str(photographs))
+    assert (len(task.samples("train")), len(task.samples("test"))) == (30, 20)
+    assert task_options("cifar10")["train_size"] is None
+
+
+@pytest.mark.parametrize(
+    ("stem", "cut", "frozen", "side", "sizes"),
+    [
+        ("imagenet", "layer2", False, 4, (683_072, 10_498_570)),
+        ("imagenet", "layer2", True, 4, (681_152, 10_498_570)),
+        ("cifar", "layer1.0", False, 32, (75_840, 11_098_122)),
+    ],
+)
+def test_cifar10_model(
+    photographs: Path, stem: str, cut: str, frozen: bool, side: int, sizes: tuple[int, int]
+) -> None:
+    task = load_task("cifar10", data_dir=str(photographs), stem=stem, cut=cut, freeze_bn=frozen)
+    halves = task.build(0)
+    assert (_count(halves.client), _count(halves.server)) == sizes
+    x, _ = task.batch(task.samples("test"), slice(0, 2))
+    assert halves.client(x).shape[2:] == (side, side)
+    assert (problems(halves.client.train()) == []) == frozen
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "cifar10_10k_2k.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"must be an \.npz file with the arrays"):
+        load_task("cifar10", train_size=3, data_dir=str(tmp_path)).samples("train")
+
+
+def test_cifar10_options_that_do_not_go_together() -> None:
+    with pytest.raises(ConfigError, match=r"'stem' .* is 'vgg'; it must be imagenet or cifar"):
+        load_task("cifar10", stem="vgg")
+    with pytest.raises(ConfigError, match=r"'pretrained' .* needs option 'stem' to be imagenet"):
+        load_task("cifar10", stem="cifar", pretrained=True)
+
+
+class _Photographs:
+    """Torchvision's CIFAR-10, without a network: arrays and lists, as it has them."""
+
+    reachable: ClassVar[bool] = True
+
+    def __init__(self, root: str, train: bool, download: bool) -> None:
+        folder = Path(root) / "cifar-10-batches-py"
+        if download and not self.reachable:
+            raise RuntimeError("Error downloading cifar-10-python")
+        if download:
+            folder.mkdir(parents=True)
+            (Path(root) / "cifar-10-python.tar.gz").touch()
+        elif not folder.is_dir():
+            raise RuntimeError("Dataset not found")
+        self.data = np.zeros((50 if train else 40, 32, 32, 3), dtype=np.uint8)
+        self.targets = [i % 10 for i in range(len(self.data))]
+
+
+def test_cifar10_is_downloaded_when_more_is_asked_than_the_file_has(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", _Photographs)
+    task = load_task("cifar10", train_size=31, data_dir=str(photographs))
+    # Both sets come from one source, also the one of which the file would hold enough.
+    assert (len(task.samples("train")), len(task.samples("test"))) == (31, 40)
+    assert task.samples("train").y.tolist() == [i % 10 for i in range(31)]
+    assert sorted(path.name for path in photographs.iterdir()) == [
+        "cifar-10-batches-py", "cifar10_10k_2k.npz",
+    ]  # fmt: skip
+
+
+def test_cifar10_says_what_the_file_lacks(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", _Photographs)
+    monkeypatch.setattr(_Photographs, "reachable", False)
+    with pytest.raises(DataError, match=r"holds 30 and 20 images, fewer .*task\.test_size .*Error"):
+        load_task("cifar10", test_size=21, data_dir=str(photographs)).samples("train")
+    with pytest.raises(DataError, match=r"there is no .*cifar10_10k_2k\.npz.*SFL_DATA_DIR"):
+        load_task("cifar10", data_dir=str(photographs / "none")).samples("test")
+
+
 class _Torchvision:
     """Torchvision's downloader, without a network."""
 
@@ -162,6 +272,8 @@ def test_neither_file_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("task", "options"),
     [
+        ("cifar10", {"train_size": 50_001}),
+        ("cifar10", {"test_size": 0}),
         ("fashion_mnist", {"train_size": 0}),
         ("fashion_mnist", {"test_size": 10_001}),
         ("fashion_mnist", {"train_size": "12000"}),
@@ -172,6 +284,15 @@ def test_neither_file_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_options_out_of_range(task: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"'{next(iter(options))}' of task '{task}' is .* from"):
         load_task(task, **options)
+
+
+def test_text_becomes_what_the_option_is() -> None:
+    given = {"train_size": "25", "data_dir": "there", "test_size": 10, "odd": "1"}
+    read = read_task_options("fashion_mnist", given)
+    assert read == {"train_size": 25, "data_dir": "there", "test_size": 10, "odd": "1"}
+    assert read_task_options("mine", {"size": "3"}) == {"size": "3"}
+    with pytest.raises(ConfigError, match=r"task\.train_size is 'many'; it must be a whole number"):
+        read_task_options("fashion_mnist", {"train_size": "many"})
 
 
 def test_synthetic() -> None:
@@ -188,7 +309,7 @@ def test_synthetic() -> None:
 def test_resnet18_stems_and_head() -> None:
     x = torch.zeros(1, 3, 32, 32)
     for stem, side in (("imagenet", 4), ("cifar", 16)):
-        model = resnet18(7, stem=stem).eval()  # type: ignore[arg-type]
+        model = resnet18(7, stem=stem).eval()
         shapes: list[torch.Size] = []
         model.get_submodule("layer2").register_forward_hook(
             lambda _m, _i, out, shapes=shapes: shapes.append(out.shape)
@@ -201,6 +322,6 @@ def test_resnet18_errors() -> None:
     with pytest.raises(ConfigError, match="num_classes is 0"):
         resnet18(0)
     with pytest.raises(ConfigError, match="Unknown stem 'vgg'"):
-        resnet18(stem="vgg")  # type: ignore[arg-type]
+        resnet18(stem="vgg")
     with pytest.raises(ConfigError, match="ImageNet stem"):
         resnet18(pretrained=True, stem="cifar")

@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 
 from sfl_flower.wire import (
     AnchorRequest,
+    CSEFSLRequest,
     ForwardReply,
     ForwardRequest,
+    FullReply,
+    FullRequest,
+    HERONRequest,
     JoinReply,
     JoinRequest,
+    LocalReply,
     ProbeReply,
     ProbeRequest,
     Setup,
@@ -21,7 +26,18 @@ from sfl_flower.wire import (
     StepReply,
     StepRequest,
     Sync,
+    Usage,
+    WalkReply,
+    WalkRequest,
 )
+from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest
+from sfl_flower.wire.mu_splitfed import (
+    MUForwardReply,
+    MUForwardRequest,
+    MUStepReply,
+    MUStepRequest,
+)
+from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 
 SETUP = Setup(seed=7, partition="local", threads=1)
 Z = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -52,21 +68,112 @@ MESSAGES: dict[str, Any] = {
     "stale": StaleReply(2, "ab"),
     "stale, none": StaleReply(-1, ""),
     "forward, none": ForwardRequest(4, 8, 2, SETUP, NONE),
-    "forward, tail": ForwardRequest(4, 8, 1, SETUP, TAIL, True, True),
+    "forward, tail": ForwardRequest(4, 8, 1, SETUP, TAIL, True, "memory"),
     "forward, full": ForwardRequest(4, 8, 1, SETUP, FULL),
     "anchor": AnchorRequest(4, 8, 1, SETUP, NONE),
-    "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), 99),
-    "probe": ProbeRequest(4, 3, "aa", 8, 1, SETUP, Z, 0, 5, "gaussian", 1e-3, True, True, True),
-    "probe reply": ProbeReply(4, 3, np.ones((1, 5), np.float32), 4, 7),
+    "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), Usage(99, 2)),
+    "probe": ProbeRequest(4, 3, "aa", 8, 1, SETUP, Z, 0, 5, "gaussian", 1e-3, True, True, "flops"),
+    "probe reply": ProbeReply(4, 3, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
-    "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter=True),
+    "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),
     "step reply": StepReply(4, 1, 4, Z, Y),
-    "last step reply": StepReply(4, 2, 0, weights=WEIGHTS, peak_bytes=5),
+    "last step reply": StepReply(4, 2, 0, weights=WEIGHTS, usage=Usage(5, 7)),
+    "full": FullRequest(4, 3, 8, SETUP, "{}", True, WEIGHTS, "flops"),
+    "full reply": FullReply(4, 20, 0.5, WEIGHTS, Usage(5, 7)),
+    "walk, none": WalkRequest(4, 3, 5, 8, SETUP, NONE, "sphere", 1e-3, 0.1, True, True, "memory"),
+    "walk, tail": WalkRequest(4, 3, 5, 8, SETUP, TAIL, "gaussian", 1e-3, 0.0),
+    "walk, full": WalkRequest(4, 3, 5, 8, SETUP, FULL, "rademacher", 1e-3, 0.1),
+    "walk reply": WalkReply(4, -1, np.ones((3, 5), np.float32), 20, 0.5, Usage(7, 2)),
+    "cse-fsl": CSEFSLRequest(
+        4,
+        3,
+        2,
+        8,
+        SETUP,
+        "linear",
+        "{}",
+        True,
+        WEIGHTS,
+        {"float32": np.ones(2, np.float32)},
+        "flops",
+    ),
+    "heron": HERONRequest(
+        4,
+        3,
+        2,
+        8,
+        SETUP,
+        "pooled:2",
+        "{}",
+        False,
+        WEIGHTS,
+        {"float32": np.ones(2, np.float32)},
+        "memory",
+        5,
+        "sphere",
+        1e-2,
+        True,
+        "scalars",
+        "client",
+    ),
+    "fsl-sage upload": FSLSAGEUploadRequest(4, 3, 2, 8, SETUP, "linear", "{}", False, WEIGHTS),
+    "fsl-sage, held": FSLSAGERequest(
+        4, 3, 2, 8, SETUP, "linear", "{}", True, {}, {}, "flops", digest="ab", ahead=True
+    ),
+    "fsl-sage, head": FSLSAGERequest(
+        4,
+        3,
+        2,
+        8,
+        SETUP,
+        "linear",
+        "{}",
+        False,
+        WEIGHTS,
+        {"float32": np.ones(2, np.float32)},
+        digest="ab",
+        warm_up=True,
+    ),
+    "local reply, nothing sent": LocalReply(
+        4, 20, Z[:0], Y[:0], np.zeros(0, np.int64), 0.5, WEIGHTS
+    ),
+    "local reply, weights": LocalReply(
+        4,
+        20,
+        Z,
+        Y,
+        np.array([1, 3], np.int64),
+        0.5,
+        WEIGHTS,
+        {"float32": np.ones(2, np.float32)},
+        usage=Usage(5, 7),
+    ),
+    "local reply, scalars": LocalReply(
+        4,
+        20,
+        Z,
+        Y,
+        np.array([1, 3], np.int64),
+        -0.5,
+        {"int64": np.array([3], np.int64)},
+        scalars=np.ones((3, 5), np.float32),
+        taken=np.array([1, 0, 1], np.uint8),
+    ),
+    "three forwards": MUForwardRequest(4, 8, SETUP, "sphere", 1e-3, WEIGHTS, True, "memory"),
+    "three forwards reply": MUForwardReply(4, Z, Z + 1, Z - 1, Y, Usage(99, 2)),
+    "one scalar": MUStepRequest(4, SETUP, "sphere", 1e-3, 0.5, np.ones(1, np.float32), "flops"),
+    "one scalar reply": MUStepReply(4, WEIGHTS, Usage(5, 7)),
+    "first zo step": ZOStepRequest(4, 0, 2, 8, SETUP, 1, "sphere", 0.1, "{}", False, True, WEIGHTS),
+    "later zo step": ZOStepRequest(
+        4, 1, 2, 8, SETUP, 3, "gaussian", 1e-3, "{}", True, False, {}, Z[0], "memory"
+    ),
+    "zo step reply": ZOStepReply(4, 1, 2, Z, Y[:2]),
+    "last zo step reply": ZOStepReply(4, 2, 0, weights=WEIGHTS, usage=Usage(5, 7)),
 }
 KINDS = sorted({type(message) for message in MESSAGES.values()}, key=lambda kind: kind.__name__)
 
 NAMES = st.sampled_from(
-    ["z", "y", "sizes", "lam", "scalars", "tail", "weights.float32", "state.header", "other"]
+    """z y sizes lam scalars taken tail weights.float32 head.float32 state.header other""".split()
 )
 DTYPES = st.sampled_from(["float32", "int64", "uint8", "float64", "object", "nonsense", ""])
 DIMENSIONS = st.lists(
@@ -133,5 +240,5 @@ def records(names: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[Recor
         ),
         st.dictionaries(NAMES, ARRAYS, max_size=4),
         names,
-        st.dictionaries(st.sampled_from(["num-examples", "peak-bytes", "other"]), METRICS),
+        st.dictionaries(st.sampled_from(["num-examples", "peak-bytes", "flops", "other"]), METRICS),
     )

@@ -11,6 +11,8 @@ from sfl_flower.wire import (
     CATEGORIES,
     ForwardReply,
     ForwardRequest,
+    FullReply,
+    FullRequest,
     Ledger,
     ProbeReply,
     ProbeRequest,
@@ -29,6 +31,12 @@ CLIENTS, BATCH, ROUNDS = 4, 4, 3
 Z = 4 * CUT  # bytes of smashed data a sample
 Y = 8
 W = 4 * CLIENT_SIZE  # bytes of the client half
+HEAD = 4 * (CUT * tiny.CLASSES + tiny.CLASSES)  # bytes of a linear head
+WHOLE = W + 4 * (4 * CUT + 4 + 3 * 4 + 3)  # bytes of the whole model
+
+
+PAPER: dict[str, Any] = {"uplink": "weights", "head_trainer": "client"}
+"""HERON as published."""
 
 
 def booked(trial: Trial) -> dict[str, tuple[int, int]]:
@@ -126,6 +134,167 @@ def test_splitfeds_weights_count_buffers(method: str) -> None:
     assert booked(trial)["weights"] == (CLIENTS * whole, CLIENTS * whole)
 
 
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (4, 1), (4, 3)])
+@pytest.mark.parametrize("method", ["cse_fsl", "heron"])
+def test_methods_with_a_local_loss(method: str, steps: int, every: int) -> None:
+    options = PAPER if method == "heron" else {}
+    trial = train(tiny.task(), method, local_steps=steps, upload_every=every, **options)
+    rounds = CLIENTS * ROUNDS
+    assert booked(trial) == {
+        **batches(rounds * -(-steps // every)),
+        "weights": (rounds * W, rounds * W),
+        "auxiliary": (rounds * HEAD, rounds * HEAD),
+    }
+    assert trial.strategy.ledger.exchanges == CLIENTS * (1 + ROUNDS)  # all joined once
+
+
+@pytest.mark.parametrize("method", ["cse_fsl", "heron"])
+def test_their_weights_count_buffers(method: str) -> None:
+    options = PAPER if method == "heron" else {}
+    trial = train(tiny.task(build=tiny.with_batch_norm), method, rounds=1, **options)
+    whole = W + 4 * 4 * CUT + 8
+    assert booked(trial)["weights"] == (CLIENTS * whole, CLIENTS * whole)
+
+
+@pytest.mark.parametrize(("steps", "probes"), [(1, 1), (4, 3)])
+def test_heron_with_scalars_sends_4_h_p_bytes_in_place_of_weights(steps: int, probes: int) -> None:
+    trial = train(
+        tiny.task(),
+        "heron",
+        local_steps=steps,
+        probes=probes,
+        head_trainer="client",
+        uplink="scalars",
+    )
+    rounds = CLIENTS * ROUNDS
+    assert booked(trial) == {
+        **batches(rounds * steps),
+        "scalars": (rounds * 4 * steps * probes, 0),
+        "weights": (0, rounds * W),
+        "auxiliary": (0, rounds * HEAD),
+    }
+    masks = [c["arrays"]["taken"] for kind, _, c in trial.grid.replies if kind == "train.heron"]
+    assert [mask.numpy().nbytes for mask in masks] == [steps] * rounds  # h bytes, in control
+
+
+@pytest.mark.parametrize("uplink", ["scalars", "weights"])
+def test_a_head_that_the_server_trains_does_not_go_up(uplink: str) -> None:
+    trial = train(tiny.task(), "heron", head_trainer="server", uplink=uplink, local_steps=2)
+    rounds = CLIENTS * ROUNDS
+    assert booked(trial)["auxiliary"] == (0, rounds * HEAD)
+    assert booked(trial)["weights"] == (0 if uplink == "scalars" else rounds * W, rounds * W)
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (4, 1), (4, 3)])
+@pytest.mark.parametrize("period", [1, 2, 5])
+def test_fsl_sage_sends_heads_down_where_they_are_aligned(
+    steps: int, every: int, period: int
+) -> None:
+    options: dict[str, Any] = {"align_every": period, "align_epochs": 2}
+    trial = train(tiny.task(), "fsl_sage", local_steps=steps, upload_every=every, **options)
+    rounds, alignments = CLIENTS * ROUNDS, CLIENTS * -(-ROUNDS // period)
+    assert booked(trial) == {
+        **batches(rounds * -(-steps // every)),
+        "weights": (rounds * W, rounds * W),
+        "auxiliary": (0, alignments * HEAD),
+    }
+    assert trial.strategy.ledger.exchanges == CLIENTS + rounds + alignments
+
+
+def test_fsl_sage_with_a_warm_start_and_clients_that_come_later() -> None:
+    options: dict[str, Any] = {"align_every": 10, "align_epochs": 2}
+    warm = train(tiny.task(), "fsl_sage", warm_start=True, **options)
+    # Round 1 moves heads both ways, round 2 aligns them.
+    assert booked(warm)["auxiliary"] == (CLIENTS * HEAD, 2 * CLIENTS * HEAD)
+    some = train(tiny.task(), "fsl_sage", sampled=2, rounds=12, **options)
+    came: set[int] = set()
+    sent = 0
+    for kind, client, content in some.grid.requests:
+        if kind == "train.fsl_sage_steps":
+            aligned = content["config"]["round"] in (1, 11)
+            sent += aligned or client not in came
+            came.add(client)
+    assert came == set(range(CLIENTS))
+    assert booked(some)["auxiliary"] == (0, sent * HEAD)
+    assert booked(some)["weights"] == (2 * 12 * W, 2 * 12 * W)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_fedavg_moves_weights_alone_whatever_the_local_steps(steps: int) -> None:
+    trial = train(tiny.task(), "fedavg", local_steps=steps)
+    assert booked(trial) == {"weights": (CLIENTS * ROUNDS * WHOLE, CLIENTS * ROUNDS * WHOLE)}
+    assert trial.strategy.ledger.exchanges == CLIENTS * (1 + ROUNDS)  # all joined once
+
+
+def test_fedavgs_weights_count_buffers() -> None:
+    trial = train(tiny.task(build=tiny.with_batch_norm), "fedavg", rounds=1)
+    # weight, bias, mean and variance of each norm, and its counter
+    whole = WHOLE + 4 * 4 * (CUT + 4) + 2 * 8
+    assert booked(trial)["weights"] == (CLIENTS * whole, CLIENTS * whole)
+
+
+@pytest.mark.parametrize(("steps", "probes"), [(1, 1), (3, 5)])
+def test_decomfl_moves_scalars_alone(steps: int, probes: int) -> None:
+    trial = train(tiny.task(), "decomfl", local_steps=steps, probes=probes, sync="replay")
+    scalars = CLIENTS * 4 * steps * probes
+    assert booked(trial) == {
+        "scalars": (ROUNDS * scalars, (ROUNDS - 1) * scalars),
+        "weights": (0, CLIENTS * WHOLE),  # once, on joining
+    }
+    assert trial.strategy.ledger.exchanges == CLIENTS * (1 + ROUNDS)
+
+
+def test_decomfl_pays_for_each_round_a_client_missed() -> None:
+    trial = train(
+        tiny.task(), "decomfl", sampled=2, rounds=12, local_steps=3, probes=5, sync="replay"
+    )
+    missed = 0
+    stands: dict[int, int] = {}
+    for kind, client, content in trial.grid.requests:
+        if kind == "train.walk":
+            version = content["config"]["version"]
+            missed += version - stands.get(client, version)
+            stands[client] = version
+    assert missed > 12
+    ledger = trial.strategy.ledger
+    assert (ledger.down["scalars"], ledger.down["keys"]) == (4 * 3 * 5 * missed, 0)
+    assert ledger.down["weights"] == WHOLE * len(stands)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_mu_splitfed(steps: int) -> None:
+    trial = train(tiny.task(), "mu_splitfed", server_steps=steps)
+    number = CLIENTS * ROUNDS
+    assert booked(trial) == {
+        "smashed": (3 * number * BATCH * Z, 0),
+        "labels": (number * BATCH * Y, 0),
+        "scalars": (0, number * 4),
+        "weights": (number * W, number * W),
+    }
+
+
+@pytest.mark.parametrize(("steps", "probes"), [(1, 1), (3, 2)])
+def test_zo_sfl(steps: int, probes: int) -> None:
+    trial = train(tiny.task(), "zo_sfl", local_steps=steps, probes=probes)
+    number = CLIENTS * ROUNDS
+    assert booked(trial) == {
+        "smashed": (2 * probes * steps * number * BATCH * Z, 0),
+        "labels": (steps * number * BATCH * Y, 0),
+        "scalars": (0, steps * number * 4 * probes),
+        "weights": (number * W, number * W),
+    }
+
+
+@pytest.mark.parametrize("method", ["mu_splitfed", "zo_sfl"])
+def test_the_ledger_of_zeroth_order_on_both_sides_is_the_messages_sent(method: str) -> None:
+    trial = train(tiny.task(build=tiny.with_batch_norm), method, client_mode="eval")
+    ledger = trial.strategy.ledger
+    assert ledger.bytes_down == sum(content_bytes(c) for _, _, c in trial.grid.requests)
+    assert ledger.bytes_up == sum(content_bytes(c) for _, _, c in trial.grid.replies)
+    # weight, bias, mean and variance of the norm, and its counter
+    assert ledger.up["weights"] == CLIENTS * ROUNDS * (W + 4 * 4 * CUT + 8)
+
+
 def test_the_frozen_client() -> None:
     trial = train(tiny.task(), "frozen", minibatches=2)
     assert booked(trial) == {**batches(CLIENTS * ROUNDS * 2), "weights": (0, CLIENTS * W)}
@@ -136,7 +305,20 @@ def test_a_batch_of_all_samples_counts_what_there_is() -> None:
     assert trial.strategy.ledger.up["smashed"] == CLIENTS * ROUNDS * 3 * Z
 
 
-@pytest.mark.parametrize("method", ["ho_sfl", "frozen", "splitfed_v1", "splitfed_v2"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ho_sfl",
+        "frozen",
+        "splitfed_v1",
+        "splitfed_v2",
+        "fedavg",
+        "decomfl",
+        "cse_fsl",
+        "heron",
+        "fsl_sage",
+    ],
+)
 def test_the_ledger_is_the_messages_that_were_sent(method: str) -> None:
     trial = train(tiny.task(), method)
     ledger = trial.strategy.ledger
@@ -203,6 +385,19 @@ def test_l15_and_l16_of_splitfed() -> None:
     total = ledger.bytes_up + ledger.bytes_down
     assert total == 3_273_891_840
     assert total / GIB == pytest.approx(3.049, abs=5e-4)
+
+
+def test_l6_and_l10_of_fedavg() -> None:
+    """10 clients, ResNet-18 cut after layer2: 2 740 048 and 42 025 080 bytes of the halves."""
+    ledger = Ledger()
+    weights = {"float32": shaped((2_740_048 + 42_025_080) // 4)}
+    for _ in range(10):
+        book(ledger, "down", FullRequest(1, 20, 256, SETUP, "", False, weights))
+        book(ledger, "up", FullReply(1, 5000, 0.0, weights))
+    total = ledger.bytes_up + ledger.bytes_down
+    assert total == 895_302_560
+    assert total / MIB == pytest.approx(853.8, abs=0.05)
+    assert 84 * total == 75_205_415_040
 
 
 def sampled_run(method: str, rounds: int, **options: Any) -> Ledger:

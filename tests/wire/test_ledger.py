@@ -72,7 +72,7 @@ def test_texts_that_flower_cannot_count_are_counted() -> None:
     assert content_bytes(content) == content_bytes(StaleReply(-1, "").to_content()) - len("none")
 
 
-ENVELOPE = 256
+ENVELOPE = 320
 """Most protobuf bytes of a message's records beyond `content_bytes`; see docs/ledger.md."""
 
 

@@ -61,9 +61,12 @@ def test_a_missing_or_foreign_entry_is_refused(name: str) -> None:
     message = MESSAGES[name]
     content = message.to_content()
     names = [("arrays", k) for k in content["arrays"]] + [("config", k) for k in content["config"]]
-    groups = ("state.", "weights.")  # how many arrays there are is checked against the model
+    # How many arrays there are is checked against the model, and against what was asked.
+    groups: tuple[str, ...] = ("state.", "weights.", "head.")
+    if name.startswith("local reply"):
+        groups = (*groups, "scalars", "taken")
     for record, key in names:
-        if not key.startswith(groups):
+        if not key.startswith(groups) or (record, key) == ("config", "head"):
             change: Any = {record: {key: None}}
             with pytest.raises(WireError):
                 type(message).from_content(changed(content, **change))
@@ -172,6 +175,22 @@ def test_payloads_are_the_bytes_of_the_arrays() -> None:
         "later step": {"weights": 0, "gradients": 48},
         "step reply": {"smashed": 48, "labels": 32, "weights": 0},
         "last step reply": {"smashed": 0, "labels": 0, "weights": 28},
+        "cse-fsl": {"weights": 28, "auxiliary": 8},
+        "heron": {"weights": 28, "auxiliary": 8},
+        "local reply, weights": {
+            "smashed": 48,
+            "labels": 32,
+            "scalars": 0,
+            "weights": 28,
+            "auxiliary": 8,
+        },
+        "local reply, scalars": {
+            "smashed": 48,
+            "labels": 32,
+            "scalars": 60,
+            "weights": 8,
+            "auxiliary": 0,
+        },
         "join request": {},
         "join reply": {},
         "stale": {},

@@ -162,6 +162,30 @@ def test_no_graph_is_built_and_nothing_moves() -> None:
     assert torch.equal(vector.anchor, before)
 
 
+@pytest.mark.parametrize("central", [False, True])
+def test_an_anchor_that_is_given_saves_its_forward_and_changes_no_bit(central: bool) -> None:
+    net, vector, x = small()
+    calls = 0
+
+    def loss() -> Tensor:
+        nonlocal calls
+        calls += 1
+        value: Tensor = net(x).square().mean()
+        return value
+
+    us = directions(vector, 3)
+    alone = loss_scalars(loss, vector, us, 1e-3, central)
+    assert calls == (6 if central else 4)
+    with torch.no_grad():
+        anchor = loss()
+    calls = 0
+    given = loss_scalars(loss, vector, us, 1e-3, central, anchor=anchor)
+    assert calls == (6 if central else 3)
+    assert torch.equal(alone, given)
+    if not central:  # it is the anchor that is given, not one found in secret
+        assert not torch.equal(alone, loss_scalars(loss, vector, us, 1e-3, anchor=anchor + 1))
+
+
 def test_the_scalar_keeps_its_precision() -> None:
     """A10: z of scale 3, λ of scale 1e-5, a difference of scale 1e-3."""
     shape = (32, 128, 768)

@@ -164,3 +164,15 @@ def test_what_cannot_be_trained_is_refused() -> None:
         vector.load(torch.zeros(5))
     with pytest.raises(ConfigError, match="5 elements"), vector.probe(Direction(RUN, Key(0), 5), 1):
         pass
+
+
+def test_named_gives_views_by_name_in_the_tensors_shapes() -> None:
+    vector = ParameterVector(model())
+    flat = torch.arange(vector.size, dtype=torch.float32)
+    named = vector.named(flat)
+    assert tuple(named) == vector.names
+    assert tuple(tuple(view.shape) for view in named.values()) == vector.shapes
+    assert named["0.bias"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert torch.equal(torch.cat([view.reshape(-1) for view in named.values()]), flat)
+    named["3.bias"].fill_(-1.0)  # a view, no copy
+    assert int((flat == -1.0).sum()) == 5

@@ -1,0 +1,31 @@
+"""CSE-FSL on the client: first-order steps on the loss of an auxiliary head.
+
+Per step one forward gives smashed data, the head's loss and both gradients (arXiv 2302.05599).
+"""
+
+from __future__ import annotations
+
+from sfl_flower.clients.base import Node, metered
+from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
+from sfl_flower.clients.local import Uploads, first_order_steps, local_model
+from sfl_flower.wire import LocalReply, LocalRequest, pack_state
+
+__all__ = ["local"]
+
+
+def local(node: Node, request: LocalRequest) -> LocalReply:
+    """Take a round's local steps on client half and head."""
+    model = local_model(node, request)
+    uploads = Uploads(request.upload_every)
+    with metered(request.meter) as usage:
+        optimizer = open_optimizer(node, model.parameters(), request.optimizer, request.keep_state)
+        first_order_steps(node, request, model, optimizer, uploads)
+    reply = uploads.reply(
+        request,
+        usage(),
+        weights=pack_state(model.client.state_dict()),
+        head_weights=pack_state(model.head.state_dict()),
+    )
+    if request.keep_state:
+        keep_optimizer(node, optimizer)
+    return reply

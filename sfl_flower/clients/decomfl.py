@@ -1,0 +1,88 @@
+"""DeComFL on the client: catch up, walk zeroth-order steps, report the scalars, go back.
+
+Per step ``v_p = L(θ + μ u_p) - L(θ)`` over the whole model, and
+``θ <- θ - lr / (P μ) Σ_p v_p u_p`` along directions that the round's clients share (arXiv
+2405.15861).  The walk is the client's own; what everyone applies is the mean, so afterwards θ is
+again what it was at the start of the round.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from sfl_flower.clients.base import Node, metered
+from sfl_flower.clients.sync import bring_up, journal_key
+from sfl_flower.contexts import eval_mode
+from sfl_flower.errors import TrainingError
+from sfl_flower.wire import StaleReply, WalkReply, WalkRequest
+from sfl_flower.zo import SHARED_STREAM, Direction, Key, loss_scalars
+
+__all__ = ["walk"]
+
+
+def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
+    """Sync, take the local steps, return their scalars, float32, shape [steps, probes]."""
+    half = node.whole
+    before = bring_up(node, request.sync, half)
+    if isinstance(before, StaleReply):
+        return before
+    key, vector = journal_key(node), half.trained
+    rows, losses, samples = [], [], 0
+    with (
+        metered(request.meter) as usage,
+        eval_mode(half.module) if request.eval_mode else nullcontext(),
+    ):
+        start = vector.anchor.clone()
+        try:
+            for step in range(request.steps):
+                directions = _directions(key, request, step, vector.size)
+                scalars, loss, count = _probe(node, request, step, directions)
+                for direction, scalar in zip(directions, scalars.tolist(), strict=True):
+                    scale = -request.lr * scalar / (request.probes * request.mu)
+                    direction.add_to(vector.anchor, vector.anchor, scale)
+                rows.append(scalars)
+                losses.append(loss)
+                samples += count
+        finally:
+            vector.load(start)
+    return WalkReply(
+        round=request.round,
+        version=before,
+        scalars=torch.stack(rows).numpy(),
+        samples=samples,
+        loss=sum(losses) / len(losses),
+        usage=usage(),
+    )
+
+
+def _directions(key: bytes, request: WalkRequest, step: int, size: int) -> list[Direction]:
+    return [
+        Direction(key, Key(request.round, step, SHARED_STREAM, index), size, request.law)
+        for index in range(request.probes)
+    ]
+
+
+def _probe(
+    node: Node, request: WalkRequest, step: int, directions: list[Direction]
+) -> tuple[Tensor, float, int]:
+    """Return scalars [P], loss and number of samples of one mini-batch."""
+    half = node.whole
+    x, y = node.batch(request.round, step, request.batch_size)
+    seen: list[float] = []
+
+    def loss() -> Tensor:
+        value = node.task.loss(half.module(x), y)
+        seen.append(float(value))
+        return value
+
+    scalars = loss_scalars(loss, half.trained, directions, request.mu, request.central)
+    if not torch.isfinite(scalars).all():
+        raise TrainingError(
+            f"The scalars of local step {step} are not finite, so the client is left out of the "
+            "round; lower client-lr or mu if this repeats."
+        )
+    # Central differences have no forward at θ itself; the mean of each pair is as good.
+    return scalars, sum(seen) / len(seen) if request.central else seen[0], len(y)

@@ -1,0 +1,42 @@
+"""FedAvg on the client: train the whole model for some steps, send it back."""
+
+from __future__ import annotations
+
+import torch
+
+from sfl_flower.clients.base import Node, metered
+from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
+from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
+
+__all__ = ["train"]
+
+
+def train(node: Node, request: FullRequest) -> FullReply:
+    """Take a round's local steps, one mini-batch each, from the weights of the request."""
+    half = node.whole
+    half.holds = ""
+    with metered(request.meter) as usage:
+        module = half.module
+        module.load_state_dict(unpack_state(request.weights, module.state_dict()))
+        optimizer = open_optimizer(node, module.parameters(), request.optimizer, request.keep_state)
+        samples, losses = 0, []
+        for step in range(request.steps):
+            x, y = node.batch(request.round, step, request.batch_size)
+            optimizer.zero_grad()
+            with torch.enable_grad(), node.draws(request.round, step):
+                loss = node.task.loss(module(x), y)
+                loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            samples += len(y)
+        optimizer.zero_grad()
+    reply = FullReply(
+        round=request.round,
+        samples=samples,
+        loss=sum(losses) / len(losses),
+        weights=pack_state(module.state_dict()),
+        usage=usage(),
+    )
+    if request.keep_state:
+        keep_optimizer(node, optimizer)
+    return reply

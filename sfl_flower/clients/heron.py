@@ -1,0 +1,117 @@
+"""HERON-SFL on the client: two-point steps on the loss of an auxiliary head, forwards only.
+
+Per step an anchor forward gives smashed data and L(θ_l); then ``v_p = L(θ_l + μ u_p) - L(θ_l)``
+with client half and head moved together, and θ_l takes a replayable step along
+``1/(P μ) Σ_p v_p u_p`` (arXiv 2601.09076, equations 2 and 6).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.clients.base import Node, metered
+from sfl_flower.clients.local import LocalModel, Uploads, local_model, settings_of
+from sfl_flower.contexts import kept_buffers
+from sfl_flower.wire import (
+    HERONRequest,
+    LocalReply,
+    heron_coefficients,
+    heron_keys,
+    heron_names,
+    pack_state,
+)
+from sfl_flower.zo import Direction, OptimizerSpec, ParameterVector, Walk, loss_scalars, run_key
+
+__all__ = ["local"]
+
+_OPTIMIZER = "walk"
+
+
+def local(node: Node, request: HERONRequest) -> LocalReply:
+    """Take a round's local steps on client half and head, or on the client half alone."""
+    model = local_model(node, request, request.trains)
+    vector = _laid_out(node, model, request)
+    settings = settings_of(request)
+    lr = settings.pop("lr")
+    key = run_key("heron", node.seed)
+    state = node.store.get(_OPTIMIZER) if request.keep_state else None
+    uploads = Uploads(request.upload_every)
+    rows, taken = [], np.zeros(request.steps, dtype=np.uint8)
+    with metered(request.meter) as usage:
+        walk = Walk(vector.anchor, OptimizerSpec(**settings), key, request.law, state)
+        for step in range(request.steps):
+            scalars = _probe(node, model, vector, request, step, uploads)
+            rows.append(scalars)
+            # A step whose scalars are not finite is skipped, here and where it is rebuilt.
+            if np.isfinite(scalars).all():
+                taken[step] = 1
+                keys = heron_keys(request.round, node.partition, step, request.probes)
+                walk.step(keys, heron_coefficients(scalars, request.mu), lr)
+            else:
+                rows[-1] = np.zeros_like(scalars)
+    with_scalars = request.uplink == "scalars"
+    reply = uploads.reply(
+        request,
+        usage(),
+        weights=pack_state(_rest(model.client) if with_scalars else model.client.state_dict()),
+        head_weights=_head(model.head, request),
+        scalars=np.stack(rows) if with_scalars else None,
+        taken=taken,
+    )
+    # Last: a state kept in a file does not go back when the round fails.
+    if request.keep_state and (kept := walk.state()):
+        node.store.put(_OPTIMIZER, kept)
+    return reply
+
+
+def _probe(
+    node: Node,
+    model: LocalModel,
+    vector: ParameterVector,
+    request: HERONRequest,
+    step: int,
+    uploads: Uploads,
+) -> np.ndarray:
+    """Run the anchor and the probes of one step; return the scalars, float32, shape [P]."""
+    x, y = node.batch(request.round, step, request.batch_size)
+
+    def loss() -> Tensor:
+        with node.draws(request.round, step):  # the same masks in every forward of the step
+            return node.task.loss(model(x), y)
+
+    with torch.no_grad(), node.draws(request.round, step):
+        z = model.client(x)
+        uploads.add(step, z, y)
+        anchor = node.task.loss(model.head(z), y)
+    del z
+    uploads.note(anchor)
+    directions = [
+        Direction(run_key("heron", node.seed), key, vector.size, request.law)
+        for key in heron_keys(request.round, node.partition, step, request.probes)
+    ]
+    with kept_buffers(model):  # running statistics are the anchor's alone
+        found = loss_scalars(loss, vector, directions, request.mu, request.central, anchor=anchor)
+    scalars: np.ndarray = found.numpy()
+    return scalars
+
+
+def _laid_out(node: Node, model: LocalModel, request: HERONRequest) -> ParameterVector:
+    """Return the parameters that walk as one vector, laid out once a process."""
+    names = heron_names(model, request.trains)
+    key = ("walk", node.seed, request.head, request.trains)
+    return node.task.memo(key, lambda: ParameterVector(model, names))
+
+
+def _head(head: nn.Module, request: HERONRequest) -> dict[str, np.ndarray]:
+    """Return what the client sends of the head: nothing where the server trains it."""
+    if request.trains == "client":
+        return {}
+    return pack_state(_rest(head) if request.uplink == "scalars" else head.state_dict())
+
+
+def _rest(module: nn.Module) -> dict[str, Tensor]:
+    """Return what scalars do not give and training changes: the buffers."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in module.state_dict().items() if name not in parameters}

@@ -1,0 +1,73 @@
+"""MU-SplitFed on the client: three forwards, then one step along one direction."""
+
+from __future__ import annotations
+
+import torch
+
+from sfl_flower.clients.base import Node, metered
+from sfl_flower.clients.frozen import run_half
+from sfl_flower.errors import TrainingError
+from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire.mu_splitfed import (
+    MUForwardReply,
+    MUForwardRequest,
+    MUStepReply,
+    MUStepRequest,
+)
+from sfl_flower.zo import Direction, Key, run_key
+
+__all__ = ["forward", "step"]
+
+_WEIGHTS, _AT = "weights", "round"
+
+
+def forward(node: Node, request: MUForwardRequest) -> MUForwardReply:
+    """Run one mini-batch at θ_c, θ_c + μu and θ_c - μu, and remember θ_c."""
+    half = node.half
+    half.holds = ""
+    half.module.load_state_dict(unpack_state(request.weights, half.module.state_dict()))
+    with metered(request.meter) as usage, torch.no_grad():
+        x, y = node.batch(request.round, 0, request.batch_size)
+        direction = _direction(node, request)
+        anchor = run_half(node, x, request.eval_mode)
+        with half.trained.probe(direction, request.mu):
+            plus = run_half(node, x, request.eval_mode)
+        with half.trained.probe(direction, -request.mu):
+            minus = run_half(node, x, request.eval_mode)
+    node.store.put(_WEIGHTS, request.weights)
+    node.store.put_text(_AT, {"round": request.round})
+    return MUForwardReply(
+        round=request.round,
+        anchor=anchor.numpy(),
+        plus=plus.numpy(),
+        minus=minus.numpy(),
+        y=y.to(torch.int64).numpy(),
+        usage=usage(),
+    )
+
+
+def step(node: Node, request: MUStepRequest) -> MUStepReply:
+    """Step ``θ_c - lr · Δ/(2μ) · u`` from the weights of the round, and send what that gives."""
+    packed = node.store.get(_WEIGHTS)
+    if packed is None or node.store.get_text(_AT).get("round") != request.round:
+        raise TrainingError(
+            f"The client has no weights of round {request.round}; it joins the next one."
+        )
+    half = node.half
+    half.holds = ""
+    half.module.load_state_dict(unpack_state(packed, half.module.state_dict()))
+    vector = half.trained
+    with metered(request.meter) as usage:
+        rate = request.lr * float(request.scalar[0]) / (2.0 * request.mu)
+        _direction(node, request).add_to(vector.anchor, vector.anchor, -rate)
+        if not torch.isfinite(vector.anchor).all():
+            raise TrainingError("The step gives weights that are not finite; lower client-lr.")
+    node.store.drop(_WEIGHTS)
+    node.store.drop(_AT)
+    return MUStepReply(request.round, pack_state(half.module.state_dict()), usage())
+
+
+def _direction(node: Node, request: MUForwardRequest | MUStepRequest) -> Direction:
+    key = Key(request.round, 0, node.partition + 1, 0)
+    run = run_key("mu_splitfed client", node.seed)
+    return Direction(run, key, node.half.trained.size, request.law)

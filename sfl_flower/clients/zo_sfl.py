@@ -1,0 +1,81 @@
+"""ZO-SFL on the client: two forwards per probe, then a step along the scalars that come back.
+
+Between the two the client has no process: it keeps its weights, and the directions come again from
+their keys.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+from sfl_flower.clients.base import Node, metered
+from sfl_flower.clients.first_order import OPTIMIZER
+from sfl_flower.clients.frozen import run_half
+from sfl_flower.clients.steps import forget, remember, restore
+from sfl_flower.errors import TrainingError
+from sfl_flower.wire import pack_state
+from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest, step_coefficients
+from sfl_flower.zo import Direction, Key, OptimizerSpec, Walk, run_key
+
+__all__ = ["step"]
+
+
+def step(node: Node, request: ZOStepRequest) -> ZOStepReply:
+    """Finish the last step with its scalars, begin the next with probes, or send the weights."""
+    with metered(request.meter) as usage:
+        restore(node, request)
+        if request.scalars is not None:
+            _finish(node, request, request.scalars)
+        last = request.step == request.steps
+        z, y = (None, None) if last else _probe(node, request)
+    packed = pack_state(node.half.module.state_dict())
+    if last:
+        forget(node, request.keep_state)
+    else:
+        remember(node, request, packed)
+    return ZOStepReply(
+        round=request.round,
+        step=request.step,
+        samples=0 if y is None else len(y),
+        z=z,
+        y=y,
+        weights=packed if last else {},
+        usage=usage(),
+    )
+
+
+def _probe(node: Node, request: ZOStepRequest) -> tuple[np.ndarray, np.ndarray]:
+    """Return z at θ_c + μu_1, θ_c - μu_1, θ_c + μu_2, …, one after another, and the labels."""
+    x, y = node.batch(request.round, request.step, request.batch_size)
+    vector, parts = node.half.trained, []
+    with torch.no_grad():
+        for key in _keys(node, request, request.step):
+            direction = Direction(_run_key(node), key, vector.size, request.law)
+            for length in (request.mu, -request.mu):
+                with vector.probe(direction, length):
+                    parts.append(run_half(node, x, request.eval_mode))
+    return torch.cat(parts).numpy(), y.to(torch.int64).numpy()
+
+
+def _finish(node: Node, request: ZOStepRequest, scalars: np.ndarray) -> None:
+    """Take the optimiser step of the step before along ``1/(2μP) Σ_p Δ_p u_p``."""
+    theta, settings = node.half.trained.anchor, json.loads(request.optimizer)
+    lr = float(settings.pop("lr"))
+    kept = node.store.get(OPTIMIZER)
+    walk = Walk(theta, OptimizerSpec(**settings), _run_key(node), request.law, kept)
+    walk.step(_keys(node, request, request.step - 1), step_coefficients(scalars, request.mu), lr)
+    if not torch.isfinite(theta).all():
+        raise TrainingError("The step gives weights that are not finite; lower client-lr.")
+    if state := walk.state():
+        node.store.put(OPTIMIZER, state)
+
+
+def _run_key(node: Node) -> bytes:
+    return run_key("zo_sfl client", node.seed)
+
+
+def _keys(node: Node, request: ZOStepRequest, step: int) -> list[Key]:
+    return [Key(request.round, step, node.partition + 1, p) for p in range(request.probes)]

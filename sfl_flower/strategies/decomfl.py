@@ -1,0 +1,226 @@
+"""DeComFL (arXiv 2405.15861): the whole model by zeroth order, seeds and scalars on the wire.
+
+The baseline without a cut and without backprop.  Per round the clients catch up, walk H local
+steps of zeroth-order SGD along directions that all of them share, P a step, send the H x P scalars
+and go back to where they started.  The mean of the scalars over clients is one journal entry,
+which everyone applies.  Plain SGD is linear in the scalars, so that is the mean of the walks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+
+from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.contexts import eval_mode
+from sfl_flower.data import client_samples
+from sfl_flower.errors import ConfigError, CutError, JournalError, WireError
+from sfl_flower.schedules import SCHEDULES, scheduled
+from sfl_flower.split import Whole, check_zeroth_order
+from sfl_flower.strategies.base import Outcome
+from sfl_flower.strategies.exchange import Exchange
+from sfl_flower.strategies.hybrid import HybridStrategy
+from sfl_flower.strategies.means import client_weight
+from sfl_flower.strategies.mirror import SYNC_POLICIES, Mirror
+from sfl_flower.strategies.probing import check_mu, check_scalars
+from sfl_flower.strategies.roster import Member
+from sfl_flower.wire import WalkReply, WalkRequest, expect_shape
+from sfl_flower.zo import LAWS, SHARED_STREAM, Entry, OptimizerSpec, run_key
+from sfl_flower.zo.entry import MAX_COEFFICIENTS
+
+__all__ = ["DeComFL", "DeComFLSettings"]
+
+
+@dataclass(frozen=True)
+class DeComFLSettings(Settings):
+    """Settings of DeComFL.
+
+    Attributes
+    ----------
+    local_steps : int
+        H, zeroth-order steps per client and round, a mini-batch each.
+    probes : int
+        P, probes per step.
+    mu : float
+        μ, the probe length.
+    direction : {"rademacher", "gaussian", "sphere"}
+        Direction law; each has E[u uᵀ] = I.
+    estimator : {"forward", "central"}
+        P + 1 or 2 P forwards per step.
+    client_lr : float
+        Learning rate of the local steps and of the update that everyone applies.
+    client_lr_schedule : {"constant", "linear", "cosine"}
+        How client_lr goes over the rounds; the last two end at 0.
+    scalar_limit : float
+        A reply with |v| / μ above this is not used.
+    sync : {"auto", "replay", "download"}
+        How clients that missed rounds catch up; "auto" takes whichever is fewer bytes.
+    client_mode : {"as_built", "eval"}
+        Mode of the model's modules on the clients: as the task built them, or eval.
+    """
+
+    local_steps: int = 1
+    probes: int = 5
+    mu: float = 1e-3
+    direction: str = "rademacher"
+    estimator: str = "forward"
+    client_lr: float = 0.005
+    client_lr_schedule: str = "constant"
+    scalar_limit: float = 1e6
+    sync: str = "auto"
+    client_mode: str = "as_built"
+
+    def __post_init__(self) -> None:
+        check_range("local_steps", self.local_steps, 1, 4096)
+        check_range("probes", self.probes, 1, 4096)
+        if self.local_steps * self.probes > MAX_COEFFICIENTS:
+            raise ConfigError(
+                f"local_steps x probes is {self.local_steps * self.probes}; a journal entry holds "
+                f"at most {MAX_COEFFICIENTS} scalars."
+            )
+        check_mu(self.mu)
+        check_range("client_lr", self.client_lr, 0, 1e6)
+        check_range("scalar_limit", self.scalar_limit, 0)
+        check_choice("direction", self.direction, LAWS)
+        check_choice("estimator", self.estimator, ("forward", "central"))
+        check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
+        check_choice("sync", self.sync, SYNC_POLICIES)
+        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+
+    def batches(self, samples: int, batch_size: int) -> int:
+        """Return the mini-batches that a client with so many samples runs in a round."""
+        return self.local_steps
+
+
+class DeComFL(HybridStrategy):
+    """Server side of DeComFL; see the module and `SplitStrategy`."""
+
+    name: ClassVar[str] = "decomfl"
+    settings_type: ClassVar[type[Settings]] = DeComFLSettings
+    settings: DeComFLSettings
+
+    def prepare(self) -> None:
+        """Check the model, and start the journal at its current weights.
+
+        Raises
+        ------
+        CutError
+            If something in either half breaks zeroth-order training.
+        """
+        whole = Whole(self.client_half, self.server.module)
+        with eval_mode(whole) if self.settings.client_mode == "eval" else nullcontext():
+            self._check()
+        self.mirror = Mirror(
+            whole,
+            run_key("decomfl", self.config.seed),
+            self.settings.direction,
+            OptimizerSpec("sgd"),
+            self.settings.sync,
+        )
+
+    def _check(self) -> None:
+        x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
+        try:
+            check_zeroth_order(self.client_half, example=(x,), frozen_ok=True)
+            with torch.no_grad():
+                z = self.client_half(x)
+            check_zeroth_order(self.server.module, example=(z,), frozen_ok=True)
+        except CutError as error:
+            raise CutError(
+                f"{error} DeComFL trains both halves by forwards, so another cut does not help; "
+                "client-mode=eval runs both in eval mode."
+            ) from error
+
+    def load_client(self, state: Mapping[str, Tensor]) -> None:
+        """Put the whole model's weights in place before the first round."""
+        own = self.server.module.state_dict()
+        self.server.module.load_state_dict({k: v for k, v in state.items() if k in own})
+        super().load_client(state)
+
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Return journal and parameters for a checkpoint."""
+        return self.mirror.tensors()
+
+    def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put journal and parameters back."""
+        self.mirror.load_tensors(tensors)
+
+    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run one round of DeComFL: replay and walk on the clients, one entry from the mean."""
+        lr = scheduled(
+            self.settings.client_lr_schedule, self.settings.client_lr, round, self.config.rounds
+        )
+        replies = self.ask_in_step(
+            cohort,
+            exchange,
+            lambda member: self._request(round, member, lr),
+            lambda content: self._read(round, content),
+        )
+        for member, reply in list(replies.items()):
+            steps, size = self.settings.local_steps, self.config.batch_size
+            if reply.samples != (want := client_samples(member.samples, size, steps)):
+                why = f"it says {reply.samples} samples; {steps} steps of this client are {want}."
+                exchange.tally.reject(member, why)
+                del replies[member]
+        self.book_usage(reply.usage for reply in replies.values())
+        extra = self._update(round, lr, replies, exchange)
+        exchange.tally.replies = len(replies)
+        samples = sum(reply.samples for reply in replies.values())
+        return Outcome([reply.loss for reply in replies.values()], samples, extra)
+
+    def _request(self, round: int, member: Member, lr: float) -> WalkRequest:
+        settings = self.settings
+        return WalkRequest(
+            round=round,
+            steps=settings.local_steps,
+            probes=settings.probes,
+            batch_size=self.config.batch_size,
+            setup=self.setup,
+            sync=self.mirror.sync(member),
+            law=settings.direction,
+            mu=settings.mu,
+            lr=lr,
+            central=settings.estimator == "central",
+            eval_mode=settings.client_mode == "eval",
+            meter=self.metering(round),
+        )
+
+    def _read(self, round: int, content: RecordDict) -> WalkReply:
+        reply, settings = WalkReply.from_content(content), self.settings
+        expect_shape("scalars", reply.scalars, (settings.local_steps, settings.probes))
+        if reply.round != round:
+            raise WireError(f"it answers round {reply.round}, asked was round {round}.")
+        check_scalars(reply.scalars, settings.mu, settings.scalar_limit)
+        return reply
+
+    def _update(
+        self, round: int, lr: float, replies: Mapping[Member, WalkReply], exchange: Exchange
+    ) -> dict[str, float]:
+        """Fold the mean over clients and 1/(P μ) into coefficients, and journal them."""
+        if not replies:
+            return {}
+        weights = np.array([client_weight(self.config.mean, r.samples) for r in replies.values()])
+        scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
+        scale = weights / (weights.sum() * self.settings.probes * self.settings.mu)
+        coefficients = (scalars * scale[:, None, None]).sum(axis=0, keepdims=True)
+        try:
+            self.mirror.update(
+                Entry(
+                    round=round,
+                    lr=lr,
+                    streams=(SHARED_STREAM,),
+                    steps=self.settings.local_steps,
+                    probes=self.settings.probes,
+                    coefficients=coefficients.astype(np.float32),
+                )
+            )
+        except JournalError as error:
+            exchange.tally.note(str(error))
+        return {"client_lr": lr, "scalar_rms": float(np.sqrt(np.mean(scalars**2)))}

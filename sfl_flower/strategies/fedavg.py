@@ -1,0 +1,93 @@
+"""FedAvg (McMahan et al., 2017): clients train the whole model, the server takes the mean.
+
+The baseline without a cut: no smashed data, no labels, nothing for the server to train.  Every
+client trains a copy of its own, both halves of it, and all of it is averaged, parameters and
+buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from flwr.app import RecordDict
+
+from sfl_flower.config import Settings
+from sfl_flower.data import client_samples
+from sfl_flower.errors import WireError
+from sfl_flower.split import Whole
+from sfl_flower.strategies.base import Outcome, SplitStrategy
+from sfl_flower.strategies.exchange import Exchange
+from sfl_flower.strategies.first_order import FirstOrderSettings
+from sfl_flower.strategies.means import client_weight, mean_state
+from sfl_flower.strategies.roster import Member
+from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
+
+__all__ = ["FedAvg", "FedAvgSettings"]
+
+
+@dataclass(frozen=True)
+class FedAvgSettings(FirstOrderSettings):
+    """Settings of FedAvg: those of a first-order client, with one local epoch by default."""
+
+    local_steps: int = 0
+
+
+class FedAvg(SplitStrategy):
+    """Server side of FedAvg; see the module and `SplitStrategy`."""
+
+    name: ClassVar[str] = "fedavg"
+    settings_type: ClassVar[type[Settings]] = FedAvgSettings
+    settings: FedAvgSettings
+
+    def prepare(self) -> None:
+        """Join the halves; the cut sees to it that something is trainable."""
+        self.whole = Whole(self.client_half, self.server.module)
+
+    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run one round of FedAvg: the model to every client, local steps, the mean."""
+        packed = pack_state(self.whole.state_dict())
+        requests = {member: self._request(round, member, packed) for member in cohort}
+        replies = exchange.send(requests, lambda content: self._read(round, content))
+        used: dict[Member, FullReply] = {}
+        for member, reply in replies.items():
+            steps, size = requests[member].steps, self.config.batch_size
+            if reply.samples != (want := client_samples(member.samples, size, steps)):
+                why = f"it says {reply.samples} samples; {steps} steps of this client are {want}."
+                exchange.tally.reject(member, why)
+                continue
+            used[member] = reply
+        self.book_usage(reply.usage for reply in used.values())
+        self._average(used)
+        exchange.tally.replies = len(used)
+        samples = sum(reply.samples for reply in used.values())
+        return Outcome([reply.loss for reply in used.values()], samples, {})
+
+    def _average(self, used: Mapping[Member, FullReply]) -> None:
+        if not used:
+            return
+        own = self.whole.state_dict()
+        weights = [client_weight(self.config.mean, reply.samples) for reply in used.values()]
+        states = (unpack_state(reply.weights, own) for reply in used.values())
+        self.whole.load_state_dict(mean_state(states, weights))
+
+    def _request(self, round: int, member: Member, packed: Mapping[str, np.ndarray]) -> FullRequest:
+        return FullRequest(
+            round=round,
+            steps=self.settings.batches(member.samples, self.config.batch_size),
+            batch_size=self.config.batch_size,
+            setup=self.setup,
+            optimizer=self.settings.optimizer(),
+            keep_state=self.settings.client_state == "kept",
+            weights=packed,
+            meter=self.metering(round),
+        )
+
+    def _read(self, round: int, content: RecordDict) -> FullReply:
+        reply = FullReply.from_content(content)
+        if reply.round != round:
+            raise WireError(f"it answers round {reply.round}, asked was round {round}.")
+        unpack_state(reply.weights, self.whole.state_dict())
+        return reply

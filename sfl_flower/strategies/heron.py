@@ -1,0 +1,262 @@
+"""HERON-SFL (arXiv 2601.09076): zeroth-order local steps on the loss of an auxiliary head.
+
+Per step a client runs forwards only and moves client half and head together (the paper), or its
+half alone while the server trains the head; the smashed data of every k-th step train the server
+half by backprop, batch after batch, and nothing comes back (equations 2, 6, 7 and 8).  A client's
+whole walk follows from its h x P scalars, so it sends those
+(`uplink=scalars`) or its weights (`uplink=weights`, the paper); both give the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.strategies.local import LocalSettings, LocalStrategy
+from sfl_flower.strategies.probing import check_mu, check_scalars
+from sfl_flower.strategies.roster import Member
+from sfl_flower.strategies.server_half import ServerHalf
+from sfl_flower.wire import (
+    UPLINKS,
+    HERONRequest,
+    LocalReply,
+    LocalRequest,
+    heron_coefficients,
+    heron_keys,
+    heron_names,
+    unpack_state,
+)
+from sfl_flower.zo import LAWS, OPTIMIZERS, OptimizerSpec, ParameterVector, Walk, run_key
+
+__all__ = ["HERON", "HERONSettings"]
+
+_TRAINER = "trainer."
+
+
+@dataclass(frozen=True)
+class HERONSettings(LocalSettings):
+    """Settings of HERON-SFL.
+
+    The defaults are those that learned best on Fashion-MNIST (``docs/results/heron.md``); the
+    paper's recipe is the preset ``heron_resnet18_cifar10``.
+
+    Attributes
+    ----------
+    probes : int
+        P, probes per local step; the paper has 1.
+    mu : float
+        μ, the probe length.
+    direction : {"rademacher", "gaussian", "sphere"}
+        Direction law; each has E[u uᵀ] = I.
+    estimator : {"forward", "central"}
+        One or two forwards per probe.
+    client_optimizer : {"sgd", "momentum", "adam", "adamw"}
+        Replayable optimiser of client half and head.
+    uplink : {"scalars", "weights"}
+        What a client sends of its steps: h x P scalars, from which the server rebuilds its
+        weights, or the weights (the paper). Both give the same bits.
+    head_trainer : {"server", "client"}
+        Who trains the head: the server, by backprop on the uploaded smashed data, so that clients
+        move their half alone, or the client, by zeroth order jointly with its half (the paper).
+    head_lr : float
+        Learning rate of the server's optimiser on the head, for `head_trainer=server`.
+    scalar_limit : float
+        A reply with |v| / μ above this is not used; for `uplink=scalars`.
+    """
+
+    client_lr: float = 0.1
+    client_lr_schedule: str = "cosine"
+    client_lr_warmup: float = 0.05
+    probes: int = 32
+    mu: float = 1e-3
+    direction: str = "rademacher"
+    estimator: str = "forward"
+    client_optimizer: str = "sgd"
+    uplink: str = "scalars"
+    head_trainer: str = "server"
+    head_lr: float = 0.02
+    scalar_limit: float = 1e6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("probes", self.probes, 1, 4096)
+        check_mu(self.mu)
+        check_choice("direction", self.direction, LAWS)
+        check_choice("estimator", self.estimator, ("forward", "central"))
+        check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
+        check_choice("uplink", self.uplink, UPLINKS)
+        check_choice("head_trainer", self.head_trainer, ("client", "server"))
+        check_range("head_lr", self.head_lr, 0)
+        check_range("scalar_limit", self.scalar_limit, 0)
+        slots = self.spec().slots
+        if self.uplink == "scalars" and self.client_state == "kept" and slots:
+            raise ConfigError(
+                f"uplink=scalars with client_state=kept and client_optimizer="
+                f"{self.client_optimizer}: the server does not hold each client's optimiser state; "
+                "use client_state=fresh, client_optimizer=sgd or uplink=weights."
+            )
+
+    def spec(self) -> OptimizerSpec:
+        """Return the client optimiser."""
+        return OptimizerSpec(**self.optimizer_options())
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """Return the replayable optimiser and its settings, the learning rate left out."""
+        return {
+            "name": self.client_optimizer,
+            "momentum": self.client_momentum,
+            "weight_decay": self.client_weight_decay,
+        }
+
+
+class HERON(LocalStrategy):
+    """Server side of HERON-SFL; see the module and `LocalStrategy`."""
+
+    name: ClassVar[str] = "heron"
+    settings_type: ClassVar[type[Settings]] = HERONSettings
+    request_type: ClassVar[type[LocalRequest]] = HERONRequest
+    settings: HERONSettings
+
+    def prepare(self) -> None:
+        """Build the head, and lay what walks out as one vector, as clients do."""
+        super().prepare()
+        both = nn.ModuleDict({"client": self.client_half, "head": self.head})
+        self.vector = ParameterVector(both, heron_names(both, self.trains))
+        self._both = both
+        self._rebuilt: dict[Member, dict[str, Tensor]] = {}
+        self.trainer: ServerHalf | None = None
+        if self.settings.head_trainer == "server":
+            config = dataclasses.replace(self.config, server_lr=self.settings.head_lr)
+            self.trainer = ServerHalf(self.head, self.task.loss, self.task.classes, config)
+
+    @property
+    def trains(self) -> str:
+        """What clients move."""
+        return "client" if self.settings.head_trainer == "server" else "both"
+
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Return client half, head and the state of the head's optimiser for a checkpoint."""
+        trained = {} if self.trainer is None else self.trainer.tensors(_TRAINER)
+        return super().method_tensors() | trained
+
+    def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put client half, head and optimiser state back."""
+        super().load_method_tensors(tensors)
+        if self.trainer is not None:
+            self.trainer.load_tensors(tensors, _TRAINER)
+
+    def serve(self, round: int, member: Member, reply: LocalReply) -> list[float]:
+        """Take the server half's steps, and the head's where it is trained here."""
+        if reply.scalars is not None:
+            self._rebuilt[member] = self.rebuild(round, member, reply)
+        losses = super().serve(round, member, reply)
+        if self.trainer is not None:
+            for number, (z, y) in enumerate(reply.batches()):
+                draw = (round, member.partition, number * self.settings.upload_every)
+                self.trainer.learn(z, y, draw)
+        return losses
+
+    def own_options(self) -> dict[str, Any]:
+        """Return what HERON's request has beyond the shared fields."""
+        settings = self.settings
+        return {
+            "probes": settings.probes,
+            "law": settings.direction,
+            "mu": settings.mu,
+            "central": settings.estimator == "central",
+            "uplink": settings.uplink,
+            "trains": self.trains,
+        }
+
+    def check_reply(self, reply: LocalReply) -> None:
+        """Refuse a reply whose scalars or weights do not fit client half and head."""
+        settings = self.settings
+        if (reply.scalars is not None) != (settings.uplink == "scalars"):
+            raise WireError(f"it does not bring {settings.uplink}, which were asked.")
+        client, head = self._expected()
+        unpack_state(reply.weights, client)
+        unpack_state(reply.head_weights, head)
+        if reply.taken is None or reply.taken.max(initial=0) > 1:
+            raise WireError("it does not say which steps it took.")
+        if reply.scalars is None:
+            return
+        steps = len(reply.taken)
+        if not steps or reply.scalars.shape != (steps, settings.probes):
+            raise WireError(
+                f"it has scalars of shape {reply.scalars.shape} for {steps} steps and "
+                f"{settings.probes} probes."
+            )
+        check_scalars(reply.scalars, settings.mu, settings.scalar_limit)
+
+    def _expected(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the tensors that a reply brings of client half and head."""
+        found = dict(self._both.state_dict())
+        if self.settings.uplink == "scalars":
+            fixed = {name for name, _ in self._both.named_parameters(remove_duplicate=False)}
+            found = {k: v for k, v in found.items() if k not in fixed}
+        client = {k.removeprefix("client."): v for k, v in found.items() if k.startswith("client.")}
+        if self.trains == "client":
+            return client, {}
+        head = {k.removeprefix("head."): v for k, v in found.items() if k.startswith("head.")}
+        return client, head
+
+    def average(
+        self, round: int, replies: Mapping[Member, LocalReply], weights: list[float]
+    ) -> None:
+        """Average client halves and heads, rebuilt from their scalars where those came."""
+        client, head = self._expected()
+        states = []
+        for member, reply in replies.items():
+            state = {f"client.{k}": v for k, v in unpack_state(reply.weights, client).items()}
+            state |= {f"head.{k}": v for k, v in unpack_state(reply.head_weights, head).items()}
+            if reply.scalars is not None:
+                state |= self._rebuilt[member]
+            states.append(state)
+        self._rebuilt.clear()
+        self.average_both(states, weights)
+
+    def rebuild(self, round: int, member: Member, reply: LocalReply) -> dict[str, Tensor]:
+        """Return the parameters a client came to, from its scalars.
+
+        Parameters
+        ----------
+        round : int
+            The round.
+        member : Member
+            The client, whose partition names its directions.
+        reply : LocalReply
+            With scalars [h, P].
+
+        Returns
+        -------
+        dict[str, Tensor]
+            Names ``client.…`` and ``head.…``; the client's own bits.
+
+        Raises
+        ------
+        WireError
+            If they are not finite.
+        """
+        assert reply.scalars is not None and reply.taken is not None
+        settings = self.settings
+        flat = self.vector.anchor.clone()
+        key = run_key("heron", self.config.seed)
+        walk = Walk(flat, settings.spec(), key, settings.direction)
+        for step in np.flatnonzero(reply.taken).tolist():
+            keys = heron_keys(round, member.partition, step, settings.probes)
+            factors = heron_coefficients(reply.scalars[step], settings.mu)
+            walk.step(keys, factors, self.client_lr(round))
+        if not torch.isfinite(flat).all():
+            raise WireError(
+                "its scalars lead to parameters that are not finite; lower client-lr or "
+                "scalar-limit if this repeats."
+            )
+        return self.vector.named(flat)

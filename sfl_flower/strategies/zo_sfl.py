@@ -1,0 +1,260 @@
+"""ZO-SFL: zeroth order on both sides of the cut, SplitFed V1's way; a weak baseline.
+
+From the repository of HO-SFL (arXiv 2603.14773). Every client has a copy of each half. Per step
+and probe both are moved by +μ and then by -μ, each along a direction of its own; the client sends
+z both times, the server returns the loss difference Δ_p, and both sides step along
+``g = 1/(2μP) Σ_p Δ_p u_p``. At the end of the round the copies of each half are averaged.
+
+One scalar has to teach both halves, so its noise grows with the parameters of the whole model:
+the same paper has it near chance where HO-SFL learns.
+
+As in SplitFed the scalars of a step ride on the request for the next: h steps are h + 1 exchanges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from logging import INFO, getLogger
+from typing import ClassVar
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+
+from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.contexts import eval_mode
+from sfl_flower.data import steps_per_epoch
+from sfl_flower.errors import SflError, WireError
+from sfl_flower.optim import optimizer_text
+from sfl_flower.strategies.base import Outcome
+from sfl_flower.strategies.exchange import Exchange
+from sfl_flower.strategies.means import client_weight, mean_state
+from sfl_flower.strategies.probing import check_mu
+from sfl_flower.strategies.roster import Member
+from sfl_flower.strategies.zo_half import ZerothOrderHalf, ZerothOrderStrategy
+from sfl_flower.wire import Usage, pack_state, unpack_state
+from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest, step_coefficients
+from sfl_flower.zo import LAWS, OPTIMIZERS, Direction, Key, OptimizerSpec, Walk, run_key
+
+__all__ = ["ZOSFL", "ZOSFLSettings"]
+
+_log = getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class ZOSFLSettings(Settings):
+    """Settings of ZO-SFL; those of the server's optimiser are the run's.
+
+    Attributes
+    ----------
+    local_steps : int
+        h, mini-batches per client and round; 0 takes one pass over the client's samples.
+    probes : int
+        P, probes per mini-batch.
+    mu : float
+        μ, the probe length on both sides.
+    direction : {"rademacher", "gaussian", "sphere"}
+        Direction law; each has E[u uᵀ] = I.
+    client_optimizer : {"sgd", "momentum", "adam", "adamw"}
+        Optimiser of the client half.
+    client_lr, client_momentum, client_weight_decay : float
+        Its settings.
+    client_state : {"fresh", "kept"}
+        Whether the client optimiser's state starts anew each round or stays on each client; the
+        server's optimisers always start anew.
+    client_mode : {"as_built", "eval"}
+        Mode of the client half's modules: as the task built them, or eval.
+    """
+
+    local_steps: int = 0
+    probes: int = 1
+    mu: float = 1e-3
+    direction: str = "rademacher"
+    client_optimizer: str = "adamw"
+    client_lr: float = 1e-3
+    client_momentum: float = 0.9
+    client_weight_decay: float = 1e-4
+    client_state: str = "fresh"
+    client_mode: str = "as_built"
+
+    def __post_init__(self) -> None:
+        check_range("local_steps", self.local_steps, 0, 10**6)
+        check_range("probes", self.probes, 1, 4096)
+        check_mu(self.mu)
+        check_choice("direction", self.direction, LAWS)
+        check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
+        check_range("client_lr", self.client_lr, 0, 1e6)
+        check_range("client_momentum", self.client_momentum, 0, 0.9999)
+        check_range("client_weight_decay", self.client_weight_decay, 0, 1e3)
+        check_choice("client_state", self.client_state, ("fresh", "kept"))
+        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+
+    def optimizer(self) -> str:
+        """Return the client optimiser as the text that travels."""
+        return optimizer_text(
+            self.client_optimizer, self.client_lr, self.client_momentum, self.client_weight_decay
+        )
+
+    def batches(self, samples: int, batch_size: int) -> int:
+        """Return the mini-batches of a client in a round."""
+        return self.local_steps or steps_per_epoch(samples, batch_size)
+
+
+@dataclass
+class _Pair:
+    """What the server holds of a client within a round: a copy of its half, and counts."""
+
+    half: ZerothOrderHalf
+    walk: Walk
+    steps: int
+    samples: int = 0
+    losses: list[float] = field(default_factory=list)
+    scalars: list[np.ndarray] = field(default_factory=list)
+    usages: list[Usage] = field(default_factory=list)
+    weights: dict[str, Tensor] | None = None
+
+
+class ZOSFL(ZerothOrderStrategy):
+    """Server side of ZO-SFL; see the module and `SplitStrategy`."""
+
+    name: ClassVar[str] = "zo_sfl"
+    settings_type: ClassVar[type[Settings]] = ZOSFLSettings
+    settings: ZOSFLSettings
+
+    def prepare(self) -> None:
+        """Refuse halves that forwards alone cannot train."""
+        with eval_mode(self.client_half) if self.settings.client_mode == "eval" else nullcontext():
+            self.check()
+        config = self.config
+        self._key = run_key("zo_sfl server", config.seed)
+        with_momentum = config.server_optimizer == "sgd" and config.server_momentum > 0
+        self._optimizer = OptimizerSpec(
+            "momentum" if with_momentum else config.server_optimizer,
+            momentum=config.server_momentum,
+            weight_decay=config.server_weight_decay,
+        )
+
+    def summary(self) -> None:
+        """Log what is trained and how, and what to expect of it."""
+        super().summary()
+        _log.log(INFO, "\t     A weak baseline: zeroth order on both sides, published near chance.")
+
+    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run one round of ZO-SFL: h steps on every client, then the means."""
+        packed = pack_state(self.client_half.state_dict())
+        pairs = {member: self._pair(member) for member in cohort}
+        exchange.push({m: self._request(round, 0, pairs[m], weights=packed) for m in cohort})
+        step, active = 0, cohort
+        while active:
+            asked, active = active, []
+            reads = {m: partial(self._read, round, step, pairs[m]) for m in asked}
+            for member, reply in exchange.in_turn(reads):
+                pair = pairs[member]
+                pair.usages.append(reply.usage)
+                if reply.z is None:
+                    pair.weights = unpack_state(reply.weights, self.client_half.state_dict())
+                    continue
+                try:
+                    scalars = self._step(pair, (round, member.partition, step), reply)
+                except SflError as error:
+                    exchange.tally.reject(member, error)
+                    continue
+                exchange.push({member: self._request(round, step + 1, pair, scalars=scalars)})
+                active.append(member)
+            step += 1
+        return self._close([pair for pair in pairs.values() if pair.weights], exchange)
+
+    def _pair(self, member: Member) -> _Pair:
+        half, config = ZerothOrderHalf(self), self.config
+        walk = Walk(half.vector.anchor, self._optimizer, self._key, self.settings.direction)
+        return _Pair(half, walk, self.settings.batches(member.samples, config.batch_size))
+
+    def _step(self, pair: _Pair, draw: tuple[int, int, int], reply: ZOStepReply) -> np.ndarray:
+        """Return Δ of every probe, float32, shape [probes], after a step of the copy along them."""
+        if reply.z is None or reply.y is None:
+            raise WireError("it brings no smashed data.")
+        (round, partition, step), settings, size = draw, self.settings, pair.half.vector.size
+        keys = [Key(round, step, partition + 1, probe) for probe in range(settings.probes)]
+        parts, losses = np.split(reply.z, 2 * settings.probes), []
+        for key, plus, minus in zip(keys, parts[::2], parts[1::2], strict=True):
+            direction = Direction(self._key, key, size, settings.direction)
+            losses.append(pair.half.probe(direction, settings.mu, plus, minus, reply.y, draw))
+        deltas = np.array([high - low for high, low in losses])
+        coefficients = step_coefficients(deltas, settings.mu)
+        pair.walk.step(keys, coefficients, self.config.server_lr)
+        if not torch.isfinite(pair.half.vector.anchor).all():
+            raise WireError("its step gives numbers that are not finite; lower server-lr.")
+        pair.samples += int(reply.y.shape[0])
+        pair.losses.append(float(np.mean(losses)))
+        pair.scalars.append(deltas.astype(np.float32))
+        return pair.scalars[-1]
+
+    def _close(self, finished: list[_Pair], exchange: Exchange) -> Outcome:
+        """Average the copies of the clients that finished; nothing else of a round remains."""
+        exchange.tally.replies = len(finished)
+        if not finished:
+            return Outcome([], 0, {})
+        for pair in finished:
+            self.book_usage(pair.usages)
+        weights = [client_weight(self.config.mean, pair.samples) for pair in finished]
+        clients = (pair.weights for pair in finished if pair.weights)
+        self.client_half.load_state_dict(mean_state(clients, weights))
+        servers = (pair.half.module.state_dict() for pair in finished)
+        self.server.module.load_state_dict(mean_state(servers, weights))
+        scalars = np.concatenate([part for pair in finished for part in pair.scalars])
+        return Outcome(
+            [loss for pair in finished for loss in pair.losses],
+            sum(pair.samples for pair in finished),
+            {"scalar_rms": float(np.sqrt(np.mean(scalars.astype(np.float64) ** 2)))},
+        )
+
+    def _request(
+        self,
+        round: int,
+        step: int,
+        pair: _Pair,
+        weights: Mapping[str, np.ndarray] | None = None,
+        scalars: np.ndarray | None = None,
+    ) -> ZOStepRequest:
+        settings = self.settings
+        return ZOStepRequest(
+            round=round,
+            step=step,
+            steps=pair.steps,
+            batch_size=self.config.batch_size,
+            setup=self.setup,
+            probes=settings.probes,
+            law=settings.direction,
+            mu=settings.mu,
+            optimizer=settings.optimizer(),
+            keep_state=settings.client_state == "kept",
+            eval_mode=settings.client_mode == "eval",
+            weights=weights or {},
+            scalars=scalars,
+            meter=self.metering(round),
+        )
+
+    def _read(self, round: int, step: int, pair: _Pair, content: RecordDict) -> ZOStepReply:
+        reply = ZOStepReply.from_content(content)
+        if (reply.round, reply.step) != (round, step):
+            raise WireError(
+                f"it answers step {reply.step} of round {reply.round}, asked was step {step} of "
+                f"round {round}."
+            )
+        if (step == pair.steps) != bool(reply.weights):
+            raise WireError("it brings weights before its last step, or none after it.")
+        if reply.z is None or reply.y is None:
+            unpack_state(reply.weights, self.client_half.state_dict())
+            return reply
+        self.expect_z(reply.z)
+        count, probes = int(reply.y.shape[0]), self.settings.probes
+        if count > self.config.batch_size or reply.z.shape[0] != 2 * probes * count:
+            raise WireError(
+                f"it has {reply.z.shape[0]} rows of smashed data for {count} samples, asked were "
+                f"{2 * probes} rows for each of at most {self.config.batch_size}."
+            )
+        return reply

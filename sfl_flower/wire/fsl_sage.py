@@ -1,0 +1,78 @@
+"""The requests of FSL-SAGE, and the digest that names an auxiliary head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.local import LocalRequest
+
+__all__ = ["FSLSAGERequest", "FSLSAGEUploadRequest", "head_digest"]
+
+
+@dataclass(frozen=True)
+class FSLSAGEUploadRequest(LocalRequest):
+    """Ask for the smashed data of step 0 alone, ahead of the round's steps.
+
+    It brings the weights of the client half, which the client keeps for the request that follows.
+    The reply is a `ForwardReply`.
+    """
+
+    TYPE: ClassVar[str] = "train.fsl_sage_upload"
+
+    @classmethod
+    def of(cls, request: LocalRequest) -> Self:
+        """Return the request with the shared fields of another."""
+        return cls(**{field.name: getattr(request, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class FSLSAGERequest(LocalRequest):
+    """Ask for local steps along the cut gradients that the client's head estimates.
+
+    Weights that were sent ahead, and a head that the client should hold, are left out; a client
+    without them answers with a `StaleReply`.
+
+    Attributes
+    ----------
+    digest : str
+        Names the head to use, in hex.
+    ahead : bool
+        Whether step 0's smashed data were sent ahead, and are not to be sent again.
+    warm_up : bool
+        Whether to train client half and head as CSE-FSL does; the reply brings both.
+    """
+
+    TYPE: ClassVar[str] = "train.fsl_sage_steps"
+
+    digest: str = ""
+    ahead: bool = False
+    warm_up: bool = False
+
+    def own(self) -> dict[str, Any]:
+        """Return the settings of the method that travel."""
+        return {"digest": self.digest or "none", "ahead": self.ahead, "warm-up": self.warm_up}
+
+    @classmethod
+    def read_own(cls, reader: Reader) -> dict[str, Any]:
+        """Read the settings of the method as arguments of the class."""
+        digest = reader.text("digest", longest=64)
+        return {
+            "digest": "" if digest == "none" else digest,
+            "ahead": reader.boolean("ahead"),
+            "warm_up": reader.boolean("warm-up"),
+        }
+
+
+def head_digest(packed: Mapping[str, np.ndarray]) -> str:
+    """Return the blake2b digest, 32 hex digits, of a packed head."""
+    digest = blake2b(digest_size=16)
+    for name in sorted(packed):
+        digest.update(f"{name}:{packed[name].size};".encode())
+        digest.update(np.ascontiguousarray(packed[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""Dry runs book what real ones do, and figures are held against the published ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.dry import CHARGED, constant_norms, costless, dry_rounds
+from benchmarks.ledger import Published, figures, published
+from benchmarks.trial import options_for
+from sfl_flower.presets import load_preset
+from sfl_flower.split import freeze_batch_norm
+from tests import tiny
+
+pytestmark = pytest.mark.flower
+
+W_C, W_A = 2_740_048, 8_419_408
+"""Bytes of ResNet-18 to layer2, and of layer3 with an output layer."""
+
+
+def row(paper: str, ours: int, unit: str = "MiB") -> Published:
+    """Return a row whose bytes are given."""
+    return Published("a", paper, unit, lambda: ours, "a setting")
+
+
+@pytest.mark.parametrize(
+    ("paper", "value", "equal"),
+    [
+        ("132.26", 132.262, True),
+        ("132.26", 132.2685, True),  # cut off instead of rounded
+        ("132.26", 132.271, False),
+        ("833.5", 833.512, True),
+        ("833.5", 833.39, False),
+        ("75000", 75_000, True),
+        ("75000", 75_001, False),
+    ],
+)
+def test_equal_to_the_last_digit_printed(paper: str, value: float, equal: bool) -> None:
+    assert row(paper, 0).equal(value) is equal
+
+
+def test_a_figure_states_bytes_and_verdict_and_the_share_counts() -> None:
+    found = list(figures([row("1.0", 2**20), row("3.0", 2**20)]))
+    assert [figure.value for figure in found] == [1.0, 1.0, 0.5]
+    assert "1048576 bytes, published 1.0 MiB: equal" in found[0].setting
+    assert "NOT equal" in found[1].setting
+    assert found[2].name == "ledger_equal_share" and found[2].met is False
+
+
+def test_no_figure_has_the_name_of_another() -> None:
+    names = [found.name for found in published()]
+    assert len(set(names)) == len(names) > 20
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("splitfed_v2", {"local_steps": 0}),
+        ("ho_sfl", {"probes": 3}),
+        ("cse_fsl", {"local_steps": 3, "upload_every": 2}),
+        ("heron", {"local_steps": 2}),
+        ("fedavg", {"local_steps": 2}),
+    ],
+)
+def test_a_dry_run_books_what_a_real_one_does(method: str, options: dict[str, Any]) -> None:
+    problem = tiny.task(each=10)
+    real = tiny.train(problem, method, rounds=2, **options)
+    with costless():
+        dry = tiny.train(tiny.task(each=10), method, rounds=2, **options)
+    for side in ("up", "down"):
+        assert getattr(dry.strategy.ledger, side) == getattr(real.strategy.ledger, side)
+    assert dry.strategy.ledger.samples == real.strategy.ledger.samples
+    assert not tiny.equal(dry.model, real.model)
+
+
+def test_a_half_in_a_dry_run_gives_zeros_of_its_own_shape() -> None:
+    halves = tiny.task().build(0)
+    x = torch.ones(3, tiny.FEATURES)
+    with costless():
+        z = halves.client(x)
+    assert z.shape == halves.client(x).shape and not z.any()
+    assert z.requires_grad
+
+
+def test_rounds_of_a_preset_in_small() -> None:
+    """3 clients of 200 images, batch 64: 4 batches each, of which 0 and 2 go up for k = 2."""
+    sizes: dict[str, Any] = {"clients": 3, "batch_size": 64}
+    options = load_preset("splitfed_v2_resnet18_cifar10").options | sizes
+    (found,) = dry_rounds(options, 1, 600)
+    assert (found.up["smashed"], found.samples) == (600 * 8192, 600)
+    assert found.charged() == 2 * 600 * 8192 + 2 * 3 * W_C
+    options = load_preset("fsl_sage_resnet18_cifar10").options | sizes
+    aligned, plain = dry_rounds(options | {"upload_every": 2, "align_epochs": 1}, 2, 600)
+    assert plain.charged() == 3 * 128 * 8192 + 2 * 3 * W_C
+    assert aligned.charged() - plain.charged() == aligned.down["auxiliary"] == 3 * W_A
+
+
+def test_labels_and_control_are_not_charged() -> None:
+    assert {"labels", "control"}.isdisjoint(CHARGED) and len(CHARGED) == 6
+
+
+def test_frozen_norms_as_constants_leave_what_is_trained() -> None:
+    frozen = freeze_batch_norm(nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), frozen, nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    before, names = model(x), set(model.state_dict())
+    constant_norms(model)
+    assert set(model.state_dict()) == {name for name in names if not name.startswith("1.")}
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+    torch.testing.assert_close(model(x), before)
+
+
+def test_options_of_one_method_for_another() -> None:
+    found = options_for(
+        "splitfed_v1", {"task": "x", "task.a": 1, "probes": 3, "client_lr": 0.1}, rounds=2
+    )
+    assert found == {
+        "task": "x",
+        "task.a": 1,
+        "client_lr": 0.1,
+        "method": "splitfed_v1",
+        "rounds": 2,
+    }

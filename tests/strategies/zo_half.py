@@ -1,0 +1,85 @@
+"""What the tests of the methods of zeroth order on both sides share."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.clients.base import LoadedHalf
+from sfl_flower.meter import CallCounter
+from sfl_flower.strategies.zo_half import ZerothOrderHalf
+from sfl_flower.zo import Direction, Key
+from tests import tiny
+
+
+def client_module(problem: Any) -> nn.Module:
+    """Return the client half that the clients of this process run."""
+    half: LoadedHalf = problem.memo(("client half", 0), lambda: LoadedHalf(problem.build(0).client))
+    return half.module
+
+
+def server_counters(patch: pytest.MonkeyPatch) -> list[CallCounter]:
+    """Return a list that gets a counter for every copy of a server half."""
+    counters: list[CallCounter] = []
+    own = ZerothOrderHalf.__init__
+
+    def watched(half: ZerothOrderHalf, strategy: Any) -> None:
+        own(half, strategy)
+        counters.append(CallCounter(half.module).__enter__())
+
+    patch.setattr(ZerothOrderHalf, "__init__", watched)
+    return counters
+
+
+def without_streams(patch: pytest.MonkeyPatch, *modules: Any) -> None:
+    """Let all clients have the same directions."""
+    for module in modules:
+        patch.setattr(module, "Key", lambda round, step, stream, probe: Key(round, step, 0, probe))
+
+
+def flat(module: nn.Module) -> Tensor:
+    """Return the parameters of a module as one float32 vector, in the canonical order."""
+    named = dict(module.named_parameters())
+    return torch.cat([named[name].detach().reshape(-1) for name in sorted(named)])
+
+
+def run_at(module: nn.Module, theta: Tensor, x: Tensor) -> Tensor:
+    """Run a module at flat parameters."""
+    named = dict(module.named_parameters())
+    views, end = {}, 0
+    for name in sorted(named):
+        start, end = end, end + named[name].numel()
+        views[name] = theta[start:end].view(named[name].shape)
+    found: Tensor = torch.func.functional_call(module, views, (x,))
+    return found
+
+
+def direction(run: bytes, size: int, step: int = 0, probe: int = 0, law: str = "rademacher") -> Any:
+    """Return a direction of client 0 in round 1, float32, shape [size]."""
+    return Direction(run, Key(1, step, 1, probe), size, law).values()
+
+
+def double_server() -> nn.Module:
+    """Return a model whose server half is trained in float64."""
+    model = tiny.model()
+    for name in ("hidden", "out"):
+        model.get_submodule(name).double()
+    return model
+
+
+def server_norm() -> nn.Module:
+    """Return a model with BatchNorm in the server half alone."""
+    return nn.Sequential(
+        OrderedDict(
+            first=nn.Linear(tiny.FEATURES, tiny.CUT),
+            act=nn.Tanh(),
+            hidden=nn.Linear(tiny.CUT, 4),
+            norm2=nn.BatchNorm1d(4),
+            drop=nn.Dropout(0.5),
+            out=nn.Linear(4, tiny.CLASSES),
+        )
+    )

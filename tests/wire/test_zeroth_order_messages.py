@@ -1,0 +1,55 @@
+"""What the messages of MU-SplitFed and ZO-SFL refuse beyond what every message does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sfl_flower.errors import WireError
+from tests.local_grid import changed
+from tests.wire.contents import MESSAGES, Z
+
+pytestmark = pytest.mark.flower
+
+NO_WEIGHTS = {"weights.float32": None, "weights.int64": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "change"),
+    [
+        ("first zo step", "weights at step 0 and scalars at later", {"arrays": NO_WEIGHTS}),
+        ("later zo step", "weights at step 0 and scalars at later", {"arrays": {"scalars": None}}),
+        ("later zo step", r"'scalars' of shape \(3,\), expected \(2,\)", {"config": {"probes": 2}}),
+        ("later zo step", r"step=3, expected .* \[0, 2\]", {"config": {"step": 3}}),
+        ("later zo step", "mu=0.0, expected a number", {"config": {"mu": 0.0}}),
+        ("zo step reply", "labels of shape", {"arrays": {"y": np.zeros(3, np.int64)}}),
+        ("zo step reply", "labels of shape", {"arrays": {"y": np.zeros(0, np.int64)}}),
+        ("zo step reply", "labels of shape", {"arrays": {"y": np.array(1)}}),
+        ("zo step reply", "labels of shape", {"arrays": {"z": np.zeros(4, np.float32)}}),
+        ("three forwards reply", "must be equal", {"arrays": {"minus": Z[:3]}}),
+        ("three forwards reply", "labels of shape", {"arrays": {"y": np.array(1)}}),
+        ("one scalar", r"expected \(1,\)", {"arrays": {"scalar": np.ones(2, np.float32)}}),
+        ("one scalar", "not finite", {"arrays": {"scalar": np.array([np.inf], np.float32)}}),
+        ("one scalar reply", "brings no weights", {"arrays": NO_WEIGHTS}),
+    ],
+)
+def test_what_does_not_fit_is_refused(name: str, says: str, change: Any) -> None:
+    message = MESSAGES[name]
+    with pytest.raises(WireError, match=says):
+        type(message).from_content(changed(message.to_content(), **change))
+
+
+def test_payloads_are_the_bytes_of_the_arrays() -> None:
+    expected: dict[str, dict[str, int]] = {
+        "three forwards": {"weights": 28},
+        "three forwards reply": {"smashed": 3 * 48, "labels": 32},
+        "one scalar": {"scalars": 4},
+        "one scalar reply": {"weights": 28},
+        "first zo step": {"weights": 28, "scalars": 0},
+        "later zo step": {"weights": 0, "scalars": 12},
+        "zo step reply": {"smashed": 48, "labels": 16, "weights": 0},
+        "last zo step reply": {"smashed": 0, "labels": 0, "weights": 28},
+    }
+    assert {name: MESSAGES[name].payload() for name in expected} == expected
