@@ -35,6 +35,12 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("--samples", type=int, help="training samples of a run, over all clients")
     parser.add_argument("--seeds", default="3", help="how many seeds, or which: 3,7 (default: 3)")
     parser.add_argument("--server-lrs", help="server rates, 0.05,0.1; each counts at its best")
+    parser.add_argument(
+        "--tune-seeds",
+        type=int,
+        default=0,
+        help="seeds the server rates are tried with; the others run at the best (default: all)",
+    )
     parser.add_argument("--clients", type=int, help="virtual clients")
     parser.add_argument("--sampled", type=int, help="clients per round (0: all)")
     parser.add_argument(
@@ -110,6 +116,7 @@ def _train(parsed: argparse.Namespace) -> Any:
             seeds=_seeds(parsed.seeds),
             out=parsed.out,
             server_lrs=_numbers("server-lrs", parsed.server_lrs, float),
+            tune_seeds=parsed.tune_seeds,
             backend=parsed.backend,
             workers=parsed.workers,
             on_round=_Screen(progress),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sfl_flower.report import (
     CONTROL,
     Comparison,
     FinishedRun,
+    Row,
     assemble,
     make_row,
     write_comparison,
@@ -53,6 +55,7 @@ def compare(
     seeds: int | Sequence[int] = 3,
     out: Path | str,
     server_lrs: Sequence[float] = (),
+    tune_seeds: int = 0,
     backend: str = "inline",
     workers: int = 1,
     metric: str = "accuracy",
@@ -79,7 +82,10 @@ def compare(
         Directory of the run directories, the table and the plots.
     server_lrs : sequence of float
         Server rates that every method is run with; it counts at its own best one. Empty: the
-        `server_lr` of the options.
+        `server_lr` of the options. Methods that have no server rate run once.
+    tune_seeds : int
+        How many of the seeds the server rates are tried with; the others run at the best rate
+        alone. 0: all.
     backend : {"inline", "ray"}
         As for `simulate`.
     workers : int
@@ -120,12 +126,19 @@ def compare(
             f"workers is {workers}; runs side by side need backend inline and a ready-made task "
             "given by name, otherwise it must be 1."
         )
+    drawn = _seeds(seeds)
+    check_range("tune_seeds", tune_seeds, 0, len(drawn))
     settings = _settings(methods, options, server_lrs)
-    jobs, built = _plan(task, settings, samples, _seeds(seeds), out, server_lrs, metric)
+    jobs, built = _plan(task, settings, samples, drawn, out, server_lrs, metric)
     for job in jobs:
         job.done()  # refuses directories of other configurations
-    failed = train_all(jobs, built, backend, workers, on_round)
-    return write_comparison(_collect(jobs, failed, metric, _seeds(seeds)), out)
+    tuning = drawn[: tune_seeds or len(drawn)]
+    first = [job for job in jobs if job.options["seed"] in tuning]
+    failed = train_all(first, built, backend, workers, on_round)
+    chosen = _best_rates(first, failed, metric)
+    rest = [j for j in jobs if j not in first and j.rate == chosen.get(j.method, j.rate)]
+    failed |= train_all(rest, built, backend, workers, on_round)
+    return write_comparison(_collect([*first, *rest], failed, metric, drawn), out)
 
 
 def compare_runs(
@@ -163,7 +176,7 @@ def compare_runs(
     seeds = check_seeds(groups)
     for label, why in samples_apart(groups).items():
         raise ConfigError(f"{label} cannot stand beside the others: {why}")
-    rows = [make_row(label, runs, seeds, metric) for label, runs in groups.items()]
+    rows = [_row(label, runs, seeds, metric) for label, runs in groups.items()]
     comparison = assemble(rows, seeds, metric)
     return comparison if out is None else write_comparison(comparison, out)
 
@@ -233,11 +246,14 @@ def _plan(
         check_equal(plan.config, budget.samples, budgets[CONTROL, seed].samples)
         if seed == seeds[0]:
             METHODS[method](built, plan.config, plan.settings)  # refuses what it cannot train
-        for rate in server_lrs or [plan.config.server_lr]:
+        tried = server_lrs if METHODS[method].uses_server_lr else ()
+        for rate in tried or [plan.config.server_lr]:
             given = {**settings[method], "method": method, "task": name, "seed": seed}
             given |= {"rounds": budget.rounds, "server_lr": rate}
             label = f"{method} lr {float(rate):g} seed {seed}"
             directory = out / method / f"lr{float(rate):g}-seed{seed}"
+            if not METHODS[method].uses_server_lr:
+                label, directory = f"{method} seed {seed}", out / method / f"seed{seed}"
             jobs.append(Job(label, given, directory, budget.samples))
             jobs[-1].plan()
     return jobs, built
@@ -262,6 +278,21 @@ def _budget(task: SplitTask, plan: Plan, samples: int) -> Budget:
     return fit(samples, held, plan.config, plan.settings)
 
 
+def _best_rates(jobs: Sequence[Job], failed: Mapping[Path, str], metric: str) -> dict[str, float]:
+    """Return the rate of each method with the highest mean over the seeds of these runs."""
+    scores: dict[str, dict[float, list[float]]] = {}
+    for job in jobs:
+        score = -math.inf if job.out in failed else FinishedRun.load(job.out).score(metric)
+        found = scores.setdefault(job.method, {}).setdefault(job.rate, [])
+        found.append(-math.inf if math.isnan(score) else score)
+    return {method: max(by, key=lambda r: sum(by[r])) for method, by in scores.items()}
+
+
+def _row(label: str, runs: Sequence[FinishedRun], seeds: Sequence[int], metric: str) -> Row:
+    rated = METHODS[runs[0].method].uses_server_lr
+    return make_row(label, runs, seeds, metric, rated)
+
+
 def _collect(
     jobs: Sequence[Job], failed: Mapping[Path, str], metric: str, seeds: Sequence[int]
 ) -> Comparison:
@@ -269,18 +300,16 @@ def _collect(
     groups: Groups = {}
     refused: dict[str, str] = {}
     notes = []
-    rates: dict[str, dict[str, set[int]]] = {}
+    rates: dict[str, dict[float, set[int]]] = {}
     for job in jobs:
-        method = str(job.options["method"])
-        rate = f"{float(job.options['server_lr']):g}"
-        groups.setdefault(method, [])
-        whole = rates.setdefault(method, {}).setdefault(rate, set())
+        groups.setdefault(job.method, [])
+        whole = rates.setdefault(job.method, {}).setdefault(job.rate, set())
         if job.out in failed:
             notes.append(f"{job.label} failed, so this rate does not count: {failed[job.out]}")
         else:
             run = FinishedRun.load(job.out)
             whole.add(run.seed)
-            groups[method].append(run)
+            groups[job.method].append(run)
     for method, found in rates.items():
         if all(len(whole) < len(seeds) for whole in found.values()):
             refused[method] = "at no server rate did the runs of all seeds end."
@@ -293,5 +322,5 @@ def _collect(
     for method, why in samples_apart(groups).items():
         refused[method] = why
         del groups[method]
-    rows = [make_row(method, runs, seeds, metric) for method, runs in groups.items()]
+    rows = [_row(method, runs, seeds, metric) for method, runs in groups.items()]
     return assemble(rows, seeds, metric, refused, notes)

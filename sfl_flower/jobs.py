@@ -47,6 +47,16 @@ class Job:
     out: Path
     samples: int
 
+    @property
+    def method(self) -> str:
+        """Name of its method."""
+        return str(self.options["method"])
+
+    @property
+    def rate(self) -> float:
+        """Its server rate."""
+        return float(self.options["server_lr"])
+
     def plan(self) -> Plan:
         """Return the checked plan; it goes on from a checkpoint, if there is one."""
         return Plan.read(self.options, self.out, resume=True)

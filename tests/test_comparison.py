@@ -88,11 +88,35 @@ def test_every_method_counts_at_its_own_best_rate(tmp_path: Path) -> None:
         task(), ["frozen"], samples=160, seeds=1, server_lrs=[0.01, 0.5], out=tmp_path, **SHARED
     )
     for row in found.rows:
-        assert set(row.rates) == {0.01, 0.5}
+        assert row.server_lr is not None and set(row.rates) == {0.01, 0.5}
         assert row.mean == max(row.rates.values()) == row.rates[row.server_lr]
         for rate, value in row.rates.items():
             run = FinishedRun.load(tmp_path / row.method / f"lr{rate:g}-seed0")
             assert run.score("accuracy") == value and run.server_lr == rate
+
+
+def test_rates_are_tried_with_the_first_seeds_and_the_others_run_at_the_best(
+    tmp_path: Path,
+) -> None:
+    rates = [0.01, 0.5]
+    found = compare(
+        task(), ["fedavg"], samples=144, seeds=3, server_lrs=rates, tune_seeds=1, out=tmp_path,
+        **SHARED,
+    )  # fmt: skip
+    for name in ("frozen", "splitfed_v2"):
+        tried = {
+            rate: FinishedRun.load(tmp_path / name / f"lr{rate:g}-seed0").score("accuracy")
+            for rate in rates
+        }
+        row = found[name]
+        assert row.server_lr == max(rates, key=lambda rate: tried[rate])
+        assert set(row.rates) == {row.server_lr} and [run.seed for run in row.runs] == [0, 1, 2]
+        assert sum(1 for _ in (tmp_path / name).iterdir()) == 4
+    names = sorted(path.name for path in (tmp_path / "fedavg").iterdir())
+    assert names == ["seed0", "seed1", "seed2"] and found["fedavg"].server_lr is None
+    assert "| fedavg |" in (tmp_path / "table.md").read_text()
+    with pytest.raises(ConfigError, match="tune_seeds is 4"):
+        compare(task(), [], samples=160, seeds=3, tune_seeds=4, out=tmp_path / "b", **SHARED)
 
 
 def test_a_rate_that_fails_does_not_count(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ class Row:
         Its name in the table: the method's, with the options that tell it from another row.
     method : str
         Name of the method.
-    server_lr : float
-        The rate with the highest mean.
+    server_lr : float or None
+        The rate with the highest mean; None for a method that has none.
     rates : Mapping[float, float]
         Mean over the seeds of each rate that ran with all of them.
     runs : tuple of FinishedRun
@@ -45,7 +45,7 @@ class Row:
 
     label: str
     method: str
-    server_lr: float
+    server_lr: float | None
     rates: Mapping[float, float]
     runs: tuple[FinishedRun, ...]
     mean: float
@@ -88,7 +88,13 @@ class Comparison:
         raise KeyError(label)
 
 
-def make_row(label: str, runs: Sequence[FinishedRun], seeds: Sequence[int], metric: str) -> Row:
+def make_row(
+    label: str,
+    runs: Sequence[FinishedRun],
+    seeds: Sequence[int],
+    metric: str,
+    uses_server_lr: bool = True,
+) -> Row:
     """Return the row of a method: its runs at the server rate with the highest mean.
 
     Parameters
@@ -101,6 +107,8 @@ def make_row(label: str, runs: Sequence[FinishedRun], seeds: Sequence[int], metr
         The seeds.
     metric : str
         What is compared.
+    uses_server_lr : bool
+        Whether the method has a server rate.
     """
     by_rate: dict[float, dict[int, FinishedRun]] = {}
     for run in runs:
@@ -116,7 +124,7 @@ def make_row(label: str, runs: Sequence[FinishedRun], seeds: Sequence[int], metr
     return Row(
         label=label,
         method=chosen[0].method,
-        server_lr=best,
+        server_lr=best if uses_server_lr else None,
         rates=rates,
         runs=chosen,
         mean=rates[best],

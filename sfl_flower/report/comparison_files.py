@@ -95,7 +95,7 @@ def _accuracy(comparison: Comparison) -> Part:
             row.label,
             NONE if math.isnan(row.mean) else f"{row.mean:.4f}",
             NONE if row.spread is None or math.isnan(row.spread) else f"{row.spread:.4f}",
-            f"{row.server_lr:g}",
+            NONE if row.server_lr is None else f"{row.server_lr:g}",
             NONE if row.gap_closed is None else f"{row.gap_closed:.2f}",
             f"{row.summary.samples:,}",
             f"{row.summary.seconds:.1f}",

@@ -72,6 +72,8 @@ class SplitStrategy(Strategy):
 
     name: ClassVar[str]
     settings_type: ClassVar[type[Settings]]
+    uses_server_lr: ClassVar[bool] = True
+    """Whether `server_lr` changes what the method does."""
 
     def __init__(
         self,

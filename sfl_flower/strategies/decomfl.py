@@ -104,6 +104,7 @@ class DeComFL(HybridStrategy):
 
     name: ClassVar[str] = "decomfl"
     settings_type: ClassVar[type[Settings]] = DeComFLSettings
+    uses_server_lr: ClassVar[bool] = False
     settings: DeComFLSettings
 
     def prepare(self) -> None:

@@ -40,6 +40,7 @@ class FedAvg(SplitStrategy):
 
     name: ClassVar[str] = "fedavg"
     settings_type: ClassVar[type[Settings]] = FedAvgSettings
+    uses_server_lr: ClassVar[bool] = False
     settings: FedAvgSettings
 
     def prepare(self) -> None:

@@ -100,6 +100,7 @@ class MUSplitFed(ZerothOrderStrategy):
 
     name: ClassVar[str] = "mu_splitfed"
     settings_type: ClassVar[type[Settings]] = MUSplitFedSettings
+    uses_server_lr: ClassVar[bool] = False
     settings: MUSplitFedSettings
 
     def prepare(self) -> None:
