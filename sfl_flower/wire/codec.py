@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from sfl_flower.errors import WireError
+from sfl_flower.wire.padding import LENGTHS, POSITIONS, lengths_dtype, restore, shorten
 
 __all__ = ["MAX_BYTES", "PROTOCOL", "Reader", "pack"]
 
@@ -42,14 +43,21 @@ def pack(
 ) -> RecordDict:
     """Build the content of a message: one array, one config and one metric record.
 
-    Flower's mods and wrappers expect exactly one record of each kind.
+    Flower's mods and wrappers expect exactly one record of each kind.  A float32 array [n, T, H]
+    travels without its padding where that saves bytes; `Reader.padded` reads it.
     """
+    sent: dict[str, Array] = {}
+    positions: dict[str, int] = {}
+    for name, value in arrays.items():
+        if (short := shorten(name, value)) is None:
+            sent[name] = Array(np.ascontiguousarray(value))
+        else:
+            sent[name], sent[name + LENGTHS] = Array(short.rows), Array(short.lengths)
+            positions[name + POSITIONS] = short.positions
     return RecordDict(
         {
-            _ARRAYS: ArrayRecord(
-                {name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()}
-            ),
-            _CONFIG: ConfigRecord({"protocol": PROTOCOL, **config}),
+            _ARRAYS: ArrayRecord(sent),
+            _CONFIG: ConfigRecord({"protocol": PROTOCOL, **config, **positions}),
             _METRICS: MetricRecord(dict(metrics)),
         }
     )
@@ -137,6 +145,21 @@ class Reader:
         if view.dtype.kind == "f" and not np.isfinite(view).all():
             raise self.fail(f"has a value in '{name}' that is not finite")
         return view
+
+    def padded(self, name: str) -> np.ndarray:
+        """Read a float32 array of samples, of any shape, whose padding may have been left out.
+
+        A view of the received bytes if nothing was left out, else a new array; read-only.
+        """
+        if not self.has(name + LENGTHS):
+            return self.array(name, "float32")
+        positions = self.integer(name + POSITIONS, low=1, high=MAX_BYTES)
+        rows = self.array(name, "float32", ndim=2)
+        lengths = self.array(name + LENGTHS, str(lengths_dtype(positions)), ndim=1)
+        whole = restore(rows, lengths, positions, MAX_BYTES)
+        if isinstance(whole, str):
+            raise self.fail(f"has '{name}' {whole}")
+        return whole
 
     def group(
         self, prefix: str, dtypes: Iterable[str], max_bytes: int = MAX_BYTES

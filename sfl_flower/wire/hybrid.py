@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.messages import MAX_STEPS, Setup, Sync, check_batch
+from sfl_flower.wire.padding import sent_bytes
 from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
 
 __all__ = ["AnchorRequest", "ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]
@@ -119,7 +120,7 @@ class ForwardReply:
 
     def payload(self) -> dict[str, int]:
         """Return the bytes by ledger category."""
-        return {"smashed": self.z.nbytes, "labels": self.y.nbytes}
+        return {"smashed": sent_bytes("z", self.z), "labels": self.y.nbytes}
 
     @classmethod
     def from_content(cls, content: RecordDict) -> Self:
@@ -129,7 +130,7 @@ class ForwardReply:
         reply = cls(
             round=reader.integer("round"),
             version=reader.integer("version", low=-1),
-            z=reader.array("z", "float32"),
+            z=reader.padded("z"),
             y=reader.array("y", "int64"),
             sizes=reader.array("sizes", "int64", ndim=1),
             usage=Usage.read(reader),
@@ -194,7 +195,7 @@ class ProbeRequest:
 
     def payload(self) -> dict[str, int]:
         """Return the bytes by ledger category."""
-        return {"gradients": self.lam.nbytes}
+        return {"gradients": sent_bytes("lam", self.lam)}
 
     @classmethod
     def from_content(cls, content: RecordDict) -> Self:
@@ -207,7 +208,7 @@ class ProbeRequest:
             batch_size=reader.integer("batch-size", low=1),
             minibatches=reader.integer("minibatches", low=1, high=MAX_STEPS),
             setup=Setup.read(reader),
-            lam=reader.array("lam", "float32"),
+            lam=reader.padded("lam"),
             stream=reader.integer("stream"),
             probes=reader.integer("probes", low=1, high=MAX_PROBES),
             law=reader.text("law"),

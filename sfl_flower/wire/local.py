@@ -15,6 +15,7 @@ from flwr.app import RecordDict
 
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.messages import MAX_STEPS, Setup, check_batch
+from sfl_flower.wire.padding import sent_bytes
 from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
 from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed, packed_bytes, prefixed
 
@@ -165,7 +166,7 @@ class LocalReply:
     def payload(self) -> dict[str, int]:
         """Return the bytes by ledger category."""
         return {
-            "smashed": self.z.nbytes,
+            "smashed": sent_bytes("z", self.z),
             "labels": self.y.nbytes,
             "scalars": 0 if self.scalars is None else self.scalars.nbytes,
             "weights": packed_bytes(self.weights),
@@ -187,7 +188,7 @@ class LocalReply:
         reply = cls(
             round=reader.integer("round"),
             samples=reader.metric("num-examples", low=1),
-            z=reader.array("z", "float32"),
+            z=reader.padded("z"),
             y=reader.array("y", "int64"),
             sizes=reader.array("sizes", "int64", ndim=1),
             loss=reader.number("loss", -1e30, 1e30),

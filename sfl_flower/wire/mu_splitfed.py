@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.messages import Setup, check_batch
+from sfl_flower.wire.padding import sent_bytes
 from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
 from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed, packed_bytes, prefixed
 
@@ -109,7 +110,8 @@ class MUForwardReply:
 
     def payload(self) -> dict[str, int]:
         """Return the bytes by ledger category."""
-        smashed = self.anchor.nbytes + self.plus.nbytes + self.minus.nbytes
+        three = {"anchor": self.anchor, "plus": self.plus, "minus": self.minus}
+        smashed = sum(sent_bytes(name, z) for name, z in three.items())
         return {"smashed": smashed, "labels": self.y.nbytes}
 
     @classmethod
@@ -119,9 +121,9 @@ class MUForwardReply:
         reader.text("status", ("ok",))
         reply = cls(
             round=reader.integer("round"),
-            anchor=reader.array("anchor", "float32"),
-            plus=reader.array("plus", "float32"),
-            minus=reader.array("minus", "float32"),
+            anchor=reader.padded("anchor"),
+            plus=reader.padded("plus"),
+            minus=reader.padded("minus"),
             y=reader.array("y", "int64"),
             usage=Usage.read(reader),
         )

@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.messages import MAX_STEPS, Setup, check_batch
+from sfl_flower.wire.padding import sent_bytes
 from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
 from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed, packed_bytes, prefixed
 
@@ -67,7 +68,7 @@ class StepRequest:
         """Return the bytes by ledger category."""
         return {
             "weights": packed_bytes(self.weights),
-            "gradients": 0 if self.lam is None else self.lam.nbytes,
+            "gradients": sent_bytes("lam", self.lam),
         }
 
     @classmethod
@@ -84,7 +85,7 @@ class StepRequest:
             optimizer=reader.text("optimizer"),
             keep_state=reader.boolean("keep-state"),
             weights=reader.group(_WEIGHTS, WEIGHT_DTYPES),
-            lam=reader.array("lam", "float32") if reader.has("lam") else None,
+            lam=reader.padded("lam") if reader.has("lam") else None,
             meter=reader.text("meter", METERS),
         )
         reader.done()
@@ -131,7 +132,7 @@ class StepReply:
     def payload(self) -> dict[str, int]:
         """Return the bytes by ledger category."""
         return {
-            "smashed": 0 if self.z is None else self.z.nbytes,
+            "smashed": sent_bytes("z", self.z),
             "labels": 0 if self.y is None else self.y.nbytes,
             "weights": packed_bytes(self.weights),
         }
@@ -142,7 +143,7 @@ class StepReply:
         reader = Reader(content, cls.WHAT)
         reader.text("status", ("ok",))
         weights = reader.group(_WEIGHTS, WEIGHT_DTYPES)
-        z = None if weights else reader.array("z", "float32")
+        z = None if weights else reader.padded("z")
         y = None if weights else reader.array("y", "int64")
         reply = cls(
             round=reader.integer("round"),

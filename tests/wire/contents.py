@@ -42,6 +42,8 @@ from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 SETUP = Setup(seed=7, partition="local", threads=1)
 Z = np.arange(12, dtype=np.float32).reshape(4, 3)
 Y = np.array([0, 1, 2, 0], dtype=np.int64)
+TEXTS = np.pad(np.ones((4, 2, 30), np.float32), ((0, 0), (0, 9), (0, 0)))
+"""Smashed data of four texts of 2 positions, padded to 11."""
 NONE = Sync("none", 3, "aa", 3, "aa")
 TAIL = Sync("tail", 1, "aa", 3, "bb", tail=b"entries", scalar_bytes=4, key_bytes=2)
 FULL = Sync(
@@ -72,6 +74,8 @@ MESSAGES: dict[str, Any] = {
     "forward, full": ForwardRequest(4, 8, 1, SETUP, FULL),
     "anchor": AnchorRequest(4, 8, 1, SETUP, NONE),
     "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), Usage(99, 2)),
+    "forward reply, texts": ForwardReply(4, -1, TEXTS, Y, np.array([1, 3], np.int64)),
+    "probe, texts": ProbeRequest(4, 3, "aa", 8, 1, SETUP, TEXTS, 0, 5, "gaussian", 1e-3),
     "probe": ProbeRequest(4, 3, "aa", 8, 1, SETUP, Z, 0, 5, "gaussian", 1e-3, True, True, "flops"),
     "probe reply": ProbeReply(4, 3, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
@@ -173,7 +177,8 @@ MESSAGES: dict[str, Any] = {
 KINDS = sorted({type(message) for message in MESSAGES.values()}, key=lambda kind: kind.__name__)
 
 NAMES = st.sampled_from(
-    """z y sizes lam scalars taken tail weights.float32 head.float32 state.header other""".split()
+    """z z.lengths y sizes lam lam.lengths scalars taken tail weights.float32 head.float32
+    state.header other""".split()
 )
 DTYPES = st.sampled_from(["float32", "int64", "uint8", "float64", "object", "nonsense", ""])
 DIMENSIONS = st.lists(
@@ -213,7 +218,7 @@ ARRAYS = st.one_of(
 WORDS = st.sampled_from(
     """protocol status round version digest sync base-version base-digest partition seed threads
     batch-size minibatches eval-mode meter stream probes law mu central step steps optimizer
-    keep-state partition-id problem other""".split()
+    keep-state partition-id problem z.positions lam.positions other""".split()
 )
 SCALARS = st.one_of(
     st.booleans(),
