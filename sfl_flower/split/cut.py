@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
+from sfl_flower.split.blocks import cut_blocks, legal_blocks, located, verify_blocks
 from sfl_flower.split.compare import run, same
 from sfl_flower.split.half import Half
 from sfl_flower.split.plans import Plans
@@ -36,18 +37,28 @@ class Halves:
     at: str
 
 
-def cut(model: nn.Module, at: str, example: tuple[Tensor, ...] | None = None) -> Halves:
+def cut(
+    model: nn.Module,
+    at: str,
+    example: tuple[Tensor, ...] | None = None,
+    *,
+    pad: int | None = None,
+) -> Halves:
     """Cut ``model`` after the layer ``at``.
 
     Parameters
     ----------
     model : nn.Module
-        Any model whose forward torch.fx can record; it is copied, never changed.
+        Any model whose forward torch.fx can record, or a Hugging Face transformers model of a
+        known family, with or without peft adapters; it is copied, never changed.
     at : str
-        Qualified name of a module, as in ``model.named_modules()``; its output is ``z``.
+        Qualified name of a module, as in ``model.named_modules()``; its output is ``z``. In a
+        transformers model, a block: its name, or ``block:N`` for the cut behind N blocks.
     example : tuple of Tensor, optional
         A batch of inputs. With it, the halves are also checked to give the whole model's output
         bit for bit, in eval mode.
+    pad : int, optional
+        For a transformers model, the token id of padding; ``config.pad_token_id`` by default.
 
     Returns
     -------
@@ -59,6 +70,12 @@ def cut(model: nn.Module, at: str, example: tuple[Tensor, ...] | None = None) ->
     CutError
         If there is no such layer, the cut there is not legal, or the forward cannot be recorded.
     """
+    found = located(model)
+    if found is not None:
+        client, server, block = cut_blocks(model, found, at, pad)
+        if example is not None:
+            verify_blocks(model, client, server, block, example[0])
+        return Halves(client, server, block)
     traced = _traced(model, example)
     plan = Plans(traced).at(at)
     halves = Halves(
@@ -79,6 +96,9 @@ def legal_cuts(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> l
     CutError
         If the outermost forward cannot be recorded.
     """
+    found = located(model)
+    if found is not None:
+        return legal_blocks(found)
     return Plans(_traced(model, example)).legal()
 
 

@@ -24,6 +24,9 @@ def layer_problem(name: str, module: nn.Module) -> Problem | None:
     if _is_random(module):
         kind = type(module).__name__
         return Problem(name, f"{kind} draws anew in every forward", RANDOM_FIX)
+    rate = _rate_of_transformers(module)
+    if rate:
+        return Problem(name, f"its `{rate}` draws anew in every forward", RANDOM_FIX)
     hooks = module._forward_pre_hooks.values()
     if module.training and any(isinstance(value, _SPECTRAL) for value in (module, *hooks)):
         what = "spectral norm in train mode changes its buffers in every forward"
@@ -59,3 +62,14 @@ def _is_random(module: nn.Module) -> bool:
     if isinstance(module, nn.RNNBase):
         return bool(module.dropout > 0 and module.num_layers > 1)
     return False
+
+
+def _rate_of_transformers(module: nn.Module) -> str:
+    """Name the dropout rate that a layer of transformers keeps as a number; empty if none is on."""
+    home = type(module).__module__ or ""
+    if not module.training or not home.startswith("transformers."):
+        return ""
+    for name, value in vars(module).items():
+        if ("dropout" in name or name == "layerdrop") and isinstance(value, float) and value > 0:
+            return name
+    return ""
