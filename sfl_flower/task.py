@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sfl_flower.data import (
     PartitionSpec,
@@ -24,9 +23,11 @@ from sfl_flower.data import (
     seeded_construction,
     seeded_torch,
 )
+from sfl_flower.data.labels import row_labels
 from sfl_flower.data.memory import remember
 from sfl_flower.data.samples import load_arrays, store_arrays
 from sfl_flower.errors import ConfigError, CutError, DataError, SflError
+from sfl_flower.measures import accuracy, cross_entropy
 
 if TYPE_CHECKING:
     from sfl_flower.split import Halves
@@ -35,15 +36,8 @@ __all__ = ["Samples", "SplitTask", "accuracy", "cross_entropy"]
 
 T = TypeVar("T")
 
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross entropy of logits [N, C] and labels [N]; shape []."""
-    return functional.cross_entropy(logits, y)
-
-
-def accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """1.0 for each sample whose largest logit is its label, else 0.0; shape [N]."""
-    return (logits.argmax(dim=-1) == y).float()
+_LOGITS = 2**26
+"""Most outputs of one forward of an evaluation: 256 MiB, of a vocabulary's logits for one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +70,9 @@ class SplitTask:
     head : callable, optional
         ``head()`` builds an auxiliary head, from smashed data z to the shape of the model's output;
         used by the methods that have one, when their option `head` is "task".
+    ignore_label : int, optional
+        A label that is no class and counts nowhere; with it, labels may be [N, T], one a position.
+        The default loss leaves out -100; give a loss that leaves out another.
     token : str
         Names what this process keeps for the task; tasks with equal tokens share it. Unique to the
         object by default, so build a task once, not once a message.
@@ -98,12 +95,18 @@ class SplitTask:
     )
     transform: Callable[[Tensor], Tensor] | None = None
     head: Callable[[], nn.Module] | None = None
+    ignore_label: int | None = None
     token: str = field(default_factory=lambda: uuid4().hex)
 
     def __post_init__(self) -> None:
         if self.classes < 1:
             raise ConfigError(
                 f"Task {self.name!r} has classes={self.classes}; it must be at least 1."
+            )
+        if self.ignore_label is not None and 0 <= self.ignore_label < self.classes:
+            raise ConfigError(
+                f"Task {self.name!r} ignores label {self.ignore_label}, which is one of its "
+                f"classes 0 to {self.classes - 1}; choose another, such as -100."
             )
         if "loss" in self.metrics:
             raise ConfigError(
@@ -184,7 +187,8 @@ class SplitTask:
         def load() -> Samples:
             what = "training" if split == "train" else "test"
             samples = self.train() if split == "train" else self.test()
-            return check_samples(samples, self.classes, f"the {what} set of task {self.name!r}")
+            where = f"the {what} set of task {self.name!r}"
+            return check_samples(samples, self.classes, where, self.ignore_label)
 
         return self.memo(("samples", split), load)
 
@@ -200,7 +204,8 @@ class SplitTask:
 
     def compute_rows(self, spec: PartitionSpec) -> list[npt.NDArray[np.int64]]:
         """Return what `client_rows` does, computed anew."""
-        return partition(spec, self.samples("train").y.numpy())
+        labels = self.samples("train").y.numpy()
+        return partition(spec, row_labels(labels, self.ignore_label, spec.by_class))
 
     def client_samples(self, client: int, spec: PartitionSpec) -> Samples:
         """Return a copy of the samples of client number `client`, 0 <= client < spec.clients.
@@ -306,23 +311,31 @@ class SplitTask:
         forward : callable
             From inputs [n, ...] to outputs; a whole model in eval mode, say.
         batch_size : int
-            Samples a forward.
+            Samples a forward, at most; fewer where each has many outputs.
 
         Returns
         -------
         dict of str to float
-            ``"loss"`` and one entry for each metric.
+            ``"loss"``, the mean over all labels that count, and one entry for each metric.
         """
         samples = self.samples("test")
+        outputs = self.classes * samples.y[0].numel()
+        batch_size = max(1, min(batch_size, _LOGITS // outputs))
+        labels = 0
         totals = dict.fromkeys(("loss", *self.metrics), 0.0)
         with torch.no_grad():
             for rows in chunks(len(samples), batch_size):
                 x, y = self.batch(samples, rows)
                 output = forward(x)
-                totals["loss"] += float(self.loss(output, y)) * len(y)
+                counted = (
+                    y.numel() if self.ignore_label is None else int((y != self.ignore_label).sum())
+                )
+                labels += counted
+                totals["loss"] += float(self.loss(output, y)) * counted
                 for name, metric in self.metrics.items():
                     totals[name] += float(metric(output, y).sum(dtype=torch.float64))
-        return {name: total / len(samples) for name, total in totals.items()}
+        shared = {name: total / len(samples) for name, total in totals.items()}
+        return {**shared, "loss": totals["loss"] / labels}
 
     def check(self, seed: int = 0) -> None:
         """Load the data, cut the model and try both on two samples, before anything is trained.
@@ -352,14 +365,14 @@ class SplitTask:
                 "model, or give a `transform` that makes its inputs (for pixels: "
                 "lambda x: x.float() / 255)."
             ) from error
-        self._check_results(output, loss, values, len(y))
+        self._check_results(output, loss, values, y)
 
-    def _check_results(self, output: Any, loss: Any, values: Mapping[str, Any], n: int) -> None:
-        if self.loss is cross_entropy and tuple(output.shape) != (n, self.classes):
+    def _check_results(self, output: Any, loss: Any, values: Mapping[str, Any], y: Tensor) -> None:
+        n, wanted = len(y), [*y.shape, self.classes]
+        if self.loss is cross_entropy and list(output.shape) != wanted:
             raise ConfigError(
                 f"The model of task {self.name!r} gives an output of shape {list(output.shape)} "
-                f"for {n} samples; cross entropy over {self.classes} classes needs "
-                f"[{n}, {self.classes}]."
+                f"for {n} samples; cross entropy over {self.classes} classes needs {wanted}."
             )
         if not isinstance(loss, Tensor) or loss.shape != () or not torch.isfinite(loss):
             raise ConfigError(

@@ -85,6 +85,11 @@ class PartitionSpec:
                 "(0.1 is very uneven, 100 is close to IID)."
             )
 
+    @property
+    def by_class(self) -> bool:
+        """Whether the division looks at the labels."""
+        return self.name in ("dirichlet", "pathological", "shard")
+
     def __str__(self) -> str:
         options = {
             "dirichlet": f", alpha {self.alpha}",

@@ -32,7 +32,7 @@ class Samples:
     x : Tensor, shape [N, ...]
         Inputs, as stored: a task's transform is applied to each batch, not here.
     y : Tensor of int64, shape [N]
-        Labels.
+        Labels; or [N, T], one a position, for a task with a label that is ignored.
     """
 
     x: Tensor
@@ -49,7 +49,7 @@ class Samples:
         return Samples(self.x[index], self.y[index])
 
 
-def check_samples(samples: Samples, classes: int, where: str) -> Samples:
+def check_samples(samples: Samples, classes: int, where: str, ignore: int | None = None) -> Samples:
     """Return the samples in the form training needs, or say why they cannot be used.
 
     Parameters
@@ -60,12 +60,14 @@ def check_samples(samples: Samples, classes: int, where: str) -> Samples:
         Labels must lie in 0 <= y < classes.
     where : str
         What to call the set in an error, ``"the training set of task 'digits'"``.
+    ignore : int, optional
+        A label that is no class; with it, y may be [N, T], and each row needs another label.
 
     Raises
     ------
     DataError
         No samples, lengths that differ, labels that are not integers, not of shape [N] or outside
-        the classes, inputs that are not finite.
+        the classes, a row without a label, inputs that are not finite.
     """
     x: Any = samples.x
     y: Any = samples.y
@@ -74,7 +76,7 @@ def check_samples(samples: Samples, classes: int, where: str) -> Samples:
             f"In {where}, x is a {type(x).__name__} and y a {type(y).__name__}; both must be torch "
             "tensors (torch.from_numpy makes one of a NumPy array)."
         )
-    if y.ndim != 1:
+    if y.ndim != 1 and (ignore is None or y.ndim < 1):
         raise DataError(f"In {where}, y has shape {list(y.shape)}; it must be one label a sample.")
     if x.ndim < 1 or len(x) != len(y):
         raise DataError(
@@ -86,12 +88,19 @@ def check_samples(samples: Samples, classes: int, where: str) -> Samples:
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise DataError(f"In {where}, y has dtype {y.dtype}; labels must be integers.")
     y = y.to(torch.int64)
-    wrong = (y < 0) | (y >= classes)
+    counted = torch.ones_like(y, dtype=torch.bool) if ignore is None else y != ignore
+    empty = ~counted.reshape(len(y), -1).any(dim=1)
+    if empty.any():
+        raise DataError(
+            f"In {where}, {int(empty.sum())} of {len(y)} samples have no label but {ignore}, which "
+            f"does not count; the first is row {int(empty.nonzero()[0])}. Label or remove them."
+        )
+    wrong = counted & ((y < 0) | (y >= classes))
     if wrong.any():
         raise DataError(
-            f"In {where}, {int(wrong.sum())} of {len(y)} labels are outside the task's {classes} "
-            f"classes (0 to {classes - 1}); the first is {int(y[wrong][0])} at row "
-            f"{int(wrong.nonzero()[0])}. Correct the labels or the task's `classes`."
+            f"In {where}, {int(wrong.sum())} of {y.numel()} labels are outside the task's "
+            f"{classes} classes (0 to {classes - 1}); the first is {int(y[wrong][0])} at row "
+            f"{int(wrong.nonzero()[0, 0])}. Correct the labels or the task's `classes`."
         )
     if x.is_floating_point():
         finite = torch.isfinite(x.reshape(len(x), -1)).all(dim=1)

@@ -93,7 +93,7 @@ class SplitStrategy(Strategy):
         self.setup = Setup(config.seed, config.partition_text(), config.client_threads)
         halves = task.build(config.seed)
         self.client_half: nn.Module = halves.client
-        self.server = ServerHalf(halves.server, task.loss, task.classes, config)
+        self.server = ServerHalf(halves.server, task.loss, task.classes, config, task.ignore_label)
         self._roster = Roster(config.clients, config.seed, config.join_timeout)
         self._late: set[str] = set()
         self._empty = 0

@@ -135,7 +135,8 @@ class HERON(LocalStrategy):
         self.trainer: ServerHalf | None = None
         if self.settings.head_trainer == "server":
             config = dataclasses.replace(self.config, server_lr=self.settings.head_lr)
-            self.trainer = ServerHalf(self.head, self.task.loss, self.task.classes, config)
+            task = self.task
+            self.trainer = ServerHalf(self.head, task.loss, task.classes, config, task.ignore_label)
 
     @property
     def trains(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig
 from sfl_flower.data import seeded_torch
+from sfl_flower.data.labels import wrong_label
 from sfl_flower.errors import TrainingError, WireError
 from sfl_flower.optim import load_slots, make_optimizer, slots
 
@@ -49,6 +50,8 @@ class ServerHalf:
         Labels lie in [0, classes).
     config : RunConfig
         Names the optimiser.
+    ignore : int, optional
+        The label that does not count.
     """
 
     def __init__(
@@ -57,10 +60,11 @@ class ServerHalf:
         loss: Callable[[Tensor, Tensor], Tensor],
         classes: int,
         config: RunConfig,
+        ignore: int | None = None,
     ) -> None:
         self.module = module
         self._loss = loss
-        self._classes = classes
+        self._classes, self._ignore = classes, ignore
         self._seed = config.seed
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
@@ -73,10 +77,9 @@ class ServerHalf:
         self._sum: list[Tensor] | None = None
 
     def check_labels(self, y: np.ndarray) -> None:
-        """Raise `WireError` if a label lies outside the classes."""
-        if y.min() < 0 or y.max() >= self._classes:
-            bad = int(y.min() if y.min() < 0 else y.max())
-            raise WireError(f"a label is {bad}, the task has classes 0 to {self._classes - 1}.")
+        """Raise `WireError` if a label lies outside the classes, or a sample has none."""
+        if problem := wrong_label(y, self._classes, self._ignore):
+            raise WireError(problem)
 
     def gradients(self, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]) -> Gradients:
         """Run one mini-batch forward and back; neither weights nor sums change.

@@ -203,8 +203,9 @@ class SplitFedV1(_SplitFed):
         """Return the client's own copy of the server half."""
         if member not in self._copies:
             module: nn.Module = copy.deepcopy(self.server.module)
+            task = self.task
             self._copies[member] = ServerHalf(
-                module, self.task.loss, self.task.classes, self.config
+                module, task.loss, task.classes, self.config, task.ignore_label
             )
         return self._copies[member]
 

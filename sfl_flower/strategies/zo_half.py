@@ -12,6 +12,7 @@ from torch import nn
 
 from sfl_flower.contexts import kept_buffers
 from sfl_flower.data import seeded_torch
+from sfl_flower.data.labels import wrong_label
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.strategies.base import SplitStrategy
@@ -40,7 +41,7 @@ class ZerothOrderHalf:
         self.module: nn.Module = copy.deepcopy(strategy.server.module).train()
         self.vector = ParameterVector(self.module)
         self._loss = strategy.task.loss
-        self._classes = strategy.task.classes
+        self._classes, self._ignore = strategy.task.classes, strategy.task.ignore_label
         self._seed = strategy.config.seed
         self._ran: tuple[int, int, int] | None = None
 
@@ -97,9 +98,8 @@ class ZerothOrderHalf:
             If labels or loss cannot be used. The copy is then of no use: its buffers may have
             moved.
         """
-        if y.min() < 0 or y.max() >= self._classes:
-            bad = int(y.min() if y.min() < 0 else y.max())
-            raise WireError(f"a label is {bad}, the task has classes 0 to {self._classes - 1}.")
+        if problem := wrong_label(y, self._classes, self._ignore):
+            raise WireError(problem)
         buffers = nullcontext() if draw != self._ran else kept_buffers(self.module)
         self._ran = draw
         try:
