@@ -48,7 +48,7 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
             if np.isfinite(scalars).all():
                 taken[step] = 1
                 keys = heron_keys(request.round, node.partition, step, request.probes)
-                walk.step(keys, heron_coefficients(scalars, request.mu), lr)
+                walk.step(keys, heron_coefficients(scalars, request.mu, request.clip_norm), lr)
             else:
                 rows[-1] = np.zeros_like(scalars)
     with_scalars = request.uplink == "scalars"

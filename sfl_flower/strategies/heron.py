@@ -68,6 +68,9 @@ class HERONSettings(LocalSettings):
         move their half alone, or the client, by zeroth order jointly with its half (the paper).
     head_lr : float
         Learning rate of the server's optimiser on the head, for `head_trainer=server`.
+    clip_norm : float
+        Scalars that tell of a gradient of a larger norm are scaled down to it
+        (`sfl_flower.zo.clip_scalars`); 0: no clipping.
     scalar_limit : float
         A reply with |v| / μ above this is not used; for `uplink=scalars`.
     """
@@ -83,6 +86,7 @@ class HERONSettings(LocalSettings):
     uplink: str = "scalars"
     head_trainer: str = "server"
     head_lr: float = 0.02
+    clip_norm: float = 0.0
     scalar_limit: float = 1e6
 
     def __post_init__(self) -> None:
@@ -95,6 +99,7 @@ class HERONSettings(LocalSettings):
         check_choice("uplink", self.uplink, UPLINKS)
         check_choice("head_trainer", self.head_trainer, ("client", "server"))
         check_range("head_lr", self.head_lr, 0)
+        check_range("clip_norm", self.clip_norm, 0, 1e30)
         check_range("scalar_limit", self.scalar_limit, 0)
         slots = self.spec().slots
         if self.uplink == "scalars" and self.client_state == "kept" and slots:
@@ -175,6 +180,7 @@ class HERON(LocalStrategy):
             "central": settings.estimator == "central",
             "uplink": settings.uplink,
             "trains": self.trains,
+            "clip_norm": settings.clip_norm,
         }
 
     def check_reply(self, reply: LocalReply) -> None:
@@ -253,7 +259,7 @@ class HERON(LocalStrategy):
         walk = Walk(flat, settings.spec(), key, settings.direction)
         for step in np.flatnonzero(reply.taken).tolist():
             keys = heron_keys(round, member.partition, step, settings.probes)
-            factors = heron_coefficients(reply.scalars[step], settings.mu)
+            factors = heron_coefficients(reply.scalars[step], settings.mu, settings.clip_norm)
             walk.step(keys, factors, self.client_lr(round))
         if not torch.isfinite(flat).all():
             raise WireError(

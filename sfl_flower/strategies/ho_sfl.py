@@ -31,7 +31,15 @@ from sfl_flower.strategies.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.strategies.probing import check_mu, check_scalars
 from sfl_flower.strategies.roster import Member
 from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest, expect_shape
-from sfl_flower.zo import LAWS, OPTIMIZERS, SHARED_STREAM, Entry, OptimizerSpec, run_key
+from sfl_flower.zo import (
+    LAWS,
+    OPTIMIZERS,
+    SHARED_STREAM,
+    Entry,
+    OptimizerSpec,
+    clip_scalars,
+    run_key,
+)
 
 __all__ = ["HOSFL", "HOSFLSettings"]
 
@@ -63,6 +71,9 @@ class HOSFLSettings(Settings):
         How client_lr goes over the rounds; the last two end at 0.
     client_lr_warmup : float
         First rounds over which client_lr rises linearly; below 1 it is a share of all rounds.
+    clip_norm : float
+        Scalars of a mini-batch that tell of a gradient of a larger norm are scaled down to it
+        (`sfl_flower.zo.clip_scalars`); 0: no clipping.
     scalar_limit : float
         A reply with |v| / μ above this is not used.
     sync : {"auto", "replay", "download"}
@@ -83,6 +94,7 @@ class HOSFLSettings(Settings):
     client_weight_decay: float = 0.0
     client_lr_schedule: str = "constant"
     client_lr_warmup: float = 0.0
+    clip_norm: float = 0.0
     scalar_limit: float = 1e6
     sync: str = "auto"
     client_mode: str = "as_built"
@@ -94,6 +106,7 @@ class HOSFLSettings(Settings):
         check_range("client_lr", self.client_lr, 0)
         check_range("client_lr_warmup", self.client_lr_warmup, 0)
         check_range("scalar_limit", self.scalar_limit, 0)
+        check_range("clip_norm", self.clip_norm, 0, 1e30)
         check_choice("direction", self.direction, LAWS)
         check_choice("directions", self.directions, ("own", "shared"))
         check_choice("estimator", self.estimator, ("forward", "central"))
@@ -228,10 +241,16 @@ class HOSFL(HybridStrategy):
             return {}
         self.book_usage(reply.usage for reply in replies.values())
         weights = np.array([client_weight(self.config.mean, used[member]) for member in replies])
-        scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
         settings = self.settings
+        scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
+        clipped = np.stack(
+            [
+                [clip_scalars(step, settings.mu, settings.clip_norm) for step in reply.scalars]
+                for reply in replies.values()
+            ]
+        )
         scale = weights / (weights.sum() * settings.probes * settings.minibatches * settings.mu)
-        coefficients = scalars * scale[:, None, None]
+        coefficients = clipped * scale[:, None, None]
         streams = tuple(self._stream(member) for member in replies)
         if settings.directions == "shared":
             coefficients, streams = coefficients.sum(axis=0, keepdims=True), (SHARED_STREAM,)

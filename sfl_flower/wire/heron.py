@@ -11,7 +11,7 @@ from torch import nn
 
 from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.local import LocalRequest
-from sfl_flower.zo import LAWS, Key
+from sfl_flower.zo import LAWS, Key, clip_scalars
 
 __all__ = [
     "UPLINKS",
@@ -62,6 +62,7 @@ class HERONRequest(LocalRequest):
     central: bool = False
     uplink: str = "weights"
     trains: str = "both"
+    clip_norm: float = 0.0
 
     def own(self) -> dict[str, Any]:
         """Return the settings of the method that travel."""
@@ -72,6 +73,7 @@ class HERONRequest(LocalRequest):
             "central": self.central,
             "uplink": self.uplink,
             "trains": self.trains,
+            "clip-norm": self.clip_norm,
         }
 
     @classmethod
@@ -84,6 +86,7 @@ class HERONRequest(LocalRequest):
             "central": reader.boolean("central"),
             "uplink": reader.text("uplink", UPLINKS),
             "trains": reader.text("trains", TRAINS),
+            "clip_norm": reader.number("clip-norm", 0.0, 1e30),
         }
 
 
@@ -98,9 +101,10 @@ def heron_names(model: nn.Module, trains: str) -> list[str]:
     return [name for name in found if trains == "both" or name.startswith("client.")]
 
 
-def heron_coefficients(scalars: NDArray[np.float32], mu: float) -> NDArray[np.float32]:
-    """Return the factors of the directions, ``v_p / (P μ)``, rounded to float32 once."""
-    factors: NDArray[np.float32] = (scalars.astype(np.float64) / (scalars.size * mu)).astype(
-        np.float32
-    )
+def heron_coefficients(
+    scalars: NDArray[np.float32], mu: float, clip_norm: float = 0.0
+) -> NDArray[np.float32]:
+    """Return the factors of the directions, clipped ``v_p / (P μ)``, rounded to float32 once."""
+    clipped = clip_scalars(scalars, mu, clip_norm)
+    factors: NDArray[np.float32] = (clipped / (scalars.size * mu)).astype(np.float32)
     return factors

@@ -5,6 +5,7 @@ Needs torch and numpy, nothing of Flower.
 
 from __future__ import annotations
 
+from sfl_flower.zo.clipping import clip_scalars
 from sfl_flower.zo.directions import Direction
 from sfl_flower.zo.entry import Entry
 from sfl_flower.zo.estimators import loss_scalars, surrogate_scalars
@@ -30,6 +31,7 @@ __all__ = [
     "Replica",
     "Tail",
     "Walk",
+    "clip_scalars",
     "decode_tail",
     "loss_scalars",
     "manifest_digest",

@@ -110,6 +110,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gaussian": {"direction": "gaussian", "probes": 2},
     "sphere": {"direction": "sphere"},
     "schedule": {"client_lr_schedule": "cosine", "client_lr_warmup": 2},
+    "clipped": {"clip_norm": 0.1, "probes": 3},
     "by samples": {"mean": "samples", "local_steps": 0},
     "sampled": {"sampled": 2},
     "kept": {"client_state": "kept"},
@@ -266,6 +267,8 @@ def test_directions_are_a_clients_own_in_every_step_and_probe() -> None:
 def test_the_coefficients_are_a_mean_over_probes() -> None:
     found = heron_coefficients(np.array([1.0, -2.0], np.float32), 0.25)
     assert (found.tolist(), str(found.dtype)) == ([2.0, -4.0], "float32")
+    clipped = heron_coefficients(np.array([3.0, -4.0], np.float32), 0.5, 50.0**0.5 / 2)
+    assert clipped.tolist() == pytest.approx([1.5, -2.0])  # the norm was sqrt(50)
 
 
 @contextmanager

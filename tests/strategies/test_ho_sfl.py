@@ -117,6 +117,19 @@ def test_the_journalled_update_is_the_estimate_times_the_learning_rate() -> None
     assert np.abs(expected).max() > 1e-4
 
 
+def test_clipping_scales_a_clients_scalars_to_the_norm() -> None:
+    whole, clipped = (
+        train(tiny.task(), rounds=1, probes=3, clip_norm=limit, minibatches=2)
+        for limit in (0.0, 1e-3)
+    )
+    (free,), (held,) = (trial.strategy.mirror.journal.entries for trial in (whole, clipped))
+    parts = [entry.coefficients.reshape(-1, 3) for entry in (free, held)]
+    share = 1 / parts[0].size  # the mean over clients, steps and probes
+    for one, two in zip(*parts, strict=True):
+        assert np.sqrt(np.mean((two / share) ** 2)) == pytest.approx(1e-3, rel=1e-5)
+        assert np.allclose(two / np.linalg.norm(two), one / np.linalg.norm(one), atol=1e-6)
+
+
 @pytest.mark.parametrize("directions", ["shared", "own"])
 def test_the_estimate_leans_on_the_gradient_as_theory_says(directions: str) -> None:
     """The cosine to the gradient is √(P / (P + d + 1)), with own directions P counts K times."""

@@ -1,0 +1,39 @@
+"""Gradient clipping for estimates that exist as scalars only."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["clip_scalars"]
+
+
+def clip_scalars(scalars: NDArray[np.floating], mu: float, limit: float) -> NDArray[np.float64]:
+    """Scale the scalars of one step so that the gradient they tell of is not above a norm.
+
+    ``v_p / μ`` is ``<∇L, u_p>`` up to O(μ), and E[u uᵀ] = I, so the root mean square of ``v_p / μ``
+    estimates ‖∇L‖. Nothing else of the estimate has to be known, so who holds the scalars clips to
+    the same bits as who made them.
+
+    Parameters
+    ----------
+    scalars : NDArray
+        v of one mini-batch, shape [P].
+    mu : float
+        μ, the probe length.
+    limit : float
+        The largest norm; 0 leaves the scalars as they are.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        Shape [P].
+    """
+    found = scalars.astype(np.float64)
+    if limit <= 0:
+        return found
+    # An exact sum: the order of additions differs between processors.
+    norm = math.sqrt(math.fsum((found * found).tolist()) / found.size) / mu
+    return found * (limit / norm) if norm > limit else found
