@@ -273,7 +273,7 @@ class SplitTask:
         Returns
         -------
         nn.Module
-            From z to what the server half gives, [N, outputs], in train mode.
+            From z to what the server half gives, in train mode.
 
         Raises
         ------
@@ -290,14 +290,14 @@ class SplitTask:
         with torch.no_grad():
             z = halves.client.eval()(self.batch(self.samples("test"), slice(0, 2))[0])
             output = copy.deepcopy(halves.server).eval()(z)
-        if output.ndim != 2:
+        if output.ndim != 2 and not output.ndim == z.ndim == 3:
             raise CutError(
                 f"The model of task {self.name!r} gives an output of shape {list(output.shape)}; "
-                "an auxiliary head needs one of shape [N, outputs]."
+                "an auxiliary head needs one of shape [N, outputs], or [N, T, outputs] of texts."
             )
         with seeded_torch("head", seed), torch.device("cpu"):
             return make_head(
-                kind, halves.server, tuple(z.shape[1:]), output.shape[1], init=init,
+                kind, halves.server, tuple(z.shape[1:]), tuple(output.shape[1:]), init=init,
                 custom=self.head,
             )  # fmt: skip
 

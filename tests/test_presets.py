@@ -6,6 +6,7 @@ import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.presets import PRESETS, load_preset
-from sfl_flower.tasks import load_task, read_task_options
+from sfl_flower.tasks import TASKS, load_task, read_task_options
+from sfl_flower.tasks.checkpoints import Checkpoint
 
 
 def test_the_papers_are_there() -> None:
@@ -26,11 +28,13 @@ def test_the_papers_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_option_is_legal(name: str) -> None:
+def test_every_option_is_legal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of a checkpoint that must come from the hub, the task asks for this alone.
+    monkeypatch.setattr(Checkpoint, "config", lambda self: SimpleNamespace(vocab_size=50_257))
     preset = load_preset(name)
     options = preset.options
     assert len(options) == len(preset.paper) + len(preset.ours), "a value is given twice"
-    assert preset.title and "arXiv" in preset.source and options["task"] == "cifar10"
+    assert preset.title and "arXiv" in preset.source and options["task"] in TASKS
     if options["method"] in METHODS:
         config, settings, task = read_options(options)
         held = {**config.to_dict(), **settings.to_dict()}
@@ -43,7 +47,7 @@ def test_every_option_is_legal(name: str) -> None:
     else:
         RunConfig.read({key: value for key, value in options.items() if key in RunConfig.keys()})
         task = {k.removeprefix("task."): v for k, v in options.items() if k.startswith("task.")}
-    load_task("cifar10", **read_task_options("cifar10", task))
+    load_task(options["task"], **read_task_options(options["task"], task))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -62,6 +66,17 @@ def test_ho_sfl_as_its_scripts_have_it() -> None:
     shown = settings.to_dict()
     assert (shown["probes"], shown["mu"], shown["direction"]) == (5, 1e-3, "gaussian")
     assert task["pretrained"] is True and task["freeze_bn"] is True
+
+
+def test_the_language_experiments() -> None:
+    options = load_preset("ho_sfl_opt125m_sst2").options
+    config, settings, task = read_options(options)
+    samples = config.cohort * config.batch_size
+    assert (config.rounds - 1) * samples < 80_000 <= config.rounds * samples
+    assert (settings.to_dict()["probes"], task["cut"], task["head"]) == (2, "block:3", "verbaliser")
+    rte = load_preset("ho_sfl_opt125m_rte").options
+    assert {key for key in options if options[key] != rte[key]} == {"task"}
+    assert load_preset("heron_gpt2_e2e").paper["head"] == "blocks:block:4"
 
 
 def test_the_baselines_of_fsl_sage_share_its_setting() -> None:

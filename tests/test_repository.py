@@ -154,7 +154,10 @@ def test_no_host_and_no_path_of_one_machine() -> None:
 def test_every_import_is_a_declared_dependency() -> None:
     declared = {
         re.split(r"[\s\[<>=!~;@]", entry, maxsplit=1)[0].lower().replace("_", "-")
-        for entry in PROJECT["project"]["dependencies"]
+        for entry in (
+            *PROJECT["project"]["dependencies"],
+            *PROJECT["project"]["optional-dependencies"]["language"],
+        )
     }
     providers = packages_distributions()
     undeclared: dict[str, set[str]] = {}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import re
+
 from torch import fx, nn
 
 from sfl_flower.errors import CutError
+from sfl_flower.split.block_halves import Passed, ServerBlocks
 from sfl_flower.split.half import Half
 from sfl_flower.split.plans import Plans
 from sfl_flower.split.tracing import Traced, copied, trace
 
-__all__ = ["first_blocks"]
+__all__ = ["first_blocks", "first_text_blocks"]
 
 
 def first_blocks(server: nn.Module, last: str) -> Half:
@@ -34,6 +38,43 @@ def first_blocks(server: nn.Module, last: str) -> Half:
         listed = f"the layers to end at are {', '.join(legal)}" if legal else "it is all one block"
         raise CutError(f"the server half has no first blocks that end at '{last}'; {listed}.")
     return Half(copied(server), plans.at(last).client(), traced.constants)
+
+
+def first_text_blocks(server: ServerBlocks, last: str) -> ServerBlocks:
+    """Copy the server half of a transformers model without the blocks behind `last`.
+
+    Parameters
+    ----------
+    server : ServerBlocks
+        The server half.
+    last : str
+        ``block:N``, the N-th block of the whole model, or the block's name.
+
+    Returns
+    -------
+    ServerBlocks
+        The blocks up to and including that one, and everything that follows the last of all: norm
+        and output layer.
+
+    Raises
+    ------
+    CutError
+        The server half has no such block.
+    """
+    short = copy.deepcopy(server)
+    path, _, first = short._sfl_first.rpartition(".")
+    blocks = short._sfl_model[0].get_submodule(path)
+    held = [name for name in blocks._modules if int(name) >= int(first)]
+    numbered = re.fullmatch(r"block:(\d+)", last)
+    asked = str(int(numbered[1]) - 1) if numbered else last.rpartition(".")[2]
+    if asked not in held or not (numbered or f".{last}".endswith(f".{path}.{asked}")):
+        raise CutError(
+            f"the server half has no block '{last}' to end at; it has block:{int(held[0]) + 1} to "
+            f"block:{int(held[-1]) + 1}."
+        )
+    for name in held[held.index(asked) + 1 :]:
+        blocks._modules[name] = Passed()
+    return short
 
 
 def _traced(server: nn.Module) -> Traced:

@@ -12,27 +12,42 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
-from sfl_flower.split.first_blocks import first_blocks
+from sfl_flower.split.block_halves import ServerBlocks
+from sfl_flower.split.first_blocks import first_blocks, first_text_blocks
 
 __all__ = ["HEADS", "make_head"]
 
 HEADS = ("linear", "pooled", "blocks:<layer>", "task")
 """Kinds of heads. ``linear``: flatten z, one fully connected layer. ``pooled``: average z [N, C, H,
-W] over a 4x4 grid first; ``pooled:N`` over N x N. ``blocks:<layer>``: the server half's first
-blocks, up to and including that layer, a global average pool, one fully connected layer. ``task``:
-what the task's field `head` builds. ``server``, a copy of the whole server half, is for tests."""
+W] over a 4x4 grid first; ``pooled:N`` over N x N; texts [N, T, H] over their real positions.
+``blocks:<layer>``: the server half's first blocks, up to and including that layer, a global average
+pool, one fully connected layer; of a transformers model, its own norm and output layer. ``task``:
+what the task's field `head` builds. ``server``, a copy of the whole server half, is for tests.
+
+Where the model gives an output for every position, so does ``linear``."""
 
 _SIDE = 4  # of the grid that "pooled" averages over
+_MOST = 10_000_000  # parameters to train: a head is on every client, and travels
+
+
+class RealMean(nn.Module):
+    """The mean of z [N, T, H] over positions that are not padding, [N, H]."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the mean over the positions whose row is not all zero."""
+        real = (z.detach() != 0).any(dim=-1, keepdim=True).to(z.dtype)
+        mean: Tensor = (z * real).sum(dim=1) / real.sum(dim=1).clamp(min=1.0)
+        return mean
 
 
 def make_head(
     kind: str,
     server: nn.Module,
     z_shape: tuple[int, ...],
-    outputs: int,
+    outputs: int | tuple[int, ...],
     *,
     init: str = "random",
     custom: Callable[[], nn.Module] | None = None,
@@ -46,9 +61,9 @@ def make_head(
     server : nn.Module
         The server half; it is copied, never changed.
     z_shape : tuple of int
-        Shape of one sample's smashed data, without the batch: (C, H, W) or (features,).
-    outputs : int
-        Outputs a sample, as many as the server half has.
+        Shape of one sample's smashed data, without the batch: (C, H, W), (features,), or (T, H).
+    outputs : int or tuple of int
+        Shape of what the server half gives for a sample: outputs, or (T, outputs).
     init : {"random", "copy"}
         ``random``: torch's default initialisation, from the default generator as the caller has
         seeded it. ``copy``: the server half's weights where the head has its layers (``blocks:``
@@ -59,13 +74,15 @@ def make_head(
     Returns
     -------
     nn.Module
-        From z [N, *z_shape] to [N, outputs], in train mode, on the CPU, float32 like the server.
+        From z [N, *z_shape] to [N, *outputs], in train mode, on the CPU, float32 like the server.
 
     Raises
     ------
     CutError
-        The kind or `init` is unknown, or the head does not fit the cut or the outputs.
+        The kind or `init` is unknown, or the head does not fit the cut or the outputs, or is too
+        large.
     """
+    wanted = (outputs,) if isinstance(outputs, int) else outputs
     name, colon, detail = kind.partition(":")
     if name not in ("linear", "pooled", "blocks", "server", "task") or (
         colon and (name not in ("pooled", "blocks") or not detail)
@@ -79,14 +96,14 @@ def make_head(
             "use head_init 'random', or head 'blocks:<layer>'."
         )
     if name == "linear":
-        head: nn.Module = _flat(z_shape, outputs)
+        head: nn.Module = _linear(z_shape, wanted)
     elif name == "pooled":
-        head = _pooled(kind, detail, z_shape, outputs)
+        head = _pooled(kind, detail, z_shape, wanted)
     elif name == "task":
         head = _custom(custom)
     else:
-        head = _of_server(kind, server, detail, z_shape, outputs, init)
-    _check(kind, head, z_shape, outputs)
+        head = _of_server(kind, server, detail, z_shape, wanted, init)
+    _check(kind, head, z_shape, wanted)
     return head.train()
 
 
@@ -94,7 +111,26 @@ def _flat(shape: tuple[int, ...], outputs: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=nn.Linear(math.prod(shape), outputs)))
 
 
-def _pooled(kind: str, side: str, shape: tuple[int, ...], outputs: int) -> nn.Sequential:
+def _linear(shape: tuple[int, ...], outputs: tuple[int, ...]) -> nn.Module:
+    if len(outputs) == 1:
+        return _flat(shape, outputs[0])
+    # On the meta device first: the layer of a vocabulary may be refused for its size.
+    with torch.device("meta"):
+        _check_size("linear", nn.Linear(shape[-1], outputs[-1]))
+    return nn.Sequential(OrderedDict(fc=nn.Linear(shape[-1], outputs[-1])))
+
+
+def _pooled(
+    kind: str, side: str, shape: tuple[int, ...], outputs: tuple[int, ...]
+) -> nn.Sequential:
+    if len(shape) == 2 and not side and len(outputs) == 1:
+        fc = nn.Linear(shape[1], outputs[0])
+        return nn.Sequential(OrderedDict(pool=RealMean(), fc=fc))
+    if len(outputs) > 1:
+        raise CutError(
+            f"head '{kind}' gives one output a sample, but the model gives one for each of "
+            f"{outputs[0]} positions; use head 'linear' or 'blocks:<block>'."
+        )
     if len(shape) != 3:
         raise CutError(
             f"head '{kind}' needs smashed data [N, C, H, W], but here they are "
@@ -108,7 +144,7 @@ def _pooled(kind: str, side: str, shape: tuple[int, ...], outputs: int) -> nn.Se
             f"head '{kind}' pools to a side of {asked}; for smashed data {_with_batch(shape)} it "
             f"must be a whole number from 1 to {most}, as in pooled:{min(most, _SIDE)}."
         )
-    flat = _flat((shape[0], cells, cells), outputs)
+    flat = _flat((shape[0], cells, cells), outputs[0])
     return nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(cells), **dict(flat._modules)))
 
 
@@ -128,9 +164,16 @@ def _custom(custom: Callable[[], nn.Module] | None) -> nn.Module:
 
 
 def _of_server(
-    kind: str, server: nn.Module, last: str, shape: tuple[int, ...], outputs: int, init: str
+    kind: str,
+    server: nn.Module,
+    last: str,
+    shape: tuple[int, ...],
+    outputs: tuple[int, ...],
+    init: str,
 ) -> nn.Module:
     """Copy the whole server half, or its first blocks with an output layer of their own."""
+    if isinstance(server, ServerBlocks) and kind != "server" and last:
+        return _of_text(kind, server, last, init)
     if kind == "server":
         blocks: nn.Module = copy.deepcopy(server)
     elif not last:
@@ -147,11 +190,23 @@ def _of_server(
     reached = _try(kind, blocks, shape).shape[1:]
     if len(reached) != 3:
         return nn.Sequential(
-            OrderedDict(blocks=blocks, **dict(_flat(tuple(reached), outputs)._modules))
+            OrderedDict(blocks=blocks, **dict(_flat(tuple(reached), outputs[0])._modules))
         )
-    flat = _flat((reached[0],), outputs)
+    flat = _flat((reached[0],), outputs[0])
     pool = nn.AdaptiveAvgPool2d(1)
     return nn.Sequential(OrderedDict(blocks=blocks, pool=pool, **dict(flat._modules)))
+
+
+def _of_text(kind: str, server: ServerBlocks, last: str, init: str) -> nn.Module:
+    if init != "copy":
+        raise CutError(
+            f"head '{kind}' of a transformers model has weights that stay frozen, which must not "
+            "be random; use head_init 'copy'."
+        )
+    try:
+        return first_text_blocks(server, last)
+    except CutError as error:
+        raise CutError(f"head is '{kind}', but {error}") from None
 
 
 def _reset(kind: str, blocks: nn.Module) -> None:
@@ -182,15 +237,26 @@ def _try(kind: str, head: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
     return output
 
 
-def _check(kind: str, head: nn.Module, shape: tuple[int, ...], outputs: int) -> None:
+def _check(kind: str, head: nn.Module, shape: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    if len(shape) == 2:
+        _check_size(kind, head)
     output = _try(kind, head, shape)
-    if tuple(output.shape) != (2, outputs):
+    if tuple(output.shape) != (2, *outputs):
         raise CutError(
             f"head '{kind}' gives {_with_batch(tuple(output.shape[1:]))} for smashed data "
-            f"{_with_batch(shape)}; it must give [N, {outputs}], like the server half."
+            f"{_with_batch(shape)}; it must give {_with_batch(outputs)}, like the server half."
         )
     if not any(parameter.requires_grad for parameter in head.parameters()):
         raise CutError(f"head '{kind}' has no parameter to train.")
+
+
+def _check_size(kind: str, head: nn.Module) -> None:
+    size = sum(p.numel() for p in head.parameters() if p.requires_grad)
+    if size > _MOST:
+        raise CutError(
+            f"head '{kind}' would train {size} parameters on every client, at most {_MOST} are "
+            "allowed; use a smaller head, or a model whose output layer is frozen (LoRA)."
+        )
 
 
 def _with_batch(shape: tuple[int, ...]) -> str:

@@ -12,7 +12,10 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.cifar10 import cifar10
 from sfl_flower.tasks.digits import digits
+from sfl_flower.tasks.e2e import e2e
 from sfl_flower.tasks.fashion_mnist import fashion_mnist
+from sfl_flower.tasks.rte import rte
+from sfl_flower.tasks.sst2 import sst2
 from sfl_flower.tasks.synthetic import synthetic
 
 __all__ = ["TASKS", "load_task", "read_task_options", "task_options"]
@@ -20,7 +23,10 @@ __all__ = ["TASKS", "load_task", "read_task_options", "task_options"]
 TASKS: dict[str, Callable[..., SplitTask]] = {
     "cifar10": cifar10,
     "digits": digits,
+    "e2e": e2e,
     "fashion_mnist": fashion_mnist,
+    "rte": rte,
+    "sst2": sst2,
     "synthetic": synthetic,
 }
 """Task builders by name. Whoever adds a task adds its line here."""

@@ -1,0 +1,72 @@
+"""LoRA adapters in transformers models, by peft."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from sfl_flower.errors import ConfigError
+
+__all__ = ["adapt"]
+
+# Where the papers put them: the query and value projections.
+_TARGETS = {
+    "bert": "query,value",
+    "roberta": "query,value",
+    "gpt2": "c_attn",
+}
+
+
+def adapt(model: nn.Module, family: str, rank: int, alpha: int, targets: str) -> None:
+    """Put LoRA adapters into a model and freeze the rest, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A transformers model.
+    family : str
+        ``config.model_type``.
+    rank, alpha : int
+        r and α: an adapter adds (α / r) B A x; A is drawn from torch's generator, B is zero.
+    targets : str
+        Names of the layers that get one, by commas; by default ``query,value`` (BERT, RoBERTa),
+        ``c_attn`` (GPT-2), ``q_proj,v_proj`` (others).
+
+    Raises
+    ------
+    ConfigError
+        peft is not installed, or no layer has such a name.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError(
+            "Adapters need peft; run `pip install 'sfl-flower[language]'`, or set lora_rank=0."
+        ) from error
+    names = [name.strip() for name in (targets or _TARGETS.get(family, "q_proj,v_proj")).split(",")]
+    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if unknown := [name for name in names if name.rpartition(".")[2] not in there]:
+        layers = sorted(
+            {
+                name.rpartition(".")[2]
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+            }
+        )
+        raise ConfigError(
+            f"Option 'lora_targets' names {unknown[0]!r}, which is no layer of the model; its "
+            f"linear layers are {', '.join(layers)}."
+        )
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none",
+        fan_in_fan_out=family == "gpt2",  # its Conv1D keeps weights transposed
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            if "lora_" in name:
+                parameter.data = parameter.data.float()

