@@ -29,6 +29,7 @@ BENCHMARKS = {
     "ledger": "published traffic, from dry runs of the presets (minutes)",
     "forwards": "client forwards and backwards a step beside the closed forms",
     "memory": "a client's peak in HERON-SFL beside CSE-FSL",
+    "profile": "seconds of a profile of every cut, predicted peaks beside measured ones (minutes)",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }
 

@@ -7,6 +7,7 @@ from sfl_flower.client_app import make_client_app
 from sfl_flower.comparison import compare, compare_runs
 from sfl_flower.config import RunConfig
 from sfl_flower.methods import METHODS
+from sfl_flower.profiling import Profile, profile
 from sfl_flower.run import RunResult
 from sfl_flower.simulation import simulate
 from sfl_flower.task import Samples, SplitTask
@@ -15,6 +16,7 @@ from sfl_flower.tasks import TASKS, load_task
 __all__ = [
     "METHODS",
     "TASKS",
+    "Profile",
     "RunConfig",
     "RunResult",
     "Samples",
@@ -24,6 +26,7 @@ __all__ = [
     "load_task",
     "make_client_app",
     "make_server_app",
+    "profile",
     "simulate",
 ]
 __version__ = "0.1.0"

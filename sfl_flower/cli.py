@@ -1,4 +1,4 @@
-"""The `sfl` command: run a method on a ready-made task, compare methods, list options, demo."""
+"""The `sfl` command: run a method on a task, compare methods, profile cuts, list options, demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sfl_flower.cli_compare import add_compare
+from sfl_flower.cli_profile import add_profile
 from sfl_flower.config import RunConfig
 from sfl_flower.demo import DEMO_METHODS, run_demo
 from sfl_flower.errors import ConfigError, SflError
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--verbose", action="store_true", help="show Flower's own log")
     run.set_defaults(action=_run)
     add_compare(commands)
+    add_profile(commands)
 
     options = commands.add_parser("options", help="list the options of runs, methods and tasks")
     options.add_argument("name", nargs="?", help="a method or a task (default: options of any run)")

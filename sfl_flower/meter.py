@@ -44,6 +44,9 @@ class PeakMemory:
     peak : int
         Most bytes allocated in the block and alive at one time, above the level at entry; set when
         the block ends.
+    levels : list of int
+        Bytes alive after each allocation and release in the block, above the level at entry; empty
+        on CUDA, where only the peak is known.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class PeakMemory:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.peak = 0
+        self.levels: list[int] = []
         self._profile: Any = None
         self._base = 0
         if self.device.type not in ("cpu", "cuda"):
@@ -73,6 +77,7 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         self.peak = 0
+        self.levels = []
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -101,7 +106,8 @@ class PeakMemory:
         try:
             self._profile.__exit__(None, None, None)
             results = self._profile.profiler.kineto_results
-            self.peak = _highest(results.experimental_event_tree())
+            self.levels = _levels(results.experimental_event_tree())
+            self.peak = max(self.levels, default=0)
         finally:
             self._profile = None
             _COLLECTOR.release()
@@ -150,8 +156,8 @@ class CallCounter:
         self.backwards += 1
 
 
-def _highest(roots: list[Any]) -> int:
-    """Return the most bytes that were allocated on the CPU by these events and not yet freed.
+def _levels(roots: list[Any]) -> list[int]:
+    """Return the bytes allocated on the CPU by these events and not yet freed, after each of them.
 
     A release counts when its allocation is among the events: torch knows the size of an older block
     only if some earlier profile saw it, and may then know it wrongly.
@@ -164,15 +170,15 @@ def _highest(roots: list[Any]) -> int:
         if event.tag.name == "Allocation" and event.extra_fields.device.type == "cpu":
             records.append((event.start_time_ns, event.extra_fields))
     live: dict[int, int] = {}
-    level = peak = 0
+    level, found = 0, []
     for _, record in sorted(records, key=lambda pair: pair[0]):
         # A block that another thread freed may be handed out again: the old size goes in any case.
         level -= live.pop(record.ptr, 0)
         if record.alloc_size > 0:
             live[record.ptr] = record.alloc_size
             level += record.alloc_size
-        peak = max(peak, level)
-    return peak
+        found.append(level)
+    return found
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -243,9 +243,14 @@ class SplitTask:
         """
         return copy.deepcopy(self.memo(("halves", seed), lambda: self._construct(seed)))
 
-    def _construct(self, seed: int) -> Halves:
-        from sfl_flower.split import cut
+    def whole(self, seed: int) -> nn.Module:
+        """Return the whole model with the initial weights of a run, not cut.
 
+        Raises
+        ------
+        ConfigError
+            The task's model function returns something else.
+        """
         with seeded_construction(seed):
             model = self.model()
         if not isinstance(model, nn.Module):
@@ -253,6 +258,12 @@ class SplitTask:
                 f"The model function of task {self.name!r} returned a {type(model).__name__}; it "
                 "must return a torch.nn.Module."
             )
+        return model
+
+    def _construct(self, seed: int) -> Halves:
+        from sfl_flower.split import cut
+
+        model = self.whole(seed)
         return cut(model, self.cut)
 
     def build_head(self, seed: int, kind: str, init: str = "random") -> nn.Module:
