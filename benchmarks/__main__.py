@@ -28,7 +28,7 @@ BENCHMARKS = {
     "speed": "rounds of SplitFed V2, CSE-FSL and FSL-SAGE beside bare loops (minutes)",
     "ledger": "published traffic, from dry runs of the presets (minutes)",
     "forwards": "client forwards and backwards a step beside the closed forms",
-    "memory": "a client's peak in HERON-SFL beside CSE-FSL",
+    "memory": "a client's peak: HERON-SFL beside CSE-FSL, zeroth order beside inference",
     "profile": "seconds of a profile of every cut, predicted peaks beside measured ones (minutes)",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }

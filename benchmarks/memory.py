@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import gpt2_memory
 from benchmarks.dry import costless, dry_task
 from benchmarks.figure import Figure
 from benchmarks.trial import options_for, train
@@ -61,9 +62,10 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
-    """Yield the ratio of the two peaks for each cut."""
+    """Yield the ratio of the two peaks for each cut, then those of a GPT-2."""
     for cut in CUTS:
         yield _figure(cut, args.memory_batch)
+    yield from gpt2_memory.figures()
 
 
 def _figure(cut: str, batch: int) -> Figure:
