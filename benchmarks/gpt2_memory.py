@@ -90,7 +90,10 @@ def _texts() -> Samples:
 def _model() -> nn.Module:
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
-    still: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    model = GPT2ForSequenceClassification(GPT2Config(num_labels=2, pad_token_id=50_256, **still))
+    options: dict[str, Any] = {
+        "num_labels": 2, "pad_token_id": 50_256,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    }  # fmt: skip
+    model = GPT2ForSequenceClassification(GPT2Config(**options))
     adapt(model, "gpt2", RANK, 2 * RANK, "")
     return model
