@@ -18,7 +18,7 @@ from unittest.mock import patch
 from uuid import uuid4
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.trial import train
 from sfl_flower.run import Plan
@@ -28,7 +28,7 @@ from sfl_flower.task import Samples, SplitTask
 from sfl_flower.tasks import load_task
 from sfl_flower.wire import CATEGORIES
 
-__all__ = ["CHARGED", "RoundBytes", "constant_norms", "costless", "dry_rounds", "dry_task"]
+__all__ = ["CHARGED", "RoundBytes", "costless", "dry_rounds", "dry_task"]
 
 CHARGED = tuple(name for name in CATEGORIES if name not in ("labels", "control"))
 """Categories that the published figures charge: neither labels nor what frames the messages."""
@@ -94,9 +94,7 @@ def _shape(run: Callable[..., Tensor], half: Half, x: Tensor) -> tuple[int, ...]
         return tuple(run(aside, torch.zeros_like(x[:1])).shape[1:])
 
 
-def dry_task(
-    options: Mapping[str, Any], images: int, adapt: Callable[[nn.Module], nn.Module] | None = None
-) -> SplitTask:
+def dry_task(options: Mapping[str, Any], images: int) -> SplitTask:
     """Return the task of some options on blank images, labels in turn.
 
     Parameters
@@ -105,8 +103,6 @@ def dry_task(
         Flat options of a run; those of the task begin with ``task.``.
     images : int
         Training images; they take the memory of one.
-    adapt : callable, optional
-        Changes the model before it is cut.
     """
     own = {
         key.removeprefix("task."): value
@@ -115,15 +111,8 @@ def dry_task(
     }
     # Random weights have the sizes of pre-trained ones, and need no download.
     task = load_task(options["task"], **{**own, "pretrained": False})
-    model = task.model
-
-    def adapted() -> nn.Module:
-        built = model()
-        return built if adapt is None else adapt(built)
-
     return replace(
         task,
-        model=adapted,
         train=partial(_blank, images),
         test=partial(_blank, TEST_IMAGES),
         token=uuid4().hex,
@@ -135,30 +124,7 @@ def _blank(count: int) -> Samples:
     return Samples(pixels.expand(count, -1, -1, -1), torch.arange(count) % 10)
 
 
-def constant_norms(model: nn.Module) -> nn.Module:
-    """Leave the tensors of frozen BatchNorm out of the state, in place: constants do not travel.
-
-    What is left of a half whose BatchNorm is frozen is what it trains.
-    """
-    for module in model.modules():
-        parameters = list(module.parameters(recurse=False))
-        if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in parameters):
-            values = {**module._parameters, **module._buffers}
-            module._parameters.clear()
-            module._buffers.clear()
-            for name, value in values.items():
-                assert value is not None
-                module.register_buffer(name, value.detach().clone(), persistent=False)
-            module.track_running_stats = False  # else loading a state asks for its batch counter
-    return model
-
-
-def dry_rounds(
-    options: Mapping[str, Any],
-    rounds: int,
-    images: int,
-    adapt: Callable[[nn.Module], nn.Module] | None = None,
-) -> list[RoundBytes]:
+def dry_rounds(options: Mapping[str, Any], rounds: int, images: int) -> list[RoundBytes]:
     """Return what each of the first rounds of a run puts on the wire.
 
     Parameters
@@ -167,7 +133,7 @@ def dry_rounds(
         Flat options of the run, as of a preset.
     rounds : int
         Rounds to run; the options' own number of rounds stays what it is.
-    images, adapt
+    images : int
         As for `dry_task`.
 
     Raises
@@ -175,7 +141,7 @@ def dry_rounds(
     TrainingError
         If a reply was missing or refused: the bytes would be of another run.
     """
-    task = dry_task(options, images, adapt)
+    task = dry_task(options, images)
     plan = Plan.read({**options, "eval_every": 10**6})
     ledgers: list[tuple[dict[str, int], dict[str, int], int]] = []
 

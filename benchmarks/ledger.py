@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 
-from benchmarks.dry import RoundBytes, constant_norms, dry_rounds
+from benchmarks.dry import RoundBytes, dry_rounds
 from benchmarks.figure import Figure
 from benchmarks.trial import options_for
 from sfl_flower.errors import TrainingError
@@ -171,7 +171,7 @@ def _ho_splitfed() -> RoundBytes:
         client_lr=1e-3,
         client_weight_decay=1e-4,
     )
-    return dry_rounds(options, 1, CIFAR_IMAGES, constant_norms)[0]
+    return dry_rounds(options, 1, CIFAR_IMAGES)[0]
 
 
 HO_EPOCHS_ROUNDS = 24
@@ -294,7 +294,7 @@ def _ho_sfl_figures() -> list[Published]:
     three = f"{HO}: {HO_ROUNDS} x the bytes of a round, three rounds alike"
     epochs = (
         f"{HO}, SplitFed V1, one local epoch: {HO_EPOCHS_ROUNDS} x the bytes of a round; frozen "
-        "BatchNorm is constants of the model, so weights are the 681 152 trained ones"
+        "BatchNorm does not travel, so weights are the 681 152 trained ones"
     )
     return [
         Published("ho_sfl_smashed_up", "937.5", "MiB", partial(_ho_cut, "up"), three),

@@ -19,6 +19,7 @@ from sfl_flower.methods import METHODS, read_options
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
 from sfl_flower.strategies.base import SplitStrategy
 from sfl_flower.strategies.decomfl import DeComFL
+from sfl_flower.strategies.frozen_base import counts
 from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import read_task_options
@@ -198,6 +199,7 @@ def _facts(strategy: SplitStrategy) -> dict[str, Any]:
     test = task.samples("test").y
     return {
         "cut": task.cut,
+        "client_trained": counts(halves.client)[1],
         "classes": task.classes,
         "training_samples": strategy.training_samples or None,
         "test_samples": len(test),

@@ -27,7 +27,7 @@ from sfl_flower.data.labels import row_labels
 from sfl_flower.data.memory import remember
 from sfl_flower.data.samples import load_arrays, store_arrays
 from sfl_flower.errors import ConfigError, CutError, DataError, SflError
-from sfl_flower.measures import accuracy, cross_entropy
+from sfl_flower.measures import accuracy, check_measures, check_output, cross_entropy
 
 if TYPE_CHECKING:
     from sfl_flower.split import Halves
@@ -73,14 +73,18 @@ class SplitTask:
     ignore_label : int, optional
         A label that is no class and counts nowhere; with it, labels may be [N, T], one a position.
         The default loss leaves out -100; give a loss that leaves out another.
+    trained : str
+        Which client parameters are trained: ``all`` that the model trains, ``lora``, ``norm``,
+        ``bias``, ``last:N`` or a pattern over names, as `sfl_flower.split.restrict` takes them.
     token : str
-        Names what this process keeps for the task; tasks with equal tokens share it. Unique to the
-        object by default, so build a task once, not once a message.
+        Names what this process keeps for the task; tasks with equal tokens and `trained` share it.
+        Unique to the object by default, so build a task once, not once a message.
 
     Raises
     ------
     ConfigError
-        `classes` is below 1, something that must be callable is not, or a metric is called "loss".
+        `classes` is below 1, `trained` is no choice, a metric is called "loss", or something that must
+        be callable is not.
     """
 
     name: str
@@ -96,9 +100,14 @@ class SplitTask:
     transform: Callable[[Tensor], Tensor] | None = None
     head: Callable[[], nn.Module] | None = None
     ignore_label: int | None = None
+    trained: str = "all"
     token: str = field(default_factory=lambda: uuid4().hex)
 
     def __post_init__(self) -> None:
+        if self.trained != "all":
+            from sfl_flower.split import check_trained
+
+            check_trained(self.trained)
         if self.classes < 1:
             raise ConfigError(
                 f"Task {self.name!r} has classes={self.classes}; it must be at least 1."
@@ -154,7 +163,7 @@ class SplitTask:
         y_train, y_test : array of int, shape [N]
             Labels.
         **options
-            `loss`, `metrics`, `transform`, `head`, as for the class.
+            `loss`, `metrics`, `transform`, `head`, `trained`, as for the class.
 
         Raises
         ------
@@ -173,7 +182,8 @@ class SplitTask:
 
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` gave the first time this process asked for `key` of this task."""
-        return remember(self.token, key, make)
+        token = self.token if self.trained == "all" else f"{self.token}:{self.trained}"
+        return remember(token, key, make)
 
     def samples(self, split: Literal["train", "test"]) -> Samples:
         """Return the checked training or test set; loaded once a process.
@@ -239,7 +249,7 @@ class SplitTask:
         Raises
         ------
         CutError
-            The model cannot be cut at `cut`; the message lists the layers where it can.
+            The model cannot be cut at `cut`, or (ConfigError) `trained` chooses nothing of it.
         """
         return copy.deepcopy(self.memo(("halves", seed), lambda: self._construct(seed)))
 
@@ -261,10 +271,11 @@ class SplitTask:
         return model
 
     def _construct(self, seed: int) -> Halves:
-        from sfl_flower.split import cut
+        from sfl_flower.split import cut, restrict
 
-        model = self.whole(seed)
-        return cut(model, self.cut)
+        halves = cut(self.whole(seed), self.cut)
+        restrict(halves.client, self.trained)
+        return halves
 
     def build_head(self, seed: int, kind: str, init: str = "random") -> nn.Module:
         """Return a new auxiliary head for the run's cut, the same bits in every process.
@@ -376,23 +387,6 @@ class SplitTask:
                 "model, or give a `transform` that makes its inputs (for pixels: "
                 "lambda x: x.float() / 255)."
             ) from error
-        self._check_results(output, loss, values, y)
-
-    def _check_results(self, output: Any, loss: Any, values: Mapping[str, Any], y: Tensor) -> None:
-        n, wanted = len(y), [*y.shape, self.classes]
-        if self.loss is cross_entropy and list(output.shape) != wanted:
-            raise ConfigError(
-                f"The model of task {self.name!r} gives an output of shape {list(output.shape)} "
-                f"for {n} samples; cross entropy over {self.classes} classes needs {wanted}."
-            )
-        if not isinstance(loss, Tensor) or loss.shape != () or not torch.isfinite(loss):
-            raise ConfigError(
-                f"The loss of task {self.name!r} gives {loss}; it must be one finite number, the "
-                "mean over the batch, as a tensor of shape []."
-            )
-        for name, value in values.items():
-            if not isinstance(value, Tensor) or value.shape != (n,):
-                raise ConfigError(
-                    f"Metric {name!r} of task {self.name!r} must give one value a sample, a tensor "
-                    f"of shape [{n}] for {n} samples, not {value}."
-                )
+        if self.loss is cross_entropy:
+            check_output(self.name, output, y, self.classes)
+        check_measures(self.name, loss, values, len(y))

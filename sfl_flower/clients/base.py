@@ -18,9 +18,9 @@ from sfl_flower.clients.shares import divide
 from sfl_flower.clients.store import NodeStore
 from sfl_flower.config import LOCAL
 from sfl_flower.data import PartitionSpec, batch_indices, seeded_torch
-from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.errors import ConfigError, DataError, SflError
 from sfl_flower.meter import PeakMemory
-from sfl_flower.split import Whole
+from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
 from sfl_flower.zo import ParameterVector
@@ -143,14 +143,33 @@ def _spec(text: str) -> PartitionSpec:
 
 
 def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinReply:
-    """Say which share of the data a node has, or why it has none."""
+    """Say which share of the data a node has, or why it cannot take part."""
     try:
         node = Node.open(source, context, request.setup)
-    except (ConfigError, DataError) as error:
+        _check_base(node, request)
+    except SflError as error:
         return JoinReply(node_partition(context), 0, str(error)[:2000])
     if len(node.rows) == 0:
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
     return JoinReply(node.partition, len(node.rows))
+
+
+def _check_base(node: Node, request: JoinRequest) -> None:
+    """Refuse to train on other frozen parameters than the server's, which are never sent."""
+    if not request.base:
+        return
+
+    def compute() -> str:
+        halves = node.task.build(node.seed)
+        return base_digest(halves.client, *([halves.server] if request.whole else []))
+
+    own = node.task.memo(("base", node.seed, request.whole), compute)
+    if own != request.base:
+        raise ConfigError(
+            f"Client {node.partition} builds other frozen parameters than the server (digest "
+            f"{own[:8] or 'none'} instead of {request.base[:8]}); give both the same task, with "
+            "the same weights in its model()."
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
 from sfl_flower.clients.local import Uploads, first_order_steps, local_model
+from sfl_flower.split import travelling_state
 from sfl_flower.wire import LocalReply, LocalRequest, pack_state
 
 __all__ = ["local"]
@@ -23,7 +24,7 @@ def local(node: Node, request: LocalRequest) -> LocalReply:
     reply = uploads.reply(
         request,
         usage(),
-        weights=pack_state(model.client.state_dict()),
+        weights=pack_state(travelling_state(model.client)),
         head_weights=pack_state(model.head.state_dict()),
     )
     if request.keep_state:

@@ -6,6 +6,7 @@ import torch
 
 from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
 
 __all__ = ["train"]
@@ -17,7 +18,7 @@ def train(node: Node, request: FullRequest) -> FullReply:
     half.holds = ""
     with metered(request.meter) as usage:
         module = half.module
-        module.load_state_dict(unpack_state(request.weights, module.state_dict()))
+        load_travelling(module, unpack_state(request.weights, travelling_state(module)))
         optimizer = open_optimizer(node, module.parameters(), request.optimizer, request.keep_state)
         samples, losses = 0, []
         for step in range(request.steps):
@@ -34,7 +35,7 @@ def train(node: Node, request: FullRequest) -> FullReply:
         round=request.round,
         samples=samples,
         loss=sum(losses) / len(losses),
-        weights=pack_state(module.state_dict()),
+        weights=pack_state(travelling_state(module)),
         usage=usage(),
     )
     if request.keep_state:

@@ -20,6 +20,7 @@ from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
 from sfl_flower.clients.local import Uploads, first_order_steps, local_model
 from sfl_flower.errors import WireError
+from sfl_flower.split import travelling_state
 from sfl_flower.wire import ForwardReply, LocalReply, StaleReply, pack_state
 from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, head_digest
 
@@ -58,7 +59,7 @@ def local(node: Node, request: FSLSAGERequest) -> LocalReply | StaleReply:
         )
         # Through a head without trained parameters: z with its estimate.
         first_order_steps(node, request, model, optimizer, uploads)
-    reply = uploads.reply(request, usage(), weights=pack_state(model.client.state_dict()))
+    reply = uploads.reply(request, usage(), weights=pack_state(travelling_state(model.client)))
     if request.keep_state:
         keep_optimizer(node, optimizer)
     node.store.drop(_WEIGHTS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.local import LocalModel, Uploads, local_model, settings_of
 from sfl_flower.contexts import kept_buffers
+from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.wire import (
     HERONRequest,
     LocalReply,
@@ -52,10 +53,11 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
             else:
                 rows[-1] = np.zeros_like(scalars)
     with_scalars = request.uplink == "scalars"
+    client = travelling_state(model.client)
     reply = uploads.reply(
         request,
         usage(),
-        weights=pack_state(_rest(model.client) if with_scalars else model.client.state_dict()),
+        weights=pack_state(buffers_of(model.client, client) if with_scalars else client),
         head_weights=_head(model.head, request),
         scalars=np.stack(rows) if with_scalars else None,
         taken=taken,
@@ -108,10 +110,5 @@ def _head(head: nn.Module, request: HERONRequest) -> dict[str, np.ndarray]:
     """Return what the client sends of the head: nothing where the server trains it."""
     if request.trains == "client":
         return {}
-    return pack_state(_rest(head) if request.uplink == "scalars" else head.state_dict())
-
-
-def _rest(module: nn.Module) -> dict[str, Tensor]:
-    """Return what scalars do not give and training changes: the buffers."""
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    return {name: value for name, value in module.state_dict().items() if name not in parameters}
+    state = head.state_dict()
+    return pack_state(buffers_of(head, state) if request.uplink == "scalars" else state)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfl_flower.clients.base import Node
 from sfl_flower.errors import DataError, TrainingError
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import LocalReply, LocalRequest, Usage, unpack_state
 
 __all__ = ["LocalModel", "Uploads", "first_order_steps", "local_model", "settings_of"]
@@ -60,7 +61,7 @@ def local_model(node: Node, request: LocalRequest, laid_out: str = "") -> LocalM
         return LocalModel(client, node.task.build_head(node.seed, request.head, init))
 
     model = node.task.memo(("local model", node.seed, request.head, laid_out), build)
-    model.client.load_state_dict(unpack_state(request.weights, model.client.state_dict()))
+    load_travelling(model.client, unpack_state(request.weights, travelling_state(model.client)))
     if request.head_weights:
         model.head.load_state_dict(unpack_state(request.head_weights, model.head.state_dict()))
     return model

@@ -7,6 +7,7 @@ import torch
 from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.frozen import run_half
 from sfl_flower.errors import TrainingError
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import pack_state, unpack_state
 from sfl_flower.wire.mu_splitfed import (
     MUForwardReply,
@@ -25,7 +26,7 @@ def forward(node: Node, request: MUForwardRequest) -> MUForwardReply:
     """Run one mini-batch at θ_c, θ_c + μu and θ_c - μu, and remember θ_c."""
     half = node.half
     half.holds = ""
-    half.module.load_state_dict(unpack_state(request.weights, half.module.state_dict()))
+    load_travelling(half.module, unpack_state(request.weights, travelling_state(half.module)))
     with metered(request.meter) as usage, torch.no_grad():
         x, y = node.batch(request.round, 0, request.batch_size)
         direction = _direction(node, request)
@@ -55,7 +56,7 @@ def step(node: Node, request: MUStepRequest) -> MUStepReply:
         )
     half = node.half
     half.holds = ""
-    half.module.load_state_dict(unpack_state(packed, half.module.state_dict()))
+    load_travelling(half.module, unpack_state(packed, travelling_state(half.module)))
     vector = half.trained
     with metered(request.meter) as usage:
         rate = request.lr * float(request.scalar[0]) / (2.0 * request.mu)
@@ -64,7 +65,7 @@ def step(node: Node, request: MUStepRequest) -> MUStepReply:
             raise TrainingError("The step gives weights that are not finite; lower client-lr.")
     node.store.drop(_WEIGHTS)
     node.store.drop(_AT)
-    return MUStepReply(request.round, pack_state(half.module.state_dict()), usage())
+    return MUStepReply(request.round, pack_state(travelling_state(half.module)), usage())
 
 
 def _direction(node: Node, request: MUForwardRequest | MUStepRequest) -> Direction:

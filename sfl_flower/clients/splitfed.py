@@ -15,6 +15,7 @@ from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
 from sfl_flower.clients.steps import remember, restore
 from sfl_flower.contexts import kept_buffers
 from sfl_flower.errors import WireError
+from sfl_flower.split import travelling_state
 from sfl_flower.wire import StepReply, StepRequest, pack_state
 
 __all__ = ["step"]
@@ -36,7 +37,7 @@ def step(node: Node, request: StepRequest) -> StepReply:
             with torch.no_grad(), kept_buffers(module), draws:
                 z = module(x).contiguous().numpy()
             y = labels.to(torch.int64).numpy()
-    packed = pack_state(module.state_dict())
+    packed = pack_state(travelling_state(module))
     remember(node, request, packed)
     return StepReply(
         round=request.round,

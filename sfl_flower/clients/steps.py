@@ -10,6 +10,7 @@ import numpy as np
 from sfl_flower.clients.base import Node
 from sfl_flower.clients.first_order import OPTIMIZER
 from sfl_flower.errors import TrainingError
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import unpack_state
 
 __all__ = ["StepLike", "forget", "remember", "restore"]
@@ -60,7 +61,7 @@ def restore(node: Node, request: StepLike) -> None:
         node.store.drop(OPTIMIZER)
     if packed is None:
         raise TrainingError("The client lost its weights within the round; it joins the next one.")
-    half.module.load_state_dict(unpack_state(packed, half.module.state_dict()))
+    load_travelling(half.module, unpack_state(packed, travelling_state(half.module)))
 
 
 def remember(node: Node, request: StepLike, packed: Mapping[str, np.ndarray]) -> None:

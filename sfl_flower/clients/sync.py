@@ -11,6 +11,7 @@ import torch
 
 from sfl_flower.clients.base import LoadedHalf, Node
 from sfl_flower.errors import JournalError, WireError
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import StaleReply, Sync, pack_state, unpack_state
 from sfl_flower.zo import JournalHeader, Replica, manifest_digest
 from sfl_flower.zo.journal import Tail
@@ -94,8 +95,8 @@ def _download(node: Node, sync: Sync, half: LoadedHalf) -> Replica:
     vector = half.trained
     half.holds = ""
     packed = {k.removeprefix(_WEIGHTS): v for k, v in sync.state.items() if k.startswith(_WEIGHTS)}
-    state = unpack_state(packed, half.module.state_dict())
-    half.module.load_state_dict(state)
+    state = unpack_state(packed, travelling_state(half.module))
+    load_travelling(half.module, state)
     header = JournalHeader.decode(sync.state["header"].tobytes())
     if header.manifest_digest != manifest_digest(vector.manifest()):
         raise WireError(
@@ -169,7 +170,7 @@ def _load(node: Node, half: LoadedHalf, replica: Replica, digest: str) -> bool:
         half.holds = ""
         return False
     rest.pop("header")
-    own = half.module.state_dict()
+    own = travelling_state(half.module)
     like = {k: v for k, v in own.items() if k not in vector.names}
     with torch.no_grad():
         for name, value in unpack_state(rest, like).items():

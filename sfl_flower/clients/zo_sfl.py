@@ -16,6 +16,7 @@ from sfl_flower.clients.first_order import OPTIMIZER
 from sfl_flower.clients.frozen import run_half
 from sfl_flower.clients.steps import forget, remember, restore
 from sfl_flower.errors import TrainingError
+from sfl_flower.split import travelling_state
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest, step_coefficients
 from sfl_flower.zo import Direction, Key, OptimizerSpec, Walk, run_key
@@ -31,7 +32,7 @@ def step(node: Node, request: ZOStepRequest) -> ZOStepReply:
             _finish(node, request, request.scalars)
         last = request.step == request.steps
         z, y = (None, None) if last else _probe(node, request)
-    packed = pack_state(node.half.module.state_dict())
+    packed = pack_state(travelling_state(node.half.module))
     if last:
         forget(node, request.keep_state)
     else:

@@ -6,18 +6,34 @@ from sfl_flower.split.checks import Problem, check_zeroth_order, freeze_batch_no
 from sfl_flower.split.cut import Halves, cut, legal_cuts
 from sfl_flower.split.half import Half
 from sfl_flower.split.heads import HEADS, make_head
+from sfl_flower.split.trained import TRAINED, check_trained, restrict
+from sfl_flower.split.travelling import (
+    base_digest,
+    base_state,
+    buffers_of,
+    load_travelling,
+    travelling_state,
+)
 from sfl_flower.split.whole import Whole
 
 __all__ = [
     "HEADS",
+    "TRAINED",
     "Half",
     "Halves",
     "Problem",
     "Whole",
+    "base_digest",
+    "base_state",
+    "buffers_of",
+    "check_trained",
     "check_zeroth_order",
     "cut",
     "freeze_batch_norm",
     "legal_cuts",
+    "load_travelling",
     "make_head",
     "problems",
+    "restrict",
+    "travelling_state",
 ]

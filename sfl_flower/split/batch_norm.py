@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfl_flower.errors import CutError
 
-__all__ = ["freeze_batch_norm"]
+__all__ = ["freeze_batch_norm", "is_frozen_norm"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -76,3 +76,8 @@ def freeze_batch_norm(module: M) -> M:
         layer.eval()
         layer.requires_grad_(False)
     return module
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Tell whether a layer is BatchNorm that `freeze_batch_norm` froze: it never changes."""
+    return isinstance(module, _StaysInEval)

@@ -45,6 +45,7 @@ class Half(nn.Module):
         self._buffers = root._buffers
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
+        self._sfl_listed = type(root) in (nn.Sequential, nn.ModuleList)
         for name in attributes:
             if "." not in name and name not in self._buffers and name in vars(root):
                 value = vars(root)[name]

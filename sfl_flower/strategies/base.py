@@ -20,7 +20,10 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.contexts import eval_mode, torch_threads
 from sfl_flower.errors import TrainingError, WireError
 from sfl_flower.report import RoundRecord
+from sfl_flower.split import base_digest, load_travelling, travelling_state
 from sfl_flower.strategies.exchange import Exchange, Tally
+from sfl_flower.strategies.frozen_base import check_checkpoint, check_first_weights, counts
+from sfl_flower.strategies.probing import Noise
 from sfl_flower.strategies.roster import Member, Roster
 from sfl_flower.strategies.server_half import ServerHalf
 from sfl_flower.task import SplitTask
@@ -74,6 +77,8 @@ class SplitStrategy(Strategy):
     settings_type: ClassVar[type[Settings]]
     uses_server_lr: ClassVar[bool] = True
     """Whether `server_lr` changes what the method does."""
+    whole_on_clients: ClassVar[bool] = False
+    """Whether clients hold the whole model instead of the client half."""
 
     def __init__(
         self,
@@ -105,6 +110,7 @@ class SplitStrategy(Strategy):
         self._first = 0
         self._flops = 0
         self._z_shape: tuple[int, ...] | None = None
+        self._base: str | None = None
         self.prepare()
 
     # What a method brings
@@ -116,9 +122,13 @@ class SplitStrategy(Strategy):
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round with these clients."""
 
+    def noise(self) -> Noise | None:
+        """Return what decides the noise of the client's estimates; None without zeroth order."""
+        return None
+
     def method_tensors(self) -> dict[str, Tensor]:
         """Return the method's state for a checkpoint."""
-        return {f"client.{k}": v.clone() for k, v in self.client_half.state_dict().items()}
+        return {f"client.{k}": v.clone() for k, v in travelling_state(self.client_half).items()}
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the method's state back."""
@@ -126,8 +136,7 @@ class SplitStrategy(Strategy):
 
     def load_client(self, state: Mapping[str, Tensor]) -> None:
         """Put client-half weights in place before the first round."""
-        own = self.client_half.state_dict()
-        self.client_half.load_state_dict({k: v for k, v in state.items() if k in own})
+        load_travelling(self.client_half, state)
 
     @property
     def version(self) -> int:
@@ -203,11 +212,11 @@ class SplitStrategy(Strategy):
         return None
 
     def summary(self) -> None:
-        """Log what is trained and how."""
+        """Log what is trained and how, and warn where zeroth order is too noisy to learn."""
         _log.log(INFO, "\t├──> Method: %s, task: %s", self.name, self.task.name)
-        clients = sum(p.numel() for p in self.client_half.parameters())
-        server = sum(p.numel() for p in self.server.module.parameters())
-        _log.log(INFO, "\t├──> Parameters: client half %d, server half %d", clients, server)
+        pairs = [counts(module) for module in (self.client_half, self.server.module)]
+        client, server = (f"{count} ({trained} trained)" for count, trained in pairs)
+        _log.log(INFO, "\t├──> Parameters: client half %s, server half %s", client, server)
         _log.log(
             INFO,
             "\t└──> Clients: %d of %d per round, batch size %d",
@@ -215,6 +224,8 @@ class SplitStrategy(Strategy):
             self.config.clients,
             self.config.batch_size,
         )
+        if (noise := self.noise()) is not None and (warning := noise.warning()):
+            _log.warning(warning)
 
     # The model
 
@@ -280,10 +291,18 @@ class SplitStrategy(Strategy):
             "round": self.round,
             "ledger": self.ledger.to_dict(),
             "seconds": seconds,
+            "base": base_digest(*self._on_clients()),
         }
 
     def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; `start` then runs the rounds that are left."""
+        """Go on from a checkpoint; `start` then runs the rounds that are left.
+
+        Raises
+        ------
+        TrainingError
+            If it belongs to another model, or to other frozen parameters.
+        """
+        check_checkpoint(values, self._on_clients())
         self.server.load_tensors(tensors)
         self.load_method_tensors(tensors)
         self.ledger = Ledger.from_dict(values["ledger"])
@@ -304,15 +323,23 @@ class SplitStrategy(Strategy):
                 "with the same names and shapes."
             )
         if any(not torch.equal(state[k], own[k]) for k in own):
+            check_first_weights(state, self._on_clients())
             self.load_client(state)
             module = self.server.module
             module.load_state_dict({k: v for k, v in state.items() if k in module.state_dict()})
         self._record(self.evaluate_model())
 
+    def _on_clients(self) -> list[nn.Module]:
+        """Return what of the model clients hold."""
+        return [self.client_half, *([self.server.module] if self.whole_on_clients else [])]
+
     def _ask(
         self, nodes: Iterable[Member], exchange: Exchange
     ) -> dict[Member, tuple[int, int, str]]:
-        requests = {node: JoinRequest(self.setup) for node in nodes}
+        if self._base is None:
+            self._base = base_digest(*self._on_clients())
+        request = JoinRequest(self.setup, self._base, self.whole_on_clients)
+        requests = dict.fromkeys(nodes, request)
         replies = exchange.send(requests, JoinReply.from_content)
         return {
             node: (reply.partition, reply.samples, reply.problem) for node, reply in replies.items()

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from sfl_flower.config import Settings, check_choice
 from sfl_flower.errors import WireError
 from sfl_flower.optim import FIRST_ORDER
+from sfl_flower.split import travelling_state
 from sfl_flower.strategies.local import LocalSettings, LocalStrategy
 from sfl_flower.strategies.roster import Member
 from sfl_flower.wire import CSEFSLRequest, LocalReply, LocalRequest, unpack_state
@@ -57,14 +58,14 @@ class CSEFSL(LocalStrategy):
         """Refuse a reply whose weights do not fit client half and head."""
         if reply.scalars is not None:
             raise WireError("it brings scalars, asked were weights.")
-        unpack_state(reply.weights, self.client_half.state_dict())
+        unpack_state(reply.weights, travelling_state(self.client_half))
         unpack_state(reply.head_weights, self.head.state_dict())
 
     def average(
         self, round: int, replies: Mapping[Member, LocalReply], weights: list[float]
     ) -> None:
         """Average client halves and heads, parameters and buffers."""
-        client, head = self.client_half.state_dict(), self.head.state_dict()
+        client, head = travelling_state(self.client_half), self.head.state_dict()
         states = [
             {f"client.{k}": v for k, v in unpack_state(reply.weights, client).items()}
             | {f"head.{k}": v for k, v in unpack_state(reply.head_weights, head).items()}

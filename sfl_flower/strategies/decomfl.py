@@ -29,7 +29,7 @@ from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.hybrid import HybridStrategy
 from sfl_flower.strategies.means import client_weight
 from sfl_flower.strategies.mirror import SYNC_POLICIES, Mirror
-from sfl_flower.strategies.probing import check_mu, check_scalars
+from sfl_flower.strategies.probing import Noise, check_mu, check_scalars
 from sfl_flower.strategies.roster import Member
 from sfl_flower.wire import WalkReply, WalkRequest, expect_shape
 from sfl_flower.zo import LAWS, SHARED_STREAM, Entry, OptimizerSpec, run_key
@@ -105,6 +105,7 @@ class DeComFL(HybridStrategy):
     name: ClassVar[str] = "decomfl"
     settings_type: ClassVar[type[Settings]] = DeComFLSettings
     uses_server_lr: ClassVar[bool] = False
+    whole_on_clients: ClassVar[bool] = True
     settings: DeComFLSettings
 
     def prepare(self) -> None:
@@ -144,6 +145,11 @@ class DeComFL(HybridStrategy):
         own = self.server.module.state_dict()
         self.server.module.load_state_dict({k: v for k, v in state.items() if k in own})
         super().load_client(state)
+
+    def noise(self) -> Noise:
+        """Return d, that of the whole model, and the directions of a local step."""
+        probes = self.settings.probes
+        return Noise(self.mirror.vector.size, probes, f"{probes} probes, shared by the clients")
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return journal and parameters for a checkpoint."""

@@ -17,7 +17,7 @@ from flwr.app import RecordDict
 from sfl_flower.config import Settings
 from sfl_flower.data import client_samples
 from sfl_flower.errors import WireError
-from sfl_flower.split import Whole
+from sfl_flower.split import Whole, load_travelling, travelling_state
 from sfl_flower.strategies.base import Outcome, SplitStrategy
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.first_order import FirstOrderSettings
@@ -41,6 +41,7 @@ class FedAvg(SplitStrategy):
     name: ClassVar[str] = "fedavg"
     settings_type: ClassVar[type[Settings]] = FedAvgSettings
     uses_server_lr: ClassVar[bool] = False
+    whole_on_clients: ClassVar[bool] = True
     settings: FedAvgSettings
 
     def prepare(self) -> None:
@@ -49,7 +50,7 @@ class FedAvg(SplitStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of FedAvg: the model to every client, local steps, the mean."""
-        packed = pack_state(self.whole.state_dict())
+        packed = pack_state(travelling_state(self.whole))
         requests = {member: self._request(round, member, packed) for member in cohort}
         replies = exchange.send(requests, lambda content: self._read(round, content))
         used: dict[Member, FullReply] = {}
@@ -69,10 +70,10 @@ class FedAvg(SplitStrategy):
     def _average(self, used: Mapping[Member, FullReply]) -> None:
         if not used:
             return
-        own = self.whole.state_dict()
+        own = travelling_state(self.whole)
         weights = [client_weight(self.config.mean, reply.samples) for reply in used.values()]
         states = (unpack_state(reply.weights, own) for reply in used.values())
-        self.whole.load_state_dict(mean_state(states, weights))
+        load_travelling(self.whole, mean_state(states, weights))
 
     def _request(self, round: int, member: Member, packed: Mapping[str, np.ndarray]) -> FullRequest:
         return FullRequest(
@@ -90,5 +91,5 @@ class FedAvg(SplitStrategy):
         reply = FullReply.from_content(content)
         if reply.round != round:
             raise WireError(f"it answers round {reply.round}, asked was round {round}.")
-        unpack_state(reply.weights, self.whole.state_dict())
+        unpack_state(reply.weights, travelling_state(self.whole))
         return reply

@@ -23,6 +23,7 @@ from sfl_flower.contexts import eval_mode
 from sfl_flower.data import generator, seeded_torch
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.optim import FIRST_ORDER
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.strategies.alignment import REFRESH_MODES, check_alignable, refresh
 from sfl_flower.strategies.base import Outcome
 from sfl_flower.strategies.cse_fsl import CSEFSL, CSEFSLSettings
@@ -154,7 +155,7 @@ class FSLSAGE(CSEFSL):
         if self._warm:
             return super().train_round(round, cohort, exchange)
         self.check_uploads(round)
-        packed = pack_state(self.client_half.state_dict())
+        packed = pack_state(travelling_state(self.client_half))
         losses: list[float] = []
         left: list[float] = []
         requests: dict[Member, LocalRequest] = {}
@@ -315,7 +316,7 @@ class FSLSAGE(CSEFSL):
             return
         if reply.scalars is not None or reply.head_weights:
             raise WireError("it brings more than the weights of the client half.")
-        unpack_state(reply.weights, self.client_half.state_dict())
+        unpack_state(reply.weights, travelling_state(self.client_half))
 
     def average(
         self, round: int, replies: Mapping[Member, LocalReply], weights: list[float]
@@ -324,6 +325,6 @@ class FSLSAGE(CSEFSL):
         if self._warm:
             super().average(round, replies, weights)
             return
-        own = self.client_half.state_dict()
+        own = travelling_state(self.client_half)
         states = (unpack_state(reply.weights, own) for reply in replies.values())
-        self.client_half.load_state_dict(mean_state(states, weights))
+        load_travelling(self.client_half, mean_state(states, weights))

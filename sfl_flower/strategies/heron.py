@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.strategies.local import LocalSettings, LocalStrategy
-from sfl_flower.strategies.probing import check_mu, check_scalars
+from sfl_flower.strategies.probing import Noise, check_mu, check_scalars
 from sfl_flower.strategies.roster import Member
 from sfl_flower.strategies.server_half import ServerHalf
 from sfl_flower.wire import (
@@ -135,7 +136,6 @@ class HERON(LocalStrategy):
         super().prepare()
         both = nn.ModuleDict({"client": self.client_half, "head": self.head})
         self.vector = ParameterVector(both, heron_names(both, self.trains))
-        self._both = both
         self._rebuilt: dict[Member, dict[str, Tensor]] = {}
         self.trainer: ServerHalf | None = None
         if self.settings.head_trainer == "server":
@@ -147,6 +147,13 @@ class HERON(LocalStrategy):
     def trains(self) -> str:
         """What clients move."""
         return "client" if self.settings.head_trainer == "server" else "both"
+
+    def noise(self) -> Noise:
+        """Return d and the directions of a local step of all clients, whose walks are averaged."""
+        probes, clients = self.settings.probes, self.config.cohort
+        remedies = ("head_trainer=server",) if self.trains == "both" else ()
+        words = f"{probes} probes x {clients} clients"
+        return Noise(self.vector.size, probes * clients, words, remedies)
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return client half, head and the state of the head's optimiser for a checkpoint."""
@@ -205,14 +212,10 @@ class HERON(LocalStrategy):
 
     def _expected(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the tensors that a reply brings of client half and head."""
-        found = dict(self._both.state_dict())
+        client = travelling_state(self.client_half)
+        head = {} if self.trains == "client" else dict(self.head.state_dict())
         if self.settings.uplink == "scalars":
-            fixed = {name for name, _ in self._both.named_parameters(remove_duplicate=False)}
-            found = {k: v for k, v in found.items() if k not in fixed}
-        client = {k.removeprefix("client."): v for k, v in found.items() if k.startswith("client.")}
-        if self.trains == "client":
-            return client, {}
-        head = {k.removeprefix("head."): v for k, v in found.items() if k.startswith("head.")}
+            client, head = buffers_of(self.client_half, client), buffers_of(self.head, head)
         return client, head
 
     def average(

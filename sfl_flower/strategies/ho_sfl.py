@@ -28,7 +28,7 @@ from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.hybrid import HybridStrategy
 from sfl_flower.strategies.means import client_weight
 from sfl_flower.strategies.mirror import SYNC_POLICIES, Mirror
-from sfl_flower.strategies.probing import check_mu, check_scalars
+from sfl_flower.strategies.probing import Noise, check_mu, check_scalars
 from sfl_flower.strategies.roster import Member
 from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest, expect_shape
 from sfl_flower.zo import (
@@ -154,6 +154,18 @@ class HOSFL(HybridStrategy):
             self.settings.optimizer(),
             self.settings.sync,
         )
+
+    def noise(self) -> Noise:
+        """Return d and the directions of a round, those of all clients where they are own."""
+        settings, clients = self.settings, self.config.cohort
+        count, words = settings.probes * settings.minibatches, f"{settings.probes} probes"
+        if settings.minibatches > 1:
+            words += f" x {settings.minibatches} mini-batches"
+        if settings.directions == "shared":
+            words += ", shared by the clients"
+            return Noise(self.mirror.vector.size, count, words, ("directions=own",))
+        words += f" x {clients} clients"
+        return Noise(self.mirror.vector.size, count * clients, words, ("minibatches",))
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return journal, parameters and optimiser state for a checkpoint."""

@@ -21,6 +21,7 @@ from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.data import client_samples, steps_per_epoch
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.schedules import SCHEDULES, scheduled
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.strategies.base import Outcome, SplitStrategy
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.means import client_weight, mean_state
@@ -134,7 +135,7 @@ class LocalStrategy(SplitStrategy):
         if not cohort:
             return Outcome([], 0, {})
         self.check_uploads(round)
-        packed = pack_state(self.client_half.state_dict())
+        packed = pack_state(travelling_state(self.client_half))
         head = pack_state(self.head.state_dict())
         requests = {member: self.request(round, member, packed, head) for member in cohort}
         replies = exchange.send(requests, self.reader(requests))
@@ -286,8 +287,8 @@ class LocalStrategy(SplitStrategy):
     def average_both(self, states: list[dict[str, Tensor]], weights: list[float]) -> None:
         """Load the weighted means of states whose names begin with ``client.`` and ``head.``."""
         mean = mean_state(states, weights)
-        # What no state holds (frozen parameters, with scalars) stays as it is.
-        self.client_half.load_state_dict(_under("client.", mean), strict=False)
+        load_travelling(self.client_half, _under("client.", mean))
+        # What no state holds (a head that the server trains) stays as it is.
         self.head.load_state_dict(_under("head.", mean), strict=False)
 
 

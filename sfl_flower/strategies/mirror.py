@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import JournalError
+from sfl_flower.split import travelling_state
 from sfl_flower.strategies.roster import Member
 from sfl_flower.wire import StaleReply, Sync, pack_state, state_bytes
 from sfl_flower.zo import (
@@ -110,7 +111,7 @@ class Mirror:
 
     def _download_bytes(self) -> int:
         slots = self.replica.nbytes - 4 * self.vector.size
-        return state_bytes(self.half.state_dict()) + slots
+        return state_bytes(travelling_state(self.half)) + slots
 
     def sync(self, member: Member) -> Sync:
         """Plan how a client comes to the current version, from where it is believed to stand."""
@@ -136,7 +137,7 @@ class Mirror:
         )
 
     def _full(self) -> Sync:
-        state = {f"weights.{k}": v for k, v in pack_state(self.half.state_dict()).items()}
+        state = {f"weights.{k}": v for k, v in pack_state(travelling_state(self.half)).items()}
         state["header"] = np.frombuffer(self.journal.header.encode(), dtype=np.uint8)
         if self.version:
             arrays = self.replica.to_arrays()
@@ -163,7 +164,7 @@ class Mirror:
             f"replica.{name}": torch.from_numpy(array)
             for name, array in self.replica.to_arrays().items()
         }
-        found |= {f"client.{k}": v.clone() for k, v in self.half.state_dict().items()}
+        found |= {f"client.{k}": v.clone() for k, v in travelling_state(self.half).items()}
         found["journal"] = torch.frombuffer(bytearray(self.journal.encode()), dtype=torch.uint8)
         return found
 

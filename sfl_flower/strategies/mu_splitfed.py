@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.contexts import eval_mode
 from sfl_flower.errors import SflError, WireError
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.strategies.base import Outcome
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.means import client_weight, mean_state
@@ -86,9 +87,11 @@ class MUSplitFedSettings(Settings):
 
 
 def moved(module: nn.Module, mean: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
-    """Return ``θ + rate · (mean - θ)`` for the parameters of a module, the mean of its buffers."""
+    """Return ``θ + rate · (mean - θ)`` for the trained parameters, the mean of the buffers."""
     found = dict(mean)
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         own, other = parameter.detach().double(), mean[name].double()
         # In this form a rate of 1 gives the mean to the bit.
         found[name] = ((1.0 - rate) * own + rate * other).to(parameter.dtype)
@@ -174,12 +177,12 @@ class MUSplitFed(ZerothOrderStrategy):
         weights: list[float],
     ) -> None:
         """Move both halves by η_g towards the means over the clients that finished."""
-        rate, own = self.settings.global_lr, self.client_half.state_dict()
+        rate, own = self.settings.global_lr, travelling_state(self.client_half)
         clients = mean_state((unpack_state(r.weights, own) for r in done.values()), weights)
-        servers = mean_state((halves[member].module.state_dict() for member in done), weights)
+        servers = mean_state((travelling_state(halves[m].module) for m in done), weights)
         pairs = ((self.client_half, clients), (self.server.module, servers))
         for module, mean in pairs:
-            module.load_state_dict(moved(module, mean, rate))
+            load_travelling(module, moved(module, mean, rate))
 
     def _forward_request(self, round: int) -> MUForwardRequest:
         return MUForwardRequest(
@@ -188,7 +191,7 @@ class MUSplitFed(ZerothOrderStrategy):
             setup=self.setup,
             law=self.settings.direction,
             mu=self.settings.mu,
-            weights=pack_state(self.client_half.state_dict()),
+            weights=pack_state(travelling_state(self.client_half)),
             eval_mode=self.settings.client_mode == "eval",
             meter=self.metering(round),
         )
@@ -218,7 +221,7 @@ class MUSplitFed(ZerothOrderStrategy):
     def _read_weights(self, round: int, content: RecordDict) -> MUStepReply:
         reply = MUStepReply.from_content(content)
         self._expect_round(round, reply.round)
-        unpack_state(reply.weights, self.client_half.state_dict())
+        unpack_state(reply.weights, travelling_state(self.client_half))
         return reply
 
     @staticmethod

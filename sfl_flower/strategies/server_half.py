@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from sfl_flower.config import RunConfig
 from sfl_flower.data import seeded_torch
 from sfl_flower.data.labels import wrong_label
-from sfl_flower.errors import TrainingError, WireError
+from sfl_flower.errors import WireError
 from sfl_flower.optim import load_slots, make_optimizer, slots
+from sfl_flower.split import load_travelling, travelling_state
 
 __all__ = ["Gradients", "ServerHalf"]
 
@@ -154,7 +155,7 @@ class ServerHalf:
 
     def tensors(self, prefix: str = "server.") -> dict[str, Tensor]:
         """Return weights and optimiser state as named tensors, for a checkpoint."""
-        found = {f"{prefix}model.{k}": v.clone() for k, v in self.module.state_dict().items()}
+        found = {f"{prefix}model.{k}": v.clone() for k, v in travelling_state(self.module).items()}
         return found | {f"{prefix}optimizer.{k}": v for k, v in slots(self.optimizer).items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], prefix: str = "server.") -> None:
@@ -166,12 +167,10 @@ class ServerHalf:
             If the tensors belong to another model.
         """
         model = f"{prefix}model."
-        try:
-            self.module.load_state_dict(
-                {k.removeprefix(model): v for k, v in tensors.items() if k.startswith(model)}
-            )
-        except RuntimeError as error:
-            raise TrainingError(f"The checkpoint holds another server half: {error}") from error
+        load_travelling(
+            self.module,
+            {k.removeprefix(model): v for k, v in tensors.items() if k.startswith(model)},
+        )
         own = f"{prefix}optimizer."
         load_slots(
             self.optimizer,

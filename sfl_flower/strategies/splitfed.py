@@ -24,6 +24,7 @@ from torch import nn
 from sfl_flower.config import Settings
 from sfl_flower.data import generator
 from sfl_flower.errors import CutError, WireError
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.strategies.base import Outcome, SplitStrategy
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.first_order import FirstOrderSettings
@@ -45,12 +46,12 @@ class _SplitFed(SplitStrategy):
         Raises
         ------
         CutError
-            If it has no parameter.
+            If it trains no parameter.
         """
-        if not any(True for _ in self.client_half.parameters()):
+        if not any(parameter.requires_grad for parameter in self.client_half.parameters()):
             raise CutError(
-                f"The client half up to '{self.task.cut}' has no parameter, so SplitFed has "
-                "nothing to train there; cut at a later layer."
+                f"The client half up to '{self.task.cut}' has no trainable parameter, so SplitFed "
+                "has nothing to train there; cut at a later layer, or use method 'frozen'."
             )
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
@@ -61,7 +62,7 @@ class _SplitFed(SplitStrategy):
         done: dict[Member, StepReply] = {}
         self.begin_round()
         order = self.order(round, sorted(cohort))
-        packed = pack_state(self.client_half.state_dict())
+        packed = pack_state(travelling_state(self.client_half))
         exchange.push({m: self._request(round, 0, m, weights=packed) for m in cohort})
         active = cohort
         for step in range(max(self._steps.values(), default=0) + 1):
@@ -124,12 +125,12 @@ class _SplitFed(SplitStrategy):
         """Bring the server halves of a round together."""
 
     def _average(self, done: Mapping[Member, StepReply], samples: Mapping[Member, int]) -> None:
-        own = self.client_half.state_dict()
+        own = travelling_state(self.client_half)
         if not done:
             return
         weights = [client_weight(self.config.mean, samples[member]) for member in done]
         states = (unpack_state(reply.weights, own) for reply in done.values())
-        self.client_half.load_state_dict(mean_state(states, weights))
+        load_travelling(self.client_half, mean_state(states, weights))
         self.end_round(list(done), weights)
 
     def _request(
@@ -170,7 +171,7 @@ class _SplitFed(SplitStrategy):
                     f"{self.config.batch_size}."
                 )
         else:
-            unpack_state(reply.weights, self.client_half.state_dict())
+            unpack_state(reply.weights, travelling_state(self.client_half))
         return reply
 
 
@@ -211,5 +212,5 @@ class SplitFedV1(_SplitFed):
 
     def end_round(self, members: list[Member], weights: list[float]) -> None:
         """Average the copies of the clients that finished."""
-        states = (self._copies[member].module.state_dict() for member in members)
-        self.server.module.load_state_dict(mean_state(states, weights))
+        states = (travelling_state(self._copies[member].module) for member in members)
+        load_travelling(self.server.module, mean_state(states, weights))

@@ -30,10 +30,12 @@ from sfl_flower.contexts import eval_mode
 from sfl_flower.data import steps_per_epoch
 from sfl_flower.errors import SflError, WireError
 from sfl_flower.optim import optimizer_text
+from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.strategies.base import Outcome
 from sfl_flower.strategies.exchange import Exchange
+from sfl_flower.strategies.frozen_base import counts
 from sfl_flower.strategies.means import client_weight, mean_state
-from sfl_flower.strategies.probing import check_mu
+from sfl_flower.strategies.probing import Noise, check_mu
 from sfl_flower.strategies.roster import Member
 from sfl_flower.strategies.zo_half import ZerothOrderHalf, ZerothOrderStrategy
 from sfl_flower.wire import Usage, pack_state, unpack_state
@@ -138,6 +140,16 @@ class ZOSFL(ZerothOrderStrategy):
             weight_decay=config.server_weight_decay,
         )
 
+    def noise(self) -> Noise:
+        """Return d and the directions of a step of all clients, whose copies are averaged.
+
+        One scalar carries what the directions of both halves did, so both are in d.
+        """
+        halves = (self.client_half, self.server.module)
+        size = sum(counts(module)[1] for module in halves)
+        probes, clients = self.settings.probes, self.config.cohort
+        return Noise(size, probes * clients, f"{probes} probes x {clients} clients")
+
     def summary(self) -> None:
         """Log what is trained and how, and what to expect of it."""
         super().summary()
@@ -145,7 +157,7 @@ class ZOSFL(ZerothOrderStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of ZO-SFL: h steps on every client, then the means."""
-        packed = pack_state(self.client_half.state_dict())
+        packed = pack_state(travelling_state(self.client_half))
         pairs = {member: self._pair(member) for member in cohort}
         exchange.push({m: self._request(round, 0, pairs[m], weights=packed) for m in cohort})
         step, active = 0, cohort
@@ -156,7 +168,7 @@ class ZOSFL(ZerothOrderStrategy):
                 pair = pairs[member]
                 pair.usages.append(reply.usage)
                 if reply.z is None:
-                    pair.weights = unpack_state(reply.weights, self.client_half.state_dict())
+                    pair.weights = unpack_state(reply.weights, travelling_state(self.client_half))
                     continue
                 try:
                     scalars = self._step(pair, (round, member.partition, step), reply)
@@ -202,9 +214,9 @@ class ZOSFL(ZerothOrderStrategy):
             self.book_usage(pair.usages)
         weights = [client_weight(self.config.mean, pair.samples) for pair in finished]
         clients = (pair.weights for pair in finished if pair.weights)
-        self.client_half.load_state_dict(mean_state(clients, weights))
-        servers = (pair.half.module.state_dict() for pair in finished)
-        self.server.module.load_state_dict(mean_state(servers, weights))
+        load_travelling(self.client_half, mean_state(clients, weights))
+        servers = (travelling_state(pair.half.module) for pair in finished)
+        load_travelling(self.server.module, mean_state(servers, weights))
         scalars = np.concatenate([part for pair in finished for part in pair.scalars])
         return Outcome(
             [loss for pair in finished for loss in pair.losses],
@@ -248,7 +260,7 @@ class ZOSFL(ZerothOrderStrategy):
         if (step == pair.steps) != bool(reply.weights):
             raise WireError("it brings weights before its last step, or none after it.")
         if reply.z is None or reply.y is None:
-            unpack_state(reply.weights, self.client_half.state_dict())
+            unpack_state(reply.weights, travelling_state(self.client_half))
             return reply
         self.expect_z(reply.z)
         count, probes = int(reply.y.shape[0]), self.settings.probes

@@ -32,6 +32,7 @@ def cifar10(
     cut: str = "layer2",
     pretrained: bool = False,
     freeze_bn: bool = False,
+    trained: str = "all",
 ) -> SplitTask:
     """Return the task: ResNet-18 on CIFAR-10, without data augmentation.
 
@@ -52,6 +53,8 @@ def cifar10(
         Start from torchvision's ImageNet weights; needs the ImageNet stem.
     freeze_bn : bool
         Freeze BatchNorm up to the cut (`freeze_batch_norm`), as HO-SFL needs.
+    trained : str
+        Which client parameters are trained, as `SplitTask` takes it.
 
     Raises
     ------
@@ -82,6 +85,7 @@ def cifar10(
         test=partial(load, "test"),
         classes=_CLASSES,
         transform=_normalise,
+        trained=trained,
         token=f"cifar10:{root.absolute()}:{train_size}:{test_size}:{model}",
     )
 

@@ -40,11 +40,21 @@ def digits_model() -> nn.Sequential:
     )
 
 
-def digits() -> SplitTask:
+def digits(trained: str = "all") -> SplitTask:
     """Return the task: 1437 training and 360 test images, 10 classes, cut after ``tanh1``.
 
     Every fifth image in the order of the labels is a test image: no seed, and each class in
     proportion.
+
+    Parameters
+    ----------
+    trained : str
+        Which client parameters are trained, as `SplitTask` takes it.
+
+    Raises
+    ------
+    ConfigError
+        `trained` is no choice of parameters.
     """
     return SplitTask(
         name="digits",
@@ -54,6 +64,7 @@ def digits() -> SplitTask:
         test=_test,
         classes=10,
         transform=_scale,
+        trained=trained,
         token="digits",
     )
 

@@ -41,7 +41,10 @@ def fashion_mnist_model() -> nn.Sequential:
 
 
 def fashion_mnist(
-    train_size: int = 60_000, test_size: int = 10_000, data_dir: str | None = None
+    train_size: int = 60_000,
+    test_size: int = 10_000,
+    data_dir: str | None = None,
+    trained: str = "all",
 ) -> SplitTask:
     """Return the task, cut after ``relu2``.
 
@@ -52,11 +55,13 @@ def fashion_mnist(
     data_dir : str, optional
         Folder with ``fashion_mnist.npz``, or where torchvision keeps or puts its download. By
         default the environment variable ``SFL_DATA_DIR``, else ``~/.cache/sfl_flower``.
+    trained : str
+        Which client parameters are trained, as `SplitTask` takes it.
 
     Raises
     ------
     ConfigError
-        A size is out of its range.
+        A size is out of its range, or `trained` is no choice of parameters.
     """
     whole_number("fashion_mnist", "train_size", train_size, 1, 60_000)
     whole_number("fashion_mnist", "test_size", test_size, 1, 10_000)
@@ -69,6 +74,7 @@ def fashion_mnist(
         test=partial(_load, root, "test", test_size),
         classes=10,
         transform=_scale,
+        trained=trained,
         token=f"fashion_mnist:{root.absolute()}:{train_size}:{test_size}",
     )
 

@@ -19,7 +19,11 @@ _CLASSES = 10
 
 
 def synthetic(
-    train_size: int = 3200, test_size: int = 64, image_size: int = 32, cut: str = "layer2"
+    train_size: int = 3200,
+    test_size: int = 64,
+    image_size: int = 32,
+    cut: str = "layer2",
+    trained: str = "all",
 ) -> SplitTask:
     """Return the task: ResNet-18 with the ImageNet stem on images of Gaussian noise.
 
@@ -34,6 +38,8 @@ def synthetic(
         Their side, 8 to 512.
     cut : str
         A layer of torchvision's ResNet-18.
+    trained : str
+        Which client parameters are trained, as `SplitTask` takes it.
 
     Raises
     ------
@@ -51,6 +57,7 @@ def synthetic(
         test=partial(_noise, "test", test_size, image_size),
         classes=_CLASSES,
         transform=channels_last,
+        trained=trained,
         token=f"synthetic:{train_size}:{test_size}:{image_size}:{cut}",
     )
 

@@ -101,6 +101,10 @@ class Reader:
         """Tell whether an array of this name came along."""
         return name in self._arrays
 
+    def given(self, name: str) -> bool:
+        """Tell whether a setting of this name came along."""
+        return name in self._config
+
     def array(
         self,
         name: str,

@@ -177,15 +177,29 @@ class Setup:
 
 @dataclass(frozen=True)
 class JoinRequest:
-    """Ask a node who it is and how much data it holds."""
+    """Ask a node who it is and how much data it holds.
+
+    Attributes
+    ----------
+    setup : Setup
+        The run.
+    base : str
+        Digest in hex of what the server has frozen of what clients hold, empty for nothing; a node
+        with another cannot take part.
+    whole : bool
+        Whether clients hold the whole model instead of the client half.
+    """
 
     TYPE: ClassVar[str] = "query.join"
 
     setup: Setup
+    base: str = ""
+    whole: bool = False
 
     def to_content(self) -> RecordDict:
         """Return the content of the Flower message."""
-        return pack({}, self.setup.config(), {})
+        base = {"base": self.base, "whole": self.whole} if self.base else {}
+        return pack({}, {**self.setup.config(), **base}, {})
 
     def payload(self) -> dict[str, int]:
         """Return the bytes by ledger category."""
@@ -195,7 +209,13 @@ class JoinRequest:
     def from_content(cls, content: RecordDict) -> Self:
         """Read and check an arrived request."""
         reader = Reader(content, cls.TYPE)
-        request = cls(Setup.read(reader))
+        setup = Setup.read(reader)
+        frozen = reader.given("base")
+        request = cls(
+            setup,
+            base=_hex(reader, "base") if frozen else "",
+            whole=reader.boolean("whole") if frozen else False,
+        )
         reader.done()
         return request
 

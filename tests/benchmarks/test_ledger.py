@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from benchmarks.dry import CHARGED, constant_norms, costless, dry_rounds
+from benchmarks.dry import CHARGED, costless, dry_rounds
 from benchmarks.ledger import Published, figures, published
 from benchmarks.trial import options_for
 from sfl_flower.presets import load_preset
-from sfl_flower.split import freeze_batch_norm
 from tests import tiny
 
 pytestmark = pytest.mark.flower
@@ -102,15 +100,11 @@ def test_labels_and_control_are_not_charged() -> None:
     assert {"labels", "control"}.isdisjoint(CHARGED) and len(CHARGED) == 6
 
 
-def test_frozen_norms_as_constants_leave_what_is_trained() -> None:
-    frozen = freeze_batch_norm(nn.BatchNorm2d(4))
-    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), frozen, nn.BatchNorm2d(4)).eval()
-    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    before, names = model(x), set(model.state_dict())
-    constant_norms(model)
-    assert set(model.state_dict()) == {name for name in names if not name.startswith("1.")}
-    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
-    torch.testing.assert_close(model(x), before)
+def test_frozen_norms_do_not_travel() -> None:
+    """Of the half of HO-SFL's preset the 681 152 trained parameters go, and no statistics."""
+    options = options_for("splitfed_v1", load_preset("ho_sfl_resnet18_cifar10").options)
+    (found,) = dry_rounds(options | {"clients": 2, "sampled": 2}, 1, 200)
+    assert found.up["weights"] == found.down["weights"] == 2 * 4 * 681_152
 
 
 def test_options_of_one_method_for_another() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -235,19 +236,12 @@ def fixed() -> nn.Module:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_client_half_of_fixed_parameters_trains_the_server_alone(method: str) -> None:
-    trial = begin(tiny.task(build=fixed), method, rounds=2)
-    before = trial.model
-    after = start(trial).model
-    assert trial.total("failures") == 0
-    assert all(torch.equal(before[name], after[name]) for name in tiny.CLIENT_NAMES)
-    assert not equal(before, after)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_client_half_without_parameters_is_refused(method: str) -> None:
-    with pytest.raises(CutError, match=r"up to '0' has no parameter.*cut at a later layer"):
-        begin(tiny.task(build=parameterless, cut="0"), method)
+@pytest.mark.parametrize(("build", "cut"), [(parameterless, "0"), (fixed, "act")])
+def test_a_client_half_with_nothing_to_train_is_refused(
+    method: str, build: Callable[[], nn.Module], cut: str
+) -> None:
+    with pytest.raises(CutError, match=r"has no trainable parameter.*later layer, or .*'frozen'"):
+        begin(tiny.task(build=build, cut=cut), method)
 
 
 @pytest.mark.parametrize(

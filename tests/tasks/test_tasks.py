@@ -51,7 +51,7 @@ def test_unknown_names_are_answered_with_the_known() -> None:
         load_task("digit")
     with pytest.raises(ConfigError, match=r"no option 'train_sise'.*mean 'train_size'.*data_dir"):
         load_task("fashion_mnist", train_sise=3)
-    with pytest.raises(ConfigError, match="'digits' has no option 'size'; it has no options"):
+    with pytest.raises(ConfigError, match="'digits' has no option 'size'; its options are trained"):
         load_task("digits", size=3)
 
 
@@ -60,6 +60,7 @@ def test_options_and_defaults() -> None:
         "train_size": 60_000,
         "test_size": 10_000,
         "data_dir": None,
+        "trained": "all",
     }
     assert set(TASKS) >= {"cifar10", "digits", "fashion_mnist", "synthetic"}
 

@@ -65,6 +65,7 @@ WEIGHTS: dict[str, np.ndarray] = {
 
 MESSAGES: dict[str, Any] = {
     "join request": JoinRequest(SETUP),
+    "join request with a base": JoinRequest(SETUP, "0f" * 16, True),
     "join reply": JoinReply(2, 30),
     "join problem": JoinReply(2, 0, "no data"),
     "stale": StaleReply(2, "ab"),
