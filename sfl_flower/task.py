@@ -83,8 +83,8 @@ class SplitTask:
     Raises
     ------
     ConfigError
-        `classes` is below 1, `trained` is no choice, a metric is called "loss", or something that must
-        be callable is not.
+        `classes` is below 1, a metric is called "loss", `trained` is no choice, or something that
+        must be callable is not.
     """
 
     name: str
