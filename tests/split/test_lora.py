@@ -7,14 +7,10 @@ import importlib
 import logging
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
-
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
-
-import peft
 
 from sfl_flower.errors import CutError
 from sfl_flower.split import check_zeroth_order, cut, legal_cuts
