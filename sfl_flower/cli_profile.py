@@ -43,6 +43,7 @@ def add_profile(commands: Any) -> None:
         "--set", dest="settings", metavar="task.KEY=VALUE", action="append", default=[],
         help="an option of the task",
     )  # fmt: skip
+    parser.add_argument("--trained", default="", help="all, lora, norm, bias, last:N or a pattern")
     parser.add_argument("--cuts", help="with commas between them (default: every legal one)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples of a mini-batch")
     parser.add_argument("--client-memory", help="what a client has, such as 64MiB")
@@ -76,6 +77,7 @@ def _profile(parsed: argparse.Namespace) -> None:
         sampled=parsed.sampled,
         local_steps=parsed.local_steps,
         slowdown=parsed.slowdown,
+        trained=parsed.trained,
         seconds=parsed.seconds,
         watch=_watch,
     )

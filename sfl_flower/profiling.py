@@ -60,6 +60,7 @@ def profile(
     sampled: int = 5,
     local_steps: int = 1,
     slowdown: float = 1.0,
+    trained: str = "",
     seconds: float = 20.0,
     watch: Callable[[str], None] | None = None,
 ) -> Profile:
@@ -83,6 +84,9 @@ def profile(
         As the methods' settings: P, clients of a round, and mini-batches between weights.
     slowdown : float
         How many times slower than this machine a client computes.
+    trained : str
+        Which client parameters are trained, as of `SplitTask`; by default those of the task, or
+        all.
     seconds : float
         How long to measure peaks at the whole batch; the others are predicted.
     watch : callable, optional
@@ -117,7 +121,8 @@ def profile(
     if x is None:
         raise ConfigError("A model is profiled on a batch; give x, a tensor [N, ...].")
     x = x.repeat(-(-batch_size // max(1, len(x))), *[1] * (x.dim() - 1))[:batch_size]
-    rows = profile_cuts(model, x, cuts, seconds, watch)
+    own = subject.trained if isinstance(subject, SplitTask) else "all"
+    rows = profile_cuts(model, x, cuts, seconds, trained or own, watch)
     outputs = rows[-1].smashed_shape[-1] if rows[-1].smashed_shape else 1
     setting = replace(given, outputs=outputs)
     costs = {row.at: method_costs(row, setting) for row in rows}

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.config import check_range
-from sfl_flower.errors import CutError
+from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.meter import PeakMemory
 from sfl_flower.split.cut import cut, legal_cuts
+from sfl_flower.split.trained import check_trained, restrict
 
 __all__ = ["CutProfile", "Peak", "profile_cuts"]
 
@@ -102,6 +103,7 @@ def profile_cuts(
     x: Tensor,
     cuts: Sequence[str] | None = None,
     seconds: float = 20.0,
+    trained: str = "all",
     watch: Callable[[str], None] | None = None,
 ) -> list[CutProfile]:
     """Profile the client half of each cut, and the whole model.
@@ -117,6 +119,9 @@ def profile_cuts(
     seconds : float
         How long to measure at the full batch, from the smallest half up; what is left is
         predicted. 0: predict all.
+    trained : str
+        Which parameters of a client half are trained; see `sfl_flower.split.restrict`. Where a
+        half has none of them, it trains nothing.
     watch : callable, optional
         Called with each cut's name before it is profiled.
 
@@ -131,6 +136,7 @@ def profile_cuts(
         The model cannot be cut, there, or does not run on the batch.
     """
     check_range("seconds", seconds, 0)
+    check_trained(trained)
     if not len(x):
         raise CutError("the batch has no samples; give at least one.")
     names = legal_cuts(model) if cuts is None else list(cuts)
@@ -141,7 +147,7 @@ def profile_cuts(
     for name in [*names, WHOLE]:
         if watch is not None:
             watch(name)
-        half = copy.deepcopy(model) if name == WHOLE else cut(model, name).client
+        half = copy.deepcopy(model) if name == WHOLE else _client_half(model, name, trained)
         modules.append(half)
         rows.append(_predict(name, half, x))
     began = time.monotonic()
@@ -157,6 +163,15 @@ def profile_cuts(
                 backprop=replace(row.backprop, measured=backprop_peak(modules[index], x)),
             )
     return rows
+
+
+def _client_half(model: nn.Module, at: str, trained: str) -> nn.Module:
+    half = cut(model, at).client
+    try:
+        restrict(half, trained)
+    except ConfigError:  # nothing of the kind lies before this cut
+        half.requires_grad_(False)
+    return half
 
 
 def inference_peak(half: nn.Module, x: Tensor) -> int:

@@ -66,6 +66,16 @@ def test_a_peak_that_moves_with_the_batch_is_predicted() -> None:
     assert row.backprop.error is not None and row.backprop.error <= 0.15
 
 
+def test_fewer_trained_parameters_are_counted_and_need_less() -> None:
+    x = torch.randn(16, 3, 8, 8)
+    whole = profile_cuts(convolutions(), x, ["0", "5"])
+    norms = profile_cuts(convolutions(), x, ["0", "5"], trained="norm")
+    assert [row.trainable for row in norms] == [0, 2 * (8 + 16), whole[2].trainable]
+    assert norms[1].travelling_bytes == whole[1].travelling_bytes - 4 * (216 + 8 + 1152 + 16)
+    assert norms[1].inference == whole[1].inference
+    assert norms[0].backprop.bytes < whole[0].backprop.bytes
+
+
 def test_a_small_batch_is_measured_at_once() -> None:
     row = profile_cuts(perceptron(), torch.randn(1, 6), ["0"], seconds=0)[0]
     assert row.inference == Peak(20, 20) and row.inference.error == 0
