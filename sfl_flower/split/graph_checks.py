@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from torch import fx, nn
 
@@ -60,12 +62,30 @@ def _what(node: fx.Node, half: Half) -> tuple[str, str] | None:
         active = mode is None or _value(_passed(node, *mode), half)
         if active and (drawn is None or drawn > 0):
             return f"{place} draws anew in every forward", RANDOM_FIX
+    elif _drops(node, half):
+        return f"{place} draws anew in every forward", RANDOM_FIX
     if name in ("batch_norm", "instance_norm"):
         flag = "training" if name == "batch_norm" else "use_input_stats"
         tracked = argument(node, "running_mean") is not None
         if _value(argument(node, flag), half) and (tracked or name == "batch_norm"):
             return f"{place} uses the statistics of the batch", "put it in eval mode"
     return None
+
+
+def _drops(node: fx.Node, half: nn.Module) -> bool:
+    """Tell whether a function that is kept whole is passed a dropout rate above 0 in train mode.
+
+    Such as torchvision's attention in windows, whose body no recording shows: only the names of its
+    arguments do.
+    """
+    if node.op != "call_function" or not _value(argument(node, "training"), half):
+        return False
+    try:
+        names = [*inspect.signature(cast(Callable[..., Any], node.target)).parameters]
+    except (TypeError, ValueError):  # a function of C may hide them
+        names = [*node.kwargs]
+    rates = [argument(node, name) for name in names if "drop" in name]
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
 def _passed(node: fx.Node, name: str, place: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -10,6 +9,9 @@ from torch import fx, nn
 from sfl_flower.errors import CutError
 from sfl_flower.split import messages
 from sfl_flower.split.effects import effects
+from sfl_flower.split.owners import Owners
+from sfl_flower.split.plan import Plan
+from sfl_flower.split.sizes import batch_sizes, fold_asserted, measured
 from sfl_flower.split.tracing import Traced
 
 __all__ = ["Plan", "Plans"]
@@ -17,39 +19,12 @@ __all__ = ["Plan", "Plans"]
 _MANY_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which operations go where at one cut.
-
-    Attributes
-    ----------
-    below, above : list of fx.Node
-        The operations of the client half and of the server half, in order.
-    crossing : list of fx.Node
-        The values that the server half needs from below.
-    inputs : list of fx.Node
-        The inputs of the model.
-    """
-
-    below: list[fx.Node]
-    above: list[fx.Node]
-    crossing: list[fx.Node]
-    inputs: list[fx.Node]
-
-    def client(self) -> fx.Graph:
-        """Make the graph from the model's inputs to the crossing values."""
-        return _subgraph([*self.inputs, *self.below], [], self.crossing)
-
-    def server(self) -> fx.Graph:
-        """Make the graph from the crossing values to the model's output."""
-        return _subgraph(self.above, self.crossing, None)
-
-
 class Plans:
     """The possible cuts of one recorded model."""
 
     def __init__(self, traced: Traced) -> None:
         self.traced, self.root, self.graph = traced, traced.root, traced.graph
+        fold_asserted(self.graph)
         self.nodes = list(self.graph.nodes)
         self.order = {node: index for index, node in enumerate(self.nodes)}
         self.effects = effects(self.graph, self.root)
@@ -57,7 +32,8 @@ class Plans:
         first = {module: name for name, module in self.root.named_modules()}
         self.canonical = {name: first[module] for name, module in self.modules.items()}
         self.live = self._upstream({self.nodes[-1], *self.effects.state})
-        self.tensors = _tensor_names(self.root)
+        self.owners = Owners(self.root)
+        self.batches, self.batch_sizes = batch_sizes(self.graph, self.root)
 
     def legal(self) -> list[str]:
         """List the layers where a cut is legal, from input to output."""
@@ -88,10 +64,10 @@ class Plans:
         others = [value for value in plan.crossing if value is not node]
         if others:
             raise CutError(f"{here}: {self._bypass(others, plan)}")
-        self._refuse_shared(here, plan)
+        self.owners.refuse_shared(here, plan.below, plan.above)
         if all(value.op == "output" for value in plan.above):
             raise CutError(f"{here}: it is the last layer, nothing is left for the server half")
-        if not any(p.requires_grad for p in self._parameters(plan.above)):
+        if not self.owners.trainable(plan.above):
             raise CutError(f"{here}: the server half would have no trainable parameter")
         return plan
 
@@ -131,10 +107,13 @@ class Plans:
             return "it only holds layers and is never called itself"
         return "the forward never calls it"
 
-    def _upstream(self, start: set[fx.Node]) -> set[fx.Node]:
+    def _upstream(self, start: set[fx.Node], stop: set[fx.Node] | None = None) -> set[fx.Node]:
+        """Return ``start`` and what it needs; of what is in ``stop``, nothing further down."""
         found, todo = set(start), list(start)
         while todo:
             node = todo.pop()
+            if stop is not None and node in stop:
+                continue
             for source in {*node.all_input_nodes, *self.effects.after[node]} - found:
                 found.add(source)
                 todo.append(source)
@@ -145,15 +124,34 @@ class Plans:
         here = self.order[node]
         earlier = {effect for effect in self.effects.state if self.order[effect] < here}
         lower = self._upstream({node, *earlier})
+        plan = self._split(lower, self.live, {})
+        if node not in self.batches or plan.crossing == [node]:
+            return plan
+        # Sizes below the cut that equal the first size of the value that crosses.
+        origin, above = self.batches[node], {*plan.above}
+        sizes = {
+            size: origin
+            for size, of in self.batch_sizes.items()
+            if of is origin and size in self.live and _source(size) not in above
+        }
+        needed = self._upstream({self.nodes[-1], *self.effects.state}, lower | {*sizes})
+        without = self._split(lower, needed, sizes)
+        return without if without.crossing == [node] else plan
+
+    def _split(
+        self, lower: set[fx.Node], needed: set[fx.Node], sizes: dict[fx.Node, fx.Node]
+    ) -> Plan:
         inputs = [value for value in self.nodes if value.op == "placeholder"]
-        live = [value for value in self.nodes if value in self.live and value not in inputs]
-        above = [value for value in live if value not in lower]
+        live = [value for value in self.nodes if value in needed and value.op != "placeholder"]
+        above = [value for value in live if value not in lower and value not in sizes]
         read = {source for value in above for source in value.all_input_nodes} - {*above}
+        taken = {size: origin for size, origin in sizes.items() if size in read}
+        read -= {*taken}
         # A parameter read on both sides is no crossing value but a tie, refused by name.
         again = [value for value in self.nodes if value in read and value.op == "get_attr"]
         crossing = [value for value in self.nodes if value in read and value.op != "get_attr"]
-        below = [value for value in self.nodes if value in lower and value not in inputs]
-        return Plan(below, [*again, *above], crossing, inputs)
+        below = [value for value in self.nodes if value in lower and value.op != "placeholder"]
+        return Plan(below, [*again, *above], crossing, inputs, taken)
 
     def _bypass(self, others: list[fx.Node], plan: Plan) -> str:
         value = others[0]
@@ -181,75 +179,11 @@ class Plans:
         scope = f" in '{node.meta['scope']}'" if node.meta["scope"] else ""
         return f"`{operation}`{scope} ({node.meta['where']})"
 
-    def _refuse_shared(self, here: str, plan: Plan) -> None:
-        """Refuse a parameter, or a buffer in the state, that both halves would own."""
-        below, above = self._state(plan.below), self._state(plan.above)
-        for key, name in below.items():
-            if key not in above:
-                continue
-            kind = "parameter" if isinstance(key[0], str) else "buffer"
-            other = next((n for n in self.tensors.get(key, []) if n != name), above[key])
-            if other != name:
-                raise CutError(f"{here}: the {kind}s '{name}' and '{other}' are tied across it")
-            owner = name.rpartition(".")[0] or "the model itself"
-            raise CutError(
-                f"{here}: '{owner}' is used on both sides of it, so both halves would own "
-                f"the {kind} '{name}'"
-            )
-
-    def _state(self, nodes: list[fx.Node]) -> dict[tuple[Any, ...], str]:
-        """Map the memory of each parameter and saved buffer that ``nodes`` use to a name of it."""
-        found: dict[tuple[Any, ...], str] = {}
-        prefixes = [_used(node) for node in nodes]
-        used = {prefix for prefix in prefixes if prefix is not None}
-        for key, names in self.tensors.items():
-            for name in names:
-                if name in used or any(outer in used for outer in messages.outer_names(name)):
-                    found.setdefault(key, name)
-        return found
-
-    def _parameters(self, nodes: list[fx.Node]) -> list[nn.Parameter]:
-        names = self._state(nodes).values()
-        found = dict(self.root.named_parameters(remove_duplicate=False))
-        return [found[name] for name in names if name in found]
-
 
 def _node(calls: list[object]) -> Any:
     return calls[0] if calls else None
 
 
-def _used(node: fx.Node) -> str | None:
-    return str(node.target) if node.op in ("call_module", "get_attr") else None
-
-
-def _tensor_names(root: nn.Module) -> dict[tuple[Any, ...], list[str]]:
-    """Group the names of the state by the memory they stand for."""
-    found: dict[tuple[Any, ...], list[str]] = {}
-    saved = root.state_dict(keep_vars=True)
-    for name, parameter in root.named_parameters(remove_duplicate=False):
-        storage = parameter.untyped_storage().data_ptr() or id(parameter)
-        key = ("parameter", storage, parameter.storage_offset(), parameter.numel())
-        found.setdefault(key, []).append(name)
-    for name, buffer in root.named_buffers(remove_duplicate=False):
-        if name in saved:
-            found.setdefault((id(buffer),), []).append(name)
-    return found
-
-
-def _subgraph(
-    nodes: list[fx.Node], entries: list[fx.Node], exits: list[fx.Node] | None
-) -> fx.Graph:
-    """Copy ``nodes`` into a graph that takes ``entries`` and returns ``exits``."""
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for index, entry in enumerate(entries):
-        copies[entry] = graph.placeholder("z" if len(entries) == 1 else f"z{index}")
-        copies[entry].meta = {"scope": "", "where": ""}
-    for node in nodes:
-        made = graph.node_copy(node, lambda old: copies[old])
-        made.meta = {"scope": node.meta["scope"], "where": node.meta["where"]}
-        copies[node] = made
-    if exits is not None:
-        (value,) = exits  # one value for now; several would leave as a tuple
-        graph.output(copies[value])
-    graph.lint()
-    return graph
+def _source(size: fx.Node) -> fx.Node | None:
+    read = measured(size)
+    return read[0] if read else None
