@@ -30,6 +30,7 @@ BENCHMARKS = {
     "forwards": "client forwards and backwards a step beside the closed forms",
     "memory": "a client's peak: HERON-SFL beside CSE-FSL, zeroth order beside inference",
     "profile": "seconds of a profile of every cut, predicted peaks beside measured ones (minutes)",
+    "cuts": "halves that give the bits of the whole, at every legal cut of every architecture",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfl_flower.split.checks import Problem, check_zeroth_order, freeze_batch_norm, problems
-from sfl_flower.split.cut import Halves, cut, legal_cuts
+from sfl_flower.split.cut import Halves, cut, every_cut, legal_cuts
 from sfl_flower.split.half import Half
 from sfl_flower.split.heads import HEADS, make_head
 from sfl_flower.split.trained import TRAINED, check_trained, restrict
@@ -29,6 +29,7 @@ __all__ = [
     "check_trained",
     "check_zeroth_order",
     "cut",
+    "every_cut",
     "freeze_batch_norm",
     "legal_cuts",
     "load_travelling",

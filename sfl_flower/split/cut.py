@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from sfl_flower.split.half import Half
 from sfl_flower.split.plans import Plans
 from sfl_flower.split.tracing import Traced, copied, trace
 
-__all__ = ["Halves", "cut", "legal_cuts"]
+__all__ = ["Halves", "cut", "every_cut", "legal_cuts"]
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,7 @@ def cut(
         if example is not None:
             verify_blocks(model, client, server, block, example[0])
         return Halves(client, server, block)
-    traced = _traced(model, example)
-    plan = Plans(traced).at(at)
-    halves = Halves(
-        Half(copied(model), plan.client(), traced.constants),
-        Half(copied(model), plan.server(), traced.constants),
-        at,
-    )
-    if example is not None:
-        _verify(model, halves, example)
-    return halves
+    return _recorded(model, Plans(_traced(model, example)), at, example)
 
 
 def legal_cuts(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> list[str]:
@@ -100,6 +92,39 @@ def legal_cuts(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> l
     if found is not None:
         return legal_blocks(found)
     return Plans(_traced(model, example)).legal()
+
+
+def every_cut(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> Iterator[Halves]:
+    """Yield the halves of ``model`` at each legal cut, from input to output.
+
+    The same as ``cut`` at each of ``legal_cuts``, but the forward is recorded only once.
+
+    Raises
+    ------
+    CutError
+        As ``cut`` does.
+    """
+    if located(model) is not None:
+        for at in legal_cuts(model):
+            yield cut(model, at, example)
+        return
+    plans = Plans(_traced(model, example))
+    for at in plans.legal():
+        yield _recorded(model, plans, at, example)
+
+
+def _recorded(
+    model: nn.Module, plans: Plans, at: str, example: tuple[Tensor, ...] | None
+) -> Halves:
+    plan, constants = plans.at(at), plans.traced.constants
+    halves = Halves(
+        Half(copied(model), plan.client(), constants),
+        Half(copied(model), plan.server(), constants),
+        at,
+    )
+    if example is not None:
+        _verify(model, halves, example)
+    return halves
 
 
 def _traced(model: nn.Module, example: tuple[Tensor, ...] | None) -> Traced:
