@@ -48,6 +48,7 @@ def classification(
     test_size: int | None,
     cut: str,
     checkpoint: Checkpoint,
+    trained: str = "all",
 ) -> SplitTask:
     """Return the task.
 
@@ -63,6 +64,8 @@ def classification(
         Where the model is cut.
     checkpoint : Checkpoint
         The model.
+    trained : str
+        Which client parameters are trained, as `SplitTask` takes it.
     """
     load = partial(_load, data, root, checkpoint)
     verbal = checkpoint.head == "verbaliser"
@@ -75,6 +78,7 @@ def classification(
         classes=2,
         metrics={"accuracy": token_accuracy if verbal else accuracy},
         ignore_label=IGNORED if verbal else None,
+        trained=trained,
         token=f"{data.name}:{root.absolute()}:{train_size}:{test_size}:{cut}:{checkpoint.token}",
     )
 

@@ -40,6 +40,7 @@ def e2e(
     base_dtype: str = "float32",
     dropout: float = 0.0,
     data_dir: str | None = None,
+    trained: str = "all",
 ) -> SplitTask:
     """Return the task: E2E on a causal model with LoRA adapters.
 
@@ -53,7 +54,7 @@ def e2e(
         The first so many rows, 1 to 42 061 and 1 to 4693; all by default.
     data_dir : str, optional
         Folder with ``e2e_train.csv.gz`` and ``e2e_test.csv.gz``, as for `sst2`.
-    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout
+    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, trained
         As for `sst2`.
 
     Raises
@@ -79,6 +80,7 @@ def e2e(
         classes=checkpoint.config().vocab_size,
         metrics={"accuracy": token_accuracy},
         ignore_label=IGNORED,
+        trained=trained,
         token=f"e2e:{root.absolute()}:{train_size}:{test_size}:{cut}:{checkpoint.token}",
     )
 

@@ -44,6 +44,7 @@ def rte(
     base_dtype: str = "float32",
     dropout: float = 0.0,
     data_dir: str | None = None,
+    trained: str = "all",
 ) -> SplitTask:
     """Return the task: RTE on a transformer with LoRA adapters, tested on the validation set.
 
@@ -58,7 +59,7 @@ def rte(
         "… Question: … True or False? Answer:".
     data_dir : str, optional
         Folder with ``rte_train.csv.gz`` and ``rte_val.csv.gz``, as for `sst2`.
-    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout
+    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, trained
         As for `sst2`.
 
     Raises
@@ -74,4 +75,6 @@ def rte(
         "rte", model, head, max_length, _RTE.words, lora_rank, lora_alpha, lora_targets,
         base_dtype, dropout,
     )  # fmt: skip
-    return classification(_RTE, data_folder(data_dir), train_size, test_size, cut, checkpoint)
+    return classification(
+        _RTE, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained
+    )

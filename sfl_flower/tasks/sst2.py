@@ -44,6 +44,7 @@ def sst2(
     base_dtype: str = "float32",
     dropout: float = 0.0,
     data_dir: str | None = None,
+    trained: str = "all",
 ) -> SplitTask:
     """Return the task: SST-2 on a transformer with LoRA adapters, tested on the development set.
 
@@ -70,11 +71,13 @@ def sst2(
         Folder with ``sst2_train.csv.gz`` and ``sst2_dev.csv.gz``. By default the environment
         variable ``SFL_DATA_DIR``, else ``~/.cache/sfl_flower``; Hugging Face's datasets where the
         files are not there.
+    trained : str
+        Which client parameters are trained, of those that the model trains; see `SplitTask`.
 
     Raises
     ------
     ConfigError
-        An option is out of its range.
+        An option is out of its range, or `trained` is no choice of parameters.
     """
     sizes = (("train_size", train_size, 67_349), ("test_size", test_size, 872))
     for option, value, most in sizes:
@@ -85,4 +88,6 @@ def sst2(
         "sst2", model, head, max_length, _SST2.words, lora_rank, lora_alpha, lora_targets,
         base_dtype, dropout,
     )  # fmt: skip
-    return classification(_SST2, data_folder(data_dir), train_size, test_size, cut, checkpoint)
+    return classification(
+        _SST2, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained
+    )

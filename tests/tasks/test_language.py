@@ -143,6 +143,19 @@ def test_without_adapters_everything_is_trained(data: Path, bert: str) -> None:
     assert "bert.embeddings.word_embeddings.weight" in client
 
 
+def test_a_choice_of_client_parameters(data: Path, bert: str, gpt2: str) -> None:
+    given: dict[str, Any] = {"max_length": 20, "trained": "last:1"}
+    client, server = trained(load_task("rte", model=bert, **given))
+    assert client and all(".layer.1." in name for name in client)
+    assert server == trained(load_task("rte", model=bert, max_length=20))[1]
+    client, _server = trained(load_task("e2e", model=gpt2, **given))
+    assert client and all("h.2." in name for name in client)
+    client, _server = trained(
+        load_task("sst2", model=bert, max_length=8, trained="norm", lora_rank=0)
+    )
+    assert client and all("LayerNorm" in name for name in client)
+
+
 def test_frozen_weights_may_be_small_and_trained_ones_are_float32(data: Path, bert: str) -> None:
     task = load_task("sst2", model=bert, max_length=8, base_dtype="bfloat16")
     task.check()
