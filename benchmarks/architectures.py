@@ -1,7 +1,7 @@
-"""Tiny models of every architecture whose cuts are measured and tested.
+"""What a benchmark of cuts needs of an architecture, and tiny models of torchvision's.
 
-A family of architectures is a tuple of `Architecture`; `ARCHITECTURES` joins them, and whoever adds
-a family adds its tuple there. The benchmark `cuts` and the tests read nothing else.
+A family of architectures is a tuple of `Architecture`; `benchmarks/cuts.py` joins them, and whoever
+adds a family adds its tuple there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.models import convnext, efficientnet, mobilenetv3, resnet, swin
 
 from sfl_flower.data import seeded_torch
 
-__all__ = ["ARCHITECTURES", "TORCHVISION", "Architecture", "images", "lively"]
+__all__ = ["TORCHVISION", "Architecture", "images", "lively"]
 
 SIDE, CLASSES = 32, 5
 _LARGE = 2**20
@@ -234,6 +234,3 @@ TORCHVISION = (
     Architecture("swin_v2", lambda: _swin(second=True), _SWIN, _IN_SWIN),
 )
 """The classification families of torchvision, each at its smallest."""
-
-ARCHITECTURES = (*TORCHVISION,)
-"""All families; another one's tuple is added here."""

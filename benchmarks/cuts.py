@@ -1,7 +1,8 @@
 """Cuts that give the whole model's output bit for bit, in eval mode, over all architectures.
 
 Each architecture is a tiny model with random weights and statistics, cut behind every layer where a
-cut is legal. What is cut stands in `benchmarks/architectures.py`, and more is added there.
+cut is legal. torchvision's stand in `benchmarks/architectures.py`, those of Hugging Face's
+transformers in `benchmarks/language_models.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from benchmarks.architectures import ARCHITECTURES, Architecture
+from benchmarks.architectures import TORCHVISION, Architecture
 from benchmarks.figure import Figure
+from benchmarks.language_models import LANGUAGE_MODELS
 from sfl_flower.split import Halves, every_cut
 from sfl_flower.split.compare import same
 
-__all__ = ["faults", "run"]
+__all__ = ["ARCHITECTURES", "faults", "run"]
+
+ARCHITECTURES = (*TORCHVISION, *LANGUAGE_MODELS)
+"""All families; another one's tuple is added here."""
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:

@@ -15,9 +15,18 @@ import transformers
 from torch import Tensor
 from torch.func import functional_call
 
+from benchmarks.language_models import (
+    BLOCKS,
+    LENGTHS,
+    MODELS,
+    PAD,
+    VOCABULARY,
+    build,
+    tokens,
+    whole_logits,
+)
 from sfl_flower.errors import CutError, DataError
 from sfl_flower.split import Halves, check_zeroth_order, cut, legal_cuts, problems
-from tests.language import BLOCKS, LENGTHS, MODELS, PAD, VOCABULARY, build, tokens, whole_logits
 
 cloudpickle: Any = importlib.import_module("ray.cloudpickle")
 

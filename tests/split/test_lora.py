@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.language_models import BLOCKS, build, lively, tokens, whole_logits
 from sfl_flower.errors import CutError
 from sfl_flower.split import check_zeroth_order, cut, legal_cuts
 from sfl_flower.zo import Direction, Key, ParameterVector, run_key, surrogate_scalars
-from tests.language import BLOCKS, build, lively, tokens, whole_logits
 
 cloudpickle: Any = importlib.import_module("ray.cloudpickle")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.language_models import BLOCKS, VOCABULARY, build, tokens
 from sfl_flower.errors import CutError
 from sfl_flower.split import cut, make_head
 from sfl_flower.split.heads import RealMean
-from tests.language import BLOCKS, VOCABULARY, build, tokens
 
 T, H = 12, 16
 

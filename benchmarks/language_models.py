@@ -10,6 +10,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from benchmarks.architectures import Architecture
+
 BLOCKS, VOCABULARY, PAD = 4, 40, 1
 LENGTHS = (7, 3, 9, 1)
 
@@ -91,6 +93,7 @@ def _built(name: str, options: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def lively(model: nn.Module, seed: int = 1) -> nn.Module:
+    """Draw every parameter of `model` anew, in place, none of them near zero by rule."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -115,3 +118,26 @@ def whole_logits(model: Any, ids: Tensor, pad: int | None = PAD) -> tuple[Tensor
     mask = mask[:, :longest]
     logits = model(input_ids=ids[:, :longest], attention_mask=mask, use_cache=False).logits
     return logits.float(), mask.bool()
+
+
+def padded_logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return the whole model's logits as the halves give them: zero in padded positions."""
+    logits, mask = whole_logits(model, ids)
+    if logits.ndim == 2:
+        return logits
+    padded = logits.new_zeros(*ids.shape, logits.shape[-1])
+    padded[:, : mask.shape[1]] = logits.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return padded
+
+
+LANGUAGE_MODELS = tuple(
+    Architecture(
+        name.replace("-", "_"),
+        functools.partial(build, name),
+        named=(),
+        inputs=tokens,
+        whole=padded_logits,
+    )
+    for name in MODELS
+)
+"""The models for the benchmark of cuts; every block but the last is a legal cut."""
