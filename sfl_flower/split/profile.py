@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfl_flower.config import check_range
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.meter import PeakMemory
-from sfl_flower.split.cut import cut, legal_cuts
+from sfl_flower.split.cut import cut, every_cut
 from sfl_flower.split.trained import check_trained, restrict
 
 __all__ = ["CutProfile", "Peak", "profile_cuts"]
@@ -139,17 +139,15 @@ def profile_cuts(
     check_trained(trained)
     if not len(x):
         raise CutError("the batch has no samples; give at least one.")
-    names = legal_cuts(model) if cuts is None else list(cuts)
-    if not names:
-        raise CutError("the model has no legal cut, so there is nothing to profile.")
     rows: list[CutProfile] = []
     modules: list[nn.Module] = []
-    for name in [*names, WHOLE]:
+    for name, half in _halves(model, cuts, trained):
         if watch is not None:
             watch(name)
-        half = copy.deepcopy(model) if name == WHOLE else _client_half(model, name, trained)
         modules.append(half)
         rows.append(_predict(name, half, x))
+    if len(rows) == 1:
+        raise CutError("the model has no legal cut, so there is nothing to profile.")
     began = time.monotonic()
     for index in sorted(range(len(rows)), key=lambda i: rows[i].flops):
         row = rows[index]
@@ -165,13 +163,19 @@ def profile_cuts(
     return rows
 
 
-def _client_half(model: nn.Module, at: str, trained: str) -> nn.Module:
-    half = cut(model, at).client
-    try:
-        restrict(half, trained)
-    except ConfigError:  # nothing of the kind lies before this cut
-        half.requires_grad_(False)
-    return half
+def _halves(
+    model: nn.Module, cuts: Sequence[str] | None, trained: str
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the client half of each cut, and the whole model."""
+    found = every_cut(model) if cuts is None else (cut(model, at) for at in cuts)
+    for name, halves in zip(cuts, found, strict=True) if cuts else ((h.at, h) for h in found):
+        half = halves.client
+        try:
+            restrict(half, trained)
+        except ConfigError:  # nothing of the kind lies before this cut
+            half.requires_grad_(False)
+        yield name, half
+    yield WHOLE, copy.deepcopy(model)
 
 
 def inference_peak(half: nn.Module, x: Tensor) -> int:
