@@ -23,7 +23,14 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+import hypothesis  # noqa: E402
 import torch  # noqa: E402
+
+# Examples are as many on a slow or busy machine; how long they take decides no test.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
