@@ -21,6 +21,7 @@ from sfl_flower.report.table import (
     Part,
     by_category,
     human_bytes,
+    human_count,
     markdown_part,
     print_all,
     rich_part,
@@ -115,21 +116,11 @@ def _cost(rows: Sequence[Row]) -> Part:
             human_bytes(row.summary.total("down")),
             f"{row.summary.exchanges:,}",
             human_bytes(row.summary.client_peak_bytes),
-            _operations(row.summary.client_flops),
+            human_count(row.summary.client_flops),
         ]
         for row in rows
     ]
     return "Cost of a run, all clients", header, lines
-
-
-def _operations(count: float | None) -> str:
-    """Return a number of operations with a decimal unit, such as ``1.5 M``."""
-    if not count:
-        return NONE
-    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if count >= 10**power:
-            return f"{count / 10**power:.1f} {unit}"
-    return f"{count:.0f}"
 
 
 def _numbers(comparison: Comparison, folder: Path) -> dict[str, Any]:

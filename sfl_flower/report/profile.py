@@ -9,7 +9,15 @@ from rich.console import Console
 
 from sfl_flower.report.files import write_json
 from sfl_flower.report.plots import COLOURS, MIB
-from sfl_flower.report.table import NONE, Part, human_bytes, markdown_part, print_all, rich_part
+from sfl_flower.report.table import (
+    NONE,
+    Part,
+    human_bytes,
+    human_count,
+    markdown_part,
+    print_all,
+    rich_part,
+)
 
 if TYPE_CHECKING:
     from sfl_flower.profiling import Profile
@@ -134,7 +142,7 @@ def _parts(profile: Profile) -> list[Part]:
             row.at,
             f"{row.parameters:,}",
             f"{row.trainable:,}",
-            _count(row.flops),
+            human_count(row.flops),
             "x".join(map(str, row.smashed_shape)) or "1",
             human_bytes(row.smashed_bytes),
             _shown(row.inference),
@@ -178,10 +186,3 @@ def _shown(peak: Peak) -> str:
 
 def _peak(peak: Peak) -> dict[str, int | None]:
     return {"predicted": peak.predicted, "measured": peak.measured}
-
-
-def _count(value: float) -> str:
-    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if value >= 10**power:
-            return f"{value / 10**power:.1f} {unit}"
-    return f"{value:.0f}"

@@ -23,6 +23,7 @@ __all__ = [
     "Summary",
     "by_category",
     "human_bytes",
+    "human_count",
     "markdown_part",
     "markdown_tables",
     "print_all",
@@ -110,6 +111,16 @@ def human_bytes(count: int | None) -> str:
             return f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def human_count(count: float | None) -> str:
+    """Return a number of operations with a decimal unit, such as ``1.5 M``."""
+    if not count:
+        return NONE
+    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {unit}"
+    return f"{count:.0f}"
 
 
 def rich_tables(summaries: Sequence[Summary], metric: str = "accuracy") -> list[Table]:

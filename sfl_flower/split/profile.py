@@ -22,6 +22,7 @@ from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.meter import PeakMemory
 from sfl_flower.split.cut import cut, every_cut
 from sfl_flower.split.trained import check_trained, restrict
+from sfl_flower.split.travelling import travelling_state
 
 __all__ = ["CutProfile", "Peak", "profile_cuts"]
 
@@ -239,13 +240,12 @@ def _predict(name: str, half: nn.Module, x: Tensor) -> CutProfile:
         ) from error
     inference = _inference(half, x[:low]), _inference(half, x[:high])
     backprop = _backprop(half, x[:low]), _backprop(half, x[:high])
-    trained = [p for p in half.parameters() if p.requires_grad]
     return CutProfile(
         at=name,
         parameters=sum(p.numel() for p in half.parameters()),
-        trainable=sum(p.numel() for p in trained),
+        trainable=sum(p.numel() for p in half.parameters() if p.requires_grad),
         state_bytes=sum(v.nbytes for v in (*half.parameters(), *half.buffers())),
-        travelling_bytes=sum(v.nbytes for v in (*trained, *_buffers(half))),
+        travelling_bytes=sum(v.nbytes for v in travelling_state(half).values()),
         flops=counter.get_total_flops() / low,
         smashed_shape=tuple(z.shape[1:]),
         smashed_bytes=4 * math.prod(z.shape[1:]),
@@ -271,11 +271,6 @@ def _extend(first: _Pass, second: _Pass, low: int, high: int, size: int) -> Peak
         pairs += zip(first.levels, second.levels, strict=True)
     slope = (size - high) / (high - low)
     return Peak(round(max(b + slope * max(0, b - a) for a, b in pairs)))
-
-
-def _buffers(half: nn.Module) -> list[Tensor]:
-    names = {name for name, _ in half.named_parameters(remove_duplicate=False)}
-    return [value for name, value in half.state_dict().items() if name not in names]
 
 
 def _tensor(output: object) -> Tensor:

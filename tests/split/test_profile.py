@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sfl_flower.errors import CutError
+from sfl_flower.split import freeze_batch_norm
 from sfl_flower.split.profile import WHOLE, Peak, profile_cuts
 
 
@@ -42,6 +43,13 @@ def test_buffers_travel_and_are_counted() -> None:
     row = profile_cuts(convolutions(), torch.randn(8, 3, 8, 8), ["1"])[0]
     assert row.parameters == 3 * 8 * 9 + 8 + 16
     assert row.travelling_bytes == 4 * (row.parameters + 16) + 8 == row.state_bytes
+
+
+def test_frozen_batch_norm_does_not_travel() -> None:
+    model = convolutions()
+    freeze_batch_norm(model[1])
+    row = profile_cuts(model, torch.randn(8, 3, 8, 8), ["1"])[0]
+    assert row.travelling_bytes == 4 * (3 * 8 * 9 + 8) < row.state_bytes
 
 
 @pytest.mark.parametrize("build", [perceptron, convolutions])
