@@ -14,6 +14,7 @@ from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.measures import IGNORED, accuracy, token_accuracy
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
+from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import Split, TextSet, padded, pairs, prompted, samples
 
 __all__ = ["Sentences", "classification"]
@@ -33,12 +34,15 @@ class Sentences:
         From the texts of a row to what follows its first text in a prompt.
     words : tuple of str
         How every prompt ends, and the words of class 0 and 1.
+    most : tuple of int
+        Rows of the training and of the test set.
     """
 
     name: str
     texts: TextSet
     end: Callable[..., str]
     words: tuple[str, str, str]
+    most: tuple[int, int]
 
 
 def classification(
@@ -66,7 +70,17 @@ def classification(
         The model.
     trained : str
         Which client parameters are trained, as `SplitTask` takes it.
+
+    Raises
+    ------
+    ConfigError
+        A size, the head or `trained` is out of its range.
     """
+    sizes = {"train_size": train_size, "test_size": test_size}
+    for (option, value), most in zip(sizes.items(), data.most, strict=True):
+        if value is not None:
+            whole_number(data.name, option, value, 1, most)
+    _check_head(data.name, checkpoint.head)
     load = partial(_load, data, root, checkpoint)
     verbal = checkpoint.head == "verbaliser"
     return SplitTask(
@@ -83,14 +97,7 @@ def classification(
     )
 
 
-def head_option(task: str, head: str) -> None:
-    """Refuse a head that is no choice.
-
-    Raises
-    ------
-    ConfigError
-        It is neither ``classifier`` nor ``verbaliser``.
-    """
+def _check_head(task: str, head: str) -> None:
     if head not in ("classifier", "verbaliser"):
         raise ConfigError(
             f"Option 'head' of task {task!r} is {head!r}; it must be classifier or verbaliser."

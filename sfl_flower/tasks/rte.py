@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import MINILM, Checkpoint
-from sfl_flower.tasks.classification import Sentences, classification, head_option
+from sfl_flower.tasks.classification import Sentences, classification
 from sfl_flower.tasks.images import data_folder
-from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import TextSet
 
 __all__ = ["rte"]
@@ -28,6 +27,7 @@ _RTE = Sentences(
     ),
     end=_end,
     words=("\nAnswer:", "True", "False"),
+    most=(2490, 277),
 )
 
 
@@ -67,10 +67,6 @@ def rte(
     ConfigError
         An option is out of its range.
     """
-    for option, value, most in (("train_size", train_size, 2490), ("test_size", test_size, 277)):
-        if value is not None:
-            whole_number("rte", option, value, 1, most)
-    head_option("rte", head)
     checkpoint = Checkpoint(
         "rte", model, head, max_length, _RTE.words, lora_rank, lora_alpha, lora_targets,
         base_dtype, dropout,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import MINILM, Checkpoint
-from sfl_flower.tasks.classification import Sentences, classification, head_option
+from sfl_flower.tasks.classification import Sentences, classification
 from sfl_flower.tasks.images import data_folder
-from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import TextSet
 
 __all__ = ["sst2"]
@@ -28,6 +27,7 @@ _SST2 = Sentences(
     ),
     end=_end,
     words=(" It was", "terrible", "great"),
+    most=(67_349, 872),
 )
 
 
@@ -79,11 +79,6 @@ def sst2(
     ConfigError
         An option is out of its range, or `trained` is no choice of parameters.
     """
-    sizes = (("train_size", train_size, 67_349), ("test_size", test_size, 872))
-    for option, value, most in sizes:
-        if value is not None:
-            whole_number("sst2", option, value, 1, most)
-    head_option("sst2", head)
     checkpoint = Checkpoint(
         "sst2", model, head, max_length, _SST2.words, lora_rank, lora_alpha, lora_targets,
         base_dtype, dropout,
