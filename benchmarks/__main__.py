@@ -31,6 +31,7 @@ BENCHMARKS = {
     "memory": "a client's peak: HERON-SFL beside CSE-FSL, zeroth order beside inference",
     "profile": "seconds of a profile of every cut, predicted peaks beside measured ones (minutes)",
     "cuts": "halves that give the bits of the whole, at every legal cut of every architecture",
+    "language": "HO-SFL beside SplitLoRA on SST-2 with a pre-trained encoder (long)",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 from sfl_flower.data import PARTITIONS, PartitionSpec
 from sfl_flower.errors import ConfigError
 from sfl_flower.optim import FIRST_ORDER
+from sfl_flower.schedules import SCHEDULES, scheduled
 
 __all__ = ["LOCAL", "RunConfig", "Settings", "check_choice", "check_range", "read_fields"]
 
@@ -152,6 +153,10 @@ class RunConfig:
         Optimiser of the server half.
     server_lr, server_momentum, server_weight_decay : float
         Its settings; momentum is for SGD.
+    server_lr_schedule : {"constant", "linear", "cosine"}
+        How server_lr goes over the rounds; the last two end at 0.
+    server_lr_warmup : float
+        First rounds over which server_lr rises linearly; below 1 it is a share of all rounds.
     timeout : float
         Seconds to wait for the replies of an exchange.
     join_timeout : float
@@ -177,6 +182,8 @@ class RunConfig:
     classes_per_client: int = 2
     server_optimizer: str = "sgd"
     server_lr: float = 0.05
+    server_lr_schedule: str = "constant"
+    server_lr_warmup: float = 0.0
     server_momentum: float = 0.9
     server_weight_decay: float = 0.0
     timeout: float = 600.0
@@ -193,6 +200,8 @@ class RunConfig:
         check_range("server_threads", self.server_threads, 1)
         check_range("seed", self.seed, 0, 2**63 - 1)
         check_range("server_lr", self.server_lr, 0)
+        check_choice("server_lr_schedule", self.server_lr_schedule, SCHEDULES)
+        check_range("server_lr_warmup", self.server_lr_warmup, 0)
         check_range("server_momentum", self.server_momentum, 0, 0.9999)
         check_range("timeout", self.timeout, 0.001, 10**7)
         check_range("join_timeout", self.join_timeout, 0.001, 10**7)
@@ -220,6 +229,11 @@ class RunConfig:
     def checkpoint_period(self) -> int:
         """Rounds between checkpoints."""
         return self.checkpoint_every or self.evaluation_period
+
+    def server_rate(self, round: int) -> float:
+        """Return the learning rate of the server half in a round."""
+        schedule, warmup = self.server_lr_schedule, self.server_lr_warmup
+        return scheduled(schedule, self.server_lr, round, self.rounds, warmup)
 
     def partition_spec(self) -> PartitionSpec | None:
         """Return how the training data is divided, None where clients bring their own."""

@@ -122,6 +122,10 @@ class SplitStrategy(Strategy):
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round with these clients."""
 
+    def server_halves(self) -> list[ServerHalf]:
+        """Return what the server trains by backprop and keeps; each round sets its rate."""
+        return [self.server]
+
     def noise(self) -> Noise | None:
         """Return what decides the noise of the client's estimates; None without zeroth order."""
         return None
@@ -163,6 +167,8 @@ class SplitStrategy(Strategy):
             if server_round == 1:
                 self._start(arrays)
             self.round = self._first + server_round
+            for half in self.server_halves():
+                half.begin(self.round)
             exchange = Exchange(grid, self.ledger, self.config.timeout, self._late)
             online = self._roster.refresh(grid, lambda nodes: self._ask(nodes, exchange))
             cohort = self._roster.cohort(self.round, online, self.config.cohort)

@@ -22,9 +22,9 @@ from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.contexts import eval_mode
 from sfl_flower.data import client_samples
 from sfl_flower.errors import ConfigError, CutError, JournalError, WireError
-from sfl_flower.schedules import SCHEDULES, scheduled
 from sfl_flower.split import Whole, check_zeroth_order
 from sfl_flower.strategies.base import Outcome
+from sfl_flower.strategies.client_rate import ClientRateSettings
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.hybrid import HybridStrategy
 from sfl_flower.strategies.means import client_weight
@@ -39,7 +39,7 @@ __all__ = ["DeComFL", "DeComFLSettings"]
 
 
 @dataclass(frozen=True)
-class DeComFLSettings(Settings):
+class DeComFLSettings(ClientRateSettings):
     """Settings of DeComFL.
 
     Attributes
@@ -56,8 +56,6 @@ class DeComFLSettings(Settings):
         P + 1 or 2 P forwards per step.
     client_lr : float
         Learning rate of the local steps and of the update that everyone applies.
-    client_lr_schedule : {"constant", "linear", "cosine"}
-        How client_lr goes over the rounds; the last two end at 0.
     scalar_limit : float
         A reply with |v| / μ above this is not used.
     sync : {"auto", "replay", "download"}
@@ -72,12 +70,12 @@ class DeComFLSettings(Settings):
     direction: str = "rademacher"
     estimator: str = "forward"
     client_lr: float = 0.005
-    client_lr_schedule: str = "constant"
     scalar_limit: float = 1e6
     sync: str = "auto"
     client_mode: str = "as_built"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("local_steps", self.local_steps, 1, 4096)
         check_range("probes", self.probes, 1, 4096)
         if self.local_steps * self.probes > MAX_COEFFICIENTS:
@@ -86,11 +84,9 @@ class DeComFLSettings(Settings):
                 f"at most {MAX_COEFFICIENTS} scalars."
             )
         check_mu(self.mu)
-        check_range("client_lr", self.client_lr, 0, 1e6)
         check_range("scalar_limit", self.scalar_limit, 0)
         check_choice("direction", self.direction, LAWS)
         check_choice("estimator", self.estimator, ("forward", "central"))
-        check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
         check_choice("sync", self.sync, SYNC_POLICIES)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
@@ -161,9 +157,7 @@ class DeComFL(HybridStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of DeComFL: replay and walk on the clients, one entry from the mean."""
-        lr = scheduled(
-            self.settings.client_lr_schedule, self.settings.client_lr, round, self.config.rounds
-        )
+        lr = self.settings.client_rate(round, self.config.rounds)
         replies = self.ask_in_step(
             cohort,
             exchange,

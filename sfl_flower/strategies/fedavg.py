@@ -81,7 +81,7 @@ class FedAvg(SplitStrategy):
             steps=self.settings.batches(member.samples, self.config.batch_size),
             batch_size=self.config.batch_size,
             setup=self.setup,
-            optimizer=self.settings.optimizer(),
+            optimizer=self.settings.optimizer(round, self.config.rounds),
             keep_state=self.settings.client_state == "kept",
             weights=packed,
             meter=self.metering(round),

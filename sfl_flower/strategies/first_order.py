@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import check_choice, check_range
 from sfl_flower.data import steps_per_epoch
 from sfl_flower.optim import FIRST_ORDER, optimizer_text
+from sfl_flower.strategies.client_rate import ClientRateSettings
 
 __all__ = ["FirstOrderSettings"]
 
 
 @dataclass(frozen=True)
-class FirstOrderSettings(Settings):
-    """Settings of a first-order client.
+class FirstOrderSettings(ClientRateSettings):
+    """Settings of a first-order client, beside those of its rate.
 
     Attributes
     ----------
@@ -22,7 +23,7 @@ class FirstOrderSettings(Settings):
         mini-batch may be short.
     client_optimizer : {"sgd", "adam", "adamw"}
         Optimiser on the client.
-    client_lr, client_momentum, client_weight_decay : float
+    client_momentum, client_weight_decay : float
         Its settings; momentum is for SGD.
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client.
@@ -30,14 +31,13 @@ class FirstOrderSettings(Settings):
 
     local_steps: int = 1
     client_optimizer: str = "sgd"
-    client_lr: float = 0.05
     client_momentum: float = 0.9
     client_weight_decay: float = 0.0
     client_state: str = "fresh"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("local_steps", self.local_steps, 0, 10**6)
-        check_range("client_lr", self.client_lr, 0)
         check_range("client_momentum", self.client_momentum, 0, 0.9999)
         check_range("client_weight_decay", self.client_weight_decay, 0)
         check_choice("client_optimizer", self.client_optimizer, FIRST_ORDER)
@@ -47,8 +47,9 @@ class FirstOrderSettings(Settings):
         """Return the mini-batches that a client with so many samples runs in a round."""
         return self.local_steps or steps_per_epoch(samples, batch_size)
 
-    def optimizer(self) -> str:
-        """Return the client optimiser as the text that travels."""
-        return optimizer_text(
-            self.client_optimizer, self.client_lr, self.client_momentum, self.client_weight_decay
-        )
+    def optimizer(self, round: int, rounds: int) -> str:
+        """Return the client optimiser of a round as the text that travels."""
+        lr, momentum, decay = (
+            self.client_rate(round, rounds), self.client_momentum, self.client_weight_decay,
+        )  # fmt: skip
+        return optimizer_text(self.client_optimizer, lr, momentum, decay)

@@ -148,6 +148,10 @@ class HERON(LocalStrategy):
         """What clients move."""
         return "client" if self.settings.head_trainer == "server" else "both"
 
+    def server_halves(self) -> list[ServerHalf]:
+        """Return the server half, and the head where it is trained here."""
+        return [*super().server_halves(), *([] if self.trainer is None else [self.trainer])]
+
     def noise(self) -> Noise:
         """Return d and the directions of a local step of all clients, whose walks are averaged."""
         probes, clients = self.settings.probes, self.config.cohort

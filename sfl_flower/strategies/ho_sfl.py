@@ -21,9 +21,9 @@ from torch import Tensor
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.contexts import eval_mode
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.schedules import SCHEDULES, scheduled
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.strategies.base import Outcome
+from sfl_flower.strategies.client_rate import ClientRateSettings
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.hybrid import HybridStrategy
 from sfl_flower.strategies.means import client_weight
@@ -45,8 +45,8 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(Settings):
-    """Settings of HO-SFL.
+class HOSFLSettings(ClientRateSettings):
+    """Settings of HO-SFL, beside those of the client's rate.
 
     Attributes
     ----------
@@ -65,12 +65,8 @@ class HOSFLSettings(Settings):
         One or two forwards per probe.
     client_optimizer : {"sgd", "momentum", "adam", "adamw"}
         Replayable optimiser of the client half.
-    client_lr, client_momentum, client_weight_decay : float
+    client_momentum, client_weight_decay : float
         Its settings.
-    client_lr_schedule : {"constant", "linear", "cosine"}
-        How client_lr goes over the rounds; the last two end at 0.
-    client_lr_warmup : float
-        First rounds over which client_lr rises linearly; below 1 it is a share of all rounds.
     clip_norm : float
         Scalars of a mini-batch that tell of a gradient of a larger norm are scaled down to it
         (`sfl_flower.zo.clip_scalars`); 0: no clipping.
@@ -92,26 +88,22 @@ class HOSFLSettings(Settings):
     client_lr: float = 0.02
     client_momentum: float = 0.9
     client_weight_decay: float = 0.0
-    client_lr_schedule: str = "constant"
-    client_lr_warmup: float = 0.0
     clip_norm: float = 0.0
     scalar_limit: float = 1e6
     sync: str = "auto"
     client_mode: str = "as_built"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("probes", self.probes, 1, 4096)
         check_range("minibatches", self.minibatches, 1, 4096)
         check_mu(self.mu)
-        check_range("client_lr", self.client_lr, 0)
-        check_range("client_lr_warmup", self.client_lr_warmup, 0)
         check_range("scalar_limit", self.scalar_limit, 0)
         check_range("clip_norm", self.clip_norm, 0, 1e30)
         check_choice("direction", self.direction, LAWS)
         check_choice("directions", self.directions, ("own", "shared"))
         check_choice("estimator", self.estimator, ("forward", "central"))
         check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
-        check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
         check_choice("sync", self.sync, SYNC_POLICIES)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
         self.optimizer()  # refuses its own settings
@@ -266,13 +258,7 @@ class HOSFL(HybridStrategy):
         streams = tuple(self._stream(member) for member in replies)
         if settings.directions == "shared":
             coefficients, streams = coefficients.sum(axis=0, keepdims=True), (SHARED_STREAM,)
-        lr = scheduled(
-            settings.client_lr_schedule,
-            settings.client_lr,
-            round,
-            self.config.rounds,
-            settings.client_lr_warmup,
-        )
+        lr = settings.client_rate(round, self.config.rounds)
         try:
             self.mirror.update(
                 Entry(

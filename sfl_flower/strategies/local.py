@@ -17,12 +17,12 @@ import numpy as np
 from flwr.app import RecordDict
 from torch import Tensor
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import check_choice, check_range
 from sfl_flower.data import client_samples, steps_per_epoch
 from sfl_flower.errors import ConfigError, CutError, WireError
-from sfl_flower.schedules import SCHEDULES, scheduled
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.strategies.base import Outcome, SplitStrategy
+from sfl_flower.strategies.client_rate import ClientRateSettings
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.means import client_weight, mean_state
 from sfl_flower.strategies.roster import Member
@@ -32,7 +32,7 @@ __all__ = ["LocalSettings", "LocalStrategy"]
 
 
 @dataclass(frozen=True)
-class LocalSettings(Settings):
+class LocalSettings(ClientRateSettings):
     """Settings of methods with a local loss.
 
     Attributes
@@ -47,10 +47,6 @@ class LocalSettings(Settings):
         Fresh weights, or those of the server half where the head has its layers.
     client_lr : float
         Learning rate of client half and head.
-    client_lr_schedule : {"constant", "linear", "cosine"}
-        How client_lr goes over the rounds; the last two end at 0.
-    client_lr_warmup : float
-        First rounds over which client_lr rises linearly; below 1 it is a share of all rounds.
     client_momentum, client_weight_decay : float
         Settings of the client optimiser.
     client_state : {"fresh", "kept"}
@@ -61,22 +57,17 @@ class LocalSettings(Settings):
     upload_every: int = 1
     head: str = "linear"
     head_init: str = "random"
-    client_lr: float = 0.05
-    client_lr_schedule: str = "constant"
-    client_lr_warmup: float = 0.0
     client_momentum: float = 0.9
     client_weight_decay: float = 0.0
     client_state: str = "fresh"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("local_steps", self.local_steps, 0, 10**6)
         check_range("upload_every", self.upload_every, 1, 10**6)
         if self.local_steps:
             self.check_period(self.local_steps)
         check_choice("head_init", self.head_init, ("random", "copy"))
-        check_range("client_lr", self.client_lr, 0)
-        check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
-        check_range("client_lr_warmup", self.client_lr_warmup, 0)
         check_range("client_momentum", self.client_momentum, 0, 0.9999)
         check_range("client_weight_decay", self.client_weight_decay, 0)
         check_choice("client_state", self.client_state, ("fresh", "kept"))
@@ -183,14 +174,7 @@ class LocalStrategy(SplitStrategy):
 
     def client_lr(self, round: int) -> float:
         """Return the client's learning rate in a round."""
-        settings = self.settings
-        return scheduled(
-            settings.client_lr_schedule,
-            settings.client_lr,
-            round,
-            self.config.rounds,
-            settings.client_lr_warmup,
-        )
+        return self.settings.client_rate(round, self.config.rounds)
 
     def uploads(self, steps: int) -> int:
         """Return how many of a client's local steps send smashed data."""

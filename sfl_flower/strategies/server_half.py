@@ -66,7 +66,7 @@ class ServerHalf:
         self.module = module
         self._loss = loss
         self._classes, self._ignore = classes, ignore
-        self._seed = config.seed
+        self._config = config
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
             self._parameters,
@@ -76,6 +76,11 @@ class ServerHalf:
             config.server_weight_decay,
         )
         self._sum: list[Tensor] | None = None
+
+    def begin(self, round: int) -> None:
+        """Set the learning rate of a round, before its first step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._config.server_rate(round)
 
     def check_labels(self, y: np.ndarray) -> None:
         """Raise `WireError` if a label lies outside the classes, or a sample has none."""
@@ -105,7 +110,7 @@ class ServerHalf:
         buffers = [b for b in self.module.buffers() if b.is_floating_point()]
         before = [buffer.clone() for buffer in buffers]
         try:
-            with seeded_torch("server forward", self._seed, *draw):
+            with seeded_torch("server forward", self._config.seed, *draw):
                 loss = self._loss(self.module(cut), torch.from_numpy(y.copy()))
         except (RuntimeError, ValueError, IndexError) as error:
             # Shapes are checked before; what is left is a server half that cannot take the batch

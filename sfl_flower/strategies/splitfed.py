@@ -147,7 +147,7 @@ class _SplitFed(SplitStrategy):
             steps=self._steps[member],
             batch_size=self.config.batch_size,
             setup=self.setup,
-            optimizer=self.settings.optimizer(),
+            optimizer=self.settings.optimizer(round, self.config.rounds),
             keep_state=self.settings.client_state == "kept",
             weights=weights or {},
             lam=lam,
@@ -208,6 +208,7 @@ class SplitFedV1(_SplitFed):
             self._copies[member] = ServerHalf(
                 module, task.loss, task.classes, self.config, task.ignore_label
             )
+            self._copies[member].begin(self.round)
         return self._copies[member]
 
     def end_round(self, members: list[Member], weights: list[float]) -> None:

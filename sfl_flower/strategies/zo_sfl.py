@@ -32,6 +32,7 @@ from sfl_flower.errors import SflError, WireError
 from sfl_flower.optim import optimizer_text
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.strategies.base import Outcome
+from sfl_flower.strategies.client_rate import ClientRateSettings
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.frozen_base import counts
 from sfl_flower.strategies.means import client_weight, mean_state
@@ -48,8 +49,8 @@ _log = getLogger("flwr")
 
 
 @dataclass(frozen=True)
-class ZOSFLSettings(Settings):
-    """Settings of ZO-SFL; those of the server's optimiser are the run's.
+class ZOSFLSettings(ClientRateSettings):
+    """Settings of ZO-SFL, beside those of the client's rate; the server's optimiser is the run's.
 
     Attributes
     ----------
@@ -63,7 +64,7 @@ class ZOSFLSettings(Settings):
         Direction law; each has E[u uᵀ] = I.
     client_optimizer : {"sgd", "momentum", "adam", "adamw"}
         Optimiser of the client half.
-    client_lr, client_momentum, client_weight_decay : float
+    client_momentum, client_weight_decay : float
         Its settings.
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client; the
@@ -84,22 +85,23 @@ class ZOSFLSettings(Settings):
     client_mode: str = "as_built"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("local_steps", self.local_steps, 0, 10**6)
         check_range("probes", self.probes, 1, 4096)
         check_mu(self.mu)
         check_choice("direction", self.direction, LAWS)
         check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
-        check_range("client_lr", self.client_lr, 0, 1e6)
         check_range("client_momentum", self.client_momentum, 0, 0.9999)
         check_range("client_weight_decay", self.client_weight_decay, 0, 1e3)
         check_choice("client_state", self.client_state, ("fresh", "kept"))
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
-    def optimizer(self) -> str:
-        """Return the client optimiser as the text that travels."""
-        return optimizer_text(
-            self.client_optimizer, self.client_lr, self.client_momentum, self.client_weight_decay
-        )
+    def optimizer(self, round: int, rounds: int) -> str:
+        """Return the client optimiser of a round as the text that travels."""
+        lr, momentum, decay = (
+            self.client_rate(round, rounds), self.client_momentum, self.client_weight_decay,
+        )  # fmt: skip
+        return optimizer_text(self.client_optimizer, lr, momentum, decay)
 
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches of a client in a round."""
@@ -197,7 +199,7 @@ class ZOSFL(ZerothOrderStrategy):
             losses.append(pair.half.probe(direction, settings.mu, plus, minus, reply.y, draw))
         deltas = np.array([high - low for high, low in losses])
         coefficients = step_coefficients(deltas, settings.mu)
-        pair.walk.step(keys, coefficients, self.config.server_lr)
+        pair.walk.step(keys, coefficients, self.config.server_rate(round))
         if not torch.isfinite(pair.half.vector.anchor).all():
             raise WireError("its step gives numbers that are not finite; lower server-lr.")
         pair.samples += int(reply.y.shape[0])
@@ -242,7 +244,7 @@ class ZOSFL(ZerothOrderStrategy):
             probes=settings.probes,
             law=settings.direction,
             mu=settings.mu,
-            optimizer=settings.optimizer(),
+            optimizer=settings.optimizer(round, self.config.rounds),
             keep_state=settings.client_state == "kept",
             eval_mode=settings.client_mode == "eval",
             weights=weights or {},

@@ -790,7 +790,7 @@ def test_a_local_loss_that_is_not_finite_costs_the_client_the_round(
         ({"direction": "cauchy"}, "direction is 'cauchy'; .*rademacher, gaussian, sphere"),
         ({"estimator": "x"}, "estimator is 'x'; it must be one of forward, central"),
         ({"client_optimizer": "lion"}, "client_optimizer is 'lion'; .*sgd, momentum, adam, adamw"),
-        ({"client_lr": -1.0}, r"client_lr is -1\.0; it must be finite, at least 0"),
+        ({"client_lr": -1.0}, r"client_lr is -1\.0; it must be in"),
         ({"client_lr": float("nan")}, "client_lr is nan"),
         ({"client_momentum": 1.0}, r"client_momentum is 1\.0; it must be in \[0, 0\.9999\]"),
         ({"client_weight_decay": 1e9}, r"weight_decay is 1000000000\.0; legal: 0 <= value <= 1e3"),

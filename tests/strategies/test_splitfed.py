@@ -249,7 +249,7 @@ def test_a_client_half_with_nothing_to_train_is_refused(
     [
         ({"local_steps": -1}, "local_steps is -1"),
         ({"client_momentum": 1.0}, r"client_momentum is 1\.0; it must be in \[0, 0\.9999\]"),
-        ({"client_lr": -0.1}, "at least 0"),
+        ({"client_lr": -0.1}, "client_lr is -0.1; it must be in"),
         ({"client_optimizer": "momentum"}, "one of sgd, adam, adamw"),
         ({"client_state": "lost"}, "one of fresh, kept"),
     ],

@@ -1,0 +1,105 @@
+"""SST-2 with a pre-trained encoder: HO-SFL beside SplitLoRA, the control and the other methods.
+
+MiniLM with LoRA adapters, cut behind its second block. SplitLoRA is SplitFed V2 of a model with
+adapters. The runs are an `sfl_flower.compare`, whose table and plots stay in the output directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.figure import Figure
+from sfl_flower import compare
+from sfl_flower.config import check_choice
+from sfl_flower.report import CEILING, CONTROL, Row
+
+__all__ = ["add_arguments", "run"]
+
+SHARED: Mapping[str, Any] = {
+    "task.model": "minilm",
+    "task.train_size": 8_000,
+    "task.cut": "block:2",
+    "task.lora_rank": 8,
+    "clients": 10,
+    "sampled": 3,
+    "partition": "iid",
+    "batch_size": 32,
+    "server_optimizer": "adamw",
+}
+SERVER_RATES = (1e-3, 3e-3)
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "frozen": {"server_steps": "batch"},
+    "splitfed_v2": {"client_optimizer": "adamw", "client_lr": 1e-3, "client_state": "kept"},
+    "ho_sfl": {"probes": 4, "client_optimizer": "adamw", "client_lr": 1e-3},
+    "heron": {"head": "pooled", "probes": 4, "client_optimizer": "adamw", "client_lr": 1e-3},
+    "cse_fsl": {"head": "pooled", "client_lr": 0.1},
+    "fsl_sage": {"head": "pooled", "client_lr": 0.1},
+}
+"""Method -> the settings that are its own."""
+FIRST_ORDER, POINT = 0.85, -0.01
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--language-samples", type=int, default=9_600, help="samples of each run")
+    parser.add_argument("--language-seeds", type=int, default=3, help="seeds 0, 1, … of each run")
+    parser.add_argument(
+        "--language-methods",
+        default=",".join(METHODS),
+        help=f"with commas between them, of: {', '.join(METHODS)}; {CONTROL} and {CEILING} always",
+    )
+    parser.add_argument("--language-workers", type=int, default=2, help="runs side by side")
+    parser.add_argument(
+        "--language-out",
+        type=Path,
+        help="directory of the runs: those in it are not run again, table and plots go there",
+    )
+
+
+def run(args: argparse.Namespace) -> Iterator[Figure]:
+    """Yield the accuracy of each method, and HO-SFL's beside first order."""
+    chosen = args.language_methods.split(",")
+    for name in chosen:
+        check_choice("--language-methods", name, METHODS)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    with TemporaryDirectory() as scratch:
+        table = compare(
+            "sst2",
+            {name: METHODS[name] for name in dict.fromkeys([CONTROL, CEILING, *chosen])},
+            samples=args.language_samples,
+            seeds=args.language_seeds,
+            server_lrs=SERVER_RATES,
+            tune_seeds=1,
+            out=args.language_out or scratch,
+            workers=args.language_workers,
+            **SHARED,
+        )
+    for row in table.rows:
+        if row.method == CEILING:
+            yield Figure("sst2_first_order", row.mean, "share", FIRST_ORDER, _setting(row))
+        else:
+            yield Figure(f"sst2_{row.method}", row.mean, "share", None, _setting(row))
+    found = {row.method: row for row in table.rows}
+    if "ho_sfl" in found:
+        yield Figure(
+            "sst2_ho_sfl_minus_first_order",
+            found["ho_sfl"].mean - found[CEILING].mean,
+            "share",
+            POINT,
+            f"{found['ho_sfl'].mean:.4f} - {found[CEILING].mean:.4f}; the frozen client, which "
+            f"trains nothing below the cut, has {found[CONTROL].mean:.4f}",
+        )
+
+
+def _setting(row: Row) -> str:
+    own = ", ".join(f"{key}={value}" for key, value in METHODS[row.method].items())
+    spread = "" if row.spread is None else f", standard deviation {row.spread:.4f}"
+    return (
+        f"SST-2, MiniLM, {row.summary.samples:,} samples, {row.method} ({own}), server rate "
+        f"{row.server_lr:g}, {len(row.runs)} seeds{spread}"
+    )
