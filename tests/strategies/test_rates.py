@@ -67,7 +67,11 @@ def test_so_do_the_zeroth_order_steps_of_zo_sfl(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("method", ["splitfed_v1", "splitfed_v2", "fedavg", "zo_sfl", "cse_fsl"])
 def test_clients_are_told_the_rate_of_the_round(method: str) -> None:
-    options = {"client_lr": 0.4, "client_lr_schedule": "linear", "client_optimizer": "sgd"}
+    options: dict[str, Any] = {
+        "client_lr": 0.4,
+        "client_lr_schedule": "linear",
+        "client_optimizer": "sgd",
+    }
     trial = train(tiny.task(), method, rounds=4, server_lr=1e-3, eval_every=4, **options)
     told = [
         json.loads(content["config"]["optimizer"])["lr"]
