@@ -167,7 +167,10 @@ def _print(title: str, rows: Sequence[tuple[str, Any, str]]) -> None:
 
 
 def _meanings(kind: type[Any]) -> dict[str, str]:
-    """Read the meaning of each field from the NumPy docstrings of the class and its bases."""
+    """Read the meaning of each field from the NumPy docstrings of the class and its bases.
+
+    What a class says of a field stands in place of what its bases say.
+    """
     found: dict[str, str] = {}
     names: list[str] = []
     docs = [inspect.cleandoc(part.__doc__ or "") for part in kind.__mro__]
@@ -175,6 +178,7 @@ def _meanings(kind: type[Any]) -> dict[str, str]:
         head = re.fullmatch(r"(\w+(?:, \w+)*) : .*", line)
         if head:
             names = head.group(1).split(", ")
+            found.update(dict.fromkeys(names, ""))
         elif line.startswith("    ") and names:
             for name in names:
                 found[name] = f"{found.get(name, '')} {line.strip()}".strip()

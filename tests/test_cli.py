@@ -140,6 +140,15 @@ def test_every_option_has_a_meaning(name: str | None, capsys: pytest.CaptureFixt
         assert "E[u" in shown  # brackets are text, not markup
 
 
+def test_a_method_says_itself_what_its_bases_say_in_general(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["options", "fsl_sage"]) == 0
+    shown = capsys.readouterr().out
+    assert "Learning rate of client half and head." in shown
+    assert "Learning rate of what clients train." not in shown
+
+
 def test_the_demo_compares_at_equal_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
