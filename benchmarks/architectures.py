@@ -36,7 +36,7 @@ def forward(model: nn.Module, x: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A tiny model of one architecture.
+    """A model of one architecture.
 
     Attributes
     ----------
@@ -52,6 +52,8 @@ class Architecture:
         ``inputs()`` makes a batch.
     whole : callable
         ``whole(model, inputs)`` is what the halves must give.
+    only : tuple of str
+        The cuts that are tried; every legal one where it is empty.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Architecture:
     inside: tuple[str, ...] = ()
     inputs: Callable[[], Tensor] = images
     whole: Callable[[nn.Module, Tensor], Any] = forward
+    only: tuple[str, ...] = ()
 
     def model(self) -> nn.Module:
         """Build the model in eval mode, the same every time, no two values of it equal by rule."""

@@ -2,7 +2,8 @@
 
 Each architecture is a tiny model with random weights and statistics, cut behind every layer where a
 cut is legal. torchvision's stand in `benchmarks/architectures.py`, those of Hugging Face's
-transformers in `benchmarks/language_models.py`.
+transformers in `benchmarks/language_models.py`, and language models of real size, each cut behind
+its third block, in `benchmarks/real_language_models.py`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,30 @@ from torch import nn
 from benchmarks.architectures import TORCHVISION, Architecture
 from benchmarks.figure import Figure
 from benchmarks.language_models import LANGUAGE_MODELS
-from sfl_flower.split import Halves, every_cut
+from benchmarks.real_language_models import REAL_LANGUAGE_MODELS
+from sfl_flower.split import Halves, cut, every_cut
 from sfl_flower.split.compare import same
 
-__all__ = ["ARCHITECTURES", "faults", "run"]
+__all__ = ["ARCHITECTURES", "add_arguments", "faults", "run"]
 
 ARCHITECTURES = (*TORCHVISION, *LANGUAGE_MODELS)
 """All families; another one's tuple is added here."""
 
 
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument(
+        "--cuts-real",
+        action="store_true",
+        help="language models of real size as well, random weights (minutes, 8 GiB)",
+    )
+
+
 def run(args: argparse.Namespace) -> Iterator[Figure]:
     """Yield the share of equal cuts of each architecture, and of all."""
     total, equal, wrong = 0, 0, []
-    for architecture in ARCHITECTURES:
+    architectures = (*ARCHITECTURES, *(REAL_LANGUAGE_MODELS if args.cuts_real else ()))
+    for architecture in architectures:
         found = faults(architecture)
         bad = [f"{at} ({why})" for at, why in found.items() if why]
         total, equal = total + len(found), equal + len(found) - len(bad)
@@ -46,7 +58,7 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         _share(equal, total),
         "share",
         1.0,
-        f"{equal} of {total} cuts of {len(ARCHITECTURES)} architectures equal; with unequal ones: "
+        f"{equal} of {total} cuts of {len(architectures)} architectures equal; with unequal ones: "
         f"{', '.join(wrong) or 'none'}",
     )
 
@@ -60,7 +72,9 @@ def faults(architecture: Architecture) -> dict[str, str]:
     x = architecture.inputs()
     with torch.no_grad():
         expected = architecture.whole(model, x.clone())
-        found = {halves.at: _fault(model, halves, x, expected) for halves in every_cut(model)}
+        only = architecture.only
+        cuts = (cut(model, at) for at in only) if only else every_cut(model)
+        found = {halves.at: _fault(model, halves, x, expected) for halves in cuts}
     return {**found, **{at: "not legal" for at in architecture.named if at not in found}}
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks import cuts
 from benchmarks.architectures import Architecture
+from benchmarks.real_language_models import REAL_LANGUAGE_MODELS
 from sfl_flower.split import Halves, every_cut
 
 SMALL = Architecture(
@@ -41,8 +42,28 @@ def test_what_is_wrong_is_said_of_each_cut(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_share_is_over_all_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     other = replace(SMALL, name="other", whole=lambda model, x: model(x) + 1)
     monkeypatch.setattr(cuts, "ARCHITECTURES", (SMALL, other))
-    first, second, share = cuts.run(argparse.Namespace())
+    first, second, share = cuts.run(argparse.Namespace(cuts_real=False))
     assert (first.name, first.value) == ("cuts_small", 1.0)
     assert second.value == 0.0 and "0 (another output)" in second.setting
     assert share.value == 0.5 and share.met is False
     assert "3 of 6 cuts" in share.setting and share.setting.endswith("unequal ones: other")
+
+
+SMALLEST = ("real_gpt2", "real_opt_125m", "real_bert_base", "real_roberta_base")
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_language_model_of_real_size(name: str) -> None:
+    (found,) = (model for model in REAL_LANGUAGE_MODELS if model.name == name)
+    assert list(cuts.faults(found).values()) == [""]
+
+
+def test_models_of_real_size_are_cut_where_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuts, "ARCHITECTURES", (SMALL,))
+    big = replace(SMALL, name="big", named=(), only=("1",))
+    monkeypatch.setattr(cuts, "REAL_LANGUAGE_MODELS", (big,))
+    figures = list(cuts.run(argparse.Namespace(cuts_real=True)))
+    assert [figure.name for figure in figures] == ["cuts_small", "cuts_big", "cuts_equal_share"]
+    assert "4 of 4 cuts" in figures[-1].setting
