@@ -344,7 +344,7 @@ class SplitStrategy(Strategy):
     ) -> dict[Member, tuple[int, int, str]]:
         if self._base is None:
             self._base = base_digest(*self._on_clients())
-        request = JoinRequest(self.setup, self._base, self.whole_on_clients)
+        request = JoinRequest(self.setup, self._base or None, self.whole_on_clients)
         requests = dict.fromkeys(nodes, request)
         replies = exchange.send(requests, JoinReply.from_content)
         return {

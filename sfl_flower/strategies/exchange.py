@@ -18,8 +18,7 @@ from flwr.serverapp import Grid
 
 from sfl_flower.errors import SflError
 from sfl_flower.strategies.roster import Member
-from sfl_flower.wire import Ledger, Request, content_bytes
-from sfl_flower.wire.messages import Reply
+from sfl_flower.wire import Ledger, Reply, Request, content_bytes
 
 __all__ = ["Exchange", "Tally"]
 

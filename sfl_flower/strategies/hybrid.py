@@ -15,8 +15,7 @@ from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.mirror import Mirror
 from sfl_flower.strategies.roster import Member
 from sfl_flower.strategies.server_half import Gradients
-from sfl_flower.wire import ForwardReply, ForwardRequest, Request, StaleReply, is_stale
-from sfl_flower.wire.messages import Reply
+from sfl_flower.wire import ForwardReply, ForwardRequest, Reply, Request, StaleReply, is_stale
 
 __all__ = ["HybridStrategy"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sfl_flower.wire.base import Reply, Request
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.wire.fedavg import FullReply, FullRequest
 from sfl_flower.wire.heron import (
@@ -24,8 +25,6 @@ from sfl_flower.wire.local import LocalReply, LocalRequest
 from sfl_flower.wire.messages import (
     JoinReply,
     JoinRequest,
-    Reply,
-    Request,
     Setup,
     StaleReply,
     Sync,

@@ -98,12 +98,8 @@ class Reader:
         return WireError(f"A {self._what} message {problem}.")
 
     def has(self, name: str) -> bool:
-        """Tell whether an array of this name came along."""
-        return name in self._arrays
-
-    def given(self, name: str) -> bool:
-        """Tell whether a setting of this name came along."""
-        return name in self._config
+        """Tell whether an array or a setting of this name came along."""
+        return name in self._arrays or name in self._config
 
     def array(
         self,

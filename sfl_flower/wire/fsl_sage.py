@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from typing import Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 
-from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.fields import text
 from sfl_flower.wire.local import LocalRequest
 
 __all__ = ["FSLSAGERequest", "FSLSAGEUploadRequest", "head_digest"]
@@ -50,23 +50,9 @@ class FSLSAGERequest(LocalRequest):
 
     TYPE: ClassVar[str] = "train.fsl_sage_steps"
 
-    digest: str = ""
+    digest: Annotated[str, text(longest=64, empty="none")] = ""
     ahead: bool = False
     warm_up: bool = False
-
-    def own(self) -> dict[str, Any]:
-        """Return the settings of the method that travel."""
-        return {"digest": self.digest or "none", "ahead": self.ahead, "warm-up": self.warm_up}
-
-    @classmethod
-    def read_own(cls, reader: Reader) -> dict[str, Any]:
-        """Read the settings of the method as arguments of the class."""
-        digest = reader.text("digest", longest=64)
-        return {
-            "digest": "" if digest == "none" else digest,
-            "ahead": reader.boolean("ahead"),
-            "warm_up": reader.boolean("warm-up"),
-        }
 
 
 def head_digest(packed: Mapping[str, np.ndarray]) -> str:

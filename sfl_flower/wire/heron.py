@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.fields import Probes, number, text
 from sfl_flower.wire.local import LocalRequest
 from sfl_flower.zo import LAWS, Key, clip_scalars
 
@@ -24,7 +24,6 @@ __all__ = [
 
 UPLINKS = ("weights", "scalars")
 TRAINS = ("both", "client")
-MAX_PROBES = 65_536
 
 
 @dataclass(frozen=True)
@@ -40,54 +39,23 @@ class HERONRequest(LocalRequest):
 
     Attributes
     ----------
-    probes : int
-        P, probes per step.
-    law : str
-        Direction law.
-    mu : float
-        μ, the probe length.
-    central : bool
-        Two forwards a probe instead of one.
     uplink : {"weights", "scalars"}
         What the client sends of its steps.
     trains : {"both", "client"}
         Whether client half and head walk, or the client half alone.
+    clip_norm : float
+        Scalars that tell of a gradient of a larger norm are scaled down to it; 0: no clipping.
     """
 
     TYPE: ClassVar[str] = "train.heron"
 
-    probes: int = 1
-    law: str = "rademacher"
-    mu: float = 1e-3
+    probes: Probes = 1
+    law: Annotated[str, text(LAWS)] = "rademacher"
+    mu: Annotated[float, number(1e-12, 1e6)] = 1e-3
     central: bool = False
-    uplink: str = "weights"
-    trains: str = "both"
-    clip_norm: float = 0.0
-
-    def own(self) -> dict[str, Any]:
-        """Return the settings of the method that travel."""
-        return {
-            "probes": self.probes,
-            "law": self.law,
-            "mu": self.mu,
-            "central": self.central,
-            "uplink": self.uplink,
-            "trains": self.trains,
-            "clip-norm": self.clip_norm,
-        }
-
-    @classmethod
-    def read_own(cls, reader: Reader) -> dict[str, Any]:
-        """Read the settings of the method as arguments of the class."""
-        return {
-            "probes": reader.integer("probes", low=1, high=MAX_PROBES),
-            "law": reader.text("law", LAWS),
-            "mu": reader.number("mu", 1e-12, 1e6),
-            "central": reader.boolean("central"),
-            "uplink": reader.text("uplink", UPLINKS),
-            "trains": reader.text("trains", TRAINS),
-            "clip_norm": reader.number("clip-norm", 0.0, 1e30),
-        }
+    uplink: Annotated[str, text(UPLINKS)] = "weights"
+    trains: Annotated[str, text(TRAINS)] = "both"
+    clip_norm: Annotated[float, number(0.0, 1e30)] = 0.0
 
 
 def heron_keys(round: int, partition: int, step: int, probes: int) -> list[Key]:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
-from flwr.app import RecordDict
 
-from sfl_flower.wire.codec import Reader, pack
-from sfl_flower.wire.messages import MAX_STEPS, Setup, check_batch
-from sfl_flower.wire.padding import sent_bytes
-from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
-from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed, packed_bytes, prefixed
+from sfl_flower.wire.base import Reply, Request
+from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.fields import (
+    BatchSize,
+    CutGradients,
+    Labels,
+    Samples,
+    Smashed,
+    Steps,
+    Weights,
+)
+from sfl_flower.wire.messages import Setup, check_batch
+from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["StepReply", "StepRequest"]
 
-_WEIGHTS = "weights."
-
 
 @dataclass(frozen=True)
-class StepRequest:
+class StepRequest(Request):
     """One exchange of SplitFed: finish the previous step with λ, begin the next.
 
     Attributes
@@ -28,138 +33,67 @@ class StepRequest:
     step : int
         The step to begin, 0 … steps; at `steps` the client only finishes and sends its weights.
     weights : Packed
-        Packed client half at step 0, else empty.
+        The client half at step 0, else empty.
     lam : numpy.ndarray or None
-        λ of step - 1, float32, shape of that step's z; None at step 0.
-    optimizer : str
-        The client optimiser and its settings as canonical JSON.
+        λ of step - 1; None at step 0.
     """
 
     TYPE: ClassVar[str] = "train.step"
 
     round: int
     step: int
-    steps: int
-    batch_size: int
+    steps: Steps
+    batch_size: BatchSize
     setup: Setup
     optimizer: str
     keep_state: bool
-    weights: Packed = field(default_factory=dict)
-    lam: np.ndarray | None = None
-    meter: str = "none"
+    weights: Weights = field(default_factory=dict)
+    lam: CutGradients | None = None
+    meter: Meter = "none"
 
-    def to_content(self) -> RecordDict:
-        """Return the content of the Flower message."""
-        arrays = prefixed(_WEIGHTS, self.weights)
-        if self.lam is not None:
-            arrays["lam"] = self.lam
-        config: dict[str, Any] = {
-            "round": self.round,
-            "step": self.step,
-            "steps": self.steps,
-            "batch-size": self.batch_size,
-            "optimizer": self.optimizer,
-            "keep-state": self.keep_state,
-            "meter": self.meter,
-        }
-        return pack(arrays, {**config, **self.setup.config()}, {})
-
-    def payload(self) -> dict[str, int]:
-        """Return the bytes by ledger category."""
-        return {
-            "weights": packed_bytes(self.weights),
-            "gradients": sent_bytes("lam", self.lam),
-        }
-
-    @classmethod
-    def from_content(cls, content: RecordDict) -> Self:
-        """Read and check an arrived request."""
-        reader = Reader(content, cls.TYPE)
-        steps = reader.integer("steps", low=1, high=MAX_STEPS)
-        request = cls(
-            round=reader.integer("round"),
-            step=reader.integer("step", high=steps),
-            steps=steps,
-            batch_size=reader.integer("batch-size", low=1),
-            setup=Setup.read(reader),
-            optimizer=reader.text("optimizer"),
-            keep_state=reader.boolean("keep-state"),
-            weights=reader.group(_WEIGHTS, WEIGHT_DTYPES),
-            lam=reader.padded("lam") if reader.has("lam") else None,
-            meter=reader.text("meter", METERS),
-        )
-        reader.done()
-        if (request.step == 0) != bool(request.weights) or (request.step == 0) == (
-            request.lam is not None
-        ):
+    def check(self, reader: Reader) -> None:
+        """Refuse a step without what it begins from."""
+        check_step(reader, self.step, self.steps)
+        first = self.step == 0
+        if first != bool(self.weights) or first == (self.lam is not None):
             raise reader.fail("must bring weights at step 0 and a cut gradient at later steps")
-        return request
 
 
 @dataclass(frozen=True)
-class StepReply:
+class StepReply(Reply):
     """Smashed data and labels of a SplitFed step, or the client's weights after the last.
 
     Attributes
     ----------
     z, y : numpy.ndarray or None
-        Smashed data float32 [n, ...] and labels int64 [n, ...]; None after the last step.
+        Smashed data and labels; None after the last step.
     weights : Packed
-        Packed client half after the last step, else empty.
+        The client half after the last step, else empty.
     """
 
     WHAT: ClassVar[str] = "step reply"
 
     round: int
     step: int
-    samples: int
-    z: np.ndarray | None = None
-    y: np.ndarray | None = None
-    weights: Packed = field(default_factory=dict)
+    samples: Samples
+    z: Smashed | None = None
+    y: Labels | None = None
+    weights: Weights = field(default_factory=dict)
     usage: Usage = NO_USAGE
 
-    def to_content(self) -> RecordDict:
-        """Return the content of the Flower message."""
-        arrays = prefixed(_WEIGHTS, self.weights)
-        if self.z is not None and self.y is not None:
-            arrays |= {"z": self.z, "y": self.y}
-        return pack(
-            arrays,
-            {"status": "ok", "round": self.round, "step": self.step},
-            {"num-examples": self.samples, **self.usage.metrics()},
-        )
+    def check(self, reader: Reader) -> None:
+        """Refuse a reply that is neither a step's nor the last."""
+        if self.z is not None and self.y is not None and not self.weights:
+            self.check_samples(reader, self.z, self.y)
+        elif self.z is not None or self.y is not None or not self.weights:
+            raise reader.fail("must bring smashed data and labels, or after the last step weights")
 
-    def payload(self) -> dict[str, int]:
-        """Return the bytes by ledger category."""
-        return {
-            "smashed": sent_bytes("z", self.z),
-            "labels": 0 if self.y is None else self.y.nbytes,
-            "weights": packed_bytes(self.weights),
-        }
-
-    @classmethod
-    def from_content(cls, content: RecordDict) -> Self:
-        """Read and check an arrived reply."""
-        reader = Reader(content, cls.WHAT)
-        reader.text("status", ("ok",))
-        weights = reader.group(_WEIGHTS, WEIGHT_DTYPES)
-        z = None if weights else reader.padded("z")
-        y = None if weights else reader.array("y", "int64")
-        reply = cls(
-            round=reader.integer("round"),
-            step=reader.integer("step"),
-            samples=reader.metric("num-examples"),
-            z=z,
-            y=y,
-            weights=weights,
-            usage=Usage.read(reader),
-        )
-        reader.done()
-        if z is not None and y is not None:
-            cls.check(reader, z, y)
-        return reply
-
-    @staticmethod
-    def check(reader: Reader, z: np.ndarray, y: np.ndarray) -> None:
+    def check_samples(self, reader: Reader, z: np.ndarray, y: np.ndarray) -> None:
         """Refuse smashed data and labels that do not fit one another."""
-        check_batch(reader, z, y, np.array([z.shape[0]], dtype=np.int64))
+        check_batch(reader, z, y)
+
+
+def check_step(reader: Reader, step: int, steps: int) -> None:
+    """Refuse a step that lies behind the last one."""
+    if step > steps:
+        raise reader.fail(f"has step={step}, expected a whole number in [0, {steps}]")

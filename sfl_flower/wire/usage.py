@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated
 
-from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.base import Part
+from sfl_flower.wire.fields import metric, text
 
-__all__ = ["METERS", "NO_USAGE", "Usage"]
+__all__ = ["METERS", "NO_USAGE", "Meter", "Usage"]
 
 METERS = ("none", "memory", "flops")
 """What a request may ask to be measured; one at a time, for a meter is seen by the other."""
+Meter = Annotated[str, text(METERS)]
 
 
 @dataclass(frozen=True)
-class Usage:
+class Usage(Part):
     """What a client measured while it handled one message.
 
     Attributes
@@ -26,17 +28,8 @@ class Usage:
         counted as two, 0 where it was not asked for.
     """
 
-    peak_bytes: int = 0
-    flops: int = 0
-
-    def metrics(self) -> dict[str, int]:
-        """Return the metrics that travel."""
-        return {"peak-bytes": self.peak_bytes, "flops": self.flops}
-
-    @classmethod
-    def read(cls, reader: Reader) -> Self:
-        """Read the usage part of a reply."""
-        return cls(reader.metric("peak-bytes"), reader.metric("flops"))
+    peak_bytes: Annotated[int, metric()] = 0
+    flops: Annotated[int, metric()] = 0
 
 
 NO_USAGE = Usage()

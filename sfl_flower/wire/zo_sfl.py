@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import numpy as np
-from flwr.app import RecordDict
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire.codec import Reader, pack
-from sfl_flower.wire.hybrid import MAX_PROBES
-from sfl_flower.wire.messages import MAX_STEPS, Setup
-from sfl_flower.wire.splitfed import StepReply
-from sfl_flower.wire.usage import METERS
-from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed, packed_bytes, prefixed
+from sfl_flower.wire.base import Request
+from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.fields import BatchSize, Mu, Probes, Steps, Weights, array
+from sfl_flower.wire.messages import Setup
+from sfl_flower.wire.splitfed import StepReply, check_step
+from sfl_flower.wire.usage import Meter
 
 __all__ = ["ZOStepReply", "ZOStepRequest", "step_coefficients"]
-
-_WEIGHTS = "weights."
 
 
 def step_coefficients(scalars: np.ndarray, mu: float) -> np.ndarray:
@@ -50,27 +47,15 @@ def step_coefficients(scalars: np.ndarray, mu: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ZOStepRequest:
+class ZOStepRequest(Request):
     """One exchange of ZO-SFL: finish the previous step with its scalars, begin the next.
 
     Attributes
     ----------
     step : int
         The step to begin, 0 … steps; at `steps` the client only finishes and sends its weights.
-    probes : int
-        P, probes per mini-batch.
-    law : str
-        The direction law.
-    mu : float
-        Probe length μ.
-    optimizer : str
-        The client optimiser and its settings as canonical JSON.
-    keep_state : bool
-        Whether the optimiser's state of the last round is taken up.
-    eval_mode : bool
-        Whether the client half runs in eval mode.
     weights : Packed
-        Packed client half at step 0, else empty.
+        The client half at step 0, else empty.
     scalars : numpy.ndarray or None
         Loss differences Δ of the probes of step - 1, float32, shape [probes]; None at step 0.
     """
@@ -79,73 +64,27 @@ class ZOStepRequest:
 
     round: int
     step: int
-    steps: int
-    batch_size: int
+    steps: Steps
+    batch_size: BatchSize
     setup: Setup
-    probes: int
+    probes: Probes
     law: str
-    mu: float
+    mu: Mu
     optimizer: str
     keep_state: bool
     eval_mode: bool = False
-    weights: Packed = field(default_factory=dict)
-    scalars: np.ndarray | None = None
-    meter: str = "none"
+    weights: Weights = field(default_factory=dict)
+    scalars: Annotated[np.ndarray, array("float32", "scalars")] | None = None
+    meter: Meter = "none"
 
-    def to_content(self) -> RecordDict:
-        """Return the content of the Flower message."""
-        arrays = prefixed(_WEIGHTS, self.weights)
-        if self.scalars is not None:
-            arrays["scalars"] = self.scalars
-        config: dict[str, Any] = {
-            "round": self.round,
-            "step": self.step,
-            "steps": self.steps,
-            "batch-size": self.batch_size,
-            "probes": self.probes,
-            "law": self.law,
-            "mu": self.mu,
-            "optimizer": self.optimizer,
-            "keep-state": self.keep_state,
-            "eval-mode": self.eval_mode,
-            "meter": self.meter,
-        }
-        return pack(arrays, {**config, **self.setup.config()}, {})
-
-    def payload(self) -> dict[str, int]:
-        """Return the bytes by ledger category."""
-        return {
-            "weights": packed_bytes(self.weights),
-            "scalars": 0 if self.scalars is None else self.scalars.nbytes,
-        }
-
-    @classmethod
-    def from_content(cls, content: RecordDict) -> Self:
-        """Read and check an arrived request."""
-        reader = Reader(content, cls.TYPE)
-        steps = reader.integer("steps", low=1, high=MAX_STEPS)
-        probes = reader.integer("probes", low=1, high=MAX_PROBES)
-        has = reader.has("scalars")
-        request = cls(
-            round=reader.integer("round"),
-            step=reader.integer("step", high=steps),
-            steps=steps,
-            batch_size=reader.integer("batch-size", low=1),
-            setup=Setup.read(reader),
-            probes=probes,
-            law=reader.text("law"),
-            mu=reader.number("mu", 1e-30, 1e30),
-            optimizer=reader.text("optimizer"),
-            keep_state=reader.boolean("keep-state"),
-            eval_mode=reader.boolean("eval-mode"),
-            weights=reader.group(_WEIGHTS, WEIGHT_DTYPES),
-            scalars=reader.array("scalars", "float32", shape=(probes,)) if has else None,
-            meter=reader.text("meter", METERS),
-        )
-        reader.done()
-        if (request.step == 0) != bool(request.weights) or (request.step == 0) == has:
+    def check(self, reader: Reader) -> None:
+        """Refuse a step without what it begins from."""
+        check_step(reader, self.step, self.steps)
+        first, scalars, shape = self.step == 0, self.scalars, (self.probes,)
+        if first != bool(self.weights) or first == (scalars is not None):
             raise reader.fail("must bring weights at step 0 and scalars at later steps")
-        return request
+        if scalars is not None and scalars.shape != shape:
+            raise reader.fail(f"has 'scalars' of shape {scalars.shape}, expected {shape}")
 
 
 @dataclass(frozen=True)
@@ -161,8 +100,7 @@ class ZOStepReply(StepReply):
 
     WHAT: ClassVar[str] = "zeroth-order step reply"
 
-    @staticmethod
-    def check(reader: Reader, z: np.ndarray, y: np.ndarray) -> None:
+    def check_samples(self, reader: Reader, z: np.ndarray, y: np.ndarray) -> None:
         """Refuse smashed data and labels that do not fit one another."""
         fits = z.ndim >= 2 and y.ndim >= 1 and z.size and y.size
         if not fits or z.shape[0] % (2 * y.shape[0]):

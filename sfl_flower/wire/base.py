@@ -1,0 +1,195 @@
+"""What every message can do: become the content of a Flower message, come back, be counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from flwr.app import RecordDict
+
+from sfl_flower.wire.codec import Reader, pack
+from sfl_flower.wire.fields import Codec, Draft, flag, text, whole
+
+__all__ = ["Message", "Part", "Reply", "Request"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Fields that travel together; each says in its annotation how.
+
+    A field may be a part itself, whose fields then travel beside its own.  A field that is None
+    does not travel.
+    """
+
+    def write(self, draft: Draft) -> None:
+        """Add the fields to a message."""
+        told = vars(self)
+        for field in self._fields():
+            value = told[field.attribute]
+            if value is not None and field.codec.travels(told):
+                field.codec.write(draft, field.name, value)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read and check each field, in the order of the class."""
+        told: dict[str, Any] = {}
+        for field in cls._fields():
+            if field.optional and not reader.has(field.name):
+                told[field.attribute] = None
+            elif field.codec.travels(told):
+                told[field.attribute] = field.codec.read(reader, field.name)
+        make: Callable[..., Self] = cls
+        return make(**told)
+
+    def payload(self) -> dict[str, int]:
+        """Return the bytes by ledger category, control left out."""
+        found: dict[str, int] = {}
+        for field in self._fields():
+            value, codec = getattr(self, field.attribute), field.codec
+            sizes = {codec.category: codec.size(field.name, value)} if codec.category else {}
+            for category, size in (value.payload() if isinstance(value, Part) else sizes).items():
+                found[category] = found.get(category, 0) + size
+        return found
+
+    @classmethod
+    def _fields(cls) -> tuple[_Field, ...]:
+        part: Any = cls  # mypy takes no class of frozen dataclasses for hashable
+        return _declared(part)
+
+
+@dataclass(frozen=True)
+class Message(Part):
+    """Everything that crosses the network at once.
+
+    What a receiver alone can know (how many samples it asked for, how many probes) it checks
+    itself, with `expect_shape`.
+    """
+
+    WHAT: ClassVar[str]
+    """What errors call it."""
+
+    def to_content(self) -> RecordDict:
+        """Return the content of the Flower message."""
+        draft = Draft({}, {}, {})
+        self.write(draft)
+        return pack(*draft)
+
+    @classmethod
+    def from_content(cls, content: RecordDict) -> Self:
+        """Read and check what arrived.
+
+        Raises
+        ------
+        WireError
+            If anything is missing, not as declared, or was not asked for.
+        """
+        reader = Reader(content, cls.WHAT)
+        message = cls.read(reader)
+        reader.done()
+        message.check(reader)
+        return message
+
+    def check(self, reader: Reader) -> None:
+        """Raise `reader.fail` where fields that are legal do not fit one another."""
+
+
+@dataclass(frozen=True)
+class Request(Message):
+    """A message from the server to a client.
+
+    What a name means in every request that has the field:
+
+    - `round`, `batch_size`, `minibatches`: which batches to run; the client draws them from its
+      own data;
+    - `setup`: the run;
+    - `optimizer`: the client optimiser and its settings of the round as canonical JSON;
+    - `keep_state`: whether the optimiser's state of the last round is taken up;
+    - `law`: the direction law;
+    - `central`: central instead of forward differences;
+    - `eval_mode`: whether the model on the client runs in eval mode;
+    - `meter`: what to measure.
+    """
+
+    TYPE: ClassVar[str]
+    """Flower's type of the message."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.WHAT = cls.TYPE
+
+
+@dataclass(frozen=True)
+class Reply(Message):
+    """A message from a client to the server; `round` is the one asked for."""
+
+    STATUS: ClassVar[str] = "ok"
+    """What it says of itself, empty for nothing."""
+
+    def examples(self) -> int:
+        """Return what Flower's metric `num-examples` says where no field does."""
+        return 0
+
+    def write(self, draft: Draft) -> None:
+        """Add the status and the fields to a message."""
+        if self.STATUS:
+            draft.config["status"] = self.STATUS
+        draft.metrics["num-examples"] = self.examples()
+        super().write(draft)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read and check the status and each field."""
+        if cls.STATUS:
+            reader.text("status", (cls.STATUS,))
+        return super().read(reader)
+
+
+class _Field(NamedTuple):
+    attribute: str
+    name: str
+    codec: Codec
+    optional: bool
+
+
+@cache  # annotations are read once per class
+def _declared(part: type[Part]) -> tuple[_Field, ...]:
+    hints = get_type_hints(part, include_extras=True)
+    return tuple(_field(part, field.name, hints[field.name]) for field in fields(part))
+
+
+_PLAIN = {bool: flag(), int: whole(), str: text()}
+
+
+def _field(part: type[Part], attribute: str, hint: Any) -> _Field:
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [kind for kind in choices if kind is not NoneType]
+    codec = _codec(kinds[0]) if len(kinds) == 1 else None
+    if codec is None:
+        raise TypeError(
+            f"{part.__name__}.{attribute} does not say how it travels; annotate it with a codec "
+            "of sfl_flower.wire.fields."
+        )
+    return _Field(attribute, codec.name or attribute.replace("_", "-"), codec, NoneType in choices)
+
+
+def _codec(kind: Any) -> Codec | None:
+    if get_origin(kind) is Annotated:
+        return next((item for item in kind.__metadata__ if isinstance(item, Codec)), None)
+    if isinstance(kind, type) and issubclass(kind, Part):
+        return Codec(
+            lambda reader, name: kind.read(reader), lambda draft, name, part: part.write(draft)
+        )
+    return _PLAIN.get(kind)

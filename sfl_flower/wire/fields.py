@@ -1,0 +1,241 @@
+"""How a field of a message travels: its codec reads, writes and counts it.
+
+A message declares each field once, with its codec in the annotation: ``steps: Steps``, or
+``share: Annotated[float, number(0.0, 1.0)]``.  What several messages declare alike has a name at
+the end.  Without a codec a bool is a `flag`, an int a `whole` from 0 on and a str a `text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+
+from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.padding import sent_bytes
+from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed, packed_bytes, prefixed
+
+__all__ = [
+    "STAYS",
+    "BatchSize",
+    "Codec",
+    "CutGradients",
+    "Draft",
+    "HeadWeights",
+    "Labels",
+    "Loss",
+    "Mu",
+    "Probes",
+    "Rate",
+    "Samples",
+    "Scalars",
+    "Sizes",
+    "Smashed",
+    "Steps",
+    "Trained",
+    "Version",
+    "Weights",
+    "array",
+    "flag",
+    "group",
+    "hexadecimal",
+    "metric",
+    "number",
+    "octets",
+    "padded",
+    "text",
+    "whole",
+]
+
+LARGEST = 2**63 - 1
+
+
+class Draft(NamedTuple):
+    """What a message that is being written holds so far; the arguments of `pack`."""
+
+    arrays: dict[str, np.ndarray]
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def _setting(draft: Draft, name: str, value: Any) -> None:
+    draft.config[name] = value
+
+
+def _nothing(name: str, value: Any) -> int:
+    return 0
+
+
+def _always(told: Mapping[str, Any]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a field travels.
+
+    Attributes
+    ----------
+    read : callable
+        Gives the checked value of this name, or raises `WireError`.
+    write : callable
+        Puts a value under a name; as a setting unless told otherwise.
+    category : str
+        The ledger's category, empty for control.
+    size : callable
+        Bytes under that category, of None too.
+    name : str
+        What the field is called on the wire, empty for its own name with dashes.
+    travels : callable
+        Tells from the fields before it whether the field travels, else it has its default.
+    """
+
+    read: Callable[[Reader, str], Any]
+    write: Callable[[Draft, str, Any], None] = _setting
+    category: str = ""
+    size: Callable[[str, Any], int] = _nothing
+    name: str = ""
+    travels: Callable[[Mapping[str, Any]], bool] = _always
+
+    def called(self, name: str) -> Codec:
+        """Return this codec for a field with another name on the wire."""
+        return replace(self, name=name)
+
+    def when(self, travels: Callable[[Mapping[str, Any]], bool]) -> Codec:
+        """Return this codec for a field that travels in some messages only."""
+        return replace(self, travels=travels)
+
+
+def flag() -> Codec:
+    """Return the codec of a truth value."""
+    return Codec(Reader.boolean)
+
+
+def whole(low: int = 0, high: int = LARGEST) -> Codec:
+    """Return the codec of a whole number within [low, high]."""
+    return Codec(lambda reader, name: reader.integer(name, low, high))
+
+
+def number(low: float, high: float) -> Codec:
+    """Return the codec of a finite number within [low, high]."""
+    return Codec(lambda reader, name: reader.number(name, low, high))
+
+
+def text(choices: Collection[str] | None = None, longest: int = 4096, empty: str = "") -> Codec:
+    """Return the codec of a text, for the empty one of which `empty` stands on the wire."""
+
+    def read(reader: Reader, name: str) -> str:
+        value = reader.text(name, choices, longest)
+        return "" if value == empty else value
+
+    return Codec(read, lambda draft, name, value: _setting(draft, name, value or empty))
+
+
+def hexadecimal() -> Codec:
+    """Return the codec of a digest in hex, which names files on the client."""
+
+    def read(reader: Reader, name: str) -> str:
+        value = reader.text(name, longest=128)
+        if set(value) - set("0123456789abcdef"):
+            raise reader.fail(f"has {name}={value[:80]!r}, expected hexadecimal digits")
+        return value
+
+    return Codec(read)
+
+
+def metric(low: int = 0) -> Codec:
+    """Return the codec of a whole number from `low` on in the metrics."""
+
+    def write(draft: Draft, name: str, value: int) -> None:
+        draft.metrics[name] = value
+
+    return Codec(lambda reader, name: reader.metric(name, low), write)
+
+
+def _array(draft: Draft, name: str, value: np.ndarray) -> None:
+    draft.arrays[name] = value
+
+
+def array(
+    dtype: str,
+    category: str = "",
+    *,
+    ndim: int | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Codec:
+    """Return the codec of an array of this dtype, and of these dimensions if given."""
+    return Codec(
+        lambda reader, name: reader.array(name, dtype, ndim=ndim, shape=shape),
+        _array,
+        category,
+        lambda name, value: 0 if value is None else value.nbytes,
+    )
+
+
+def padded(category: str) -> Codec:
+    """Return the codec of a float32 array of samples, whose padding stays off the wire."""
+    return Codec(Reader.padded, _array, category, sent_bytes)
+
+
+def group(prefix: str, category: str) -> Codec:
+    """Return the codec of packed weights, each array under `prefix` and the name of its dtype."""
+
+    def write(draft: Draft, name: str, value: Packed) -> None:
+        draft.arrays.update(prefixed(name, value))
+
+    return Codec(
+        lambda reader, name: reader.group(name, WEIGHT_DTYPES),
+        write,
+        category,
+        lambda name, value: packed_bytes(value),
+        name=prefix,
+    )
+
+
+def octets() -> Codec:
+    """Return the codec of bytes, an array of uint8 on the wire."""
+
+    def write(draft: Draft, name: str, value: bytes) -> None:
+        draft.arrays[name] = np.frombuffer(value, dtype=np.uint8)
+
+    return Codec(lambda reader, name: reader.array(name, "uint8", ndim=1).tobytes(), write)
+
+
+STAYS = Codec(lambda reader, name: None, travels=lambda told: False)
+"""For a field that the sender alone needs: it never travels."""
+
+Version = Annotated[int, whole(low=-1)]
+"""The version that a client had before the sync, -1 for none."""
+Steps = Annotated[int, whole(low=1, high=1_000_000)]
+"""How many steps or mini-batches a request asks for."""
+BatchSize = Annotated[int, whole(low=1)]
+Probes = Annotated[int, whole(low=1, high=65_536)]
+"""P, probes of a mini-batch."""
+Mu = Annotated[float, number(1e-30, 1e30)]
+"""μ, the probe length."""
+Rate = Annotated[float, number(0.0, 1e30)]
+"""A learning rate."""
+Loss = Annotated[float, number(-1e30, 1e30)]
+"""The mean loss of a client's mini-batches."""
+
+Samples = Annotated[int, metric().called("num-examples")]
+"""Samples behind a reply."""
+Trained = Annotated[int, metric(low=1).called("num-examples")]
+"""Samples of all mini-batches of a client that took steps."""
+
+Smashed = Annotated[np.ndarray, padded("smashed")]
+"""Smashed data, float32 [n, ...]."""
+Labels = Annotated[np.ndarray, array("int64", "labels")]
+"""Labels, int64 [n, ...]."""
+CutGradients = Annotated[np.ndarray, padded("gradients")]
+"""λ, the gradient of each mini-batch's mean loss at z, float32, shape of z."""
+Scalars = Annotated[np.ndarray, array("float32", "scalars", ndim=2)]
+"""v, float32 [steps or mini-batches, probes]."""
+Sizes = Annotated[np.ndarray, array("int64", ndim=1)]
+"""Samples of each mini-batch, int64, summing to n."""
+Weights = Annotated[Packed, group("weights.", "weights")]
+"""Packed parameters and buffers of the model, or of the client half where there is a cut."""
+HeadWeights = Annotated[Packed, group("head.", "auxiliary")]
+"""Packed parameters and buffers of the auxiliary head."""
