@@ -122,6 +122,12 @@ class Node:
 
         return self.task.memo(("whole model", self.seed), build)
 
+    def new_head(self, kind: str) -> nn.Module:
+        """Return a new auxiliary head; its frozen part is the server's, the rest travels."""
+        # Not every layer of a server half can be drawn anew; its frozen ones never are.
+        init = "copy" if kind.startswith(("blocks:", "server")) else "random"
+        return self.task.build_head(self.seed, kind, init)
+
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
         chosen = batch_indices(self.seed, self.partition, round, step, len(self.rows), batch_size)
@@ -161,14 +167,15 @@ def _check_base(node: Node, request: JoinRequest) -> None:
 
     def compute() -> str:
         halves = node.task.build(node.seed)
-        return base_digest(halves.client, *([halves.server] if request.whole else []))
+        held = [halves.client, *([halves.server] if request.whole else [])]
+        return base_digest(*held, *([node.new_head(request.head)] if request.head else []))
 
-    own = node.task.memo(("base", node.seed, request.whole), compute)
+    own = node.task.memo(("base", node.seed, request.whole, request.head), compute)
     if own != request.base:
         raise ConfigError(
             f"Client {node.partition} builds other frozen parameters than the server (digest "
             f"{own[:8] or 'none'} instead of {request.base[:8]}); give both the same task, with "
-            "the same weights in its model()."
+            f"the same weights in its model(){' and head()' if request.head else ''}."
         )
 
 

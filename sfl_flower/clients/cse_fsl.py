@@ -25,7 +25,7 @@ def local(node: Node, request: LocalRequest) -> LocalReply:
         request,
         usage(),
         weights=pack_state(travelling_state(model.client)),
-        head_weights=pack_state(model.head.state_dict()),
+        head_weights=pack_state(travelling_state(model.head)),
     )
     if request.keep_state:
         keep_optimizer(node, optimizer)

@@ -110,5 +110,5 @@ def _head(head: nn.Module, request: HERONRequest) -> dict[str, np.ndarray]:
     """Return what the client sends of the head: nothing where the server trains it."""
     if request.trains == "client":
         return {}
-    state = head.state_dict()
+    state = travelling_state(head)
     return pack_state(buffers_of(head, state) if request.uplink == "scalars" else state)

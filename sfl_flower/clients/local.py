@@ -55,15 +55,13 @@ def local_model(node: Node, request: LocalRequest, laid_out: str = "") -> LocalM
     """
 
     def build() -> LocalModel:
-        client = node.task.build(node.seed).client
-        # Not every layer of a server half can be drawn anew; the weights come with the request.
-        init = "copy" if request.head.startswith(("blocks:", "server")) else "random"
-        return LocalModel(client, node.task.build_head(node.seed, request.head, init))
+        return LocalModel(node.task.build(node.seed).client, node.new_head(request.head))
 
     model = node.task.memo(("local model", node.seed, request.head, laid_out), build)
     load_travelling(model.client, unpack_state(request.weights, travelling_state(model.client)))
     if request.head_weights:
-        model.head.load_state_dict(unpack_state(request.head_weights, model.head.state_dict()))
+        head = travelling_state(model.head)
+        load_travelling(model.head, unpack_state(request.head_weights, head))
     return model
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sfl_flower.errors import CutError
 from sfl_flower.split.block_halves import ServerBlocks
 from sfl_flower.split.first_blocks import first_blocks, first_text_blocks
+from sfl_flower.split.travelling import base_state
 
 __all__ = ["HEADS", "make_head"]
 
@@ -67,7 +68,8 @@ def make_head(
     init : {"random", "copy"}
         ``random``: torch's default initialisation, from the default generator as the caller has
         seeded it. ``copy``: the server half's weights where the head has its layers (``blocks:``
-        and ``server``); the last layer of ``blocks:`` is random even so.
+        and ``server``); the last layer of ``blocks:`` is random even so. What the server half has
+        frozen is copied in both.
     custom : callable, optional
         What ``task`` calls: returns a new module.
 
@@ -210,17 +212,21 @@ def _of_text(kind: str, server: ServerBlocks, last: str, init: str) -> nn.Module
 
 
 def _reset(kind: str, blocks: nn.Module) -> None:
-    """Draw every weight anew as torch does when the layer is made."""
+    """Draw every trained weight anew as torch does when the layer is made; frozen ones stay."""
+    frozen = {name: value.clone() for name, value in base_state(blocks).items()}
     for name, module in blocks.named_modules():
         reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
         if callable(reset):
             reset()
-        elif any(True for _ in module.parameters(recurse=False)):
+        elif any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             where = f"'{name}' ({type(module).__name__})" if name else type(module).__name__
             raise CutError(
                 f"head '{kind}' cannot start from random weights: {where} has parameters and no "
                 "reset_parameters(); use head_init 'copy', or give the layer that method."
             )
+    with torch.no_grad():
+        for name, value in base_state(blocks).items():
+            value.copy_(frozen[name])
 
 
 def _try(kind: str, head: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:

@@ -68,14 +68,20 @@ def load_travelling(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def base_digest(*modules: nn.Module) -> str:
-    """Return the digest of names, dtypes, shapes and bits of `base_state`; "" where it is empty."""
-    state = base_state(*modules)
-    digest = blake2b(digest_size=16)
-    for name in sorted(state):
-        value = state[name].detach().cpu()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest() if state else ""
+    """Return the digest of names, dtypes, shapes and bits of `base_state`; "" where it is empty.
+
+    One module after another: a half and an auxiliary head may have names in common.
+    """
+    digest, found = blake2b(digest_size=16), False
+    for number, module in enumerate(modules):
+        state = base_state(module)
+        found |= bool(state)
+        digest.update(f"{number} {len(state)}\n".encode())
+        for name in sorted(state):
+            value = state[name].detach().cpu()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if found else ""
 
 
 def _every_parameter(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sfl_flower.contexts import eval_mode, kept_buffers
 from sfl_flower.errors import CutError
 from sfl_flower.optim import load_slots, slots
+from sfl_flower.split import load_travelling, travelling_state
 
 __all__ = [
     "REFRESH_MODES",
@@ -261,8 +262,8 @@ class AlignedHead:
         return all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return copies of weights and optimiser state, for a checkpoint."""
-        found = {f"model.{k}": v.detach().clone() for k, v in self.module.state_dict().items()}
+        """Return copies of what travels of the head and of optimiser state, for a checkpoint."""
+        found = {f"model.{k}": v.clone() for k, v in travelling_state(self.module).items()}
         return found | {f"optimizer.{k}": v for k, v in slots(self.optimizer).items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -271,5 +272,5 @@ class AlignedHead:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.module.load_state_dict(part("model."))
+        load_travelling(self.module, part("model."))
         load_slots(self.optimizer, part("optimizer."))

@@ -20,7 +20,7 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.contexts import eval_mode, torch_threads
 from sfl_flower.errors import TrainingError, WireError
 from sfl_flower.report import RoundRecord
-from sfl_flower.split import base_digest, load_travelling, travelling_state
+from sfl_flower.split import base_digest, base_state, load_travelling, travelling_state
 from sfl_flower.strategies.exchange import Exchange, Tally
 from sfl_flower.strategies.frozen_base import check_checkpoint, check_first_weights, counts
 from sfl_flower.strategies.probing import Noise
@@ -110,7 +110,7 @@ class SplitStrategy(Strategy):
         self._first = 0
         self._flops = 0
         self._z_shape: tuple[int, ...] | None = None
-        self._base: str | None = None
+        self._base: tuple[str, str] | None = None
         self.prepare()
 
     # What a method brings
@@ -141,6 +141,10 @@ class SplitStrategy(Strategy):
     def load_client(self, state: Mapping[str, Tensor]) -> None:
         """Put client-half weights in place before the first round."""
         load_travelling(self.client_half, state)
+
+    def held_head(self) -> tuple[str, nn.Module] | None:
+        """Return kind and module of the auxiliary head that clients hold; None without one."""
+        return None
 
     @property
     def version(self) -> int:
@@ -297,7 +301,7 @@ class SplitStrategy(Strategy):
             "round": self.round,
             "ledger": self.ledger.to_dict(),
             "seconds": seconds,
-            "base": base_digest(*self._on_clients()),
+            "base": base_digest(*self._frozen()[0]),
         }
 
     def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -308,7 +312,7 @@ class SplitStrategy(Strategy):
         TrainingError
             If it belongs to another model, or to other frozen parameters.
         """
-        check_checkpoint(values, self._on_clients())
+        check_checkpoint(values, self._frozen()[0])
         self.server.load_tensors(tensors)
         self.load_method_tensors(tensors)
         self.ledger = Ledger.from_dict(values["ledger"])
@@ -339,12 +343,21 @@ class SplitStrategy(Strategy):
         """Return what of the model clients hold."""
         return [self.client_half, *([self.server.module] if self.whole_on_clients else [])]
 
+    def _frozen(self) -> tuple[list[nn.Module], str]:
+        """Return what clients hold and may be frozen, and the kind of a head among it."""
+        held = self.held_head()
+        if held is None or not base_state(held[1]):
+            return self._on_clients(), ""
+        return [*self._on_clients(), held[1]], held[0]
+
     def _ask(
         self, nodes: Iterable[Member], exchange: Exchange
     ) -> dict[Member, tuple[int, int, str]]:
         if self._base is None:
-            self._base = base_digest(*self._on_clients())
-        request = JoinRequest(self.setup, self._base or None, self.whole_on_clients)
+            modules, kind = self._frozen()
+            self._base = base_digest(*modules), kind
+        digest, kind = self._base
+        request = JoinRequest(self.setup, digest or None, self.whole_on_clients, kind)
         requests = dict.fromkeys(nodes, request)
         replies = exchange.send(requests, JoinReply.from_content)
         return {

@@ -59,13 +59,13 @@ class CSEFSL(LocalStrategy):
         if reply.scalars is not None:
             raise WireError("it brings scalars, asked were weights.")
         unpack_state(reply.weights, travelling_state(self.client_half))
-        unpack_state(reply.head_weights, self.head.state_dict())
+        unpack_state(reply.head_weights, travelling_state(self.head))
 
     def average(
         self, round: int, replies: Mapping[Member, LocalReply], weights: list[float]
     ) -> None:
         """Average client halves and heads, parameters and buffers."""
-        client, head = travelling_state(self.client_half), self.head.state_dict()
+        client, head = travelling_state(self.client_half), travelling_state(self.head)
         states = [
             {f"client.{k}": v for k, v in unpack_state(reply.weights, client).items()}
             | {f"head.{k}": v for k, v in unpack_state(reply.head_weights, head).items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.optim import make_optimizer
+from sfl_flower.split import travelling_state
 from sfl_flower.strategies.alignment import AlignedHead, Buffer
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.fsl_sage import head_digest
@@ -46,15 +47,16 @@ class HeadBank:
     def head(self, client: int) -> AlignedHead:
         """Return a client's own head; whoever aligns it calls `changed`."""
         if client not in self._heads:
-            module = copy.deepcopy(self._common)
+            frozen = {id(p): p for p in self._common.parameters() if not p.requires_grad}
+            module = copy.deepcopy(self._common, dict(frozen))  # which all heads share
             optimizer: torch.optim.Optimizer = make_optimizer(module.parameters(), *self._optimizer)
             self._heads[client] = AlignedHead(module, optimizer)
         return self._heads[client]
 
     def state(self, client: int) -> dict[str, Tensor]:
-        """Return the weights of a client's head, the common ones before its first alignment."""
+        """Return what travels of a client's head, the common one before its first alignment."""
         own = self._heads.get(client)
-        return dict((self._common if own is None else own.module).state_dict())
+        return travelling_state(self._common if own is None else own.module)
 
     def digest(self, client: int) -> str:
         """Return the digest of a client's head."""

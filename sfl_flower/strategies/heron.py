@@ -217,7 +217,7 @@ class HERON(LocalStrategy):
     def _expected(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the tensors that a reply brings of client half and head."""
         client = travelling_state(self.client_half)
-        head = {} if self.trains == "client" else dict(self.head.state_dict())
+        head = {} if self.trains == "client" else travelling_state(self.head)
         if self.settings.uplink == "scalars":
             client, head = buffers_of(self.client_half, client), buffers_of(self.head, head)
         return client, head

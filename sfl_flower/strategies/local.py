@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfl_flower.config import check_choice, check_range
 from sfl_flower.data import client_samples, steps_per_epoch
@@ -113,13 +113,17 @@ class LocalStrategy(SplitStrategy):
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return client half and head for a checkpoint."""
-        head = {f"head.{k}": v.clone() for k, v in self.head.state_dict().items()}
+        head = {f"head.{k}": v.clone() for k, v in travelling_state(self.head).items()}
         return super().method_tensors() | head
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put client half and head back."""
         self.load_client(_under("client.", tensors))
-        self.head.load_state_dict(_under("head.", tensors))
+        load_travelling(self.head, _under("head.", tensors))
+
+    def held_head(self) -> tuple[str, nn.Module]:
+        """Return kind and module of the auxiliary head."""
+        return self.settings.head, self.head
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round: local steps everywhere, the server's pass, the means."""
@@ -127,7 +131,7 @@ class LocalStrategy(SplitStrategy):
             return Outcome([], 0, {})
         self.check_uploads(round)
         packed = pack_state(travelling_state(self.client_half))
-        head = pack_state(self.head.state_dict())
+        head = pack_state(travelling_state(self.head))
         requests = {member: self.request(round, member, packed, head) for member in cohort}
         replies = exchange.send(requests, self.reader(requests))
         return self.close_round(round, replies, exchange)
@@ -272,8 +276,8 @@ class LocalStrategy(SplitStrategy):
         """Load the weighted means of states whose names begin with ``client.`` and ``head.``."""
         mean = mean_state(states, weights)
         load_travelling(self.client_half, _under("client.", mean))
-        # What no state holds (a head that the server trains) stays as it is.
-        self.head.load_state_dict(_under("head.", mean), strict=False)
+        if head := _under("head.", mean):  # else the server trains it
+            load_travelling(self.head, head)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

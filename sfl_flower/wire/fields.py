@@ -238,4 +238,4 @@ Sizes = Annotated[np.ndarray, array("int64", ndim=1)]
 Weights = Annotated[Packed, group("weights.", "weights")]
 """Packed parameters and buffers of the model, or of the client half where there is a cut."""
 HeadWeights = Annotated[Packed, group("head.", "auxiliary")]
-"""Packed parameters and buffers of the auxiliary head."""
+"""Packed trained parameters and buffers of the auxiliary head."""

@@ -110,6 +110,8 @@ class JoinRequest(Request):
         with another cannot take part.
     whole : bool
         With a digest: whether clients hold the whole model instead of the client half.
+    head : str
+        With a digest: kind of an auxiliary head that has frozen parts too, empty for none.
     """
 
     TYPE: ClassVar[str] = "query.join"
@@ -117,6 +119,7 @@ class JoinRequest(Request):
     setup: Setup
     base: Annotated[str, hexadecimal()] | None = None
     whole: Annotated[bool, flag().when(lambda request: request["base"] is not None)] = False
+    head: Annotated[str, text(empty=_NONE).when(lambda request: request["base"] is not None)] = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfl_flower.data import seeded_torch
 from sfl_flower.data.memory import forget
 from sfl_flower.errors import ConfigError, CutError
-from sfl_flower.split import HEADS, Halves, cut, make_head
+from sfl_flower.split import HEADS, Halves, base_state, cut, freeze_batch_norm, make_head
 from sfl_flower.task import Samples, SplitTask
 from sfl_flower.tasks import load_task
 from sfl_flower.tasks.vision import resnet18
@@ -207,6 +207,22 @@ def test_weights_that_cannot_be_drawn_anew_are_named() -> None:
     with pytest.raises(CutError, match=r"'1'.* no reset_parameters\(\); use head_init 'copy'"):
         made("blocks:2", server)
     assert made("blocks:2", server, init="copy")(torch.ones(1, 4)).shape == (1, 5)
+
+
+def test_what_is_frozen_is_never_drawn_anew() -> None:
+    norm = nn.BatchNorm1d(4)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), Scale(), norm, nn.Linear(4, 5))
+    nn.init.constant_(norm.get_buffer("running_mean"), 2.0)
+    freeze_batch_norm(model)
+    for name in ("1.weight", "2.by"):
+        model.get_parameter(name).requires_grad_(False)
+    server = cut(model, "0").server
+    head = made("blocks:3", server)
+    frozen, theirs = base_state(head), server.state_dict()
+    assert {f"blocks.{name}" for name in ("1.weight", "2.by", "3.running_mean")} <= set(frozen)
+    for name, value in frozen.items():
+        assert torch.equal(value, theirs[name.removeprefix("blocks.")]), name
+    assert not torch.equal(head.state_dict()["blocks.1.bias"], theirs["1.bias"])
 
 
 # What a task makes of it.

@@ -148,6 +148,21 @@ def test_two_clients_by_hand_with_batch_norm() -> None:
     assert int(trial.model["norm2.num_batches_tracked"]) == 2 * 4 * 2  # the server's, of all
 
 
+def test_two_clients_by_hand_with_a_head_that_is_frozen_in_part() -> None:
+    """A layer that never travels: clients whose head were another would step elsewhere."""
+
+    def build() -> nn.Module:
+        model = tiny.model()
+        model.get_parameter("hidden.weight").requires_grad_(False)
+        return model
+
+    options: dict[str, Any] = {"clients": 2, "head": "blocks:act2", "head_init": "random"}
+    trial = open_run(tiny.task(TWO, build=build), **options)
+    expected = by_hand(trial, TWO, 3)
+    agree(start(trial), expected)
+    assert trial.strategy.ledger.up["auxiliary"] == 2 * 3 * 4 * (4 + 4 * 3 + 3)
+
+
 def test_a_mean_by_samples_by_hand() -> None:
     trial = open_run(tiny.task(TWO), clients=2, rounds=2, mean="samples")
     expected = by_hand(trial, TWO, 2, by_samples=True)

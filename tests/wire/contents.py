@@ -66,6 +66,7 @@ WEIGHTS: dict[str, np.ndarray] = {
 MESSAGES: dict[str, Any] = {
     "join request": JoinRequest(SETUP),
     "join request with a base": JoinRequest(SETUP, "0f" * 16, True),
+    "join request with a head": JoinRequest(SETUP, "0f" * 16, False, "blocks:block:3"),
     "join reply": JoinReply(2, 30),
     "join problem": JoinReply(2, 0, "no data"),
     "stale": StaleReply(2, "ab"),
