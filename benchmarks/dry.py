@@ -1,15 +1,15 @@
 """Dry runs: real strategies, clients, messages and ledger around halves that compute nothing.
 
 The bytes of a run follow from shapes, sizes and schedules, not from what the model computes.  In a
-dry run each half keeps its weights and returns zeros of the shape that its own forward gives, so a
-round of a published setting takes seconds; everything else is the code of a real run.
+dry run each half keeps its weights and returns constants of the shape that its own forward gives,
+so a round of a published setting takes seconds; everything else is the code of a real run.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -18,10 +18,11 @@ from unittest.mock import patch
 from uuid import uuid4
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.trial import train
 from sfl_flower.run import Plan
+from sfl_flower.split.block_halves import ClientBlocks, ServerBlocks
 from sfl_flower.split.half import Half
 from sfl_flower.strategies.base import SplitStrategy
 from sfl_flower.task import Samples, SplitTask
@@ -57,35 +58,65 @@ class RoundBytes:
 
 
 @contextmanager
-def costless(but: Callable[[Tensor], bool] = lambda x: False) -> Iterator[None]:
+def costless(
+    but: Callable[[Tensor], bool] = lambda x: False,
+    lengths: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[None]:
     """Let every half of a cut model return zeros of its own output's shape, for the block.
 
     Gradients reach the input and one parameter, so optimisers and alignments run; all are zero.
+    Texts [N, T, H] are ones, and the gradients at them are not zero, for zeros would be padding,
+    which does not travel.
 
     Parameters
     ----------
     but : callable
         Tells for an input whether a half that gets it computes as ever.
+    lengths : callable, optional
+        Tells for token ids [N, T] how many positions of each text are real, [N]; all by default.
     """
-    run = Half.forward
+    with ExitStack() as stack:
+        for kind in (Half, ClientBlocks, ServerBlocks):
+            dry = _dry(kind.forward, but, lengths)
+            stack.enter_context(patch.object(kind, "forward", dry))
+        yield
 
-    def forward(half: Half, *inputs: Tensor) -> Any:
+
+def _dry(
+    run: Callable[..., Any],
+    but: Callable[[Tensor], bool],
+    lengths: Callable[[Tensor], Tensor] | None,
+) -> Callable[..., Any]:
+    """Return what stands for a half's forward."""
+
+    def forward(half: nn.Module, *inputs: Tensor) -> Any:
         (x,) = inputs
         if but(x):
             return run(half, x)
         if (shape := half.__dict__.get("_dry_shape")) is None:
             shape = half.__dict__["_dry_shape"] = _shape(run, half, x)
-        out = x.new_zeros(len(x), *shape)
+        out = torch.zeros(len(x), *shape)
+        if len(shape) == 2:
+            given = lengths is not None and not x.is_floating_point()
+            ends = lengths(x) if lengths and given else torch.full((len(x),), shape[0])
+            out[torch.arange(shape[0]) < ends[:, None]] = 1.0
+        if x.ndim == 3 and x.requires_grad:
+            # One output moves with all that is real, by little; were they all to, the gradient of
+            # cross entropy would be zero.
+            real = (x.detach() != 0).any(dim=-1, keepdim=True)
+            moved = 1e-3 * (x * real).sum(dim=(1, 2))
+            first = torch.zeros(shape)
+            first[..., 0] = 1.0
+            out = out + moved.reshape(-1, *[1] * len(shape)) * first
         trained = next((p for p in half.parameters() if p.requires_grad), None)
         if trained is None:
             return out + 0.0 * x.reshape(-1)[0]
         return out + 0.0 * x.reshape(-1)[0] * trained.reshape(-1)[0]
 
-    with patch.object(Half, "forward", forward):
-        yield
+    return forward
 
 
-def _shape(run: Callable[..., Tensor], half: Half, x: Tensor) -> tuple[int, ...]:
+def _shape(run: Callable[..., Tensor], half: nn.Module, x: Tensor) -> tuple[int, ...]:
     """Return the shape of a half's output, without the batch; neither state nor hooks notice."""
     aside = copy.deepcopy(half).eval()
     for module in aside.modules():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.dry import CHARGED, costless, dry_rounds
+from benchmarks.language_models import PAD
 from benchmarks.ledger import Published, figures, published
 from benchmarks.trial import options_for
 from sfl_flower.presets import load_preset
 from tests import tiny
+from tests.texts import T, texts
 
 pytestmark = pytest.mark.flower
 
@@ -72,6 +76,42 @@ def test_a_dry_run_books_what_a_real_one_does(method: str, options: dict[str, An
         assert getattr(dry.strategy.ledger, side) == getattr(real.strategy.ledger, side)
     assert dry.strategy.ledger.samples == real.strategy.ledger.samples
     assert not tiny.equal(dry.model, real.model)
+
+
+@pytest.mark.parametrize("method", ["splitfed_v2", "ho_sfl", "cse_fsl", "fsl_sage"])
+def test_a_dry_run_of_texts_books_what_a_real_one_does(method: str) -> None:
+    """Lengths 7, 3, 9, 1 of 10 positions: what is padding is off the wire in both."""
+    options: dict[str, Any] = {"clients": 2, "rounds": 2, "local_steps": 2}
+    if method in ("cse_fsl", "fsl_sage"):
+        options |= {"head": "pooled"} | ({"align_epochs": 1} if method == "fsl_sage" else {})
+    if method == "ho_sfl":
+        options.pop("local_steps")
+    real = tiny.train(texts("gpt2-classes"), method, **options)
+    with costless(lengths=lambda ids: (ids != PAD).sum(dim=1)):
+        dry = tiny.train(texts("gpt2-classes"), method, **options)
+    for side in ("up", "down"):
+        found = getattr(dry.strategy.ledger, side)
+        assert found == getattr(real.strategy.ledger, side)
+    assert found["gradients"] > 0 or method in ("cse_fsl", "fsl_sage")
+
+
+def test_texts_have_their_full_lengths_unless_told_otherwise() -> None:
+    with costless():
+        dry = tiny.train(texts("gpt2-classes"), "splitfed_v2", clients=2, rounds=1, batch_size=8)
+    ledger = dry.strategy.ledger
+    assert ledger.up["smashed"] == ledger.down["gradients"] == 2 * 8 * T * 16 * 4
+
+
+def test_blocks_of_an_image_model_are_no_padding() -> None:
+    """A cut of a ViT: z [N, T, H] of pixels."""
+    build = partial(nn.Sequential, nn.Unflatten(1, (3, 2)), nn.Linear(2, 4), nn.Flatten())
+    problem = partial(tiny.task, build=lambda: build(nn.Linear(12, 3)), cut="1")
+    real = tiny.train(problem(), "splitfed_v2", rounds=1)
+    with costless():
+        dry = tiny.train(problem(), "splitfed_v2", rounds=1)
+    assert dry.strategy.ledger.up == real.strategy.ledger.up
+    assert dry.strategy.ledger.down == real.strategy.ledger.down
+    assert dry.strategy.ledger.up["smashed"] == 4 * 4 * 12 * 4
 
 
 def test_a_half_in_a_dry_run_gives_zeros_of_its_own_shape() -> None:
