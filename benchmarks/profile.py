@@ -34,7 +34,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
     """Yield seconds and the largest error of each model."""
-    getLogger("flwr").setLevel(ERROR)  # GPT-2's tied embedding, at every cut
+    getLogger("flwr").setLevel(ERROR)  # that GPT-2's embedding is untied
     for name in args.profile_models.split(","):
         model, x, what = {"resnet18": _resnet, "gpt2": _gpt2}[name]()
         began = time.perf_counter()

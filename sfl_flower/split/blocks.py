@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from logging import getLogger
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,10 @@ from sfl_flower.split.compare import same
 from sfl_flower.split.families import Found, find, known, of_library
 from sfl_flower.split.tracing import copied
 
-__all__ = ["cut_blocks", "legal_blocks", "located", "verify_blocks"]
+__all__ = ["Untied", "cut_blocks", "legal_blocks", "located", "verify_blocks"]
 
-_log = getLogger("flwr")
+Untied = tuple[str, str]
+"""A parameter of the server half, and the one of the client half that it was tied to."""
 
 
 def located(model: nn.Module) -> Found | None:
@@ -61,8 +61,8 @@ def legal_blocks(found: Found) -> list[str]:
 
 def cut_blocks(
     model: nn.Module, found: Found, at: str, pad: int | None
-) -> tuple[ClientBlocks, ServerBlocks, str]:
-    """Cut `model` after the block `at`; return the halves and the block's full name.
+) -> tuple[ClientBlocks, ServerBlocks, str, list[Untied]]:
+    """Cut `model` after the block `at`.
 
     Parameters
     ----------
@@ -74,6 +74,15 @@ def cut_blocks(
         ``block:N``, behind N blocks, or the name of a block.
     pad : int, optional
         The id of padding; by default the model's own, ``config.pad_token_id``.
+
+    Returns
+    -------
+    client, server : BlockHalf
+        The halves.
+    at : str
+        The block's full name.
+    untied : list of Untied
+        Trained parameters that the halves no longer share.
 
     Raises
     ------
@@ -105,13 +114,13 @@ def cut_blocks(
     server = ServerBlocks(root, inner, family.backbone, first, found.output)
 
     at = names[count - 1]
-    _untie(model, found, client, server, at)
+    untied = _untied(model, found, client, server, at)
     if not any(parameter.requires_grad for parameter in server.parameters()):
         raise CutError(
             f"cannot cut at '{at}': the server half would have no trainable parameter; "
             f"{_listing(names)}."
         )
-    return client, server, at
+    return client, server, at, untied
 
 
 def verify_blocks(
@@ -202,8 +211,10 @@ def _outside(model: nn.Module, backbone: str) -> dict[str, nn.Module]:
     return found
 
 
-def _untie(model: nn.Module, found: Found, client: BlockHalf, server: BlockHalf, at: str) -> None:
-    """Say which trained parameters the halves no longer share; refuse what cannot be untied."""
+def _untied(
+    model: nn.Module, found: Found, client: BlockHalf, server: BlockHalf, at: str
+) -> list[Untied]:
+    """Return which trained parameters the halves no longer share; refuse what cannot be untied."""
     below, above = (
         dict(half.named_parameters(remove_duplicate=False)) for half in (client, server)
     )
@@ -215,6 +226,7 @@ def _untie(model: nn.Module, found: Found, client: BlockHalf, server: BlockHalf,
     before = tuple(
         f"{found.prefix}{p}" for p in (*found.family.embeddings, *found.family.positions)
     )
+    untied = []
     for name, parameter in named:
         other = owners.get(id(parameter))
         if other is None or name not in above or not parameter.requires_grad:
@@ -224,8 +236,5 @@ def _untie(model: nn.Module, found: Found, client: BlockHalf, server: BlockHalf,
                 f"cannot cut at '{at}': the parameters '{other}' and '{name}' are tied across it; "
                 "cut elsewhere, or give each its own."
             )
-        _log.warning(
-            "The cut at '%s' unties '%s' on the server from '%s' on the clients: they start equal "
-            "and are trained apart.",
-            at, name, other,
-        )  # fmt: skip
+        untied.append((name, other))
+    return untied

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 
 import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
-from sfl_flower.split.blocks import cut_blocks, legal_blocks, located, verify_blocks
+from sfl_flower.split.blocks import Untied, cut_blocks, legal_blocks, located, verify_blocks
 from sfl_flower.split.compare import run, same
+from sfl_flower.split.families import Found
 from sfl_flower.split.half import Half
 from sfl_flower.split.plans import Plans
 from sfl_flower.split.tracing import Traced, copied, trace
 
 __all__ = ["Halves", "cut", "every_cut", "legal_cuts"]
+
+_log = getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,9 @@ def cut(
     """
     found = located(model)
     if found is not None:
-        client, server, block = cut_blocks(model, found, at, pad)
-        if example is not None:
-            verify_blocks(model, client, server, block, example[0])
-        return Halves(client, server, block)
+        halves, untied = _blocks(model, found, at, example, pad)
+        _warn(untied, f"The cut at '{halves.at}'")
+        return halves
     return _recorded(model, Plans(_traced(model, example)), at, example)
 
 
@@ -94,23 +97,59 @@ def legal_cuts(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> l
     return Plans(_traced(model, example)).legal()
 
 
-def every_cut(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> Iterator[Halves]:
+def every_cut(
+    model: nn.Module,
+    example: tuple[Tensor, ...] | None = None,
+    *,
+    cuts: Sequence[str] | None = None,
+) -> Iterator[Halves]:
     """Yield the halves of ``model`` at each legal cut, from input to output.
 
-    The same as ``cut`` at each of ``legal_cuts``, but the forward is recorded only once.
+    The same as ``cut`` at each of ``legal_cuts``, but the forward is recorded only once, and which
+    parameters a cut unties is said once.
+
+    Parameters
+    ----------
+    model, example
+        As of ``cut``.
+    cuts : sequence of str, optional
+        These layers instead, in this order.
 
     Raises
     ------
     CutError
         As ``cut`` does.
     """
-    if located(model) is not None:
-        for at in legal_cuts(model):
-            yield cut(model, at, example)
+    found = located(model)
+    if found is None:
+        plans = Plans(_traced(model, example))
+        for at in plans.legal() if cuts is None else cuts:
+            yield _recorded(model, plans, at, example)
         return
-    plans = Plans(_traced(model, example))
-    for at in plans.legal():
-        yield _recorded(model, plans, at, example)
+    said: set[Untied] = set()
+    for at in legal_blocks(found) if cuts is None else cuts:
+        halves, untied = _blocks(model, found, at, example, None)
+        _warn([pair for pair in untied if pair not in said], "Cutting this model")
+        said.update(untied)
+        yield halves
+
+
+def _blocks(
+    model: nn.Module, found: Found, at: str, example: tuple[Tensor, ...] | None, pad: int | None
+) -> tuple[Halves, list[Untied]]:
+    client, server, block, untied = cut_blocks(model, found, at, pad)
+    if example is not None:
+        verify_blocks(model, client, server, block, example[0])
+    return Halves(client, server, block), untied
+
+
+def _warn(untied: Sequence[Untied], what: str) -> None:
+    for name, other in untied:
+        _log.warning(
+            "%s unties '%s' on the server from '%s' on the clients: they start equal and are "
+            "trained apart.",
+            what, name, other,
+        )  # fmt: skip
 
 
 def _recorded(

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfl_flower.config import check_range
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.meter import PeakMemory
-from sfl_flower.split.cut import cut, every_cut
+from sfl_flower.split.cut import every_cut
 from sfl_flower.split.trained import check_trained, restrict
 from sfl_flower.split.travelling import travelling_state
 
@@ -168,9 +168,8 @@ def _halves(
     model: nn.Module, cuts: Sequence[str] | None, trained: str
 ) -> Iterator[tuple[str, nn.Module]]:
     """Yield the client half of each cut, and the whole model."""
-    found = every_cut(model) if cuts is None else (cut(model, at) for at in cuts)
-    for name, halves in zip(cuts, found, strict=True) if cuts else ((h.at, h) for h in found):
-        half = halves.client
+    for index, halves in enumerate(every_cut(model, cuts=cuts)):
+        name, half = cuts[index] if cuts else halves.at, halves.client
         try:
             restrict(half, trained)
         except ConfigError:  # nothing of the kind lies before this cut

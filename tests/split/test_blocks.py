@@ -26,7 +26,7 @@ from benchmarks.language_models import (
     whole_logits,
 )
 from sfl_flower.errors import CutError, DataError
-from sfl_flower.split import Halves, check_zeroth_order, cut, legal_cuts, problems
+from sfl_flower.split import Halves, check_zeroth_order, cut, every_cut, legal_cuts, problems
 
 cloudpickle: Any = importlib.import_module("ray.cloudpickle")
 
@@ -248,6 +248,14 @@ def test_tied_embeddings_are_untied_with_a_word(caplog: pytest.LogCaptureFixture
     cut(build("llama-lm"), at="block:1")
     cut(build("gpt2-lm").requires_grad_(False).apply(_train_norms), at="block:1")
     assert not caplog.text  # nothing is tied, or what is tied is not trained
+
+
+def test_every_cut_says_once_what_is_untied(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        assert len(list(every_cut(build("gpt2-lm")))) == 3
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith("Cutting this model unties 'lm_head.weight' on the server")
+        assert [h.at for h in every_cut(build("gpt2-lm"), cuts=["block:3"])] == ["transformer.h.2"]
 
 
 def _train_norms(module: torch.nn.Module) -> None:

@@ -111,6 +111,13 @@ def test_a_client_half_refuses_a_batch_whose_size_did_not_stay() -> None:
         halves.client(batch(1, 4))
 
 
+def test_every_cut_at_layers_of_ones_own() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert [halves.at for halves in every_cut(model, cuts=["1", "0"])] == ["1", "0"]
+    with pytest.raises(CutError, match="nine"):
+        list(every_cut(model, cuts=["0", "nine"]))
+
+
 def test_every_cut_is_cut_at_each_legal_one() -> None:
     model = Net("batch")
     both = zip(every_cut(model), legal_cuts(model), strict=True)
