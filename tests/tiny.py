@@ -83,6 +83,7 @@ def task(
     clients: int = 4,
     each: int = 12,
     cut: str = "act",
+    test: Callable[[], Samples] = lambda: samples(40, 1),
     **options: Any,
 ) -> SplitTask:
     """Return a task; client i holds `shares[i]`, by default `each` samples of its own."""
@@ -95,7 +96,7 @@ def task(
         model=build,
         cut=cut,
         train=lambda: Samples(x, y),
-        test=lambda: samples(40, 1),
+        test=test,
         classes=CLASSES,
         **options,
     )

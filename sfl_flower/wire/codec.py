@@ -16,13 +16,19 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire.padding import LENGTHS, POSITIONS, lengths_dtype, restore, shorten
+from sfl_flower.wire.padding import (
+    LENGTHS,
+    MAX_BYTES,
+    PADDINGS,
+    POSITIONS,
+    lengths_dtype,
+    restore,
+    shorten,
+)
 
-__all__ = ["MAX_BYTES", "PROTOCOL", "Reader", "pack"]
+__all__ = ["PROTOCOL", "Reader", "pack"]
 
 PROTOCOL = 1
-MAX_BYTES = 2**31 - 1
-"""Largest array that is read, in bytes: what one protobuf message can carry."""
 
 _ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"
 _STYPE = "numpy.ndarray"
@@ -43,8 +49,8 @@ def pack(
 ) -> RecordDict:
     """Build the content of a message: one array, one config and one metric record.
 
-    Flower's mods and wrappers expect exactly one record of each kind.  A float32 array [n, T, H]
-    travels without its padding where that saves bytes; `Reader.padded` reads it.
+    Flower's mods and wrappers expect exactly one record of each kind.  An array travels
+    without its padding where that saves bytes; `Reader.padded` reads it.
     """
     sent: dict[str, Array] = {}
     positions: dict[str, int] = {}
@@ -146,17 +152,25 @@ class Reader:
             raise self.fail(f"has a value in '{name}' that is not finite")
         return view
 
-    def padded(self, name: str) -> np.ndarray:
-        """Read a float32 array of samples, of any shape, whose padding may have been left out.
+    def padded(self, name: str, dtype: str) -> np.ndarray:
+        """Read an array of samples, of any shape, whose padding may have been left out.
 
         A view of the received bytes if nothing was left out, else a new array; read-only.
+
+        Parameters
+        ----------
+        name : str
+            The array's name.
+        dtype : {"float32", "int64"}
+            The dtype it must have.
         """
         if not self.has(name + LENGTHS):
-            return self.array(name, "float32")
+            return self.array(name, dtype)
+        padding = PADDINGS[dtype]
         positions = self.integer(name + POSITIONS, low=1, high=MAX_BYTES)
-        rows = self.array(name, "float32", ndim=2)
+        rows = self.array(name, dtype, ndim=padding.ndim - 1)
         lengths = self.array(name + LENGTHS, str(lengths_dtype(positions)), ndim=1)
-        whole = restore(rows, lengths, positions, MAX_BYTES)
+        whole = restore(rows, lengths, positions, padding)
         if isinstance(whole, str):
             raise self.fail(f"has '{name}' {whole}")
         return whole

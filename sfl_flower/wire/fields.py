@@ -174,9 +174,9 @@ def array(
     )
 
 
-def padded(category: str) -> Codec:
-    """Return the codec of a float32 array of samples, whose padding stays off the wire."""
-    return Codec(Reader.padded, _array, category, sent_bytes)
+def padded(dtype: str, category: str) -> Codec:
+    """Return the codec of an array of samples, float32 or int64, whose padding does not travel."""
+    return Codec(lambda reader, name: reader.padded(name, dtype), _array, category, sent_bytes)
 
 
 def group(prefix: str, category: str) -> Codec:
@@ -225,11 +225,11 @@ Samples = Annotated[int, metric().called("num-examples")]
 Trained = Annotated[int, metric(low=1).called("num-examples")]
 """Samples of all mini-batches of a client that took steps."""
 
-Smashed = Annotated[np.ndarray, padded("smashed")]
+Smashed = Annotated[np.ndarray, padded("float32", "smashed")]
 """Smashed data, float32 [n, ...]."""
-Labels = Annotated[np.ndarray, array("int64", "labels")]
+Labels = Annotated[np.ndarray, padded("int64", "labels")]
 """Labels, int64 [n, ...]."""
-CutGradients = Annotated[np.ndarray, padded("gradients")]
+CutGradients = Annotated[np.ndarray, padded("float32", "gradients")]
 """λ, the gradient of each mini-batch's mean loss at z, float32, shape of z."""
 Scalars = Annotated[np.ndarray, array("float32", "scalars", ndim=2)]
 """v, float32 [steps or mini-batches, probes]."""

@@ -1,8 +1,9 @@
-"""Leaving padding off the wire: rows of zeros at the end of a sample need not travel.
+"""Leaving padding off the wire: what is empty at the end of a sample need not travel.
 
-A batch of texts is padded to one length, and its smashed data z [n, T, H] and cut gradients λ are
-zero where nothing was written.  Where that saves bytes, such an array travels as the rows before
-the padding, one sample after another, and how many each sample has.
+A batch of texts is padded to one length: its smashed data z [n, T, H] and cut gradients λ are zero
+where nothing was written, and its labels [n, T] are `IGNORED` there.  Where that saves bytes, such
+an array travels as the positions before the padding, one sample after another, and how many each
+sample has.
 """
 
 from __future__ import annotations
@@ -12,7 +13,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LENGTHS", "POSITIONS", "Shortened", "lengths_dtype", "restore", "sent_bytes", "shorten"]
+from sfl_flower.measures import IGNORED
+
+__all__ = [
+    "LENGTHS",
+    "MAX_BYTES",
+    "PADDINGS",
+    "POSITIONS",
+    "Padding",
+    "Shortened",
+    "lengths_dtype",
+    "restore",
+    "sent_bytes",
+    "shorten",
+]
+
+MAX_BYTES = 2**31 - 1
+"""Largest array that is read, in bytes: what one protobuf message can carry."""
 
 LENGTHS, POSITIONS = ".lengths", ".positions"
 """What follows an array's name in that of its lengths, and in that of the setting that holds T."""
@@ -23,13 +40,41 @@ _SETTING = 8
 
 
 @dataclass(frozen=True)
+class Padding:
+    """What padding is in arrays of one dtype.
+
+    Attributes
+    ----------
+    ndim : int
+        Dimensions of the arrays that have it, [n, T, ...].
+    value : numpy.generic
+        What each element of padding is, to the bit.
+    most : int
+        The most bytes of a whole array; one that is larger travels as it is.
+    """
+
+    ndim: int
+    value: np.generic
+    most: int
+
+
+PADDINGS = {
+    "float32": Padding(3, np.float32(0), MAX_BYTES),
+    # Unlike zeros, which cost no memory until they are read, labels are written one by one: few
+    # bytes must not become many.
+    "int64": Padding(2, np.int64(IGNORED), 2**26),
+}
+"""Padding by dtype: of smashed data and cut gradients, and of labels."""
+
+
+@dataclass(frozen=True)
 class Shortened:
-    """An array [n, T, H] without the padding of its samples.
+    """An array [n, T, ...] without the padding of its samples.
 
     Attributes
     ----------
     rows : numpy.ndarray
-        What is left, float32, shape [sum of lengths, H].
+        What is left, shape [sum of lengths, ...].
     lengths : numpy.ndarray
         Rows of each sample, the smallest unsigned integers that hold T, shape [n].
     positions : int
@@ -49,14 +94,15 @@ def lengths_dtype(positions: int) -> np.dtype:
 def shorten(name: str, array: np.ndarray) -> Shortened | None:
     """Return an array without its padding, None where leaving it out saves nothing.
 
-    Padding are the rows at the end of a sample whose every bit is zero: a row with a -0.0 stays.
+    Padding are the rows at the end of a sample whose every bit is that of padding: among zeros a
+    row with a -0.0 stays.
 
     Parameters
     ----------
     name : str
         What the array is called on the wire.
     array : numpy.ndarray
-        Any array; only float32 of shape [n, T, H] can have padding.
+        Any array; only float32 of shape [n, T, H] and int64 of shape [n, T] can have padding.
     """
     lengths = _lengths(array)
     if lengths is None or _cost(name, array, lengths) >= array.nbytes:
@@ -76,22 +122,24 @@ def sent_bytes(name: str, array: np.ndarray | None) -> int:
     return _values(array, lengths)
 
 
-def restore(rows: np.ndarray, lengths: np.ndarray, positions: int, most: int) -> np.ndarray | str:
+def restore(
+    rows: np.ndarray, lengths: np.ndarray, positions: int, padding: Padding
+) -> np.ndarray | str:
     """Put the padding back; the exact inverse of `shorten`.
 
     Parameters
     ----------
     rows, lengths, positions
         As in `Shortened`, from the wire: nothing is made of them before it is checked.
-    most : int
-        The most bytes that the whole array may have.
+    padding : Padding
+        That of the rows' dtype.
 
     Returns
     -------
     numpy.ndarray or str
-        float32 of shape [n, T, H], read-only; or what is wrong.
+        Shape [n, T, ...], read-only; or what is wrong.
     """
-    shape = len(lengths), positions, rows.shape[1]
+    shape, most = (len(lengths), positions, *rows.shape[1:]), padding.most
     if math.prod(max(size, 1) for size in shape) * rows.itemsize > most:
         return f"that stands for {shape}, more than the {most} bytes that are read"
     if lengths.size and int(lengths.max()) > positions:
@@ -100,30 +148,37 @@ def restore(rows: np.ndarray, lengths: np.ndarray, positions: int, most: int) ->
     ends = np.cumsum(lengths, dtype=np.int64)
     if (total := int(ends[-1]) if ends.size else 0) != len(rows):
         return f"of {len(rows)} rows for samples of {total}"
-    # What is touched from here on is as much as arrived: pages of zeros cost nothing until read.
-    whole = np.zeros(shape, rows.dtype)
+    whole = np.zeros(shape, rows.dtype)  # pages of zeros cost nothing until they are read
+    if padding.value:
+        whole.fill(padding.value)
     gaps = np.arange(len(lengths)) * positions - (ends - lengths)
-    whole.reshape(-1, shape[2])[np.arange(total) + np.repeat(gaps, lengths)] = rows
+    flat = whole.reshape(-1, *rows.shape[1:])
+    flat[np.arange(total) + np.repeat(gaps, lengths)] = rows
     whole.flags.writeable = False
     return whole
 
 
 def _lengths(array: np.ndarray) -> np.ndarray | None:
     """Return the number of rows before the padding, int64 [n]; None where there is no padding."""
-    if array.dtype != np.float32 or array.ndim != 3 or not array.size:
+    padding = PADDINGS.get(array.dtype.name)
+    if padding is None or (array.dtype, array.ndim) != (padding.value.dtype, padding.ndim):
         return None
-    bits = array.view(np.uint32)
-    ends = ~bits[:, -1].any(axis=1)
+    if not 0 < array.nbytes <= padding.most:
+        return None
+    bits, blank = (x.view(f"u{array.itemsize}") for x in (array, padding.value))
+    if array.ndim == 2:
+        bits = bits[:, :, None]
+    ends = (bits[:, -1] == blank).all(axis=1)
     if not ends.any():  # the usual case without texts, and it costs one row a sample
         return None
     lengths = np.full(len(array), array.shape[1])
-    real = (bits[ends] != 0).any(axis=2)[:, ::-1]
+    real = (bits[ends] != blank).any(axis=2)[:, ::-1]
     lengths[ends] = np.where(real.any(axis=1), array.shape[1] - real.argmax(axis=1), 0)
     return lengths
 
 
 def _values(array: np.ndarray, lengths: np.ndarray) -> int:
-    row = array.itemsize * int(array.shape[2])
+    row = array.itemsize * math.prod(array.shape[2:])
     return int(lengths.sum()) * row + lengths.size * lengths_dtype(array.shape[1]).itemsize
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sfl_flower.measures import IGNORED
+from sfl_flower.task import Samples
 from sfl_flower.wire import (
     CATEGORIES,
     ForwardReply,
@@ -303,6 +305,21 @@ def test_the_frozen_client() -> None:
 def test_a_batch_of_all_samples_counts_what_there_is() -> None:
     trial = train(tiny.task(each=3), "frozen", batch_size=50)
     assert trial.strategy.ledger.up["smashed"] == CLIENTS * ROUNDS * 3 * Z
+
+
+@pytest.mark.parametrize("method", ["frozen", "splitfed_v2"])
+def test_labels_of_texts_cost_what_counts_and_a_byte_a_text(method: str) -> None:
+    positions, counted = 64, 2
+    found = tiny.samples(CLIENTS * BATCH * positions)
+    x = found.x.reshape(-1, positions, tiny.FEATURES)
+    y = found.y.reshape(-1, positions).clone()
+    y[:, counted:] = IGNORED
+    shares = [Samples(x[i::CLIENTS], y[i::CLIENTS]) for i in range(CLIENTS)]
+    task = tiny.task(shares, test=lambda: shares[0], ignore_label=IGNORED)
+    ledger = train(task, method).strategy.ledger
+    texts = CLIENTS * ROUNDS * BATCH
+    assert ledger.up["labels"] == texts * (counted * Y + 1)
+    assert ledger.up["smashed"] == texts * positions * Z
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfl_flower.errors import WireError
+from sfl_flower.measures import IGNORED
 from sfl_flower.wire import (
     ForwardReply,
     Ledger,
@@ -23,7 +25,7 @@ from sfl_flower.wire import (
 )
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.mu_splitfed import MUForwardReply
-from sfl_flower.wire.padding import restore, sent_bytes, shorten
+from sfl_flower.wire.padding import PADDINGS, restore, sent_bytes, shorten
 from sfl_flower.wire.zo_sfl import ZOStepReply
 from tests.local_grid import changed, roundtrip, serde
 from tests.wire.contents import SETUP
@@ -56,7 +58,7 @@ def sent(z: np.ndarray) -> RecordDict:
 
 def arrived(content: RecordDict) -> np.ndarray:
     reader = Reader(content, "test")
-    z = reader.padded("z")
+    z = reader.padded("z", "float32")
     reader.done()
     return z
 
@@ -250,10 +252,11 @@ def test_nothing_is_allocated_from_what_lengths_declare(name: str) -> None:
 
 def test_what_is_within_the_limit_is_put_back() -> None:
     rows, lengths = np.ones((2, 3), np.float32), np.array([0, 2], np.uint8)
-    whole = restore(rows, lengths, 4, 96)
+    padding = PADDINGS["float32"]
+    whole = restore(rows, lengths, 4, replace(padding, most=96))
     assert isinstance(whole, np.ndarray)
     assert whole[:, :, 0].tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
-    assert restore(rows, lengths, 4, 95) == (
+    assert restore(rows, lengths, 4, replace(padding, most=95)) == (
         "that stands for (2, 4, 3), more than the 95 bytes that are read"
     )
 
@@ -263,3 +266,108 @@ def test_lengths_do_not_stand_in_for_a_check_of_the_batch() -> None:
     short: dict[str, Any] = {"z": Z[0, :4], "z.lengths": np.array([4], np.uint8)}
     with pytest.raises(WireError, match=r"smashed data of shape \(1, 10, 16\) with labels of"):
         ForwardReply.from_content(changed(message.to_content(), arrays=short))
+
+
+LABELS = np.full((N, 40), IGNORED, np.int64)
+"""Labels of texts of 4, 0 and 2 positions, the first of which counts at two of them alone."""
+LABELS[0, [1, 3]], LABELS[2, :2] = (7, 0), (5, 6)
+
+
+def labels_of(content: RecordDict) -> np.ndarray:
+    reader = Reader(content, "test")
+    y = reader.padded("y", "int64")
+    reader.done()
+    return y
+
+
+def test_labels_travel_up_to_the_last_that_counts() -> None:
+    content = roundtrip(pack({"y": LABELS}, {}, {}))
+    reader = Reader(content, "test")
+    found = reader.array("y", "int64", shape=(6,))
+    assert found.tolist() == [IGNORED, 7, IGNORED, 0, 5, 6]
+    assert reader.array("y.lengths", "uint8").tolist() == [4, 0, 2]
+    assert reader.integer("y.positions") == 40
+    assert np.array_equal(labels_of(content), LABELS)
+    assert not labels_of(content).flags.writeable
+    assert sent_bytes("y", LABELS) == 6 * 8 + N
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_any_labels_come_back(data: st.DataObject) -> None:
+    n, positions = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 300))
+    y = np.full((n, positions), IGNORED, np.int64)
+    for sample in range(n):
+        values = st.sampled_from([IGNORED, 0, 1, -1, 2**63 - 1, -(2**63)])
+        some = data.draw(st.lists(values, max_size=min(positions, 9)))
+        start = data.draw(st.integers(0, positions - len(some)))
+        y[sample, start : start + len(some)] = some
+    for labels in (y, y[:, ::-1], np.asfortranarray(y)):
+        if (short := shorten("y", labels)) is not None:
+            back = restore(short.rows, short.lengths, short.positions, PADDINGS["int64"])
+            assert isinstance(back, np.ndarray)
+            assert (back.dtype, back.shape, bits(back)) == (y.dtype, y.shape, bits(labels))
+        content = pack({"y": labels}, {}, {})
+        assert bits(labels_of(roundtrip(content))) == bits(labels)
+        Ledger().record("up", {"labels": sent_bytes("y", labels)}, content_bytes(content))
+        assert content_bytes(content) <= content_bytes(pack({"y": labels[None]}, {}, {}))
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.full(400, IGNORED, np.int64),  # a label a sample
+        np.full((20, 20, 1), IGNORED, np.int64),
+        np.full((20, 20), IGNORED, np.int32),
+        np.full((20, 20), IGNORED, np.dtype(np.int64).newbyteorder()),
+        np.full((20, 20), 0, np.int64),
+        np.full((2, 2**22 + 1), IGNORED, np.int64),  # more than 64 MiB
+    ],
+)
+def test_labels_that_have_no_padding_travel_as_they_are(y: np.ndarray) -> None:
+    assert shorten("y", y) is None
+    assert sent_bytes("y", y) == y.nbytes
+
+
+@pytest.mark.parametrize("name", ["forward reply", "step reply", "zo step reply", "local reply"])
+def test_every_message_with_labels_leaves_their_padding_out(name: str) -> None:
+    message = replace(MESSAGES[name][0], y=LABELS)
+    content = roundtrip(message.to_content())
+    back = type(message).from_content(content)
+    assert np.array_equal(back.y, LABELS)
+    for side in (message, back):
+        assert side.payload()["labels"] == 6 * 8 + N
+        assert side.payload()["smashed"] == message.payload()["smashed"]
+        ledger = Ledger()
+        ledger.record("up", side.payload(), content_bytes(content))
+        assert 0 < ledger.up["control"] < 1600
+
+
+LABEL_LIES: list[tuple[dict[str, Any], str]] = [
+    ({"arrays": {"y": np.zeros((6, 1), np.int64)}}, "expected 1 dimensions"),
+    ({"arrays": {"y": np.zeros(7, np.int64)}}, "of 7 rows for samples of 6"),
+    ({"arrays": {"y": np.zeros(6, np.float32)}}, "'y' as float32"),
+    ({"arrays": {"y.lengths": np.array([41, 0, 2], np.uint8)}}, "a sample of 41 rows, at most 40"),
+    ({"config": {"y.positions": 2**22}}, "'y.lengths' as uint8"),
+    (
+        {
+            "arrays": {"y.lengths": np.array([4, 0, 2], np.uint32)},
+            "config": {"y.positions": 2**22},
+        },
+        "more than the 67108864 bytes that are read",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), LABEL_LIES)
+def test_lies_about_labels_are_refused_before_they_are_written(
+    change: dict[str, Any], says: str
+) -> None:
+    content = changed(roundtrip(pack({"y": LABELS}, {}, {})), **change)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match=says):
+            labels_of(content)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
