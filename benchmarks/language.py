@@ -25,6 +25,8 @@ SHARED: Mapping[str, Any] = {
     "task.train_size": 8_000,
     "task.cut": "block:2",
     "task.lora_rank": 8,
+    "task.base_dtype": "bfloat16",
+    "task.attention": "eager",
     "clients": 10,
     "sampled": 3,
     "partition": "iid",
@@ -37,7 +39,8 @@ SHARED: Mapping[str, Any] = {
 }
 FALLING: Mapping[str, Any] = {"client_optimizer": "adamw", "client_lr_schedule": "cosine"}
 FIRST_ORDER_CLIENT: Mapping[str, Any] = {**FALLING, "client_lr": 1e-3, "client_state": "kept"}
-ZEROTH_ORDER_CLIENT: Mapping[str, Any] = {**FALLING, "client_lr": 1e-4, "probes": 4}
+# With frozen weights in bfloat16 a probe of length 1e-3 is lost in the rounding of z.
+ZEROTH_ORDER_CLIENT: Mapping[str, Any] = {**FALLING, "client_lr": 1e-4, "probes": 4, "mu": 1e-2}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"server_steps": "batch"},
     "splitfed_v2": FIRST_ORDER_CLIENT,

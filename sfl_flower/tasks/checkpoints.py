@@ -27,6 +27,7 @@ MINILM = "minilm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ENCODERS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta-v2")
 _HEADS = ("classifier", "score", "pooler")
+ATTENTIONS = ("auto", "sdpa", "eager")
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "resid_pdrop",
     "embd_pdrop", "attn_pdrop", "summary_first_dropout", "dropout", "attention_dropout",
@@ -58,6 +59,8 @@ class Checkpoint:
         What frozen weights are kept in.
     dropout : float
         Of every dropout layer of the model.
+    attention : {"auto", "sdpa", "eager"}
+        Which of transformers' implementations of attention runs.
 
     Raises
     ------
@@ -75,6 +78,7 @@ class Checkpoint:
     lora_targets: str = ""
     base_dtype: str = "float32"
     dropout: float = 0.0
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         whole_number(self.task, "max_length", self.max_length, 2, 1_000_000)
@@ -86,6 +90,8 @@ class Checkpoint:
             raise self._wrong("base_dtype", "float32 where lora_rank is 0: all weights are trained")
         if not 0.0 <= self.dropout < 1.0:
             raise self._wrong("dropout", "in [0, 1)")
+        if self.attention not in ATTENTIONS:
+            raise self._wrong("attention", f"one of {', '.join(ATTENTIONS)}")
 
     def _wrong(self, option: str, legal: str) -> ConfigError:
         return ConfigError(
@@ -151,10 +157,11 @@ class Checkpoint:
         kind: Any = transformers.AutoModelForCausalLM
         if self.head == "classifier":
             kind, config.num_labels = transformers.AutoModelForSequenceClassification, 2
+        attention = {} if self.attention == "auto" else {"attn_implementation": self.attention}
         with _loading(self.model, "checkpoint"):
             model: nn.Module = kind.from_pretrained(
                 checkpoint_path(self.model), config=config, use_safetensors=True,
-                dtype=DTYPES[self.base_dtype],
+                dtype=DTYPES[self.base_dtype], **attention,
             )  # fmt: skip
         model = model.train()
         if self.head == "verbaliser":

@@ -39,6 +39,7 @@ def e2e(
     lora_targets: str = "",
     base_dtype: str = "float32",
     dropout: float = 0.0,
+    attention: str = "auto",
     data_dir: str | None = None,
     trained: str = "all",
 ) -> SplitTask:
@@ -54,7 +55,8 @@ def e2e(
         The first so many rows, 1 to 42 061 and 1 to 4693; all by default.
     data_dir : str, optional
         Folder with ``e2e_train.csv.gz`` and ``e2e_test.csv.gz``, as for `sst2`.
-    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, trained
+    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, attention,
+    trained
         As for `sst2`.
 
     Raises
@@ -67,7 +69,7 @@ def e2e(
             whole_number("e2e", option, value, 1, most)
     checkpoint = Checkpoint(
         "e2e", model, "tokens", max_length, (), lora_rank, lora_alpha, lora_targets, base_dtype,
-        dropout,
+        dropout, attention,
     )  # fmt: skip
     root = data_folder(data_dir)
     load = partial(_load, root, checkpoint)

@@ -43,6 +43,7 @@ def rte(
     lora_targets: str = "",
     base_dtype: str = "float32",
     dropout: float = 0.0,
+    attention: str = "auto",
     data_dir: str | None = None,
     trained: str = "all",
 ) -> SplitTask:
@@ -59,7 +60,8 @@ def rte(
         "… Question: … True or False? Answer:".
     data_dir : str, optional
         Folder with ``rte_train.csv.gz`` and ``rte_val.csv.gz``, as for `sst2`.
-    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, trained
+    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, attention,
+    trained
         As for `sst2`.
 
     Raises
@@ -69,7 +71,7 @@ def rte(
     """
     checkpoint = Checkpoint(
         "rte", model, head, max_length, _RTE.words, lora_rank, lora_alpha, lora_targets,
-        base_dtype, dropout,
+        base_dtype, dropout, attention,
     )  # fmt: skip
     return classification(
         _RTE, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained

@@ -167,6 +167,19 @@ def test_frozen_weights_may_be_small_and_trained_ones_are_float32(data: Path, be
     halves.server(halves.client(task.samples("test").x)).sum().backward()
 
 
+@pytest.mark.parametrize("name", ["sst2", "rte"])
+def test_attention_is_the_one_asked_for(name: str, data: Path, bert: str) -> None:
+    found = [
+        load_task(name, model=bert, max_length=8, attention=attention)
+        for attention in ("auto", "sdpa", "eager")
+    ]
+    outputs = [output(task) for task in found]
+    assert torch.allclose(outputs[1], outputs[2], atol=1e-5)
+    assert torch.equal(outputs[0], outputs[1])
+    kinds = [task.model().config._attn_implementation for task in found]
+    assert kinds == ["sdpa", "sdpa", "eager"]
+
+
 def test_a_verbaliser_asks_for_one_of_two_words(data: Path, gpt2: str) -> None:
     task = load_task("sst2", model=gpt2, max_length=6, head="verbaliser")
     x, y = task.samples("test").x, task.samples("test").y
@@ -295,6 +308,7 @@ def test_neither_file_nor_hub(data: Path, bert: str, monkeypatch: pytest.MonkeyP
         ("'max_length' .* is 1; it must be a whole number from 2", {"max_length": 1}),
         ("'head' .* is 'words'; it must be classifier or verbaliser", {"head": "words"}),
         ("is an encoder .bert., which does not continue a text", {"head": "verbaliser"}),
+        ("'attention' .* is 'flash'; it must be one of auto, sdpa", {"attention": "flash"}),
         ("'base_dtype' .* is 'int8'; it must be one of float32", {"base_dtype": "int8"}),
         ("must be float32 where lora_rank is 0", {"base_dtype": "float16", "lora_rank": 0}),
         ("'lora_rank' .* is -1", {"lora_rank": -1}),
