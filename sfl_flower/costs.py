@@ -17,6 +17,8 @@ __all__ = ["COSTED", "Cost", "Setting", "method_costs"]
 
 FLOAT, LABEL, KEY = 4, 8, 4
 """Bytes of a scalar or weight, of a label, and of the stream number of a client's directions."""
+ALIGN_EVERY = 10
+"""Rounds between two alignments of FSL-SAGE, each of which brings the head; the default."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Setting:
         How many times slower a client computes than this machine.
     outputs : int
         Outputs of the model, for the size of a linear head.
+    everywhere : bool
+        Whether the model gives them at every position of a text, and so does the head.
     """
 
     batch_size: int
@@ -48,6 +52,7 @@ class Setting:
     local_steps: int = 1
     slowdown: float = 1.0
     outputs: int = 10
+    everywhere: bool = False
 
     def __post_init__(self) -> None:
         check_range("batch-size", self.batch_size, 1)
@@ -149,10 +154,10 @@ def _cse_fsl(parts: _Parts) -> tuple[int, int, int, float]:
 
 
 def _fsl_sage(parts: _Parts) -> tuple[int, int, int, float]:
-    # Between alignments; an alignment round brings the head as well.
+    # An alignment round brings the head as well.
     memory = parts.profile.backprop.bytes + parts.head
     up = parts.smashed + parts.labels + parts.weights
-    return up, parts.weights, memory, _backprop(parts)
+    return up, parts.weights + parts.head // ALIGN_EVERY, memory, _backprop(parts)
 
 
 def _fedavg(parts: _Parts) -> tuple[int, int, int, float]:
@@ -194,7 +199,8 @@ def method_costs(profile: CutProfile, setting: Setting) -> dict[str, Cost]:
         By method; where the client has nothing to train, the frozen client alone.
     """
     size = setting.batch_size
-    features = math.prod(profile.smashed_shape)
+    shape = profile.smashed_shape
+    features = shape[-1] if setting.everywhere else math.prod(shape)
     parts = _Parts(
         smashed=size * profile.smashed_bytes,
         labels=size * LABEL,

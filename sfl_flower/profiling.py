@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from sfl_flower.advice import advise
 from sfl_flower.costs import Cost, Setting, method_costs
 from sfl_flower.errors import ConfigError
-from sfl_flower.report.table import human_bytes
-from sfl_flower.split.profile import WHOLE, CutProfile, profile_cuts
+from sfl_flower.split.profile import CutProfile, profile_cuts
 from sfl_flower.task import SplitTask
 
-__all__ = ["Profile", "advise", "profile"]
-
-FIRST_ORDER, ZEROTH_ORDER = "splitfed_v2", "ho_sfl"
-"""The methods that a recommendation is about, one of each kind."""
+__all__ = ["Profile", "batch_like", "profile"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Profile:
     client_memory : int or None
         Bytes that a client has.
     advice : tuple of str
-        What to take, and why, in sentences.
+        What fits, what to take, and why not the next best, in sentences.
     """
 
     name: str
@@ -100,7 +97,7 @@ def profile(
     Raises
     ------
     ConfigError
-        A number is out of its range, or no method at any cut fits into `client_memory`.
+        A number is out of its range, or no method fits into `client_memory` at any cut.
     CutError
         The model cannot be cut, or not there.
 
@@ -123,79 +120,11 @@ def profile(
     x = x.repeat(-(-batch_size // max(1, len(x))), *[1] * (x.dim() - 1))[:batch_size]
     own = subject.trained if isinstance(subject, SplitTask) else "all"
     rows = profile_cuts(model, x, cuts, seconds, trained or own, watch)
-    outputs = rows[-1].smashed_shape[-1] if rows[-1].smashed_shape else 1
-    setting = replace(given, outputs=outputs)
+    shape = rows[-1].smashed_shape
+    setting = replace(given, outputs=shape[-1] if shape else 1, everywhere=len(shape) == 2)
     costs = {row.at: method_costs(row, setting) for row in rows}
-    advice = advise(rows, costs, client_memory)
+    advice = advise(rows, costs, setting, client_memory)
     return Profile(name, setting, tuple(rows), costs, client_memory, advice)
-
-
-def advise(
-    rows: Sequence[CutProfile], costs: dict[str, dict[str, Cost]], memory: int | None
-) -> tuple[str, ...]:
-    """Return what to take for a client with this much memory, and why.
-
-    Raises
-    ------
-    ConfigError
-        If nothing fits; it says what would.
-    """
-    cuts = [row for row in rows if row.at != WHOLE and row.trainable]
-    if not cuts:
-        return ("No cut leaves the client anything to train: only frozen clients remain.",)
-    fits = {
-        method: [row for row in cuts if memory is None or costs[row.at][method].memory <= memory]
-        for method in (FIRST_ORDER, ZEROTH_ORDER)
-    }
-    have = "any memory" if memory is None else human_bytes(memory)
-    if not fits[ZEROTH_ORDER] and not fits[FIRST_ORDER]:
-        least = min(cuts, key=lambda row: costs[row.at][ZEROTH_ORDER].memory)
-        need = costs[least.at][ZEROTH_ORDER].memory
-        raise ConfigError(
-            f"client-memory is {have}; no cut fits into it. The smallest need is "
-            f"{human_bytes(need)}, of {ZEROTH_ORDER} at '{least.at}'; lower batch-size, or train "
-            "fewer parameters."
-        )
-    said = []
-    whole = costs.get(WHOLE, {}).get("fedavg")
-    if whole is not None and memory is not None and whole.memory <= memory:
-        said.append(
-            f"The whole model trains on the client by backprop ({human_bytes(whole.memory)} of "
-            f"{have}), so fedavg needs no cut; it moves {human_bytes(whole.up + whole.down)} a "
-            "step."
-        )
-    for method, kind in ((FIRST_ORDER, "Backprop"), (ZEROTH_ORDER, "Zeroth order")):
-        if not fits[method]:
-            least = min(cuts, key=lambda row: costs[row.at][method].memory)
-            least_need = human_bytes(costs[least.at][method].memory)
-            said.append(
-                f"{kind} does not fit into {have} at any cut: it needs {least_need} or more."
-            )
-            continue
-        best = min(fits[method], key=lambda row: costs[row.at][method].seconds)
-        cost = costs[best.at][method]
-        said.append(
-            f"{kind} fits at {len(fits[method])} of {len(cuts)} cuts; fastest is {method} at "
-            f"'{best.at}': {human_bytes(cost.memory)} of memory, {cost.seconds:.3g} s a step "
-            f"({cost.compute_seconds:.2g} s computing, {cost.transfer_seconds:.2g} s for "
-            f"{human_bytes(cost.up)} up and {human_bytes(cost.down)} down), "
-            f"{best.trainable:,} trained parameters."
-        )
-    said.append(_choice(fits, costs))
-    return tuple(said)
-
-
-def _choice(fits: dict[str, list[CutProfile]], costs: dict[str, dict[str, Cost]]) -> str:
-    method = FIRST_ORDER if fits[FIRST_ORDER] else ZEROTH_ORDER
-    best = min(fits[method], key=lambda row: costs[row.at][method].seconds)
-    if method == FIRST_ORDER:
-        why = "backprop learns more from a sample than forwards do, and it fits"
-    else:
-        why = (
-            "only forwards fit; a zeroth-order step is the noisier the more parameters it trains, "
-            "so train few of them or raise probes"
-        )
-    return f"Recommended: {method}, cut at '{best.at}': {why}."
 
 
 def batch_like(shape: Sequence[int], size: int, tokens: int = 0, seed: int = 0) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_bytes_of_every_method() -> None:
         "heron": (Z + Y + 16, 2400 + HEAD),
         "splitfed_v2": (Z + Y + 2400, Z + 2400),
         "cse_fsl": (Z + Y + 2400 + HEAD, 2400 + HEAD),
-        "fsl_sage": (Z + Y + 2400, 2400),
+        "fsl_sage": (Z + Y + 2400, 2400 + HEAD // 10),
     }
 
 
@@ -59,6 +60,14 @@ def test_local_steps_share_weights_and_a_slow_client_computes_longer() -> None:
     assert costs["splitfed_v2"].compute_seconds == pytest.approx(10 * 32 * 0.003)
 
 
+def test_a_head_on_texts_with_an_output_at_every_position() -> None:
+    row = replace(ROW, smashed_shape=(7, 10), smashed_bytes=280)
+    given, head = 32 * 280 + Y, {False: 4 * 71 * 3, True: 4 * 11 * 3}
+    for everywhere, size in head.items():
+        costs = method_costs(row, replace(SETTING, everywhere=everywhere))
+        assert costs["cse_fsl"].up == given + 2400 + size
+
+
 def test_the_whole_model_and_a_half_with_nothing_to_train() -> None:
     whole = method_costs(CutProfile(**{**vars(ROW), "at": WHOLE}), SETTING)
     assert {name: (cost.up, cost.down) for name, cost in whole.items()} == {
@@ -70,5 +79,6 @@ def test_the_whole_model_and_a_half_with_nothing_to_train() -> None:
 
 @pytest.mark.parametrize("name", ["batch_size", "bandwidth", "probes", "sampled", "local_steps"])
 def test_settings_are_checked(name: str) -> None:
+    wrong: dict[str, Any] = {name: 0}
     with pytest.raises(ConfigError, match=f"{name.replace('_', '-')} is 0"):
-        replace(SETTING, **{name: 0})
+        replace(SETTING, **wrong)
