@@ -7,7 +7,8 @@
 #
 # uv does the work because it is several times faster than pip and links files from its cache, so
 # that a second environment costs seconds. It gets pip's index and certificate settings. Where it
-# cannot install, pip does.
+# cannot install, pip does.  Modules are compiled at once: a process that may not write them down
+# would compile torch anew at every start.
 set -euo pipefail
 
 [ "$#" -ge 2 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -56,7 +57,7 @@ cd /
 bare=()
 [ -z "${BARE:-}" ] || read -ra bare <<<"$BARE"
 if "$python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null \
-    && "$python" -m uv pip install --python "$python" "${arguments[@]}"; then
+    && "$python" -m uv pip install --compile-bytecode --python "$python" "${arguments[@]}"; then
     install=("$python" -m uv pip install --python "$python")
 else
     echo "uv could not install; trying pip." >&2

@@ -201,9 +201,10 @@ def method_costs(profile: CutProfile, setting: Setting) -> dict[str, Cost]:
     size = setting.batch_size
     shape = profile.smashed_shape
     features = shape[-1] if setting.everywhere else math.prod(shape)
+    positions = math.prod(shape[:-1]) if setting.everywhere else 1
     parts = _Parts(
         smashed=size * profile.smashed_bytes,
-        labels=size * LABEL,
+        labels=size * positions * LABEL,
         weights=profile.travelling_bytes // setting.local_steps,
         head=FLOAT * (features + 1) * setting.outputs // setting.local_steps,
         scalars=FLOAT * setting.probes,

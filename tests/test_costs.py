@@ -62,10 +62,10 @@ def test_local_steps_share_weights_and_a_slow_client_computes_longer() -> None:
 
 def test_a_head_on_texts_with_an_output_at_every_position() -> None:
     row = replace(ROW, smashed_shape=(7, 10), smashed_bytes=280)
-    given, head = 32 * 280 + Y, {False: 4 * 71 * 3, True: 4 * 11 * 3}
-    for everywhere, size in head.items():
+    z, of_one, of_each = 32 * 280, Y + 4 * 71 * 3, 7 * Y + 4 * 11 * 3  # labels and head
+    for everywhere, size in {False: of_one, True: of_each}.items():
         costs = method_costs(row, replace(SETTING, everywhere=everywhere))
-        assert costs["cse_fsl"].up == given + 2400 + size
+        assert costs["cse_fsl"].up == z + 2400 + size
 
 
 def test_the_whole_model_and_a_half_with_nothing_to_train() -> None:
