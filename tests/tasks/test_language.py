@@ -176,7 +176,8 @@ def test_attention_is_the_one_asked_for(name: str, data: Path, bert: str) -> Non
     outputs = [output(task) for task in found]
     assert torch.allclose(outputs[1], outputs[2], atol=1e-5)
     assert torch.equal(outputs[0], outputs[1])
-    kinds = [task.model().config._attn_implementation for task in found]
+    models: list[Any] = [task.model() for task in found]
+    kinds = [model.config._attn_implementation for model in models]
     assert kinds == ["sdpa", "sdpa", "eager"]
 
 
