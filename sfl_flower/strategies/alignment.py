@@ -181,7 +181,8 @@ def check_alignable(kind: str, head: nn.Module, loss: Loss, z: Tensor, y: Tensor
         raise CutError(
             f"head '{kind}' cannot be aligned: its gradient at the smashed data cannot be "
             f"differentiated again ({error}); use head 'linear', or one whose operations have "
-            "second derivatives."
+            "second derivatives, as transformers' attention has with attn_implementation='eager' "
+            "(task.attention=eager)."
         ) from error
 
 
