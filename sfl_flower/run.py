@@ -17,6 +17,7 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
+from sfl_flower.split import parts
 from sfl_flower.strategies.base import SplitStrategy
 from sfl_flower.strategies.decomfl import DeComFL
 from sfl_flower.strategies.frozen_base import counts
@@ -194,8 +195,9 @@ def _facts(strategy: SplitStrategy) -> dict[str, Any]:
     weights = {**halves.client.state_dict(), **halves.server.state_dict()}
     digest = hashlib.sha256()
     for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        for part, value in parts(name, weights[name]):
+            digest.update(part.encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
     test = task.samples("test").y
     return {
         "cut": task.cut,

@@ -249,7 +249,8 @@ class SplitTask:
         Raises
         ------
         CutError
-            The model cannot be cut at `cut`, or (ConfigError) `trained` chooses nothing of it.
+            The model cannot be cut at `cut`, or (ConfigError) `trained` chooses nothing of it or
+            something quantised.
         """
         return copy.deepcopy(self.memo(("halves", seed), lambda: self._construct(seed)))
 
@@ -271,10 +272,11 @@ class SplitTask:
         return model
 
     def _construct(self, seed: int) -> Halves:
-        from sfl_flower.split import cut, restrict
+        from sfl_flower.split import cut, restrict, stay_frozen
 
         halves = cut(self.whole(seed), self.cut)
         restrict(halves.client, self.trained)
+        stay_frozen(halves.client, halves.server)
         return halves
 
     def build_head(self, seed: int, kind: str, init: str = "random") -> nn.Module:

@@ -6,6 +6,13 @@ from sfl_flower.split.checks import Problem, check_zeroth_order, freeze_batch_no
 from sfl_flower.split.cut import Halves, cut, every_cut, legal_cuts
 from sfl_flower.split.half import Half
 from sfl_flower.split.heads import HEADS, make_head
+from sfl_flower.split.quantised import (
+    dequantised,
+    held_bytes,
+    load_dequantised,
+    parts,
+    stay_frozen,
+)
 from sfl_flower.split.trained import TRAINED, check_trained, restrict
 from sfl_flower.split.travelling import (
     base_digest,
@@ -29,12 +36,17 @@ __all__ = [
     "check_trained",
     "check_zeroth_order",
     "cut",
+    "dequantised",
     "every_cut",
     "freeze_batch_norm",
+    "held_bytes",
     "legal_cuts",
+    "load_dequantised",
     "load_travelling",
     "make_head",
+    "parts",
     "problems",
     "restrict",
+    "stay_frozen",
     "travelling_state",
 ]

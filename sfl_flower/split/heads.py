@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sfl_flower.errors import CutError
 from sfl_flower.split.block_halves import ServerBlocks
 from sfl_flower.split.first_blocks import first_blocks, first_text_blocks
+from sfl_flower.split.quantised import is_quantised
 from sfl_flower.split.travelling import base_state
 
 __all__ = ["HEADS", "make_head"]
@@ -215,6 +216,8 @@ def _reset(kind: str, blocks: nn.Module) -> None:
     """Draw every trained weight anew as torch does when the layer is made; frozen ones stay."""
     frozen = {name: value.clone() for name, value in base_state(blocks).items()}
     for name, module in blocks.named_modules():
+        if any(is_quantised(parameter) for parameter in module.parameters(recurse=False)):
+            continue
         reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
         if callable(reset):
             reset()

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from sfl_flower.errors import CutError
 from sfl_flower.split.messages import outer_names
+from sfl_flower.split.quantised import is_quantised
 
 __all__ = ["Owners"]
 
@@ -69,7 +70,9 @@ def _tensor_names(root: nn.Module) -> dict[tuple[Any, ...], list[str]]:
     found: dict[tuple[Any, ...], list[str]] = {}
     saved = root.state_dict(keep_vars=True)
     for name, parameter in root.named_parameters(remove_duplicate=False):
-        storage = parameter.untyped_storage().data_ptr() or id(parameter)
+        # A quantised one has no storage to ask.
+        known = not is_quantised(parameter)
+        storage = (known and parameter.untyped_storage().data_ptr()) or id(parameter)
         key = ("parameter", storage, parameter.storage_offset(), parameter.numel())
         found.setdefault(key, []).append(name)
     for name, buffer in root.named_buffers(remove_duplicate=False):

@@ -21,6 +21,7 @@ from sfl_flower.config import check_range
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.meter import PeakMemory
 from sfl_flower.split.cut import every_cut
+from sfl_flower.split.quantised import held_bytes
 from sfl_flower.split.trained import check_trained, restrict
 from sfl_flower.split.travelling import travelling_state
 
@@ -243,7 +244,7 @@ def _predict(name: str, half: nn.Module, x: Tensor) -> CutProfile:
         at=name,
         parameters=sum(p.numel() for p in half.parameters()),
         trainable=sum(p.numel() for p in half.parameters() if p.requires_grad),
-        state_bytes=sum(v.nbytes for v in (*half.parameters(), *half.buffers())),
+        state_bytes=held_bytes((*half.parameters(), *half.buffers())),
         travelling_bytes=sum(v.nbytes for v in travelling_state(half).values()),
         flops=counter.get_total_flops() / low,
         smashed_shape=tuple(z.shape[1:]),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfl_flower.errors import TrainingError
 from sfl_flower.split.batch_norm import is_frozen_norm
+from sfl_flower.split.quantised import parts
 
 __all__ = ["base_digest", "base_state", "buffers_of", "load_travelling", "travelling_state"]
 
@@ -70,7 +71,8 @@ def load_travelling(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 def base_digest(*modules: nn.Module) -> str:
     """Return the digest of names, dtypes, shapes and bits of `base_state`; "" where it is empty.
 
-    One module after another: a half and an auxiliary head may have names in common.
+    One module after another: a half and an auxiliary head may have names in common. Of a quantised
+    weight it is the digest of the tensors it is made of.
     """
     digest, found = blake2b(digest_size=16), False
     for number, module in enumerate(modules):
@@ -78,9 +80,10 @@ def base_digest(*modules: nn.Module) -> str:
         found |= bool(state)
         digest.update(f"{number} {len(state)}\n".encode())
         for name in sorted(state):
-            value = state[name].detach().cpu()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            for part, tensor in parts(name, state[name]):
+                value = tensor.detach().cpu()
+                digest.update(f"{part} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest() if found else ""
 
 

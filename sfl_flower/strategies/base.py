@@ -20,10 +20,18 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.contexts import eval_mode, torch_threads
 from sfl_flower.errors import TrainingError, WireError
 from sfl_flower.report import RoundRecord
-from sfl_flower.split import base_digest, base_state, load_travelling, travelling_state
+from sfl_flower.split import (
+    base_digest,
+    base_state,
+    dequantised,
+    load_dequantised,
+    load_travelling,
+    travelling_state,
+)
 from sfl_flower.strategies.exchange import Exchange, Tally
 from sfl_flower.strategies.frozen_base import check_checkpoint, check_first_weights, counts
 from sfl_flower.strategies.probing import Noise
+from sfl_flower.strategies.records import as_record, from_record
 from sfl_flower.strategies.roster import Member, Roster
 from sfl_flower.strategies.server_half import ServerHalf
 from sfl_flower.task import SplitTask
@@ -244,12 +252,12 @@ class SplitStrategy(Strategy):
         return {k: v.detach().clone() for k, v in self.state_dict().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the whole model's weights under their original names."""
-        return {**self.client_half.state_dict(), **self.server.module.state_dict()}
+        """Return the whole model's weights under their original names, none of them quantised."""
+        return dequantised({**self.client_half.state_dict(), **self.server.module.state_dict()})
 
     def arrays(self) -> ArrayRecord:
         """Return the whole model's weights as Flower's record."""
-        return ArrayRecord(self.model())
+        return as_record(self.model())
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Give Flower the metrics of a round that was evaluated; pass it as `evaluate_fn`."""
@@ -325,18 +333,12 @@ class SplitStrategy(Strategy):
         if self._first:
             return
         self._began = time.monotonic()
-        state = arrays.to_torch_state_dict()
         own = self.state_dict()
-        if set(state) != set(own) or any(state[k].shape != own[k].shape for k in own):
-            raise TrainingError(
-                "initial_arrays do not hold the task's model; pass strategy.arrays(), or weights "
-                "with the same names and shapes."
-            )
+        state = from_record(arrays, own)
         if any(not torch.equal(state[k], own[k]) for k in own):
             check_first_weights(state, self._on_clients())
             self.load_client(state)
-            module = self.server.module
-            module.load_state_dict({k: v for k, v in state.items() if k in module.state_dict()})
+            load_dequantised(self.server.module, state)
         self._record(self.evaluate_model())
 
     def _on_clients(self) -> list[nn.Module]:

@@ -22,7 +22,7 @@ from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.contexts import eval_mode
 from sfl_flower.data import client_samples
 from sfl_flower.errors import ConfigError, CutError, JournalError, WireError
-from sfl_flower.split import Whole, check_zeroth_order
+from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.strategies.base import Outcome
 from sfl_flower.strategies.client_rate import ClientRateSettings
 from sfl_flower.strategies.exchange import Exchange
@@ -138,8 +138,7 @@ class DeComFL(HybridStrategy):
 
     def load_client(self, state: Mapping[str, Tensor]) -> None:
         """Put the whole model's weights in place before the first round."""
-        own = self.server.module.state_dict()
-        self.server.module.load_state_dict({k: v for k, v in state.items() if k in own})
+        load_dequantised(self.server.module, state)
         super().load_client(state)
 
     def noise(self) -> Noise:

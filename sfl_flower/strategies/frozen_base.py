@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import TrainingError
-from sfl_flower.split import base_digest, base_state
+from sfl_flower.split import base_digest, base_state, dequantised
 
 __all__ = ["check_checkpoint", "check_first_weights", "counts"]
 
@@ -35,7 +35,8 @@ def check_first_weights(state: Mapping[str, Tensor], modules: Sequence[nn.Module
     TrainingError
         If a frozen parameter has another value than the task builds.
     """
-    apart = [k for k, value in base_state(*modules).items() if not torch.equal(state[k], value)]
+    own = dequantised(base_state(*modules))
+    apart = [k for k, value in own.items() if not torch.equal(state[k], value)]
     if apart:
         more = f" and {len(apart) - 1} more" if apart[1:] else ""
         raise TrainingError(

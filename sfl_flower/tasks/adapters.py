@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.tasks.quantised import quiet_imports
 
 __all__ = ["adapt"]
 
@@ -40,7 +41,8 @@ def adapt(model: nn.Module, family: str, rank: int, alpha: int, targets: str) ->
         peft is not installed, or no layer has such a name.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        with quiet_imports():
+            from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError(
             "Adapters need peft; run `pip install 'sfl-flower[language]'`, or set lora_rank=0."
@@ -63,7 +65,7 @@ def adapt(model: nn.Module, family: str, rank: int, alpha: int, targets: str) ->
         r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none",
         fan_in_fan_out=family == "gpt2",  # its Conv1D keeps weights transposed
     )  # fmt: skip
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_imports():
         warnings.simplefilter("ignore")
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():

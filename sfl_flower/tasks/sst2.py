@@ -64,8 +64,8 @@ def sst2(
         and *terrible* behind the prompt "… It was", as in MeZO.
     lora_rank, lora_alpha, lora_targets
         Adapters, see `sfl_flower.tasks.adapters.adapt`; rank 0 trains the whole model.
-    base_dtype : {"float32", "bfloat16", "float16"}
-        What the frozen weights are kept in.
+    base_dtype : {"float32", "bfloat16", "float16", "int8"}
+        What the frozen weights are kept in; int8 is for linear layers, the rest is float32 then.
     dropout : float
         Of the whole model. Clients that only run forwards need 0.
     attention : {"auto", "sdpa", "eager"}
