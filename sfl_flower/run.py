@@ -197,7 +197,7 @@ def _facts(strategy: SplitStrategy) -> dict[str, Any]:
     for name in sorted(weights):
         for part, value in parts(name, weights[name]):
             digest.update(part.encode())
-            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     test = task.samples("test").y
     return {
         "cut": task.cut,
