@@ -83,10 +83,14 @@ class StepReply(Reply):
 
     def check(self, reader: Reader) -> None:
         """Refuse a reply that is neither a step's nor the last."""
-        if self.z is not None and self.y is not None and not self.weights:
+        if self.weights:
+            if self.z is not None or self.y is not None:
+                raise reader.fail("brings weights beside a batch; they follow the last step alone")
+        elif self.z is None or self.y is None:
+            missing = "z" if self.z is None else "y"
+            raise reader.fail(f"lacks the array '{missing}', and is not the last: without weights")
+        else:
             self.check_samples(reader, self.z, self.y)
-        elif self.z is not None or self.y is not None or not self.weights:
-            raise reader.fail("must bring smashed data and labels, or after the last step weights")
 
     def check_samples(self, reader: Reader, z: np.ndarray, y: np.ndarray) -> None:
         """Refuse smashed data and labels that do not fit one another."""
