@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -20,7 +21,9 @@ _TARGETS = {
 }
 
 
-def adapt(model: nn.Module, family: str, rank: int, alpha: int, targets: str) -> None:
+def adapt(
+    model: nn.Module, family: str, rank: int, alpha: int, targets: str, heads: Collection[str] = ()
+) -> None:
     """Put LoRA adapters into a model and freeze the rest, in place.
 
     Parameters
@@ -34,6 +37,8 @@ def adapt(model: nn.Module, family: str, rank: int, alpha: int, targets: str) ->
     targets : str
         Names of the layers that get one, by commas; by default ``query,value`` (BERT, RoBERTa),
         ``c_attn`` (GPT-2), ``q_proj,v_proj`` (others).
+    heads : collection of str
+        Names of modules that are trained whole: no layer in them gets an adapter.
 
     Raises
     ------
@@ -48,22 +53,21 @@ def adapt(model: nn.Module, family: str, rank: int, alpha: int, targets: str) ->
             "Adapters need peft; run `pip install 'sfl-flower[language]'`, or set lora_rank=0."
         ) from error
     names = [name.strip() for name in (targets or _TARGETS.get(family, "q_proj,v_proj")).split(",")]
-    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    if unknown := [name for name in names if name.rpartition(".")[2] not in there]:
-        layers = sorted(
-            {
-                name.rpartition(".")[2]
-                for name, module in model.named_modules()
-                if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-            }
-        )
+    layers = {
+        path.rpartition(".")[2]: isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        for path, module in model.named_modules()
+        if not set(path.split(".")) & set(heads)
+    }
+    if unknown := [name for name in names if name.rpartition(".")[2] not in layers]:
+        linear = ", ".join(sorted(name for name, is_linear in layers.items() if is_linear))
         raise ConfigError(
-            f"Option 'lora_targets' names {unknown[0]!r}, which is no layer of the model; its "
-            f"linear layers are {', '.join(layers)}."
+            f"Option 'lora_targets' names {unknown[0]!r}, which is no layer below the model's "
+            f"head; the linear layers there are {linear}."
         )
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none",
         fan_in_fan_out=family == "gpt2",  # its Conv1D keeps weights transposed
+        exclude_modules=rf"(.*\.)?({'|'.join(heads)})(\..*)?" if heads else None,
     )  # fmt: skip
     with warnings.catch_warnings(), quiet_imports():
         warnings.simplefilter("ignore")

@@ -171,7 +171,8 @@ class Checkpoint:
         if self.head == "verbaliser":
             _keep_words(model, self.word_ids())
         if self.lora_rank:
-            adapt(model, config.model_type, self.lora_rank, self.lora_alpha, self.lora_targets)
+            rank, alpha = self.lora_rank, self.lora_alpha
+            adapt(model, config.model_type, rank, alpha, self.lora_targets, _HEADS)
             _train_heads(model)
         if self.base_dtype == "int8":
             self._quantise(model)

@@ -122,6 +122,19 @@ def test_classifiers_train_adapters_below_and_the_head_above(
     assert problems(task.build(0).client.train(), example=(task.samples("test").x,)) == []
 
 
+def test_adapters_on_every_linear_layer_leave_the_head_alone(data: Path, bert: str) -> None:
+    few = {"model": bert, "max_length": 8, "lora_rank": 2}
+    task = load_task("sst2", lora_targets="query,key,value,dense", **few)
+    client, server = trained(task)
+    halves = task.build(0)
+    layers = [name for name, module in halves.client.named_modules() if hasattr(module, "lora_A")]
+    assert layers and len(client) == 2 * len(layers)
+    assert {name.rpartition(".")[2] for name in layers} == {"query", "key", "value", "dense"}
+    heads = [name for name in server if "lora_" not in name]
+    assert heads == [name for name in trained(load_task("sst2", **few))[1] if "lora_" not in name]
+    assert not any("pooler" in name or "classifier" in name for name in server if "lora_" in name)
+
+
 def test_new_parts_follow_the_seed_and_nothing_else(data: Path, bert: str) -> None:
     task = load_task("sst2", model=bert, max_length=8)
     before = torch.random.get_rng_state()
@@ -314,7 +327,8 @@ def test_neither_file_nor_hub(data: Path, bert: str, monkeypatch: pytest.MonkeyP
         ("must be float32 where lora_rank is 0", {"base_dtype": "int8", "lora_rank": 0}),
         ("must be float32 where lora_rank is 0", {"base_dtype": "float16", "lora_rank": 0}),
         ("'lora_rank' .* is -1", {"lora_rank": -1}),
-        ("names 'q_proj', .* its linear layers are .*query", {"lora_targets": "query,q_proj"}),
+        ("names 'q_proj', .* linear layers there are .*query", {"lora_targets": "query,q_proj"}),
+        ("names 'classifier', .* below the model's head", {"lora_targets": "classifier"}),
         (r"'dropout' .* is 1\.0; it must be in \[0, 1\)", {"dropout": 1.0}),
         ("'train_size' .* is 0", {"train_size": 0}),
         ("cannot cut at 'block:4': the model has 4 blocks", {"cut": "block:4"}),
