@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from sfl_flower.contexts import eval_mode, kept_buffers
 from sfl_flower.errors import CutError
-from sfl_flower.optim import load_slots, slots
-from sfl_flower.split import load_travelling, travelling_state
+from sfl_flower.strategies.tensors import load_trained, trained_tensors
 
 __all__ = [
     "REFRESH_MODES",
@@ -264,14 +263,8 @@ class AlignedHead:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return copies of what travels of the head and of optimiser state, for a checkpoint."""
-        found = {f"model.{k}": v.clone() for k, v in travelling_state(self.module).items()}
-        return found | {f"optimizer.{k}": v for k, v in slots(self.optimizer).items()}
+        return trained_tensors(self.module, self.optimizer)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put weights and optimiser state back."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        load_travelling(self.module, part("model."))
-        load_slots(self.optimizer, part("optimizer."))
+        load_trained(self.module, self.optimizer, tensors)

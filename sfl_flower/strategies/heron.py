@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.optim import load_slots, slots
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.strategies.local import LocalSettings, LocalStrategy
 from sfl_flower.strategies.probing import Noise, check_mu, check_scalars
 from sfl_flower.strategies.roster import Member
 from sfl_flower.strategies.server_half import ServerHalf
+from sfl_flower.strategies.tensors import under
 from sfl_flower.wire import (
     UPLINKS,
     HERONRequest,
@@ -161,14 +163,14 @@ class HERON(LocalStrategy):
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return client half, head and the state of the head's optimiser for a checkpoint."""
-        trained = {} if self.trainer is None else self.trainer.tensors(_TRAINER)
-        return super().method_tensors() | trained
+        state = {} if self.trainer is None else slots(self.trainer.optimizer)
+        return super().method_tensors() | {f"{_TRAINER}{k}": v for k, v in state.items()}
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put client half, head and optimiser state back."""
         super().load_method_tensors(tensors)
         if self.trainer is not None:
-            self.trainer.load_tensors(tensors, _TRAINER)
+            load_slots(self.trainer.optimizer, under(_TRAINER, tensors))
 
     def serve(self, round: int, member: Member, reply: LocalReply) -> list[float]:
         """Take the server half's steps, and the head's where it is trained here."""

@@ -26,6 +26,7 @@ from sfl_flower.strategies.client_rate import ClientRateSettings
 from sfl_flower.strategies.exchange import Exchange
 from sfl_flower.strategies.means import client_weight, mean_state
 from sfl_flower.strategies.roster import Member
+from sfl_flower.strategies.tensors import under
 from sfl_flower.wire import LocalReply, LocalRequest, pack_state
 
 __all__ = ["LocalSettings", "LocalStrategy"]
@@ -118,8 +119,8 @@ class LocalStrategy(SplitStrategy):
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put client half and head back."""
-        self.load_client(_under("client.", tensors))
-        load_travelling(self.head, _under("head.", tensors))
+        self.load_client(under("client.", tensors))
+        load_travelling(self.head, under("head.", tensors))
 
     def held_head(self) -> tuple[str, nn.Module]:
         """Return kind and module of the auxiliary head."""
@@ -275,10 +276,6 @@ class LocalStrategy(SplitStrategy):
     def average_both(self, states: list[dict[str, Tensor]], weights: list[float]) -> None:
         """Load the weighted means of states whose names begin with ``client.`` and ``head.``."""
         mean = mean_state(states, weights)
-        load_travelling(self.client_half, _under("client.", mean))
-        if head := _under("head.", mean):  # else the server trains it
+        load_travelling(self.client_half, under("client.", mean))
+        if head := under("head.", mean):  # else the server trains it
             load_travelling(self.head, head)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfl_flower.errors import JournalError
 from sfl_flower.split import travelling_state
 from sfl_flower.strategies.roster import Member
+from sfl_flower.strategies.tensors import under
 from sfl_flower.wire import StaleReply, Sync, pack_state, state_bytes
 from sfl_flower.zo import (
     Entry,
@@ -182,11 +183,7 @@ class Mirror:
                 "The checkpoint belongs to another run (its seed, model, directions or client "
                 "optimiser differ); resume with the configuration it was made with."
             )
-        arrays = {
-            name.removeprefix("replica."): tensor.numpy()
-            for name, tensor in tensors.items()
-            if name.startswith("replica.")
-        }
+        arrays = {name: value.numpy() for name, value in under("replica.", tensors).items()}
         self.journal = journal
         self.replica = Replica.from_arrays(arrays, journal.header, self.vector.size)
         self.vector.load(self.replica.theta)

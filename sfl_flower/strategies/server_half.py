@@ -13,10 +13,12 @@ from sfl_flower.config import RunConfig
 from sfl_flower.data import seeded_torch
 from sfl_flower.data.labels import wrong_label
 from sfl_flower.errors import WireError
-from sfl_flower.optim import load_slots, make_optimizer, slots
-from sfl_flower.split import load_travelling, travelling_state
+from sfl_flower.optim import make_optimizer
+from sfl_flower.strategies.tensors import load_trained, trained_tensors, under
 
 __all__ = ["Gradients", "ServerHalf"]
+
+_PREFIX = "server."
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,12 @@ class ServerHalf:
         self.step()
         return found.loss
 
-    def tensors(self, prefix: str = "server.") -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Return weights and optimiser state as named tensors, for a checkpoint."""
-        found = {f"{prefix}model.{k}": v.clone() for k, v in travelling_state(self.module).items()}
-        return found | {f"{prefix}optimizer.{k}": v for k, v in slots(self.optimizer).items()}
+        found = trained_tensors(self.module, self.optimizer)
+        return {f"{_PREFIX}{name}": value for name, value in found.items()}
 
-    def load_tensors(self, tensors: Mapping[str, Tensor], prefix: str = "server.") -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put weights and optimiser state back.
 
         Raises
@@ -171,13 +173,4 @@ class ServerHalf:
         TrainingError
             If the tensors belong to another model.
         """
-        model = f"{prefix}model."
-        load_travelling(
-            self.module,
-            {k.removeprefix(model): v for k, v in tensors.items() if k.startswith(model)},
-        )
-        own = f"{prefix}optimizer."
-        load_slots(
-            self.optimizer,
-            {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)},
-        )
+        load_trained(self.module, self.optimizer, under(_PREFIX, tensors))

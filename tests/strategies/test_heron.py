@@ -579,12 +579,16 @@ def test_rounds_follow_the_schedule_of_the_learning_rate() -> None:
 
 
 @pytest.mark.parametrize("head_trainer", ["client", "server"])
-def test_a_checkpoint_holds_the_head(head_trainer: str) -> None:
+def test_a_checkpoint_holds_the_head_once(head_trainer: str) -> None:
     options: dict[str, Any] = {
         "client_optimizer": "adam", "head_trainer": head_trainer, "server_momentum": 0.9,
     }  # fmt: skip
     trial = train(**options, rounds=2)
     tensors, values = trial.strategy.checkpoint()
+    head = trial.strategy.head.state_dict()
+    for value in head.values():
+        same = [t for t in tensors.values() if t.shape == value.shape and torch.equal(t, value)]
+        assert len(same) == 1
     again = open_run(**options, rounds=4)
     again.strategy.resume(tensors, values)
     assert equal(all_of(again), all_of(trial))
