@@ -43,7 +43,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"server_steps": "batch"},
     "splitfed_v2": FIRST_ORDER_CLIENT,
     # One server step a round, with the mean of three batches, where the others take three.
-    "ho_sfl": {**ZEROTH_ORDER_CLIENT, "server_lr": 1.5e-3},
+    "ho_sfl": {**ZEROTH_ORDER_CLIENT, "client_lr": 1e-3, "server_lr": 1e-3},
     "heron": {**ZEROTH_ORDER_CLIENT, "head": "pooled", "head_lr": 1e-3},
     "fsl_sage": {
         **FIRST_ORDER_CLIENT,

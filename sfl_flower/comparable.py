@@ -12,7 +12,6 @@ from sfl_flower.budget import LIMIT
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
 from sfl_flower.report import CONTROL, FinishedRun
-from sfl_flower.tasks import TASKS, task_options
 
 __all__ = [
     "Groups",
@@ -58,12 +57,8 @@ def problem_of(where: str, config: Mapping[str, Any], facts: Mapping[str, Any]) 
     facts : Mapping[str, Any]
         What its `summary.json` adds; empty for a run that has not begun.
     """
-    name = str(config["task"])
-    given = {key: value for key, value in config.items() if key.startswith("task.")}
-    defaults = task_options(name) if name in TASKS else {}
-    shared: dict[str, Any] = {"task": name}
-    shared.update({f"task.{key}": value for key, value in defaults.items()})
-    shared.update(given)
+    shared: dict[str, Any] = {"task": config["task"]}
+    shared.update({key: value for key, value in config.items() if key.startswith("task.")})
     clients = config["clients"]
     shared["clients"] = clients
     shared["sampled"] = config["sampled"] or clients

@@ -23,7 +23,7 @@ from sfl_flower.strategies.decomfl import DeComFL
 from sfl_flower.strategies.frozen_base import counts
 from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.task import SplitTask
-from sfl_flower.tasks import read_task_options
+from sfl_flower.tasks import TASKS, read_task_options, task_options
 
 __all__ = ["Plan", "RunResult", "execute"]
 
@@ -66,8 +66,10 @@ class Plan:
         return cls(config, settings, task_options, None if out is None else Path(out), resume)
 
     def resolved(self) -> dict[str, Any]:
-        """Return every setting, for `config.json`."""
-        task = {f"task.{name}": value for name, value in self.task_options.items()}
+        """Return every setting, defaults of a ready-made task included, for `config.json`."""
+        name = self.config.task
+        options = {**(task_options(name) if name in TASKS else {}), **self.task_options}
+        task = {f"task.{option}": value for option, value in options.items()}
         return {**self.config.to_dict(), **self.settings.to_dict(), **task}
 
 

@@ -13,6 +13,7 @@ from sfl_flower.budget import Budget, fit
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.report import FinishedRun, RunDirectory
+from sfl_flower.run import Plan
 from sfl_flower.strategies.first_order import FirstOrderSettings
 from sfl_flower.strategies.frozen import FrozenSettings
 from sfl_flower.task import accuracy
@@ -281,11 +282,20 @@ def test_runs_that_are_not_comparable_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_percent_and_options_written_out_do_not_matter(tmp_path: Path) -> None:
+def test_two_percent_and_options_without_effect_do_not_matter(tmp_path: Path) -> None:
     finished(tmp_path / "a", "frozen", 0.5)
-    options: dict[str, Any] = {"task.train_size": 60_000, "classes_per_client": 3}
+    options: dict[str, Any] = {"classes_per_client": 3}
     finished(tmp_path / "b", "ho_sfl", 0.5, samples=1020, server_lr=0.1, **options)
     assert [row.label for row in compare_runs([tmp_path]).rows] == ["frozen", "ho_sfl"]
+
+
+def test_an_option_that_is_written_out_at_its_default_changes_nothing() -> None:
+    short, long = (
+        Plan.read({"task": "fashion_mnist", "clients": 3, **more})
+        for more in ({}, {"task.train_size": "60000", "task.data_dir": None, "probes": 4})
+    )
+    assert short.resolved()["task.train_size"] == 60_000
+    assert short.resolved() == long.resolved()
 
 
 def test_a_run_that_is_not_complete_or_named_twice_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sfl_flower.config import RunConfig
 from sfl_flower.report import FinishedRun, RoundRecord, RunDirectory, Summary
+from sfl_flower.tasks import task_options
 
 FACTS = {"cut": "a", "training_samples": 100, "test_samples": 10, "initial_weights": "00"}
 LEDGER = {"smashed": {"up": 2048, "down": 0}, "weights": {"up": 0, "down": 1024}}
@@ -22,7 +23,9 @@ def finished(
     **changes: Any,
 ) -> FinishedRun:
     """Write the directory of a run of one round and read it back."""
-    config = {**RunConfig(task="fashion_mnist", rounds=1).to_dict(), "method": method, **changes}
+    shared = RunConfig(task="fashion_mnist", rounds=1).to_dict()
+    options = {f"task.{name}": value for name, value in task_options("fashion_mnist").items()}
+    config = {**shared, **options, "method": method, **changes}
     with RunDirectory.create(path, config, tensorboard=False) as run:
         for number in (0, 1):
             metrics = {"accuracy": accuracy * number}
