@@ -18,7 +18,7 @@ from benchmarks.figure import Figure
 from benchmarks.trial import options_for, train
 from sfl_flower.data import Samples
 from sfl_flower.run import Plan
-from sfl_flower.split.profile import backprop_peak, inference_peak
+from sfl_flower.split.peaks import backprop, inference
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.adapters import adapt
 
@@ -35,32 +35,32 @@ def figures() -> Iterator[Figure]:
     task = _task()
     half = task.build(0).client
     x, _ = task.batch(task.samples("train"), slice(None))
-    inference, backprop = inference_peak(half, x), backprop_peak(half, x)
+    forward_only, with_backward = inference(half, x).peak, backprop(half, x).peak
     weights = sum(v.nbytes for v in half.parameters())
     trained = sum(p.numel() for p in half.parameters() if p.requires_grad)
     what = (
         f"GPT-2 small, random weights, cut behind block 3, LoRA rank {RANK} on the attention "
         f"({trained:,} parameters trained), batch {BATCH} x {TOKENS} tokens, CPU, torch's "
-        f"allocation records: inference with the same half {inference / MIB:.1f} MiB, beside "
+        f"allocation records: inference with the same half {forward_only / MIB:.1f} MiB, beside "
         f"{weights / MIB:.1f} MiB of weights in both"
     )
     peaks = {method: _peak(task, method) for method in ("ho_sfl", "heron")}
     for method, peak in peaks.items():
         yield Figure(
             f"client_peak_{method}_vs_inference_gpt2",
-            peak / inference,
+            peak / forward_only,
             "ratio",
             MOST,
             f"{what}; {method} {peak / MIB:.1f} MiB; weights included "
-            f"{(peak + weights) / (inference + weights):.3f}",
+            f"{(peak + weights) / (forward_only + weights):.3f}",
             lower_is_better=True,
         )
     yield Figure(
         "client_peak_backprop_vs_zeroth_order_gpt2",
-        backprop / max(peaks.values()),
+        with_backward / max(peaks.values()),
         "ratio",
         None,
-        f"{what}; forward and backward of the half {backprop / MIB:.1f} MiB",
+        f"{what}; forward and backward of the half {with_backward / MIB:.1f} MiB",
     )
 
 

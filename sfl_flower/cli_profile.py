@@ -53,8 +53,9 @@ def add_profile(commands: Any) -> None:
     parser.add_argument("--local-steps", type=int, default=1, help="steps between weights")
     parser.add_argument("--slowdown", type=float, default=1.0, help="of a client to this machine")
     parser.add_argument(
-        "--seconds", type=float, default=20.0,
-        help="how long to measure at the whole batch; the rest is predicted (default: 20)",
+        "--seconds", type=float, default=50.0,
+        help="how long to go on measuring at the whole batch, the time that predicting takes "
+        "included; the rest stays predicted (default: 50)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print numbers, not tables")
     parser.add_argument("--plot", type=Path, help="write the plot to this PNG")

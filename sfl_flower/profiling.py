@@ -58,7 +58,7 @@ def profile(
     local_steps: int = 1,
     slowdown: float = 1.0,
     trained: str = "",
-    seconds: float = 20.0,
+    seconds: float = 50.0,
     watch: Callable[[str], None] | None = None,
 ) -> Profile:
     """Profile the cuts of a task's model, or of a model on a batch.
@@ -85,9 +85,10 @@ def profile(
         Which client parameters are trained, as of `SplitTask`; by default those of the task, or
         all.
     seconds : float
-        How long to measure peaks at the whole batch; the others are predicted.
+        For how long to measure peaks at the whole batch, the time that predicting takes included;
+        the others stay predicted.
     watch : callable, optional
-        Called with each cut's name before it is profiled.
+        Called with each cut's name before it is profiled; the whole model comes first.
 
     Returns
     -------

@@ -9,7 +9,8 @@ import pytest
 from sfl_flower.advice import KINDS, advise
 from sfl_flower.costs import COSTED, Cost, Setting
 from sfl_flower.errors import ConfigError
-from sfl_flower.split.profile import WHOLE, CutProfile, Peak
+from sfl_flower.split.peaks import Peak
+from sfl_flower.split.profile import WHOLE, CutProfile
 
 MIB = 2**20
 SETTING = Setting(batch_size=32, bandwidth=8e6)

@@ -9,7 +9,8 @@ import pytest
 
 from sfl_flower.costs import Setting, method_costs
 from sfl_flower.errors import ConfigError
-from sfl_flower.split.profile import WHOLE, CutProfile, Peak
+from sfl_flower.split.peaks import Peak
+from sfl_flower.split.profile import WHOLE, CutProfile
 
 ROW = CutProfile(
     at="layer1",

@@ -21,7 +21,7 @@ from sfl_flower.report.table import (
 
 if TYPE_CHECKING:
     from sfl_flower.profiling import Profile
-    from sfl_flower.split.profile import Peak
+    from sfl_flower.split.peaks import Peak
 
 __all__ = ["markdown_profile", "print_profile", "profile_numbers", "profile_plot", "write_profile"]
 

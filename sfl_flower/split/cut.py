@@ -102,6 +102,7 @@ def every_cut(
     example: tuple[Tensor, ...] | None = None,
     *,
     cuts: Sequence[str] | None = None,
+    quiet: bool = False,
 ) -> Iterator[Halves]:
     """Yield the halves of ``model`` at each legal cut, from input to output.
 
@@ -114,6 +115,8 @@ def every_cut(
         As of ``cut``.
     cuts : sequence of str, optional
         These layers instead, in this order.
+    quiet : bool
+        Whether to leave out which parameters a cut unties.
 
     Raises
     ------
@@ -129,7 +132,8 @@ def every_cut(
     said: set[Untied] = set()
     for at in legal_blocks(found) if cuts is None else cuts:
         halves, untied = _blocks(model, found, at, example, None)
-        _warn([pair for pair in untied if pair not in said], "Cutting this model")
+        if not quiet:
+            _warn([pair for pair in untied if pair not in said], "Cutting this model")
         said.update(untied)
         yield halves
 

@@ -1,8 +1,7 @@
 """What each legal cut of a model asks of a client: parameters, operations, bytes and memory.
 
-Memory is what torch's own allocation records say (`sfl_flower.meter.PeakMemory`). Peaks at the
-batch size asked for are predicted from what two smaller batches allocate; where time allows they
-are measured as well.
+Peaks at the batch size asked for are predicted from small batches (`sfl_flower.split.peaks`); where
+time allows they are measured as well.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,44 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.config import check_range
 from sfl_flower.errors import ConfigError, CutError
-from sfl_flower.meter import PeakMemory
 from sfl_flower.split.cut import every_cut
+from sfl_flower.split.peaks import Growth, Peak, backprop, inference, output_tensor
 from sfl_flower.split.quantised import held_bytes
 from sfl_flower.split.trained import check_trained, restrict
 from sfl_flower.split.travelling import travelling_state
 
-__all__ = ["CutProfile", "Peak", "profile_cuts"]
+__all__ = ["WHOLE", "CutProfile", "profile_cuts"]
 
 WHOLE = "(whole model)"
 """Name of the row of the model that is not cut."""
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Most bytes that a pass allocates beyond parameters and inputs.
-
-    Attributes
-    ----------
-    predicted : int
-        From two smaller batches; measured where there are none.
-    measured : int or None
-        At the batch size itself, where that was done.
-    """
-
-    predicted: int
-    measured: int | None = None
-
-    @property
-    def bytes(self) -> int:
-        """The measured peak, else the predicted one."""
-        return self.predicted if self.measured is None else self.measured
-
-    @property
-    def error(self) -> float | None:
-        """How far the prediction is from the measurement, as a share of the latter."""
-        if self.measured is None:
-            return None
-        return abs(self.predicted - self.measured) / max(1, self.measured)
 
 
 @dataclass(frozen=True)
@@ -104,7 +76,7 @@ def profile_cuts(
     model: nn.Module,
     x: Tensor,
     cuts: Sequence[str] | None = None,
-    seconds: float = 20.0,
+    seconds: float = 50.0,
     trained: str = "all",
     watch: Callable[[str], None] | None = None,
 ) -> list[CutProfile]:
@@ -119,13 +91,13 @@ def profile_cuts(
     cuts : sequence of str, optional
         The cuts; every legal one by default.
     seconds : float
-        How long to measure at the full batch, from the smallest half up; what is left is
-        predicted. 0: predict all.
+        For how long to measure at the full batch, from the smallest half up; the time that the
+        predictions took counts, and what is left when it is over stays predicted. 0: predict all.
     trained : str
         Which parameters of a client half are trained; see `sfl_flower.split.restrict`. Where a
         half has none of them, it trains nothing.
     watch : callable, optional
-        Called with each cut's name before it is profiled.
+        Called with each cut's name before it is profiled; the whole model comes first.
 
     Returns
     -------
@@ -141,105 +113,71 @@ def profile_cuts(
     check_trained(trained)
     if not len(x):
         raise CutError("the batch has no samples; give at least one.")
+    began = time.monotonic()
+    halves = _halves(model, cuts, trained)
+    first = next(halves, None)
+    if first is None:
+        raise CutError("the model has no legal cut, so there is nothing to profile.")
+    low = min(len(x), max(2, len(x) // 8))
+    high = min(len(x), low + max(1, low // 2))
+    growths = Growth(low, high, len(x)), Growth(low, high, len(x))
     rows: list[CutProfile] = []
-    modules: list[nn.Module] = []
-    for name, half in _halves(model, cuts, trained):
+    # The whole model allocates what its halves do, so it teaches how their blocks grow.
+    for name, half in chain([(WHOLE, copy.deepcopy(model)), first], halves):
         if watch is not None:
             watch(name)
-        modules.append(half)
-        rows.append(_predict(name, half, x))
-    if len(rows) == 1:
-        raise CutError("the model has no legal cut, so there is nothing to profile.")
-    began = time.monotonic()
+        rows.append(_predict(name, half, x, *growths))
+    rows = [*rows[1:], rows[0]]
+    left = seconds - (time.monotonic() - began)
+    chosen: dict[str, int] = {}
     for index in sorted(range(len(rows)), key=lambda i: rows[i].flops):
         row = rows[index]
-        due = len(x) * (row.forward_seconds + row.backprop_seconds)
-        if time.monotonic() - began + due > seconds:
+        left -= len(x) * (row.forward_seconds + row.backprop_seconds)
+        if left < 0:
             break
         if row.inference.measured is None:
-            rows[index] = replace(
-                row,
-                inference=replace(row.inference, measured=inference_peak(modules[index], x)),
-                backprop=replace(row.backprop, measured=backprop_peak(modules[index], x)),
-            )
+            chosen[row.at] = index
+    # Halves are made again: all of them at once can be many times the model.
+    again = _halves(model, [at for at in chosen if at != WHOLE], trained, quiet=True)
+    whole = [(WHOLE, copy.deepcopy(model))] if WHOLE in chosen else []
+    for name, half in chain(again, whole):
+        row = rows[chosen[name]]
+        rows[chosen[name]] = replace(
+            row,
+            inference=replace(row.inference, measured=inference(half, x).peak),
+            backprop=replace(row.backprop, measured=backprop(half, x).peak),
+        )
     return rows
 
 
 def _halves(
-    model: nn.Module, cuts: Sequence[str] | None, trained: str
+    model: nn.Module, cuts: Sequence[str] | None, trained: str, quiet: bool = False
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the client half of each cut, and the whole model."""
-    for index, halves in enumerate(every_cut(model, cuts=cuts)):
+    """Yield name and client half of each cut."""
+    for index, halves in enumerate(every_cut(model, cuts=cuts, quiet=quiet)):
         name, half = cuts[index] if cuts else halves.at, halves.client
         try:
             restrict(half, trained)
         except ConfigError:  # nothing of the kind lies before this cut
             half.requires_grad_(False)
         yield name, half
-    yield WHOLE, copy.deepcopy(model)
 
 
-def inference_peak(half: nn.Module, x: Tensor) -> int:
-    """Return the peak of a forward of `half` on `x` in eval mode, without a graph, in bytes."""
-    return max(_inference(half, x).levels, default=0)
-
-
-def backprop_peak(half: nn.Module, x: Tensor) -> int:
-    """Return the peak of a forward and backward of `half` on `x` in train mode, in bytes.
-
-    The gradient that comes from behind the half is counted, and so are the gradients of what is
-    trained. Where nothing is trained there is no backward.
-    """
-    return max(_backprop(half, x).levels, default=0)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """Bytes alive after each allocation and release of a pass, and how long it took."""
-
-    levels: list[int]
-    seconds: float
-
-
-def _inference(half: nn.Module, x: Tensor) -> _Pass:
-    half.eval()
-    with torch.no_grad(), PeakMemory() as memory:
-        began = time.perf_counter()
-        half(x)
-        took = time.perf_counter() - began
-    return _Pass(memory.levels, took)
-
-
-def _backprop(half: nn.Module, x: Tensor) -> _Pass:
-    half.train()
-    with torch.enable_grad(), PeakMemory() as memory:
-        began = time.perf_counter()
-        z = _tensor(half(x))
-        if z.requires_grad:
-            z.backward(torch.ones_like(z))
-        del z
-        took = time.perf_counter() - began
-    half.zero_grad(set_to_none=True)
-    return _Pass(memory.levels, took)
-
-
-def _predict(name: str, half: nn.Module, x: Tensor) -> CutProfile:
-    """Profile a half on two small batches, and extend what they allocate to the whole one."""
-    # BatchNorm in train mode needs two samples.
-    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in half.modules())
-    low = min(len(x), max(2 if normed else 1, len(x) // 8))
-    high = min(len(x), 2 * low)
+def _predict(
+    name: str, half: nn.Module, x: Tensor, forwards: Growth, backprops: Growth
+) -> CutProfile:
+    """Profile a half on a small batch, or two, and extend what it allocates to the whole one."""
+    low, high = forwards.low, forwards.high
     half.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            z = _tensor(half(x[:low]))
+            z = output_tensor(half(x[:low]))
     except Exception as error:
+        what = "model" if name == WHOLE else f"client half of a cut at '{name}'"
         raise CutError(
-            f"the client half of a cut at '{name}' does not run on a batch of shape "
-            f"{list(x.shape)}: {error}"
+            f"the {what} does not run on a batch of shape {list(x.shape)}: {error}"
         ) from error
-    inference = _inference(half, x[:low]), _inference(half, x[:high])
-    backprop = _backprop(half, x[:low]), _backprop(half, x[:high])
+    evaluated, trained = inference(half, x[:low]), backprop(half, x[:low])
     return CutProfile(
         at=name,
         parameters=sum(p.numel() for p in half.parameters()),
@@ -249,33 +187,8 @@ def _predict(name: str, half: nn.Module, x: Tensor) -> CutProfile:
         flops=counter.get_total_flops() / low,
         smashed_shape=tuple(z.shape[1:]),
         smashed_bytes=4 * math.prod(z.shape[1:]),
-        inference=_extend(*inference, low, high, len(x)),
-        backprop=_extend(*backprop, low, high, len(x)),
-        forward_seconds=inference[1].seconds / high,
-        backprop_seconds=backprop[1].seconds / high,
+        inference=forwards.predict(evaluated, lambda: inference(half, x[:high])),
+        backprop=backprops.predict(trained, lambda: backprop(half, x[:high])),
+        forward_seconds=evaluated.seconds / low,
+        backprop_seconds=trained.seconds / low,
     )
-
-
-def _extend(first: _Pass, second: _Pass, low: int, high: int, size: int) -> Peak:
-    """Return the peak at a batch size, from the passes on two smaller ones.
-
-    The same operations allocate in the same order whatever the batch, so each level along the way
-    is a line in the batch size; the peak is the highest of them, which need not be where it is for
-    a small batch. Where the passes differ, the line is that of the peaks.
-    """
-    if high == size:
-        peak = max(second.levels, default=0)
-        return Peak(peak, peak)
-    pairs = [(max(first.levels, default=0), max(second.levels, default=0))]
-    if len(first.levels) == len(second.levels):
-        pairs += zip(first.levels, second.levels, strict=True)
-    slope = (size - high) / (high - low)
-    return Peak(round(max(b + slope * max(0, b - a) for a, b in pairs)))
-
-
-def _tensor(output: object) -> Tensor:
-    """Return the tensor of an output: itself, or what models in the style of transformers name."""
-    found = getattr(output, "logits", output)
-    if not isinstance(found, Tensor):
-        raise CutError(f"the model returns a {type(output).__name__}, and a tensor is needed.")
-    return found

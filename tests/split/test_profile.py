@@ -8,7 +8,8 @@ from torch import nn
 
 from sfl_flower.errors import CutError
 from sfl_flower.split import freeze_batch_norm
-from sfl_flower.split.profile import WHOLE, Peak, profile_cuts
+from sfl_flower.split.peaks import Peak
+from sfl_flower.split.profile import WHOLE, profile_cuts
 
 
 def perceptron() -> nn.Sequential:
