@@ -48,7 +48,8 @@ class Noise:
         """Return the warning, empty where d/P is low enough to learn."""
         if self.ratio <= HOPELESS:
             return ""
-        remedies = ", ".join(("more probes", *self.remedies, "task.trained=lora, norm or bias"))
+        fewer = "fewer trained parameters (task.trained)"
+        remedies = ", ".join(("more probes", *self.remedies, fewer))
         return (
             f"Zeroth order is very noisy here: d = {self.size} parameters over P = "
             f"{self.directions} directions an update ({self.made_of}) is d/P = {self.ratio:.0f}; "

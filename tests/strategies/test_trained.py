@@ -241,7 +241,7 @@ def test_hopeless_noise_is_warned_of_in_one_line(warnings: list[str]) -> None:
     assert "d = 2100 parameters over P = 4 directions" in found
     assert "d/P = 525; " in found and f"above d/P = {HOPELESS}" in found
     assert "about 23 times the gradient" in found
-    assert "more probes, directions=own, task.trained=lora, norm or bias" in found
+    assert "more probes, directions=own, fewer trained parameters (task.trained)" in found
 
 
 @pytest.mark.parametrize(
