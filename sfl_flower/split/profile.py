@@ -128,26 +128,7 @@ def profile_cuts(
             watch(name)
         rows.append(_predict(name, half, x, *growths))
     rows = [*rows[1:], rows[0]]
-    left = seconds - (time.monotonic() - began)
-    chosen: dict[str, int] = {}
-    for index in sorted(range(len(rows)), key=lambda i: rows[i].flops):
-        row = rows[index]
-        left -= len(x) * (row.forward_seconds + row.backprop_seconds)
-        if left < 0:
-            break
-        if row.inference.measured is None:
-            chosen[row.at] = index
-    # Halves are made again: all of them at once can be many times the model.
-    again = _halves(model, [at for at in chosen if at != WHOLE], trained, quiet=True)
-    whole = [(WHOLE, copy.deepcopy(model))] if WHOLE in chosen else []
-    for name, half in chain(again, whole):
-        row = rows[chosen[name]]
-        rows[chosen[name]] = replace(
-            row,
-            inference=replace(row.inference, measured=inference(half, x).peak),
-            backprop=replace(row.backprop, measured=backprop(half, x).peak),
-        )
-    return rows
+    return _measure(model, rows, x, trained, seconds - (time.monotonic() - began))
 
 
 def _halves(
@@ -161,6 +142,30 @@ def _halves(
         except ConfigError:  # nothing of the kind lies before this cut
             half.requires_grad_(False)
         yield name, half
+
+
+def _measure(
+    model: nn.Module, rows: list[CutProfile], x: Tensor, trained: str, seconds: float
+) -> list[CutProfile]:
+    """Return the rows with peaks at the whole batch, from the smallest half up, as time allows."""
+    chosen: dict[str, CutProfile] = {}
+    for row in sorted(rows, key=lambda row: row.flops):
+        seconds -= len(x) * (row.forward_seconds + row.backprop_seconds)
+        if seconds < 0:
+            break
+        if row.inference.measured is None:
+            chosen[row.at] = row
+    # Halves are made again: all of them at once can be many times the model.
+    again = _halves(model, [at for at in chosen if at != WHOLE], trained, quiet=True)
+    whole = [(WHOLE, copy.deepcopy(model))] if WHOLE in chosen else []
+    for name, half in chain(again, whole):
+        row = chosen[name]
+        chosen[name] = replace(
+            row,
+            inference=replace(row.inference, measured=inference(half, x).peak),
+            backprop=replace(row.backprop, measured=backprop(half, x).peak),
+        )
+    return [chosen.get(row.at, row) for row in rows]
 
 
 def _predict(
