@@ -17,9 +17,9 @@ from rich.table import Table
 
 from sfl_flower.cli_compare import add_compare
 from sfl_flower.cli_profile import add_profile
-from sfl_flower.config import RunConfig
+from sfl_flower.config import RunConfig, unknown
 from sfl_flower.demo import DEMO_METHODS, run_demo
-from sfl_flower.errors import ConfigError, SflError
+from sfl_flower.errors import ConfigError, CutError, SflError
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.presets import PRESETS, load_preset
 from sfl_flower.report import RunProgress, print_tables
@@ -42,12 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         parsed.action(parsed)
-    except ConfigError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        return 2
     except SflError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        return 1
+        # Texts in brackets are not rich's markup.
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2 if isinstance(error, ConfigError | CutError) else 1
     except KeyboardInterrupt:
         console.print("stopped; --resume, or the same comparison, goes on from the last checkpoint")
         return 130
@@ -126,7 +124,8 @@ def _run(parsed: argparse.Namespace) -> None:
             task, plan, backend=parsed.backend, observer=progress.update, verbose=parsed.verbose
         )
     print_tables([result.summary])
-    Console().print(f"Everything is in {out.absolute()}", highlight=False, soft_wrap=True)
+    where = f"Everything is in {out.absolute()}"
+    Console().print(where, markup=False, highlight=False, soft_wrap=True)
 
 
 def _options(parsed: argparse.Namespace) -> None:
@@ -137,6 +136,8 @@ def _options(parsed: argparse.Namespace) -> None:
         Console().print(f"'sfl options NAME' lists those of one ({hint}).", highlight=False)
     elif name in METHODS:
         _print_fields(f"Options of method {name}", METHODS[name].settings_type)
+    elif name not in TASKS:
+        raise unknown("method or task", name, (*METHODS, *TASKS))
     else:
         rows = [(f"task.{key}", value, "") for key, value in task_options(name).items()]
         _print(f"Options of task {name}", rows)
@@ -149,7 +150,7 @@ def _presets(parsed: argparse.Namespace) -> None:
         table = Table("option", "value", "given by", title=title, title_justify="left")
         for values, origin in ((preset.paper, "paper"), (preset.ours, "ours")):
             for key, value in values.items():
-                table.add_row(key.replace("_", "-"), str(value), origin)
+                table.add_row(key.replace("_", "-"), escape(str(value)), origin)
         Console().print(table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +63,22 @@ def add_compare(commands: Any) -> None:
         help="train nothing; put these run directories side by side",
     )
     parser.add_argument("--out", type=Path, required=True, help="directory of runs and results")
-    parser.set_defaults(action=_compare)
+    parser.set_defaults(action=partial(_compare, parser))
 
 
-def _compare(parsed: argparse.Namespace) -> None:
+def _compare(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     if parsed.runs:
-        given = [n for n in ("task", "methods", "samples", "server_lrs") if getattr(parsed, n)]
-        if given or parsed.settings:
-            name = given[0].replace("_", "-") if given else "set"
-            raise ConfigError(f"--{name} has no place beside --from, which trains nothing.")
+        own = {"runs", "out", "action"}
+        for name, value in vars(parsed).items():
+            if name not in own and value != parser.get_default(name):
+                option = {"settings": "set"}.get(name, name.replace("_", "-"))
+                raise ConfigError(f"--{option} has no place beside --from, which trains nothing.")
         comparison = compare_runs(parsed.runs, parsed.out)
     else:
         comparison = _train(parsed)
     print_comparison(comparison)
     text = f"Everything is in {parsed.out.absolute()}"
-    Console().print(text, highlight=False, soft_wrap=True)
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _train(parsed: argparse.Namespace) -> Any:

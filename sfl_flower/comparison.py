@@ -33,6 +33,7 @@ from sfl_flower.report import (
 )
 from sfl_flower.run import Plan
 from sfl_flower.simulation import BACKENDS
+from sfl_flower.strategies.local import LocalSettings
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
 
@@ -275,6 +276,9 @@ def _read(method: str, options: Mapping[str, Any]) -> Plan:
 def _budget(task: SplitTask, plan: Plan, samples: int) -> Budget:
     spec = plan.config.partition_spec()
     held = [len(rows) for rows in task.client_rows(spec)] if spec else []
+    if held and isinstance(plan.settings, LocalSettings):  # a run sees it in its first round
+        batches = plan.settings.batches(min(held), plan.config.batch_size)
+        plan.settings.check_period(batches)
     return fit(samples, held, plan.config, plan.settings)
 
 

@@ -21,7 +21,15 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.optim import FIRST_ORDER
 from sfl_flower.schedules import SCHEDULES, scheduled
 
-__all__ = ["LOCAL", "RunConfig", "Settings", "check_choice", "check_range", "read_fields"]
+__all__ = [
+    "LOCAL",
+    "RunConfig",
+    "Settings",
+    "check_choice",
+    "check_range",
+    "read_fields",
+    "unknown",
+]
 
 LOCAL = "local"
 """Partition name for clients that bring data of their own instead of a share of the task's."""

@@ -1,6 +1,6 @@
 """What a mini-batch of each method costs a client at a cut: bytes, memory and seconds.
 
-Closed forms of docs/ledger.md, one exchange with one client; what does not depend on the cut
+Closed forms of docs/methods.md, one exchange with one client; what does not depend on the cut
 (control, joining) is left out.
 """
 
@@ -144,7 +144,9 @@ def _heron(parts: _Parts) -> tuple[int, int, int, float]:
 
 def _splitfed(parts: _Parts) -> tuple[int, int, int, float]:
     up = parts.smashed + parts.labels + parts.weights
-    return up, parts.smashed + parts.weights, parts.profile.backprop.bytes, _backprop(parts)
+    # The forward that gives z keeps no graph; the one that λ is led back through is a second.
+    seconds = _forwards(parts, 1) + _backprop(parts)
+    return up, parts.smashed + parts.weights, parts.profile.backprop.bytes, seconds
 
 
 def _cse_fsl(parts: _Parts) -> tuple[int, int, int, float]:

@@ -47,6 +47,9 @@ def test_a_run_leaves_everything_on_disk(tmp_path: Path) -> None:
         (["--set", "task.size=3"], ["size", "digits"]),
         (["--method", "frozen", "--set", "mu=0.1"], ["mu", "frozen"]),
         (["--set", "client-lr=fast"], ["client_lr", "fast"]),
+        (["--method", "heron", "--set", "head=pooled"], ["pooled"]),
+        (["--set", "[/x]"], ["--set got '[/x]'"]),
+        (["--set", "task.trained=[a]*"], ["[a]*"]),
     ],
 )
 def test_a_wrong_option_is_named_and_nothing_is_started(
@@ -128,6 +131,23 @@ def test_a_wrong_comparison_is_named_and_nothing_is_started(
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
     assert not out.exists()
+
+
+def test_options_of_a_name_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["options", "heronn"]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in ("'heronn'", "mean 'heron'", "digits", "fsl_sage"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--workers", "2"), ("--sampled", "1"), ("--set", "probes=2")]
+)
+def test_what_reading_runs_does_not_take_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    given = ["compare", "--from", str(tmp_path), "--out", str(tmp_path / "out"), option, value]
+    assert main(given) == 2
+    assert f"{option} has no place beside --from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [None, *METHODS, "fashion_mnist"])

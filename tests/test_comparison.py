@@ -190,6 +190,10 @@ def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None
         ({"samples": 8}, "samples is 8.*one round of frozen is 16"),
         ({"samples": 0}, "samples is 0.*at least 1"),
         ({"methods": {"splitfed_v2": {"local_steps": 3}}}, "splitfed_v2 trains 48.*frozen, 64.*2%"),
+        (
+            {"methods": {"cse_fsl": {"local_steps": 0, "upload_every": 4}}},
+            r"upload_every is 4.*takes 3 local steps.*\[1, 3\]",
+        ),
         ({"seeds": 0}, "seeds is 0.*at least 1"),
         ({"seeds": [3, 3]}, "list of different seeds"),
         ({"rounds": 3}, "rounds of a comparison follows from samples"),

@@ -124,10 +124,12 @@ class Checkpoint:
         Raises
         ------
         ConfigError
-            It cannot be loaded, has fewer positions than `max_length`, or does not suit the head.
+            It cannot be loaded, has fewer positions than `max_length`, does not suit the head, or
+            does not know the token of padding.
         """
         config = copy.deepcopy(_config(self.model))
         config.pad_token_id = pad_id(self.tokenizer())
+        self._known("its padding", config.pad_token_id)
         if self.head != "classifier" and config.model_type in _ENCODERS:
             raise ConfigError(
                 f"The checkpoint {self.model!r} is an encoder ({config.model_type}), which does "
@@ -193,7 +195,7 @@ class Checkpoint:
         Raises
         ------
         ConfigError
-            A word is more than one token, or two are the same.
+            A word is more than one token or one the model does not know, or two are the same.
         """
         tokenizer, (end, *words) = self.tokenizer(), self.words
         before = tokenizer(end, add_special_tokens=False)["input_ids"]
@@ -205,6 +207,7 @@ class Checkpoint:
                     f"The word {word!r} is not one token of the checkpoint {self.model!r}; use "
                     f"head=classifier with task {self.task!r}."
                 )
+            self._known(f"the word {word!r}", ids[-1])
             found.append(ids[-1])
         if len(set(found)) < len(found):
             raise ConfigError(
@@ -212,6 +215,17 @@ class Checkpoint:
                 f"{self.model!r}; use head=classifier with task {self.task!r}."
             )
         return found
+
+    def _known(self, what: str, token: int) -> None:
+        """Refuse a tokenizer that is larger than the model."""
+        vocabulary = _config(self.model).vocab_size
+        if token >= vocabulary:
+            raise ConfigError(
+                f"The tokenizer of the checkpoint {self.model!r} gives {what} the id {token}, but "
+                f"the model knows only 0 to {vocabulary - 1}: its tokenizer is larger than the "
+                "model; use the tokenizer that belongs to it, or call resize_token_embeddings on "
+                "the model and save it again."
+            )
 
 
 def checkpoint_path(model: str) -> str:

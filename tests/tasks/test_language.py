@@ -359,6 +359,28 @@ def test_a_tokenizer_larger_than_the_model(data: Path, tmp_path: Path) -> None:
     refused(DataError, "its tokenizer is larger than the model", "sst2", model=small, max_length=8)
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "opt"])
+def test_a_pad_token_that_was_added_to_the_tokenizer_alone(
+    kind: str, data: Path, tmp_path: Path
+) -> None:
+    """The commonest way to a tokenizer larger than the model."""
+    folder = checkpoint(tmp_path / kind, kind)
+    known = transformers.AutoConfig.from_pretrained(folder).vocab_size
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[MORE]"})
+    tokenizer.save_pretrained(folder)
+    says = f"gives its padding the id {known}, but .* knows only 0 to {known - 1}.*resize_token"
+    task = "sst2" if kind == "bert" else "e2e"
+    refused(ConfigError, says, task, model=folder, max_length=8)
+
+
+def test_a_word_that_the_model_does_not_know(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "small", "opt", size=len(SPECIAL) + 1)
+    task = Checkpoint("sst2", folder, "verbaliser", 8, words=(" It was", "terrible", "great"))
+    with pytest.raises(ConfigError, match=r"gives the word 'terrible' the id .* larger than"):
+        task.word_ids()
+
+
 def test_dropout_is_off_unless_asked_for(bert: str, gpt2: str) -> None:
     def active(model: str, dropout: float) -> set[float]:
         built = Checkpoint("t", model, "classifier", 8, dropout=dropout).build()
