@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from sfl_flower.task import SplitTask
 from sfl_flower.tasks import TASKS, read_task_options, task_options
 
 __all__ = ["Plan", "RunResult", "execute"]
+
+_log = getLogger("flwr")
 
 Observer = Callable[[RoundRecord], None]
 
@@ -140,6 +143,11 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
             if plan.resume:
                 if directory.has_checkpoint:
                     strategy.resume(*directory.load_checkpoint())
+                    if getattr(plan.settings, "client_state", "") == "kept":
+                        _log.warning(
+                            "Client optimisers under client-state=kept are on the clients, not in "
+                            "the checkpoint; they begin anew."
+                        )
                 history = directory.truncate(strategy.round if strategy.round else -1)
             try:
                 _train(strategy, grid)

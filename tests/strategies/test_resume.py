@@ -99,6 +99,20 @@ def test_more_rounds_may_be_asked_of_a_finished_run(tmp_path: Path) -> None:
     assert history(whole.history) == history(longer.history)
 
 
+@pytest.mark.parametrize(("state", "said"), [("kept", 1), ("fresh", 0)])
+def test_what_a_checkpoint_does_not_hold_is_said(
+    state: str, said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"client_state": state, "out": tmp_path, "rounds": 2}
+    warnings: list[str] = []
+    monkeypatch.setattr("sfl_flower.run._log.warning", warnings.append)
+    with pytest.raises(Stop):
+        run(tiny.task(), "splitfed_v2", observer=stop_after(1), **options)
+    assert not any("begin anew" in text for text in warnings)
+    run(tiny.task(), "splitfed_v2", resume=True, **options)
+    assert sum("client-state=kept" in text and "begin anew" in text for text in warnings) == said
+
+
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     first = run(tiny.task(), out=tmp_path / "run", rounds=2)
     again = run(tiny.task(), out=tmp_path / "run", rounds=2, resume=True)
