@@ -18,9 +18,10 @@ from sfl_flower.data import PartitionSpec
 from sfl_flower.data.memory import forget
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.measures import IGNORED
-from sfl_flower.split import problems
+from sfl_flower.split import cut, problems, travelling_state
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
+from sfl_flower.tasks.adapters import adapt
 from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
 from sfl_flower.tasks.e2e import _prompt
 from tests.tasks.language import SPECIAL, WORDS, checkpoint, write
@@ -414,3 +415,18 @@ def _minilm() -> str:
     from sfl_flower.tasks.checkpoints import checkpoint_path
 
     return checkpoint_path("minilm")
+
+
+def test_traffic_and_parameters_of_the_published_opt_setting() -> None:
+    """OPT-125M, LoRA rank 8 on q and v, cut behind block 3, batch 32 of 128 tokens."""
+    config = transformers.OPTConfig(num_hidden_layers=4, vocab_size=64)
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.OPTForSequenceClassification(config)
+        adapt(model, "opt", 8, 16, "")
+    client = cut(model, at="block:3").client
+    trained = [p for p in client.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == 3 * 2 * 2 * 768 * 8 == 73_728
+    assert sum(v.nbytes for v in travelling_state(client).values()) == 294_912
+    with torch.no_grad():
+        z = client(torch.full((1, 128), 5))
+    assert z.shape == (1, 128, 768) and 32 * z.numel() * z.element_size() == 12_582_912
