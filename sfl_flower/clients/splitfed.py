@@ -23,9 +23,10 @@ __all__ = ["step"]
 
 def step(node: Node, request: StepRequest) -> StepReply:
     """Finish the last step with λ, begin the next with a forward, or send the weights."""
+    # Before the meter: where it is not built yet, the whole model is in memory for a moment.
+    module = node.half.module
     with metered(request.meter) as usage:
         restore(node, request)
-        module = node.half.module
         if request.lam is not None:
             _finish(node, module, request)
         last = request.step == request.steps

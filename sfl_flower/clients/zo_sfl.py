@@ -19,20 +19,22 @@ from sfl_flower.errors import TrainingError
 from sfl_flower.split import travelling_state
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest, step_coefficients
-from sfl_flower.zo import Direction, Key, OptimizerSpec, Walk, run_key
+from sfl_flower.zo import Direction, Key, OptimizerSpec, ParameterVector, Walk, run_key
 
 __all__ = ["step"]
 
 
 def step(node: Node, request: ZOStepRequest) -> ZOStepReply:
     """Finish the last step with its scalars, begin the next with probes, or send the weights."""
+    # Before the meter: where it is not built yet, the whole model is in memory for a moment.
+    module, vector = node.half.module, node.half.trained
     with metered(request.meter) as usage:
         restore(node, request)
         if request.scalars is not None:
-            _finish(node, request, request.scalars)
+            _finish(node, vector, request, request.scalars)
         last = request.step == request.steps
-        z, y = (None, None) if last else _probe(node, request)
-    packed = pack_state(travelling_state(node.half.module))
+        z, y = (None, None) if last else _probe(node, vector, request)
+    packed = pack_state(travelling_state(module))
     if last:
         forget(node, request.keep_state)
     else:
@@ -48,10 +50,12 @@ def step(node: Node, request: ZOStepRequest) -> ZOStepReply:
     )
 
 
-def _probe(node: Node, request: ZOStepRequest) -> tuple[np.ndarray, np.ndarray]:
+def _probe(
+    node: Node, vector: ParameterVector, request: ZOStepRequest
+) -> tuple[np.ndarray, np.ndarray]:
     """Return z at θ_c + μu_1, θ_c - μu_1, θ_c + μu_2, …, one after another, and the labels."""
     x, y = node.batch(request.round, request.step, request.batch_size)
-    vector, parts = node.half.trained, []
+    parts = []
     with torch.no_grad():
         for key in _keys(node, request, request.step):
             direction = Direction(_run_key(node), key, vector.size, request.law)
@@ -61,9 +65,11 @@ def _probe(node: Node, request: ZOStepRequest) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(parts).numpy(), y.to(torch.int64).numpy()
 
 
-def _finish(node: Node, request: ZOStepRequest, scalars: np.ndarray) -> None:
+def _finish(
+    node: Node, vector: ParameterVector, request: ZOStepRequest, scalars: np.ndarray
+) -> None:
     """Take the optimiser step of the step before along ``1/(2μP) Σ_p Δ_p u_p``."""
-    theta, settings = node.half.trained.anchor, json.loads(request.optimizer)
+    theta, settings = vector.anchor, json.loads(request.optimizer)
     lr = float(settings.pop("lr"))
     kept = node.store.get(OPTIMIZER)
     walk = Walk(theta, OptimizerSpec(**settings), _run_key(node), request.law, kept)

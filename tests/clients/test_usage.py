@@ -1,0 +1,32 @@
+"""What clients say of their memory: that of training, not that of building the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from sfl_flower.methods import METHODS
+from tests import tiny
+from tests.tiny import train
+
+pytestmark = pytest.mark.flower
+
+WIDE = 50_000
+"""Width of the server half: some megabytes that no client has."""
+
+WHOLE = ("fedavg", "decomfl")
+WITHOUT_STEPS = ("mu_splitfed", "frozen", "ho_sfl")
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, WIDE), nn.Linear(WIDE, 3))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in WHOLE])
+def test_a_peak_is_that_of_training_the_client_half(method: str) -> None:
+    options: dict[str, Any] = {} if method in WITHOUT_STEPS else {"local_steps": 2}
+    rates = {} if method == "mu_splitfed" else {"server_lr": 1e-9}  # nothing is learned here
+    trial = train(tiny.task(build=wide, cut="1"), method, rounds=2, **options, **rates)
+    assert 0 < trial.strategy.ledger.client_peak_bytes < 4 * WIDE
