@@ -27,6 +27,8 @@ def wide() -> nn.Module:
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in WHOLE])
 def test_a_peak_is_that_of_training_the_client_half(method: str) -> None:
     options: dict[str, Any] = {} if method in WITHOUT_STEPS else {"local_steps": 2}
-    rates = {} if method == "mu_splitfed" else {"server_lr": 1e-9}  # nothing is learned here
+    rates: dict[str, Any] = (
+        {} if method == "mu_splitfed" else {"server_lr": 1e-9}
+    )  # nothing is learned here
     trial = train(tiny.task(build=wide, cut="1"), method, rounds=2, **options, **rates)
     assert 0 < trial.strategy.ledger.client_peak_bytes < 4 * WIDE
