@@ -143,7 +143,8 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
             if plan.resume:
                 if directory.has_checkpoint:
                     strategy.resume(*directory.load_checkpoint())
-                    if getattr(plan.settings, "client_state", "") == "kept":
+                    kept = getattr(plan.settings, "client_state", "") == "kept"
+                    if kept and strategy.round < plan.config.rounds:
                         _log.warning(
                             "Client optimisers under client-state=kept are on the clients, not in "
                             "the checkpoint; they begin anew."

@@ -27,6 +27,10 @@ from sfl_flower.meter import PeakMemory
 
 __all__ = ["Growth", "Pass", "Peak", "backprop", "inference", "output_tensor"]
 
+TOLERANCE = 0.01
+"""How far apart the least and the most that a peak can be may lie, as a share of the latter,
+without a pass at the second batch."""
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -118,15 +122,11 @@ class Growth:
     ----------
     low, high, size : int
         The two small batches, and the one that is asked for.
-    tolerance : float
-        How far apart the least and the most that a peak can be may lie, as a share of the latter,
-        without a pass at `high`.
     """
 
     low: int
     high: int
     size: int
-    tolerance: float = 0.01
     _grown: dict[int, tuple[int, int]] = field(default_factory=dict)  # the least and the most
 
     def predict(self, low: Pass, run: Callable[[], Pass]) -> Peak:
@@ -142,7 +142,7 @@ class Growth:
         if self.low == self.size:
             return Peak(low.peak, low.peak)
         least, most = (self._grow(low, bound) for bound in (0, 1))
-        if most - least <= self.tolerance * most:
+        if most - least <= TOLERANCE * most:
             return Peak(most)
         high = run()
         if self.high == self.size:

@@ -24,9 +24,9 @@ class Runs:
         return Pass(self.levels, 0.0)
 
 
-def learned(tolerance: float = 0.01) -> Growth:
+def learned() -> Growth:
     """Return what a pass with blocks of 10 a sample and of 700 whatever the batch teaches."""
-    growth = Growth(2, 3, 8, tolerance)
+    growth = Growth(2, 3, 8)
     # 20 for two samples come, 700 come, 20 go.
     assert growth.predict(Pass([20, 720, 700], 0.0), Runs(30, 730, 700)) == Peak(80 + 700)
     return growth
@@ -54,7 +54,7 @@ def test_a_size_that_matters_and_is_new_needs_one() -> None:
 def test_a_new_size_that_does_not_matter_needs_none() -> None:
     run = Runs()
     # 4 bytes for two samples are at most 16 for eight.
-    assert learned(0.05).predict(Pass([700, 704], 0.0), run) == Peak(716)
+    assert learned().predict(Pass([700, 1400, 1404], 0.0), run) == Peak(1416)
     assert run.count == 0
 
 

@@ -109,7 +109,8 @@ def test_what_a_checkpoint_does_not_hold_is_said(
     with pytest.raises(Stop):
         run(tiny.task(), "splitfed_v2", observer=stop_after(1), **options)
     assert not any("begin anew" in text for text in warnings)
-    run(tiny.task(), "splitfed_v2", resume=True, **options)
+    for _ in range(2):  # the second time there is nothing left to train
+        run(tiny.task(), "splitfed_v2", resume=True, **options)
     assert sum("client-state=kept" in text and "begin anew" in text for text in warnings) == said
 
 
