@@ -19,7 +19,7 @@ from benchmarks.figure import Figure
 from benchmarks.language_models import LANGUAGE_MODELS
 from benchmarks.real_language_models import REAL_LANGUAGE_MODELS
 from sfl_flower.split import Halves, cut, every_cut
-from sfl_flower.split.compare import same
+from sfl_flower.split.graph.equality import same
 
 __all__ = ["ARCHITECTURES", "add_arguments", "faults", "run"]
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.trial import train
-from sfl_flower.run import Plan
-from sfl_flower.split.block_halves import ClientBlocks, ServerBlocks
-from sfl_flower.split.half import Half
-from sfl_flower.strategies.base import SplitStrategy
+from sfl_flower.run.run import Plan
+from sfl_flower.server.strategy import SplitStrategy
+from sfl_flower.split.graph.half import Half
+from sfl_flower.split.transformers.block_halves import ClientBlocks, ServerBlocks
 from sfl_flower.task import Samples, SplitTask
 from sfl_flower.tasks import load_task
 from sfl_flower.wire import CATEGORIES

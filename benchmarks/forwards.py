@@ -17,11 +17,11 @@ from torch import nn
 
 from benchmarks.figure import Figure
 from benchmarks.trial import train
-from sfl_flower.meter import CallCounter
-from sfl_flower.run import Plan
+from sfl_flower.run.run import Plan
+from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import Halves
-from sfl_flower.strategies.base import SplitStrategy
 from sfl_flower.task import Samples, SplitTask
+from sfl_flower.training.meter import CallCounter
 
 __all__ = ["CASES", "Case", "Counts", "count", "run"]
 

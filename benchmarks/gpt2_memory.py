@@ -17,8 +17,8 @@ from torch import nn
 from benchmarks.figure import Figure
 from benchmarks.trial import options_for, train
 from sfl_flower.data import Samples
-from sfl_flower.run import Plan
-from sfl_flower.split.peaks import backprop, inference
+from sfl_flower.profiling.peaks import backprop, inference
+from sfl_flower.run.run import Plan
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.adapters import adapt
 

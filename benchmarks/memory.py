@@ -1,8 +1,8 @@
 """Peak memory of one client's local step: HERON-SFL beside CSE-FSL, the real client code.
 
-Each method runs one round of one step on the inline backend with the meter that every first round
-has (`sfl_flower.meter.PeakMemory`, torch's own allocation records).  The server half is not
-measured and computes nothing.  Neither side is divided into micro-batches.
+Each method runs one round of one step on the inline backend with the meter that every first
+round has (`sfl_flower.training.meter.PeakMemory`, torch's own allocation records).  The server
+half is not measured and computes nothing.  Neither side is divided into micro-batches.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from benchmarks import gpt2_memory
 from benchmarks.dry import costless, dry_task
 from benchmarks.figure import Figure
 from benchmarks.trial import options_for, train
-from sfl_flower.meter import PeakMemory
 from sfl_flower.presets import load_preset
-from sfl_flower.run import Plan
+from sfl_flower.run.run import Plan
+from sfl_flower.training.meter import PeakMemory
 from sfl_flower.wire import state_bytes
 
 __all__ = ["Peak", "add_arguments", "bare", "measure", "run"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.figure import Figure
-from sfl_flower.profiling import profile
-from sfl_flower.split.profile import profile_cuts
+from sfl_flower.profiling.cuts import profile_cuts
+from sfl_flower.profiling.profile import profile
 from sfl_flower.tasks.vision import resnet18
 
 __all__ = ["add_arguments", "run"]

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sfl_flower._compat import SUPERLINK, identity
-from sfl_flower.client_app import make_client_app
-from sfl_flower.clients.sync import forget_recent
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import TrainingError
-from sfl_flower.inline import InlineGrid
 from sfl_flower.methods import METHODS
+from sfl_flower.node.sync import forget_recent
 from sfl_flower.report import RoundRecord
-from sfl_flower.run import Plan
-from sfl_flower.strategies.base import SplitStrategy
+from sfl_flower.run.client_app import make_client_app
+from sfl_flower.run.inline import InlineGrid
+from sfl_flower.run.run import Plan
+from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.task import SplitTask
+from sfl_flower.wire.flower import SUPERLINK, identity
 
 __all__ = ["options_for", "train"]
 

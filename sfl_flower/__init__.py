@@ -1,17 +1,24 @@
-"""Split federated learning with forward-only clients, on Flower."""
+"""Split federated learning with forward-only clients, on Flower.
+
+Names are imported at first use: a client app must not load comparisons, plots or rich.
+"""
 
 from __future__ import annotations
 
-from sfl_flower.app import make_server_app
-from sfl_flower.client_app import make_client_app
-from sfl_flower.comparison import compare, compare_runs
-from sfl_flower.config import RunConfig
-from sfl_flower.methods import METHODS
-from sfl_flower.profiling import Profile, profile
-from sfl_flower.run import RunResult
-from sfl_flower.simulation import simulate
-from sfl_flower.task import Samples, SplitTask
-from sfl_flower.tasks import TASKS, load_task
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sfl_flower.comparison.compare import compare, compare_runs
+    from sfl_flower.config import RunConfig
+    from sfl_flower.methods import METHODS
+    from sfl_flower.profiling.profile import Profile, profile
+    from sfl_flower.run.app import make_server_app
+    from sfl_flower.run.client_app import make_client_app
+    from sfl_flower.run.run import RunResult
+    from sfl_flower.run.simulation import simulate
+    from sfl_flower.task import Samples, SplitTask
+    from sfl_flower.tasks import TASKS, load_task
 
 __all__ = [
     "METHODS",
@@ -30,3 +37,32 @@ __all__ = [
     "simulate",
 ]
 __version__ = "0.1.0"
+
+_HOME = {
+    "METHODS": "methods",
+    "TASKS": "tasks",
+    "Profile": "profiling.profile",
+    "RunConfig": "config",
+    "RunResult": "run.run",
+    "Samples": "task",
+    "SplitTask": "task",
+    "compare": "comparison.compare",
+    "compare_runs": "comparison.compare",
+    "load_task": "tasks",
+    "make_client_app": "run.client_app",
+    "make_server_app": "run.app",
+    "profile": "profiling.profile",
+    "simulate": "run.simulation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sfl_flower' has no attribute '{name}'")
+    value = getattr(import_module(f"sfl_flower.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

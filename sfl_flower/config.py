@@ -18,8 +18,8 @@ from typing import Any, Self
 
 from sfl_flower.data import PARTITIONS, PartitionSpec
 from sfl_flower.errors import ConfigError
-from sfl_flower.optim import FIRST_ORDER
-from sfl_flower.schedules import SCHEDULES, scheduled
+from sfl_flower.training.optim import FIRST_ORDER
+from sfl_flower.training.schedules import SCHEDULES, scheduled
 
 __all__ = [
     "LOCAL",

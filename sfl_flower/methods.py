@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sfl_flower.clients import (
-    base,
     cse_fsl,
     decomfl,
     fedavg,
@@ -19,7 +18,8 @@ from sfl_flower.clients import (
     zo_sfl,
 )
 from sfl_flower.config import RunConfig, Settings, read_fields, unknown
-from sfl_flower.strategies.base import SplitStrategy
+from sfl_flower.node.node import Node
+from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.strategies.cse_fsl import CSEFSL
 from sfl_flower.strategies.decomfl import DeComFL
 from sfl_flower.strategies.fedavg import FedAvg
@@ -63,7 +63,7 @@ METHODS: Mapping[str, type[SplitStrategy]] = {
     )
 }
 
-Handler = Callable[[base.Node, Any], Any]
+Handler = Callable[[Node, Any], Any]
 
 HANDLERS: Mapping[type[Any], Handler] = {
     ForwardRequest: ho_sfl.forward,

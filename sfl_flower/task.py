@@ -27,7 +27,7 @@ from sfl_flower.data.labels import row_labels
 from sfl_flower.data.memory import remember
 from sfl_flower.data.samples import load_arrays, store_arrays
 from sfl_flower.errors import ConfigError, CutError, DataError, SflError
-from sfl_flower.measures import accuracy, check_measures, check_output, cross_entropy
+from sfl_flower.training.measures import accuracy, check_measures, check_output, cross_entropy
 
 if TYPE_CHECKING:
     from sfl_flower.split import Halves

@@ -17,8 +17,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from sfl_flower._compat import SUPERLINK, address
-from sfl_flower.inline import InlineGrid
+from sfl_flower.run.inline import InlineGrid
+from sfl_flower.wire.flower import SUPERLINK, address
 
 serde: Any
 try:

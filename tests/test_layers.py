@@ -1,15 +1,27 @@
-"""Who may import whom: the layers of the package, read from its source."""
+"""Who may import whom: every module stands on a floor, and imports from lower floors only."""
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = "sfl_flower"
-MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def _structure() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("structure", ROOT / "scripts" / "structure.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+structure = _structure()
+MODULES = dict(structure.modules(ROOT))
+PLACES = [name for floor in structure.FLOORS for name in floor if name != "__init__"]
 
 # Flower's public names; everything else in flwr moves between releases.
 PUBLIC_FLOWER = (
@@ -19,106 +31,104 @@ PUBLIC_FLOWER = (
     "flwr.serverapp.strategy",
     "flwr.simulation",
 )
-PRIVATE_FLOWER_ALLOWED = {"sfl_flower/_compat.py"}
-
-# layer -> what it must not import, from the ground up
-FORBIDDEN = {
-    "sfl_flower/split": ("flwr", "sfl_flower.zo", "sfl_flower.wire", "sfl_flower.clients",
-                         "sfl_flower.strategies", "sfl_flower.app", "sfl_flower.cli",
-                         "sfl_flower.tasks", "sfl_flower.report"),
-    "sfl_flower/zo": ("flwr", "sfl_flower.split", "sfl_flower.wire", "sfl_flower.clients",
-                      "sfl_flower.strategies", "sfl_flower.app", "sfl_flower.cli",
-                      "sfl_flower.tasks", "sfl_flower.report"),
-    "sfl_flower/wire": ("sfl_flower.clients", "sfl_flower.strategies", "sfl_flower.app",
-                        "sfl_flower.cli", "sfl_flower.tasks", "sfl_flower.report"),
-    "sfl_flower/clients": ("sfl_flower.strategies", "sfl_flower.app", "sfl_flower.cli",
-                           "sfl_flower.tasks", "sfl_flower.report"),
-    "sfl_flower/strategies": ("sfl_flower.clients", "sfl_flower.app", "sfl_flower.cli",
-                              "sfl_flower.tasks"),
-    "sfl_flower/errors.py": ("flwr", "torch", "numpy", "sfl_flower"),
-}  # fmt: skip
+PRIVATE_FLOWER_ALLOWED = {"sfl_flower/wire/flower.py"}
+WITHOUT_FLOWER = ("data", "errors", "split", "training", "zo")
 
 
 def _within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def imports(source: str, path: str) -> set[str]:
-    """Return every module that a source file imports, anywhere in it, by absolute name."""
-    package = list(Path(path).parts[:-1])
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            found.add(origin)
-            # `from sfl_flower import wire` names a module too.
-            found.update(f"{origin}.{alias.name}" for alias in node.names)
-    return found
-
-
-def offences(source: str, path: str) -> list[str]:
-    """Return what a file imports against the layers."""
-    found = imports(source, path)
-    wrong = [
-        f"{path} imports {name}"
-        for layer, banned in FORBIDDEN.items()
-        if path == layer or path.startswith(layer + "/")
+def flower_offences(source: str, path: str) -> list[str]:
+    """Return what a file imports of Flower that it must not."""
+    found = {n for n in structure.imports(source, path) if _within(n, "flwr")}
+    if structure.place(structure.module_name(path)) in WITHOUT_FLOWER:
+        return [f"{path} imports {name}" for name in sorted(found)]
+    if path in PRIVATE_FLOWER_ALLOWED:
+        return []
+    return [
+        f"{path} imports {name}, which Flower does not promise to keep"
         for name in sorted(found)
-        if any(_within(name, other) for other in banned)
+        if name not in ("flwr", "flwr.__version__")
+        and not any(_within(name, public) for public in PUBLIC_FLOWER)
     ]
-    if path not in PRIVATE_FLOWER_ALLOWED:
-        wrong += [
-            f"{path} imports {name}, which Flower does not promise to keep"
-            for name in sorted(found)
-            if _within(name, "flwr")
-            and name != "flwr"
-            and not any(_within(name, public) for public in PUBLIC_FLOWER)
-            and name not in {"flwr.__version__"}
-        ]
-    return wrong
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_module_keeps_to_its_layer(module: Path) -> None:
-    path = module.relative_to(ROOT).as_posix()
-    assert offences(module.read_text(encoding="utf-8"), path) == []
+@pytest.mark.parametrize("path", MODULES)
+def test_a_module_imports_from_lower_floors_only(path: str) -> None:
+    assert structure.offences(MODULES[path], path) == []
+    assert flower_offences(MODULES[path], path) == []
 
 
-def test_every_layer_is_there() -> None:
-    assert MODULES
-    assert [layer for layer in FORBIDDEN if not (ROOT / layer).exists()] == []
+def test_every_place_of_the_plan_is_there() -> None:
+    names = {structure.place(structure.module_name(path)) for path in MODULES}
+    assert names == {*PLACES, "__init__"}
+
+
+@pytest.mark.parametrize("upper", PLACES)
+@pytest.mark.parametrize("lower", PLACES)
+def test_every_upward_import_is_an_offence(lower: str, upper: str) -> None:
+    path = f"sfl_flower/{lower}.py" if lower in ("errors", "task") else f"sfl_flower/{lower}/a.py"
+    wrong = structure.floor_of(upper) >= structure.floor_of(lower) and upper != lower
+    for source in (
+        f"from sfl_flower.{upper} import x",
+        f"import sfl_flower.{upper}.y",
+        f"from sfl_flower import {upper}",
+        f"def f():\n    from sfl_flower.{upper}.y import z",
+        f"LATER = 'sfl_flower.{upper}.y:z'",
+    ):
+        assert bool(structure.offences(source, path)) == wrong, source
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("sfl_flower/new.py", ""),
+        ("sfl_flower/room/a.py", "import torch"),
+        ("sfl_flower/clients/a.py", "from ..strategies.ho_sfl import HOSFL"),
+        ("sfl_flower/split/graph/a.py", "from sfl_flower.split.cut import cut"),
+        ("sfl_flower/split/graph/a.py", "from sfl_flower.split import cut"),
+        ("sfl_flower/split/parameters/a.py", "from sfl_flower.split.graph.half import Half"),
+        ("sfl_flower/split/checks/a.py", "import sfl_flower.split.transformers.blocks"),
+    ],
+)
+def test_an_offence_is_found(path: str, source: str) -> None:
+    assert structure.offences(source, path) != []
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
         ("sfl_flower/zo/a.py", "import flwr"),
-        ("sfl_flower/zo/a.py", "def f():\n    from flwr.app import Message"),
-        ("sfl_flower/split/a.py", "from sfl_flower import wire"),
-        ("sfl_flower/clients/a.py", "from ..strategies.ho_sfl import HoSfl"),
-        ("sfl_flower/clients/a.py", "from .. import strategies"),
-        ("sfl_flower/strategies/a.py", "import sfl_flower.clients.ho_sfl as c"),
-        ("sfl_flower/app.py", "from flwr.common import serde"),
-        ("sfl_flower/app.py", "import flwr.server"),
-        ("sfl_flower/app.py", "from flwr import supercore"),
+        ("sfl_flower/split/a.py", "def f():\n    from flwr.app import Message"),
+        ("sfl_flower/run/app.py", "from flwr.common import serde"),
+        ("sfl_flower/run/app.py", "import flwr.server"),
+        ("sfl_flower/run/app.py", "from flwr import supercore"),
     ],
 )
-def test_an_offence_is_found(path: str, source: str) -> None:
-    assert offences(source, path) != []
+def test_an_offence_against_flower_is_found(path: str, source: str) -> None:
+    assert flower_offences(source, path) != []
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
         ("sfl_flower/zo/a.py", "import torch\nfrom sfl_flower.errors import ConfigError"),
-        ("sfl_flower/clients/a.py", "from ..wire.messages import Forward\nimport flwr.clientapp"),
+        ("sfl_flower/clients/a.py", "from ..wire.common import Setup\nimport flwr.clientapp"),
         ("sfl_flower/strategies/a.py", "from flwr.serverapp.strategy import Strategy"),
-        ("sfl_flower/_compat.py", "from flwr.common import serde"),
-        ("sfl_flower/app.py", "from flwr import __version__"),
+        ("sfl_flower/wire/flower.py", "from flwr.common import serde"),
+        ("sfl_flower/run/app.py", "from flwr import __version__"),
+        ("sfl_flower/split/cut.py", "from sfl_flower.split.graph.half import Half"),
     ],
 )
 def test_a_legal_import_passes(path: str, source: str) -> None:
-    assert offences(source, path) == []
+    assert structure.offences(source, path) == []
+    assert flower_offences(source, path) == []
+
+
+def test_the_house_stays_as_small_as_planned() -> None:
+    found = structure.measure(ROOT)
+    assert found["rooms"] <= 22
+    assert found["floors"] <= 11
+    assert found["arrows_up"] == 0
+    assert found["top_level_modules"] <= 5

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sfl_flower.cli import main
+from sfl_flower.cli.main import main
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, read_options

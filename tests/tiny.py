@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfl_flower._compat import SUPERLINK, identity
-from sfl_flower.client_app import make_client_app
-from sfl_flower.clients.sync import forget_recent
 from sfl_flower.config import RunConfig
 from sfl_flower.methods import METHODS
-from sfl_flower.run import Plan, RunResult, execute
-from sfl_flower.strategies.base import SplitStrategy
+from sfl_flower.node.sync import forget_recent
+from sfl_flower.run.client_app import make_client_app
+from sfl_flower.run.run import Plan, RunResult, execute
+from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.task import Samples, SplitTask
+from sfl_flower.wire.flower import SUPERLINK, identity
 from tests.local_grid import Fault, LocalGrid
 
 FEATURES, CUT, CLASSES = 6, 5, 3

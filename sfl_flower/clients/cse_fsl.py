@@ -5,9 +5,9 @@ Per step one forward gives smashed data, the head's loss and both gradients (arX
 
 from __future__ import annotations
 
-from sfl_flower.clients.base import Node, metered
-from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
-from sfl_flower.clients.local import Uploads, first_order_steps, local_model
+from sfl_flower.node.local_loss import Uploads, first_order_steps, local_model
+from sfl_flower.node.node import Node, metered
+from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import travelling_state
 from sfl_flower.wire import LocalReply, LocalRequest, pack_state
 

@@ -13,10 +13,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sfl_flower.clients.base import Node, metered
-from sfl_flower.clients.sync import bring_up, journal_key
-from sfl_flower.contexts import eval_mode
 from sfl_flower.errors import TrainingError
+from sfl_flower.node.node import Node, metered
+from sfl_flower.node.sync import bring_up, journal_key
+from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import StaleReply, WalkReply, WalkRequest
 from sfl_flower.zo import SHARED_STREAM, Direction, Key, loss_scalars
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sfl_flower.clients.base import Node, metered
-from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
+from sfl_flower.node.node import Node, metered
+from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.clients.base import Node, metered
-from sfl_flower.clients.sync import bring_up
-from sfl_flower.contexts import eval_mode, kept_buffers
 from sfl_flower.errors import DataError
+from sfl_flower.node.node import Node, metered
+from sfl_flower.node.sync import bring_up
+from sfl_flower.training.modes import eval_mode, kept_buffers
 from sfl_flower.wire import ForwardReply, ForwardRequest, StaleReply
 
 __all__ = ["anchor_forward", "forward"]

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from sfl_flower.clients import cse_fsl
-from sfl_flower.clients.base import Node, metered
-from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
-from sfl_flower.clients.local import Uploads, first_order_steps, local_model
 from sfl_flower.errors import WireError
+from sfl_flower.node.local_loss import Uploads, first_order_steps, local_model
+from sfl_flower.node.node import Node, metered
+from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import travelling_state
 from sfl_flower.wire import ForwardReply, LocalReply, StaleReply, pack_state
 from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, head_digest

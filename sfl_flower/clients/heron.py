@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.clients.base import Node, metered
-from sfl_flower.clients.local import LocalModel, Uploads, local_model, settings_of
-from sfl_flower.contexts import kept_buffers
+from sfl_flower.node.local_loss import LocalModel, Uploads, local_model, settings_of
+from sfl_flower.node.node import Node, metered
 from sfl_flower.split import buffers_of, travelling_state
+from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import (
     HERONRequest,
     LocalReply,

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.frozen import forward as anchor
 from sfl_flower.clients.frozen import run_half
-from sfl_flower.clients.sync import bring_up, journal_key
 from sfl_flower.errors import WireError
+from sfl_flower.node.node import Node, metered
+from sfl_flower.node.sync import bring_up, journal_key
 from sfl_flower.wire import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest, StaleReply, Sync
 from sfl_flower.zo import Direction, Key, ParameterVector, surrogate_scalars
 

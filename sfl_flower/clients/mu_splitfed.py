@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sfl_flower.clients.base import Node, metered
 from sfl_flower.clients.frozen import run_half
 from sfl_flower.errors import TrainingError
+from sfl_flower.node.node import Node, metered
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import pack_state, unpack_state
 from sfl_flower.wire.mu_splitfed import (

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sfl_flower.clients.base import Node, metered
-from sfl_flower.clients.first_order import keep_optimizer, open_optimizer
-from sfl_flower.clients.steps import remember, restore
-from sfl_flower.contexts import kept_buffers
 from sfl_flower.errors import WireError
+from sfl_flower.node.node import Node, metered
+from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
+from sfl_flower.node.steps import remember, restore
 from sfl_flower.split import travelling_state
+from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StepReply, StepRequest, pack_state
 
 __all__ = ["step"]

@@ -11,11 +11,11 @@ import json
 import numpy as np
 import torch
 
-from sfl_flower.clients.base import Node, metered
-from sfl_flower.clients.first_order import OPTIMIZER
 from sfl_flower.clients.frozen import run_half
-from sfl_flower.clients.steps import forget, remember, restore
 from sfl_flower.errors import TrainingError
+from sfl_flower.node.node import Node, metered
+from sfl_flower.node.optimizer import OPTIMIZER
+from sfl_flower.node.steps import forget, remember, restore
 from sfl_flower.split import travelling_state
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest, step_coefficients

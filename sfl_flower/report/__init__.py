@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from sfl_flower.report.comparison import CEILING, CONTROL, Comparison, Row, assemble, make_row
-from sfl_flower.report.comparison_files import (
-    markdown_comparison,
-    print_comparison,
-    write_comparison,
-)
-from sfl_flower.report.finished import FinishedRun
 from sfl_flower.report.history import History, RoundRecord
 from sfl_flower.report.plots import accuracy_plot
 from sfl_flower.report.progress import RunProgress
@@ -17,23 +10,13 @@ from sfl_flower.report.table import CATEGORIES, Summary, markdown_tables, print_
 
 __all__ = [
     "CATEGORIES",
-    "CEILING",
-    "CONTROL",
-    "Comparison",
-    "FinishedRun",
     "History",
     "RoundRecord",
-    "Row",
     "RunDirectory",
     "RunProgress",
     "Summary",
     "accuracy_plot",
-    "assemble",
-    "make_row",
-    "markdown_comparison",
     "markdown_tables",
-    "print_comparison",
     "print_tables",
     "rich_tables",
-    "write_comparison",
 ]

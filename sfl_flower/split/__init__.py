@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from sfl_flower.split.checks import Problem, check_zeroth_order, freeze_batch_norm, problems
+from sfl_flower.split.checks.checks import Problem, check_zeroth_order, freeze_batch_norm, problems
 from sfl_flower.split.cut import Halves, cut, every_cut, legal_cuts
-from sfl_flower.split.half import Half
+from sfl_flower.split.graph.half import Half
 from sfl_flower.split.heads import HEADS, make_head
-from sfl_flower.split.quantised import (
+from sfl_flower.split.parameters.quantised import (
     dequantised,
     held_bytes,
     load_dequantised,
     parts,
     stay_frozen,
 )
-from sfl_flower.split.trained import TRAINED, check_trained, restrict
-from sfl_flower.split.travelling import (
+from sfl_flower.split.parameters.trained import TRAINED, check_trained, restrict
+from sfl_flower.split.parameters.travelling import (
     base_digest,
     base_state,
     buffers_of,

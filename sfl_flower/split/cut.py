@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
-from sfl_flower.split.blocks import Untied, cut_blocks, legal_blocks, located, verify_blocks
-from sfl_flower.split.compare import run, same
-from sfl_flower.split.families import Found
-from sfl_flower.split.half import Half
-from sfl_flower.split.plans import Plans
-from sfl_flower.split.tracing import Traced, copied, trace
+from sfl_flower.split.graph.equality import run, same
+from sfl_flower.split.graph.half import Half
+from sfl_flower.split.graph.plans import Plans
+from sfl_flower.split.graph.tracing import Traced, copied, trace
+from sfl_flower.split.transformers.blocks import (
+    Untied,
+    cut_blocks,
+    legal_blocks,
+    located,
+    verify_blocks,
+)
+from sfl_flower.split.transformers.families import Found
 
 __all__ = ["Halves", "cut", "every_cut", "legal_cuts"]
 

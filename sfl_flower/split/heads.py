@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
-from sfl_flower.split.block_halves import ServerBlocks
-from sfl_flower.split.first_blocks import first_blocks, first_text_blocks
-from sfl_flower.split.quantised import is_quantised
-from sfl_flower.split.travelling import base_state
+from sfl_flower.split.parameters.quantised import is_quantised
+from sfl_flower.split.parameters.travelling import base_state
+from sfl_flower.split.transformers.block_halves import ServerBlocks
+from sfl_flower.split.transformers.first_blocks import first_blocks, first_text_blocks
 
 __all__ = ["HEADS", "make_head"]
 

@@ -12,17 +12,17 @@ from typing import Any, ClassVar
 
 from sfl_flower.config import Settings, check_choice
 from sfl_flower.errors import WireError
-from sfl_flower.optim import FIRST_ORDER
+from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
+from sfl_flower.server.roster import Member
 from sfl_flower.split import travelling_state
-from sfl_flower.strategies.local import LocalSettings, LocalStrategy
-from sfl_flower.strategies.roster import Member
+from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.wire import CSEFSLRequest, LocalReply, LocalRequest, unpack_state
 
 __all__ = ["CSEFSL", "CSEFSLSettings"]
 
 
 @dataclass(frozen=True)
-class CSEFSLSettings(LocalSettings):
+class CSEFSLSettings(LocalLossSettings):
     """Settings of CSE-FSL.
 
     Attributes
@@ -46,8 +46,8 @@ class CSEFSLSettings(LocalSettings):
         }
 
 
-class CSEFSL(LocalStrategy):
-    """Server side of CSE-FSL; see the module and `LocalStrategy`."""
+class CSEFSL(LocalLossStrategy):
+    """Server side of CSE-FSL; see the module and `LocalLossStrategy`."""
 
     name: ClassVar[str] = "cse_fsl"
     settings_type: ClassVar[type[Settings]] = CSEFSLSettings

@@ -19,18 +19,18 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from sfl_flower.config import Settings, check_choice, check_range
-from sfl_flower.contexts import eval_mode
 from sfl_flower.data import client_samples
 from sfl_flower.errors import ConfigError, CutError, JournalError, WireError
+from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.client_rate import ClientRateSettings
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.journalled import JournalledStrategy
+from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
+from sfl_flower.server.probing import Noise, check_mu, check_scalars
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
-from sfl_flower.strategies.base import Outcome
-from sfl_flower.strategies.client_rate import ClientRateSettings
-from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.hybrid import HybridStrategy
-from sfl_flower.strategies.means import client_weight
-from sfl_flower.strategies.mirror import SYNC_POLICIES, Mirror
-from sfl_flower.strategies.probing import Noise, check_mu, check_scalars
-from sfl_flower.strategies.roster import Member
+from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import WalkReply, WalkRequest, expect_shape
 from sfl_flower.zo import LAWS, SHARED_STREAM, Entry, OptimizerSpec, run_key
 from sfl_flower.zo.entry import MAX_COEFFICIENTS
@@ -95,7 +95,7 @@ class DeComFLSettings(ClientRateSettings):
         return self.local_steps
 
 
-class DeComFL(HybridStrategy):
+class DeComFL(JournalledStrategy):
     """Server side of DeComFL; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "decomfl"

@@ -17,12 +17,12 @@ from flwr.app import RecordDict
 from sfl_flower.config import Settings
 from sfl_flower.data import client_samples
 from sfl_flower.errors import WireError
+from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.first_order import FirstOrderSettings
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import Outcome, SplitStrategy
 from sfl_flower.split import Whole, load_travelling, travelling_state
-from sfl_flower.strategies.base import Outcome, SplitStrategy
-from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.first_order import FirstOrderSettings
-from sfl_flower.strategies.means import client_weight, mean_state
-from sfl_flower.strategies.roster import Member
 from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
 
 __all__ = ["FedAvg", "FedAvgSettings"]

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import WireError
-from sfl_flower.strategies.base import Outcome
-from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.hybrid import HybridStrategy
-from sfl_flower.strategies.means import client_weight
-from sfl_flower.strategies.mirror import Mirror
-from sfl_flower.strategies.roster import Member
+from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.journalled import JournalledStrategy
+from sfl_flower.server.mirror import Mirror
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import Outcome
 from sfl_flower.wire import AnchorRequest
 from sfl_flower.zo import OptimizerSpec, run_key
 
@@ -52,7 +52,7 @@ class FrozenSettings(Settings):
         return self.minibatches
 
 
-class Frozen(HybridStrategy):
+class Frozen(JournalledStrategy):
     """Server side of the frozen client; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "frozen"

@@ -19,18 +19,18 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from sfl_flower.config import Settings, check_choice, check_range
-from sfl_flower.contexts import eval_mode
 from sfl_flower.data import generator, seeded_torch
 from sfl_flower.errors import ConfigError, WireError
-from sfl_flower.optim import FIRST_ORDER
+from sfl_flower.server.aggregate import mean_state
+from sfl_flower.server.alignment import REFRESH_MODES, check_alignable, refresh
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.head_bank import HeadBank
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.strategies.alignment import REFRESH_MODES, check_alignable, refresh
-from sfl_flower.strategies.base import Outcome
 from sfl_flower.strategies.cse_fsl import CSEFSL, CSEFSLSettings
-from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.head_bank import HeadBank
-from sfl_flower.strategies.means import mean_state
-from sfl_flower.strategies.roster import Member
+from sfl_flower.training.modes import eval_mode
+from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.wire import (
     ForwardReply,
     LocalReply,
@@ -99,7 +99,7 @@ class FSLSAGESettings(CSEFSLSettings):
 
 
 class FSLSAGE(CSEFSL):
-    """Server side of FSL-SAGE; see the module and `LocalStrategy`."""
+    """Server side of FSL-SAGE; see the module and `LocalLossStrategy`."""
 
     name: ClassVar[str] = "fsl_sage"
     settings_type: ClassVar[type[Settings]] = FSLSAGESettings

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import ConfigError, WireError
-from sfl_flower.optim import load_slots, slots
+from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
+from sfl_flower.server.probing import Noise, check_mu, check_scalars
+from sfl_flower.server.roster import Member
+from sfl_flower.server.tensors import under
+from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import buffers_of, travelling_state
-from sfl_flower.strategies.local import LocalSettings, LocalStrategy
-from sfl_flower.strategies.probing import Noise, check_mu, check_scalars
-from sfl_flower.strategies.roster import Member
-from sfl_flower.strategies.server_half import ServerHalf
-from sfl_flower.strategies.tensors import under
+from sfl_flower.training.optim import load_slots, slots
 from sfl_flower.wire import (
     UPLINKS,
     HERONRequest,
@@ -45,7 +45,7 @@ _TRAINER = "trainer."
 
 
 @dataclass(frozen=True)
-class HERONSettings(LocalSettings):
+class HERONSettings(LocalLossSettings):
     """Settings of HERON-SFL.
 
     The defaults are those that learned best on Fashion-MNIST (``docs/results/heron.md``); the
@@ -125,8 +125,8 @@ class HERONSettings(LocalSettings):
         }
 
 
-class HERON(LocalStrategy):
-    """Server side of HERON-SFL; see the module and `LocalStrategy`."""
+class HERON(LocalLossStrategy):
+    """Server side of HERON-SFL; see the module and `LocalLossStrategy`."""
 
     name: ClassVar[str] = "heron"
     settings_type: ClassVar[type[Settings]] = HERONSettings
@@ -139,18 +139,18 @@ class HERON(LocalStrategy):
         both = nn.ModuleDict({"client": self.client_half, "head": self.head})
         self.vector = ParameterVector(both, heron_names(both, self.trains))
         self._rebuilt: dict[Member, dict[str, Tensor]] = {}
-        self.trainer: ServerHalf | None = None
+        self.trainer: Trainer | None = None
         if self.settings.head_trainer == "server":
             config = dataclasses.replace(self.config, server_lr=self.settings.head_lr)
             task = self.task
-            self.trainer = ServerHalf(self.head, task.loss, task.classes, config, task.ignore_label)
+            self.trainer = Trainer(self.head, task.loss, task.classes, config, task.ignore_label)
 
     @property
     def trains(self) -> str:
         """What clients move."""
         return "client" if self.settings.head_trainer == "server" else "both"
 
-    def server_halves(self) -> list[ServerHalf]:
+    def server_halves(self) -> list[Trainer]:
         """Return the server half, and the head where it is trained here."""
         return [*super().server_halves(), *([] if self.trainer is None else [self.trainer])]
 

@@ -19,17 +19,17 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from sfl_flower.config import Settings, check_choice, check_range
-from sfl_flower.contexts import eval_mode
 from sfl_flower.errors import JournalError, WireError
+from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.client_rate import ClientRateSettings
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.journalled import JournalledStrategy
+from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
+from sfl_flower.server.probing import Noise, check_mu, check_scalars
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import check_zeroth_order
-from sfl_flower.strategies.base import Outcome
-from sfl_flower.strategies.client_rate import ClientRateSettings
-from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.hybrid import HybridStrategy
-from sfl_flower.strategies.means import client_weight
-from sfl_flower.strategies.mirror import SYNC_POLICIES, Mirror
-from sfl_flower.strategies.probing import Noise, check_mu, check_scalars
-from sfl_flower.strategies.roster import Member
+from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest, expect_shape
 from sfl_flower.zo import (
     LAWS,
@@ -121,7 +121,7 @@ class HOSFLSettings(ClientRateSettings):
         )
 
 
-class HOSFL(HybridStrategy):
+class HOSFL(JournalledStrategy):
     """Server side of HO-SFL; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "ho_sfl"

@@ -24,15 +24,15 @@ from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
-from sfl_flower.contexts import eval_mode
 from sfl_flower.errors import SflError, WireError
+from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
+from sfl_flower.server.probing import check_mu
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.strategies.base import Outcome
-from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.means import client_weight, mean_state
-from sfl_flower.strategies.probing import check_mu
-from sfl_flower.strategies.roster import Member
-from sfl_flower.strategies.zo_half import ZerothOrderHalf, ZerothOrderStrategy
+from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import pack_state, unpack_state
 from sfl_flower.wire.mu_splitfed import (
     MUForwardReply,
@@ -98,7 +98,7 @@ def moved(module: nn.Module, mean: Mapping[str, Tensor], rate: float) -> dict[st
     return found
 
 
-class MUSplitFed(ZerothOrderStrategy):
+class MUSplitFed(ForwardOnlyStrategy):
     """Server side of MU-SplitFed; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "mu_splitfed"
@@ -122,13 +122,13 @@ class MUSplitFed(ZerothOrderStrategy):
         exchange.push(dict.fromkeys(cohort, self._forward_request(round)))
         reads = dict.fromkeys(cohort, partial(self._read_forwards, round))
         replies: dict[Member, MUForwardReply] = {}
-        halves: dict[Member, ZerothOrderHalf] = {}
+        halves: dict[Member, ForwardOnlyTrainer] = {}
         losses: dict[Member, float] = {}
         scalars: dict[Member, float] = {}
         for member, reply in exchange.in_turn(reads):
             replies[member] = reply
             try:
-                halves[member] = half = ZerothOrderHalf(self)
+                halves[member] = half = ForwardOnlyTrainer(self)
                 losses[member], delta = self._steps(half, (round, member.partition, 0), reply)
             except SflError as error:
                 exchange.tally.reject(member, error)
@@ -150,7 +150,7 @@ class MUSplitFed(ZerothOrderStrategy):
         )
 
     def _steps(
-        self, half: ZerothOrderHalf, draw: tuple[int, int, int], reply: MUForwardReply
+        self, half: ForwardOnlyTrainer, draw: tuple[int, int, int], reply: MUForwardReply
     ) -> tuple[float, np.ndarray]:
         """Take the τ steps; return the loss before them, and Δ after them, float32, shape [1]."""
         (round, partition, _), settings, vector = draw, self.settings, half.vector
@@ -173,7 +173,7 @@ class MUSplitFed(ZerothOrderStrategy):
     def _move(
         self,
         done: Mapping[Member, MUStepReply],
-        halves: Mapping[Member, ZerothOrderHalf],
+        halves: Mapping[Member, ForwardOnlyTrainer],
         weights: list[float],
     ) -> None:
         """Move both halves by η_g towards the means over the clients that finished."""

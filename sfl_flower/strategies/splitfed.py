@@ -24,13 +24,13 @@ from torch import nn
 from sfl_flower.config import Settings
 from sfl_flower.data import generator
 from sfl_flower.errors import CutError, WireError
+from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.first_order import FirstOrderSettings
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import Outcome, SplitStrategy
+from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.strategies.base import Outcome, SplitStrategy
-from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.first_order import FirstOrderSettings
-from sfl_flower.strategies.means import client_weight, mean_state
-from sfl_flower.strategies.roster import Member
-from sfl_flower.strategies.server_half import ServerHalf
 from sfl_flower.wire import StepReply, StepRequest, pack_state, unpack_state
 
 __all__ = ["SplitFedV1", "SplitFedV2"]
@@ -113,7 +113,7 @@ class _SplitFed(SplitStrategy):
     def begin_round(self) -> None:
         """Set up the server halves of a round."""
 
-    def half_of(self, member: Member) -> ServerHalf:
+    def half_of(self, member: Member) -> Trainer:
         """Return the server half that a client's batches train."""
         return self.server
 
@@ -198,14 +198,14 @@ class SplitFedV1(_SplitFed):
 
     def begin_round(self) -> None:
         """Forget the copies of the last round."""
-        self._copies: dict[Member, ServerHalf] = {}
+        self._copies: dict[Member, Trainer] = {}
 
-    def half_of(self, member: Member) -> ServerHalf:
+    def half_of(self, member: Member) -> Trainer:
         """Return the client's own copy of the server half."""
         if member not in self._copies:
             module: nn.Module = copy.deepcopy(self.server.module)
             task = self.task
-            self._copies[member] = ServerHalf(
+            self._copies[member] = Trainer(
                 module, task.loss, task.classes, self.config, task.ignore_label
             )
             self._copies[member].begin(self.round)

@@ -26,19 +26,19 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from sfl_flower.config import Settings, check_choice, check_range
-from sfl_flower.contexts import eval_mode
 from sfl_flower.data import steps_per_epoch
 from sfl_flower.errors import SflError, WireError
-from sfl_flower.optim import optimizer_text
+from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.client_rate import ClientRateSettings
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
+from sfl_flower.server.frozen_parameters import counts
+from sfl_flower.server.probing import Noise, check_mu
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.strategies.base import Outcome
-from sfl_flower.strategies.client_rate import ClientRateSettings
-from sfl_flower.strategies.exchange import Exchange
-from sfl_flower.strategies.frozen_base import counts
-from sfl_flower.strategies.means import client_weight, mean_state
-from sfl_flower.strategies.probing import Noise, check_mu
-from sfl_flower.strategies.roster import Member
-from sfl_flower.strategies.zo_half import ZerothOrderHalf, ZerothOrderStrategy
+from sfl_flower.training.modes import eval_mode
+from sfl_flower.training.optim import optimizer_text
 from sfl_flower.wire import Usage, pack_state, unpack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest, step_coefficients
 from sfl_flower.zo import LAWS, OPTIMIZERS, Direction, Key, OptimizerSpec, Walk, run_key
@@ -112,7 +112,7 @@ class ZOSFLSettings(ClientRateSettings):
 class _Pair:
     """What the server holds of a client within a round: a copy of its half, and counts."""
 
-    half: ZerothOrderHalf
+    half: ForwardOnlyTrainer
     walk: Walk
     steps: int
     samples: int = 0
@@ -122,7 +122,7 @@ class _Pair:
     weights: dict[str, Tensor] | None = None
 
 
-class ZOSFL(ZerothOrderStrategy):
+class ZOSFL(ForwardOnlyStrategy):
     """Server side of ZO-SFL; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "zo_sfl"
@@ -183,7 +183,7 @@ class ZOSFL(ZerothOrderStrategy):
         return self._close([pair for pair in pairs.values() if pair.weights], exchange)
 
     def _pair(self, member: Member) -> _Pair:
-        half, config = ZerothOrderHalf(self), self.config
+        half, config = ForwardOnlyTrainer(self), self.config
         walk = Walk(half.vector.anchor, self._optimizer, self._key, self.settings.direction)
         return _Pair(half, walk, self.settings.batches(member.samples, config.batch_size))
 

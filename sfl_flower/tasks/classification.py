@@ -11,11 +11,11 @@ import numpy as np
 
 from sfl_flower.data import Samples
 from sfl_flower.errors import ConfigError, DataError
-from sfl_flower.measures import IGNORED, accuracy, token_accuracy
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import Split, TextSet, padded, pairs, prompted, samples
+from sfl_flower.training.measures import IGNORED, accuracy, token_accuracy
 
 __all__ = ["Sentences", "classification"]
 

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from sfl_flower.data import Samples
-from sfl_flower.measures import IGNORED, token_accuracy
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
 from sfl_flower.tasks.images import data_folder
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import Split, TextSet, continued, padded, samples
+from sfl_flower.training.measures import IGNORED, token_accuracy
 
 __all__ = ["e2e"]
 

@@ -16,7 +16,7 @@ import torch
 
 from sfl_flower.data import Samples
 from sfl_flower.errors import DataError
-from sfl_flower.measures import IGNORED
+from sfl_flower.training.measures import IGNORED
 
 __all__ = ["TextSet", "continued", "padded", "pairs", "prompted", "samples"]
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from sfl_flower.wire.base import Reply, Request
+from sfl_flower.wire.common import (
+    JoinReply,
+    JoinRequest,
+    Setup,
+    StaleReply,
+    Sync,
+    expect_shape,
+    is_stale,
+)
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.wire.fedavg import FullReply, FullRequest
 from sfl_flower.wire.heron import (
@@ -13,7 +21,7 @@ from sfl_flower.wire.heron import (
     heron_keys,
     heron_names,
 )
-from sfl_flower.wire.hybrid import (
+from sfl_flower.wire.ho_sfl import (
     AnchorRequest,
     ForwardReply,
     ForwardRequest,
@@ -22,15 +30,7 @@ from sfl_flower.wire.hybrid import (
 )
 from sfl_flower.wire.ledger import CATEGORIES, Ledger, content_bytes
 from sfl_flower.wire.local import LocalReply, LocalRequest
-from sfl_flower.wire.messages import (
-    JoinReply,
-    JoinRequest,
-    Setup,
-    StaleReply,
-    Sync,
-    expect_shape,
-    is_stale,
-)
+from sfl_flower.wire.message import Reply, Request
 from sfl_flower.wire.splitfed import StepReply, StepRequest
 from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
 from sfl_flower.wire.weights import pack_state, state_bytes, unpack_state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sfl_flower.wire.base import Reply, Request
+from sfl_flower.wire.common import Setup, Sync
 from sfl_flower.wire.fields import (
     BatchSize,
     Loss,
@@ -17,7 +17,7 @@ from sfl_flower.wire.fields import (
     Trained,
     Version,
 )
-from sfl_flower.wire.messages import Setup, Sync
+from sfl_flower.wire.message import Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["WalkReply", "WalkRequest"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sfl_flower.wire.base import Reply, Request
+from sfl_flower.wire.common import Setup
 from sfl_flower.wire.fields import BatchSize, Loss, Steps, Trained, Weights
-from sfl_flower.wire.messages import Setup
+from sfl_flower.wire.message import Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["FullReply", "FullRequest"]

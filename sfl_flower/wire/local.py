@@ -12,8 +12,8 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from sfl_flower.wire.base import Reply, Request
 from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.common import Setup, check_batch
 from sfl_flower.wire.fields import (
     BatchSize,
     HeadWeights,
@@ -27,7 +27,7 @@ from sfl_flower.wire.fields import (
     Weights,
     array,
 )
-from sfl_flower.wire.messages import Setup, check_batch
+from sfl_flower.wire.message import Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["LocalReply", "LocalRequest"]

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from sfl_flower.wire.base import Reply, Request
 from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.common import Setup, check_batch
 from sfl_flower.wire.fields import BatchSize, Labels, Mu, Rate, Smashed, Weights, array
-from sfl_flower.wire.messages import Setup, check_batch
+from sfl_flower.wire.message import Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["MUForwardReply", "MUForwardRequest", "MUStepReply", "MUStepRequest"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sfl_flower.measures import IGNORED
+from sfl_flower.training.measures import IGNORED
 
 __all__ = [
     "LENGTHS",

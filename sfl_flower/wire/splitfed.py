@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from sfl_flower.wire.base import Reply, Request
 from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.common import Setup, check_batch
 from sfl_flower.wire.fields import (
     BatchSize,
     CutGradients,
@@ -18,7 +18,7 @@ from sfl_flower.wire.fields import (
     Steps,
     Weights,
 )
-from sfl_flower.wire.messages import Setup, check_batch
+from sfl_flower.wire.message import Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["StepReply", "StepRequest"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from sfl_flower.wire.base import Part
 from sfl_flower.wire.fields import metric, text
+from sfl_flower.wire.message import Part
 
 __all__ = ["METERS", "NO_USAGE", "Meter", "Usage"]
 

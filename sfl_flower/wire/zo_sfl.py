@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire.base import Request
 from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.common import Setup
 from sfl_flower.wire.fields import BatchSize, Mu, Probes, Steps, Weights, array
-from sfl_flower.wire.messages import Setup
+from sfl_flower.wire.message import Request
 from sfl_flower.wire.splitfed import StepReply, check_step
 from sfl_flower.wire.usage import Meter
 

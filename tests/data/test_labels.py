@@ -13,9 +13,9 @@ from sfl_flower.config import RunConfig
 from sfl_flower.data import PartitionSpec, Samples
 from sfl_flower.data.labels import count_labels, row_labels, wrong_label
 from sfl_flower.errors import ConfigError, DataError, WireError
-from sfl_flower.measures import cross_entropy, token_accuracy
-from sfl_flower.strategies.server_half import ServerHalf
+from sfl_flower.server.trainer import Trainer
 from sfl_flower.task import SplitTask
+from sfl_flower.training.measures import cross_entropy, token_accuracy
 
 Y = torch.tensor([[1, -100, 2], [-100, 0, -100]])
 LOGITS = torch.zeros(2, 3, 3)
@@ -43,7 +43,7 @@ def test_labels_that_arrive() -> None:
     assert wrong_label(y, 2, -100) == "a label is 2, the task has classes 0 to 1."
     assert wrong_label(y, 3, None) == "a label is -100, the task has classes 0 to 2."
     assert "a sample has no label" in str(wrong_label(np.full((2, 3), -100), 3, -100))
-    half = ServerHalf(nn.Linear(1, 1), cross_entropy, 3, RunConfig(), -100)
+    half = Trainer(nn.Linear(1, 1), cross_entropy, 3, RunConfig(), -100)
     half.check_labels(y)
     with pytest.raises(WireError, match="a label is -7"):
         half.check_labels(np.array([[-7, 0, 0]]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.config import RunConfig
-from sfl_flower.report import FinishedRun, RoundRecord, RunDirectory, Summary
+from sfl_flower.report import RoundRecord, RunDirectory, Summary
 from sfl_flower.tasks import task_options
 
 FACTS = {"cut": "a", "training_samples": 100, "test_samples": 10, "initial_weights": "00"}

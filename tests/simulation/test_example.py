@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
-from sfl_flower._compat import SUPERLINK, identity
-from sfl_flower.inline import InlineGrid
 from sfl_flower.report import RunDirectory
+from sfl_flower.run.inline import InlineGrid
+from sfl_flower.wire.flower import SUPERLINK, identity
 
 pytestmark = pytest.mark.flower
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
-from sfl_flower import app
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
-from sfl_flower.inline import InlineGrid
 from sfl_flower.methods import read_options
+from sfl_flower.run import app
+from sfl_flower.run.inline import InlineGrid
 
 pytestmark = pytest.mark.flower
 

@@ -12,14 +12,15 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
-from sfl_flower import simulate, simulation
-from sfl_flower._compat import SUPERLINK, identity
+from sfl_flower import simulate
 from sfl_flower.errors import ConfigError, DataError, TrainingError
-from sfl_flower.inline import InlineGrid
 from sfl_flower.methods import METHODS as KNOWN
 from sfl_flower.report import RoundRecord
-from sfl_flower.run import Plan, RunResult, execute
+from sfl_flower.run import simulation
+from sfl_flower.run.inline import InlineGrid
+from sfl_flower.run.run import Plan, RunResult, execute
 from sfl_flower.task import SplitTask
+from sfl_flower.wire.flower import SUPERLINK, identity
 
 SHARED: dict[str, Any] = {"rounds": 3, "clients": 4, "sampled": 2, "batch_size": 8, "seed": 3}
 METHODS: dict[str, dict[str, Any]] = {

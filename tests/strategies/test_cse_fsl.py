@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfl_flower.clients import local as shared
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import read_options
+from sfl_flower.node import local_loss as shared
 from sfl_flower.task import Samples, SplitTask
 from tests import tiny
 from tests.local_grid import Fault, changed

@@ -10,12 +10,12 @@ from flwr.app import Message
 from torch import Tensor, nn
 
 from sfl_flower.clients import decomfl
-from sfl_flower.clients.sync import forget_recent
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
-from sfl_flower.meter import CallCounter
+from sfl_flower.node.sync import forget_recent
 from sfl_flower.split import Whole
 from sfl_flower.strategies.decomfl import DeComFLSettings
+from sfl_flower.training.meter import CallCounter
 from sfl_flower.wire import WalkRequest
 from sfl_flower.zo import Direction, Journal, Key, loss_scalars
 from tests import tiny
@@ -185,7 +185,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
         seen.append((calls.forwards, calls.backwards, back, len(set(moved) - {theta.tobytes()})))
         return reply
 
-    monkeypatch.setattr("sfl_flower.client_app.HANDLERS", {WalkRequest: walk})
+    monkeypatch.setattr("sfl_flower.run.client_app.HANDLERS", {WalkRequest: walk})
 
 
 @pytest.mark.parametrize(("estimator", "forwards"), [("forward", 6), ("central", 10)])

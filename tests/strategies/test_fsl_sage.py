@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.methods import read_options
-from sfl_flower.optim import make_optimizer
 from sfl_flower.presets import load_preset
-from sfl_flower.strategies.alignment import AlignedHead, Buffer, cut_gradient, mismatch, refresh
+from sfl_flower.server.alignment import AlignedHead, Buffer, cut_gradient, mismatch, refresh
+from sfl_flower.training.optim import make_optimizer
 from sfl_flower.wire import pack_state
 from tests import tiny
 from tests.local_grid import Fault, changed

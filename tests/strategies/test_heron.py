@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from sfl_flower import simulate
 from sfl_flower.clients import heron as client
-from sfl_flower.clients.local import LocalModel, Uploads, local_model
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.methods import read_options
+from sfl_flower.node.local_loss import LocalModel, Uploads, local_model
 from sfl_flower.strategies import heron as server
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import heron_coefficients, heron_keys

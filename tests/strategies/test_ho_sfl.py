@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.schedules import scheduled
+from sfl_flower.server.trainer import Gradients, Trainer
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
-from sfl_flower.strategies.server_half import Gradients, ServerHalf
 from sfl_flower.task import Samples
+from sfl_flower.training.schedules import scheduled
 from sfl_flower.zo import Direction, ParameterVector, surrogate_scalars
 from tests import tiny
 from tests.tiny import CLIENT_NAMES, CLIENT_SIZE, begin, flat, start, train
@@ -203,15 +203,15 @@ def test_a3_finds_the_extra_division_of_the_published_runner(
     """It scales each client's loss by 1/K, and averages over the K clients once more."""
     share = [tiny.samples(3)]
     one = updates(share, **SHARED)
-    own = ServerHalf.gradients
+    own = Trainer.gradients
 
     def scaled(
-        half: ServerHalf, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]
+        half: Trainer, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]
     ) -> Gradients:
         found = own(half, z, y, draw)
         return Gradients(found.lam / 4, found.loss / 4, [w / 4 for w in found.weights])
 
-    monkeypatch.setattr(ServerHalf, "gradients", scaled)
+    monkeypatch.setattr(Trainer, "gradients", scaled)
     four = updates(repeated(share, 4), **SHARED)
     for a, b in zip(four, one, strict=True):
         assert not close(a, b, 0.5)

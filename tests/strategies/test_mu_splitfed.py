@@ -16,10 +16,10 @@ from torch.nn import functional
 from sfl_flower.clients import mu_splitfed as client
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError, WireError
-from sfl_flower.meter import CallCounter
+from sfl_flower.server.forward_only import ForwardOnlyTrainer
 from sfl_flower.strategies import mu_splitfed as server
 from sfl_flower.strategies.mu_splitfed import MUSplitFedSettings
-from sfl_flower.strategies.zo_half import ZerothOrderHalf
+from sfl_flower.training.meter import CallCounter
 from sfl_flower.zo import run_key
 from tests import tiny
 from tests.local_grid import Fault, changed
@@ -161,7 +161,7 @@ def test_buffers_of_the_server_half_move_once_a_batch_and_masks_are_those_of_the
     options: dict[str, Any] = {"build": zo_half.server_norm}
     trial = train(tiny.task(**options), METHOD, rounds=3, server_zo_lr=0.0, client_lr=0.0)
     assert int(trial.model["norm2.num_batches_tracked"]) == 3
-    half = ZerothOrderHalf(trial.strategy)
+    half = ForwardOnlyTrainer(trial.strategy)
     z, y = np.ones((4, tiny.CUT), np.float32), np.zeros(4, np.int64)
     first, again, other = (half.loss(z, y, draw) for draw in ((1, 0, 0), (1, 0, 0), (1, 0, 1)))
     assert first == again != other
@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was() -> None:
     assert [(r.replies, r.rejected) for r in trial.strategy.records[1:]] == [(2, 1)]
     assert "its loss is not finite" in trial.notes
     assert trial.strategy.ledger.samples == 8
-    half = ZerothOrderHalf(trial.strategy)
+    half = ForwardOnlyTrainer(trial.strategy)
     with pytest.raises(WireError, match="not finite"):
         half.loss(np.ones((2, tiny.CUT), np.float32), np.zeros(2, np.int64), (1, 0, 0))
 

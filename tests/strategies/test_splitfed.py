@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
-from sfl_flower.strategies.first_order import FirstOrderSettings
-from sfl_flower.strategies.means import mean_state
+from sfl_flower.server.aggregate import mean_state
+from sfl_flower.server.first_order import FirstOrderSettings
 from tests import tiny
 from tests.local_grid import Fault
 from tests.tiny import begin, equal, flat, start, train

@@ -16,9 +16,9 @@ from torch.nn import functional
 from sfl_flower.clients import zo_sfl as client
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
-from sfl_flower.meter import CallCounter
 from sfl_flower.strategies import zo_sfl as server
 from sfl_flower.strategies.zo_sfl import ZOSFLSettings
+from sfl_flower.training.meter import CallCounter
 from sfl_flower.wire.zo_sfl import step_coefficients
 from sfl_flower.zo import run_key
 from tests import tiny

@@ -9,29 +9,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.clients.base import LoadedHalf
-from sfl_flower.meter import CallCounter
-from sfl_flower.strategies.zo_half import ZerothOrderHalf
+from sfl_flower.node.node import HeldModule
+from sfl_flower.server.forward_only import ForwardOnlyTrainer
+from sfl_flower.training.meter import CallCounter
 from sfl_flower.zo import Direction, Key
 from tests import tiny
 
 
 def client_module(problem: Any) -> nn.Module:
     """Return the client half that the clients of this process run."""
-    half: LoadedHalf = problem.memo(("client half", 0), lambda: LoadedHalf(problem.build(0).client))
+    half: HeldModule = problem.memo(("client half", 0), lambda: HeldModule(problem.build(0).client))
     return half.module
 
 
 def server_counters(patch: pytest.MonkeyPatch) -> list[CallCounter]:
     """Return a list that gets a counter for every copy of a server half."""
     counters: list[CallCounter] = []
-    own = ZerothOrderHalf.__init__
+    own = ForwardOnlyTrainer.__init__
 
-    def watched(half: ZerothOrderHalf, strategy: Any) -> None:
+    def watched(half: ForwardOnlyTrainer, strategy: Any) -> None:
         own(half, strategy)
         counters.append(CallCounter(half.module).__enter__())
 
-    patch.setattr(ZerothOrderHalf, "__init__", watched)
+    patch.setattr(ForwardOnlyTrainer, "__init__", watched)
     return counters
 
 

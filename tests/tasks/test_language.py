@@ -17,13 +17,13 @@ from torch import Tensor
 from sfl_flower.data import PartitionSpec
 from sfl_flower.data.memory import forget
 from sfl_flower.errors import ConfigError, DataError
-from sfl_flower.measures import IGNORED
 from sfl_flower.split import cut, problems, travelling_state
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
 from sfl_flower.tasks.adapters import adapt
 from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
 from sfl_flower.tasks.e2e import _prompt
+from sfl_flower.training.measures import IGNORED
 from tests.tasks.language import SPECIAL, WORDS, checkpoint, write
 
 IDS = {word: number for number, word in enumerate([*SPECIAL, *dict.fromkeys(WORDS)])}

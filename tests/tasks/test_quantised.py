@@ -15,7 +15,7 @@ from torch._inductor import config
 from sfl_flower.data import seeded_construction
 from sfl_flower.errors import ConfigError
 from sfl_flower.split import cut, dequantised, held_bytes, parts
-from sfl_flower.split.quantised import is_quantised
+from sfl_flower.split.parameters.quantised import is_quantised
 from sfl_flower.tasks.checkpoints import Checkpoint
 from tests.tasks.language import checkpoint
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfl_flower.measures import IGNORED
 from sfl_flower.task import Samples
+from sfl_flower.training.measures import IGNORED
 from sfl_flower.wire import (
     CATEGORIES,
     ForwardReply,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfl_flower.errors import WireError
-from sfl_flower.measures import IGNORED
+from sfl_flower.training.measures import IGNORED
 from sfl_flower.wire import (
     ForwardReply,
     Ledger,

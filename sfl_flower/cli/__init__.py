@@ -1,0 +1,1 @@
+"""The `sfl` command."""

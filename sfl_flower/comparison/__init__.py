@@ -1,0 +1,1 @@
+"""Methods side by side at equal samples: which runs, which rows, and what they say."""

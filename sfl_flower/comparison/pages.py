@@ -1,0 +1,164 @@
+"""A comparison for a person: tables, plots and a file of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sfl_flower.comparison.finished import FinishedRun
+from sfl_flower.comparison.rows import Comparison, Row
+from sfl_flower.report.files import atomic_write, write_json
+from sfl_flower.report.plots import accuracy_plot
+from sfl_flower.report.table import (
+    METHODS_A_TABLE,
+    NONE,
+    Part,
+    by_category,
+    human_bytes,
+    human_count,
+    markdown_part,
+    print_all,
+    rich_part,
+)
+
+__all__ = ["comparison_tables", "markdown_comparison", "print_comparison", "write_comparison"]
+
+AXES = ("samples", "bytes", "seconds")
+"""What the accuracy is drawn against, a plot each."""
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Return the tables for a terminal: accuracy, cost, bytes by category."""
+    summaries = [row.summary for row in comparison.rows]
+    parts = [_accuracy(comparison), _cost(comparison.rows)]
+    for start in range(0, len(summaries), METHODS_A_TABLE):
+        parts.append(by_category(summaries[start : start + METHODS_A_TABLE]))
+    return [rich_part(part) for part in parts]
+
+
+def markdown_comparison(comparison: Comparison) -> str:
+    """Return tables, notes and refused rows as markdown."""
+    parts = [_accuracy(comparison), _cost(comparison.rows)]
+    parts.append(by_category([row.summary for row in comparison.rows]))
+    blocks = [markdown_part(part) for part in parts]
+    remarks = [*comparison.notes, *_refusals(comparison)]
+    if remarks:
+        blocks.append("\n".join(f"- {remark}" for remark in remarks) + "\n")
+    return "\n".join(blocks)
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print tables, notes and refused rows; on standard output by default."""
+    print_all(comparison_tables(comparison), console)
+    console = console or Console()
+    for remark in (*comparison.notes, *_refusals(comparison)):
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_comparison(comparison: Comparison, out: Path | str) -> Comparison:
+    """Write ``table.md``, ``results.json`` and a plot for each axis; return where they are.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What to write.
+    out : Path or str
+        The directory, made when needed; files of an earlier comparison are replaced.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = markdown_comparison(comparison)
+    atomic_write(folder / "table.md", lambda tmp: tmp.write_text(table, encoding="utf-8"))
+    write_json(folder / "results.json", _numbers(comparison, folder))
+    histories = {row.label: [run.history() for run in row.runs] for row in comparison.rows}
+    if any(h.series(metric=comparison.metric)[0] for hs in histories.values() for h in hs):
+        for axis in AXES:
+            name = folder / f"{comparison.metric}-{axis}.png"
+            accuracy_plot(histories, name, axis, comparison.metric)
+    return replace(comparison, out=folder)
+
+
+def _refusals(comparison: Comparison) -> list[str]:
+    return [f"{label} is not in the table: {why}" for label, why in comparison.refused.items()]
+
+
+def _accuracy(comparison: Comparison) -> Part:
+    metric = comparison.metric
+    header = ["method", metric, "± sd", "server lr", "gap closed", "samples", "seconds"]
+    rows = [
+        [
+            row.label,
+            NONE if math.isnan(row.mean) else f"{row.mean:.4f}",
+            NONE if row.spread is None or math.isnan(row.spread) else f"{row.spread:.4f}",
+            NONE if row.server_lr is None else f"{row.server_lr:g}",
+            NONE if row.gap_closed is None else f"{row.gap_closed:.2f}",
+            f"{row.summary.samples:,}",
+            f"{row.summary.seconds:.1f}",
+        ]
+        for row in comparison.rows
+    ]
+    seeds = f"{len(comparison.seeds)} seeds" if len(comparison.seeds) != 1 else "one seed"
+    return f"Mean over {seeds}, each method at its best server rate", header, rows
+
+
+def _cost(rows: Sequence[Row]) -> Part:
+    header = ["method", "up", "down", "exchanges", "client peak", "client FLOPs a sample"]
+    lines = [
+        [
+            row.label,
+            human_bytes(row.summary.total("up")),
+            human_bytes(row.summary.total("down")),
+            f"{row.summary.exchanges:,}",
+            human_bytes(row.summary.client_peak_bytes),
+            human_count(row.summary.client_flops),
+        ]
+        for row in rows
+    ]
+    return "Cost of a run, all clients", header, lines
+
+
+def _numbers(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    return {
+        "metric": comparison.metric,
+        "seeds": comparison.seeds,
+        "rows": [_row(row, comparison.metric, folder) for row in comparison.rows],
+        "refused": comparison.refused,
+        "notes": comparison.notes,
+    }
+
+
+def _row(row: Row, metric: str, folder: Path) -> dict[str, Any]:
+    summary = row.summary.to_dict()
+    del summary["metrics"], summary["method"]
+    return {
+        "label": row.label,
+        "method": row.method,
+        "mean": _finite(row.mean),
+        "standard_deviation": _finite(row.spread),
+        "gap_closed": _finite(row.gap_closed),
+        "server_lr": row.server_lr,
+        "mean_by_server_lr": {f"{rate:g}": _finite(value) for rate, value in row.rates.items()},
+        **summary,
+        "runs": [_run(run, metric, folder) for run in row.runs],
+    }
+
+
+def _run(run: FinishedRun, metric: str, folder: Path) -> dict[str, Any]:
+    inside = run.path.is_relative_to(folder)
+    return {
+        "seed": run.seed,
+        "rounds": run.config["rounds"],
+        "samples": run.summary.samples,
+        metric: _finite(run.score(metric)),
+        "directory": (run.path.relative_to(folder) if inside else run.path).as_posix(),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,169 @@
+"""What clients with a loss of their own share: client half and head, uploads, state.
+
+Such a client runs h steps on the loss that an auxiliary head gives, and keeps the smashed data of
+every k-th for the server.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.errors import DataError, TrainingError
+from sfl_flower.node.node import Node
+from sfl_flower.split import load_travelling, travelling_state
+from sfl_flower.wire import LocalReply, LocalRequest, Usage, unpack_state
+
+__all__ = ["LocalModel", "Uploads", "first_order_steps", "local_model", "settings_of"]
+
+
+class LocalModel(nn.Module):
+    """Client half and auxiliary head, the model of a client's own loss.
+
+    Parameters
+    ----------
+    client, head : nn.Module
+        f_c and f_a.
+    """
+
+    def __init__(self, client: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.client = client
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the head's outputs for inputs x."""
+        output: Tensor = self.head(self.client(x))
+        return output
+
+
+def local_model(node: Node, request: LocalRequest, laid_out: str = "") -> LocalModel:
+    """Return the process's client half and head with the weights of a request.
+
+    Parameters
+    ----------
+    node : Node
+        The client.
+    request : LocalRequest
+        Brings the weights; a head that it does not bring stays as it was built.
+    laid_out : str
+        For whom the parameters are laid out in a vector; each has a model of its own.
+    """
+
+    def build() -> LocalModel:
+        return LocalModel(node.task.build(node.seed).client, node.new_head(request.head))
+
+    model = node.task.memo(("local model", node.seed, request.head, laid_out), build)
+    load_travelling(model.client, unpack_state(request.weights, travelling_state(model.client)))
+    if request.head_weights:
+        head = travelling_state(model.head)
+        load_travelling(model.head, unpack_state(request.head_weights, head))
+    return model
+
+
+def settings_of(request: LocalRequest) -> dict[str, Any]:
+    """Return the client optimiser and its settings."""
+    settings: dict[str, Any] = json.loads(request.optimizer)
+    return settings
+
+
+def first_order_steps(
+    node: Node,
+    request: LocalRequest,
+    model: LocalModel,
+    optimizer: torch.optim.Optimizer,
+    uploads: Uploads,
+) -> None:
+    """Take a round's local steps by backprop; one forward a step gives z and the head's loss."""
+    for step in range(request.steps):
+        x, y = node.batch(request.round, step, request.batch_size)
+        with torch.enable_grad(), node.draws(request.round, step):
+            z = model.client(x)
+            uploads.add(step, z, y)
+            loss = node.task.loss(model.head(z), y)
+        del z  # autograd keeps what it needs
+        uploads.note(loss)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class Uploads:
+    """Collects the smashed data and labels of every k-th step, outside torch's memory.
+
+    Parameters
+    ----------
+    every : int
+        k.
+    first : int
+        Steps before this one send nothing.
+    """
+
+    def __init__(self, every: int, first: int = 0) -> None:
+        self._every = every
+        self._first = first
+        self._z: list[np.ndarray] = []
+        self._y: list[np.ndarray] = []
+        self.samples = 0
+        self.losses: list[float] = []
+
+    def add(self, step: int, z: Tensor, y: Tensor) -> None:
+        """Count a step's samples, and keep them if it is a k-th step; z before the step."""
+        self.samples += len(y)
+        if z.dtype != torch.float32:
+            raise DataError(f"The client half gives {z.dtype}; smashed data must be float32.")
+        if step % self._every == 0:
+            if step < self._first:
+                z, y = z[:0], y[:0]  # a reply without samples still has their shape
+            self._z.append(z.detach().numpy().copy())
+            self._y.append(y.to(torch.int64).numpy())
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return smashed data, labels and the samples of each step that sends some."""
+        sizes = np.array([len(y) for y in self._y if len(y)], dtype=np.int64)
+        return np.concatenate(self._z), np.concatenate(self._y), sizes
+
+    def note(self, loss: Tensor) -> float:
+        """Remember the local loss of a step and return it."""
+        value = float(loss.detach())
+        self.losses.append(value)
+        return value
+
+    def reply(self, request: LocalRequest, usage: Usage, **more: Any) -> LocalReply:
+        """Return the reply of a round of local steps.
+
+        Parameters
+        ----------
+        request : LocalRequest
+            What was asked.
+        usage : Usage
+            What was measured.
+        **more
+            Weights, head weights or scalars.
+
+        Raises
+        ------
+        TrainingError
+            If the local loss was not finite.
+        """
+        loss = float(np.mean(self.losses))
+        if not np.isfinite(loss):
+            raise TrainingError(
+                f"The local loss is {loss}; lower client-lr if this repeats. The client's weights "
+                "stay as the server knows them."
+            )
+        z, y, sizes = self.arrays()
+        return LocalReply(
+            round=request.round,
+            samples=self.samples,
+            z=z,
+            y=y,
+            sizes=sizes,
+            loss=loss,
+            usage=usage,
+            **more,
+        )

@@ -1,0 +1,192 @@
+"""What every client does: find its data, build its half, and remember."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Context
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfl_flower.config import LOCAL
+from sfl_flower.data import PartitionSpec, batch_indices, seeded_torch
+from sfl_flower.errors import ConfigError, DataError, SflError
+from sfl_flower.node.shares import divide
+from sfl_flower.node.store import NodeStore
+from sfl_flower.split import Whole, base_digest
+from sfl_flower.task import SplitTask
+from sfl_flower.training.meter import PeakMemory
+from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
+from sfl_flower.zo import ParameterVector
+
+__all__ = ["HeldModule", "Node", "TaskSource", "join", "metered", "node_partition"]
+
+TaskSource = Callable[[Context], SplitTask]
+"""Gives the task of a run from the node's context."""
+
+
+def node_partition(context: Context) -> int:
+    """Return the number of a node's share of the data.
+
+    Flower's simulation and the usual node configuration give a ``partition-id``; a node without
+    one trains on data of its own and is numbered by its node id.
+    """
+    value = context.node_config.get("partition-id")
+    return int(context.node_id % 2**31) if value is None else int(value)
+
+
+@dataclass
+class HeldModule:
+    """A client half, or a whole model, that a process keeps between messages, and what is in it.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The half.
+    holds : str
+        Digest of the weights that are loaded, empty for others.
+    """
+
+    module: nn.Module
+    holds: str = ""
+
+    @cached_property
+    def trained(self) -> ParameterVector:
+        """The zeroth-order-trained parameters, laid out at first use."""
+        return ParameterVector(self.module)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One client while it handles one message.
+
+    Attributes
+    ----------
+    task : SplitTask
+        The learning problem.
+    seed : int
+        The run's seed.
+    partition : int
+        The number of its share of the data.
+    rows : numpy.ndarray
+        Its share of the data: rows of the task's training set, int64, shape [n].
+    store : NodeStore
+        What it remembers.
+    """
+
+    task: SplitTask
+    seed: int
+    partition: int
+    rows: npt.NDArray[np.int64]
+    store: NodeStore
+
+    @classmethod
+    def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
+        """Find the task, the share of the data and the memory of the node of a message."""
+        task, number = source(context), node_partition(context)
+        if setup.partition == LOCAL:
+            rows = np.arange(len(task.samples("train")))
+        else:
+            spec = _spec(setup.partition)
+            divide(task, spec)
+            parts = task.client_rows(spec)
+            if not 0 <= number < len(parts):
+                raise DataError(
+                    f"This node has partition-id {number}; the run has partitions 0 to "
+                    f"{len(parts) - 1}. Give it another partition-id, or set clients higher."
+                )
+            rows = parts[number]
+        return cls(task, setup.seed, number, rows, NodeStore(context))
+
+    @property
+    def half(self) -> HeldModule:
+        """The client half; one a process, so load parameters before using it."""
+        # Only the client half is kept: a client of a split never holds the server's.
+        return self.task.memo(
+            ("client half", self.seed), lambda: HeldModule(self.task.build(self.seed).client)
+        )
+
+    @property
+    def whole(self) -> HeldModule:
+        """Both halves, for methods without a cut; one a process, as `half`."""
+
+        def build() -> HeldModule:
+            halves = self.task.build(self.seed)
+            return HeldModule(Whole(halves.client, halves.server))
+
+        return self.task.memo(("whole model", self.seed), build)
+
+    def new_head(self, kind: str) -> nn.Module:
+        """Return a new auxiliary head; its frozen part is the server's, the rest travels."""
+        # Not every layer of a server half can be drawn anew; its frozen ones never are.
+        init = "copy" if kind.startswith(("blocks:", "server")) else "random"
+        return self.task.build_head(self.seed, kind, init)
+
+    def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
+        chosen = batch_indices(self.seed, self.partition, round, step, len(self.rows), batch_size)
+        return self.task.batch(self.task.samples("train"), self.rows[chosen])
+
+    def draws(self, round: int, step: int) -> AbstractContextManager[None]:
+        """Let the half's dropout, if it is active, depend on the mini-batch alone."""
+        return seeded_torch("client forward", self.seed, self.partition, round, step)
+
+
+def _spec(text: str) -> PartitionSpec:
+    try:
+        return PartitionSpec(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The partitioning '{text[:200]}' cannot be read ({error}); it must be the JSON of a "
+            "PartitionSpec or 'local'."
+        ) from error
+
+
+def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinReply:
+    """Say which share of the data a node has, or why it cannot take part."""
+    try:
+        node = Node.open(source, context, request.setup)
+        _check_base(node, request)
+    except SflError as error:
+        return JoinReply(node_partition(context), 0, str(error)[:2000])
+    if len(node.rows) == 0:
+        return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
+    return JoinReply(node.partition, len(node.rows))
+
+
+def _check_base(node: Node, request: JoinRequest) -> None:
+    """Refuse to train on other frozen parameters than the server's, which are never sent."""
+    if not request.base:
+        return
+
+    def compute() -> str:
+        halves = node.task.build(node.seed)
+        held = [halves.client, *([halves.server] if request.whole else [])]
+        return base_digest(*held, *([node.new_head(request.head)] if request.head else []))
+
+    own = node.task.memo(("base", node.seed, request.whole, request.head), compute)
+    if own != request.base:
+        raise ConfigError(
+            f"Client {node.partition} builds other frozen parameters than the server (digest "
+            f"{own[:8] or 'none'} instead of {request.base[:8]}); give both the same task, with "
+            f"the same weights in its model(){' and head()' if request.head else ''}."
+        )
+
+
+@contextmanager
+def metered(wanted: str) -> Iterator[Callable[[], Usage]]:
+    """Measure what a block costs, one of `METERS`; gives a function to read it afterwards."""
+    if wanted == "memory":
+        with PeakMemory() as meter:
+            yield lambda: Usage(peak_bytes=meter.peak)
+    elif wanted == "flops":
+        with FlopCounterMode(display=False) as counter:
+            yield lambda: Usage(flops=int(counter.get_total_flops()))
+    else:
+        yield Usage

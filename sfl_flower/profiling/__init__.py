@@ -1,0 +1,1 @@
+"""What every cut of a model asks of a client, and which to take."""

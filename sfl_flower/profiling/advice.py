@@ -1,0 +1,159 @@
+"""Which method to take, and where to cut, for a client with so much memory and bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.profiling.costs import Cost, Setting
+from sfl_flower.profiling.cuts import WHOLE, CutProfile
+from sfl_flower.report.table import human_bytes
+
+__all__ = ["advise"]
+
+KINDS: dict[str, tuple[int, str]] = {
+    "splitfed_v2": (0, "backprop with the server half's gradient"),
+    "fedavg": (0, "backprop of the whole model"),
+    "cse_fsl": (0, "backprop on the loss of an auxiliary head"),
+    "fsl_sage": (0, "backprop along a gradient that an auxiliary head estimates"),
+    "ho_sfl": (1, "forwards on the client, backprop on the server"),
+    "heron": (1, "forwards on the client on the loss of an auxiliary head, backprop on the server"),
+    "decomfl": (2, "forwards alone"),
+}
+"""What each method does, and its class: how little of the model learns by backprop, which learns
+more from a sample than forwards do. The control, which trains nothing there, is not among them."""
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A method at a cut, and whether a client has the memory."""
+
+    row: CutProfile
+    cost: Cost
+    fits: bool
+
+    @property
+    def method(self) -> str:
+        return self.cost.method
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """What comes first is to be taken: the better class, then the faster step."""
+        return KINDS[self.method][0], self.cost.seconds
+
+    @property
+    def where(self) -> str:
+        place = "without a cut" if self.row.at == WHOLE else f"cut at '{self.row.at}'"
+        return f"{self.method}, {place}"
+
+
+def advise(
+    rows: Sequence[CutProfile],
+    costs: dict[str, dict[str, Cost]],
+    setting: Setting,
+    memory: int | None,
+) -> tuple[str, ...]:
+    """Return in sentences what fits, what to take, and why not the next best.
+
+    Parameters
+    ----------
+    rows : sequence of CutProfile
+        The cuts and the whole model.
+    costs : dict of str to dict of str to Cost
+        By cut and method.
+    setting : Setting
+        What the costs are for.
+    memory : int or None
+        Bytes that a client has; None for as many as it takes.
+
+    Raises
+    ------
+    ConfigError
+        If nothing fits; it says what would.
+    """
+    options = [
+        _Option(row, cost, memory is None or cost.memory <= memory)
+        for row in rows
+        for cost in costs[row.at].values()
+        if cost.method in KINDS
+    ]
+    if all(option.row.at == WHOLE for option in options):
+        return ("No cut leaves the client anything to train: only frozen clients remain.",)
+    have = "any memory" if memory is None else human_bytes(memory)
+    fitting = [option for option in options if option.fits]
+    if not fitting:
+        least = min(options, key=lambda option: option.cost.memory)
+        raise ConfigError(
+            f"client-memory is {have}; no method fits into it. The smallest need is "
+            f"{human_bytes(least.cost.memory)}, of {least.where}; lower batch-size, or train "
+            "fewer parameters."
+        )
+    best = [_best(options, method) for method in KINDS]
+    found = sorted((option for option in best if option), key=lambda option: option.rank)
+    chosen = min(fitting, key=lambda option: option.rank)
+    said = [] if memory is None else [_overview(options, have)]
+    said.append(_choice(chosen, setting))
+    others = [option for option in found if option.method != chosen.method]
+    if others:
+        said.append(_next(others[0], chosen, have))
+    return tuple(said)
+
+
+def _best(options: Sequence[_Option], method: str) -> _Option | None:
+    """Return the first-ranked option of a method that fits, else the one of the least memory."""
+    own = [option for option in options if option.method == method]
+    fitting = [option for option in own if option.fits]
+    if fitting:
+        return min(fitting, key=lambda option: option.rank)
+    return min(own, key=lambda option: option.cost.memory, default=None)
+
+
+def _overview(options: Sequence[_Option], have: str) -> str:
+    """Say at how many cuts each method fits."""
+    fits, not_at_all = [], []
+    for method in KINDS:
+        own = [option for option in options if option.method == method]
+        count = sum(option.fits for option in own)
+        if count:
+            cuts = "" if own[0].row.at == WHOLE else f" at {count} of {len(own)} cuts"
+            fits.append(f"{method}{cuts}")
+        elif own:
+            least = min(option.cost.memory for option in own)
+            not_at_all.append(f"{method} (needs {human_bytes(least)})")
+    text = f"Into {have} fit {', '.join(fits)}"
+    return f"{text}; not {', '.join(not_at_all)}." if not_at_all else f"{text}."
+
+
+def _choice(chosen: _Option, setting: Setting) -> str:
+    cost = chosen.cost
+    noisy = (
+        "; its steps are the noisier the more it trains, so train little of it or raise probes"
+        if KINDS[chosen.method][0]
+        else ""
+    )
+    return (
+        f"Recommended: {chosen.where}: {KINDS[chosen.method][1]}. A step takes "
+        f"{human_bytes(cost.memory)} of memory and {_seconds(cost)} (up {human_bytes(cost.up)}, "
+        f"down {human_bytes(cost.down)}, at {setting.bandwidth / 1e6:g} Mbit/s); the client "
+        f"trains {chosen.row.trainable:,} parameters{noisy}."
+    )
+
+
+def _next(other: _Option, chosen: _Option, have: str) -> str:
+    """Say why the next best is not the one to take."""
+    if not other.fits:
+        why = f"it needs {human_bytes(other.cost.memory)} or more, and a client has {have}"
+    elif other.rank[0] > chosen.rank[0]:
+        why = f"less of the model learns by backprop ({KINDS[other.method][1]})"
+    else:
+        moved = human_bytes(other.cost.up + other.cost.down)
+        why = f"a step takes {_seconds(other.cost)} of {moved}"
+    return f"Next best: {other.where}, but {why}."
+
+
+def _seconds(cost: Cost) -> str:
+    return (
+        f"{cost.seconds:.3g} s: {cost.compute_seconds:.2g} s of computing and "
+        f"{cost.transfer_seconds:.2g} s of transfer"
+    )

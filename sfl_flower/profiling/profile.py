@@ -1,0 +1,136 @@
+"""`profile`: what every cut of a model asks of a client, and which to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.profiling.advice import advise
+from sfl_flower.profiling.costs import Cost, Setting, method_costs
+from sfl_flower.profiling.cuts import CutProfile, profile_cuts
+from sfl_flower.task import SplitTask
+
+__all__ = ["Profile", "batch_like", "profile"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cuts of a model side by side.
+
+    Attributes
+    ----------
+    name : str
+        Of the task or the model's class.
+    setting : Setting
+        What the costs are for.
+    cuts : tuple of CutProfile
+        Each cut, and the whole model as the last.
+    costs : dict of str to dict of str to Cost
+        By cut and method.
+    client_memory : int or None
+        Bytes that a client has.
+    advice : tuple of str
+        What fits, what to take, and why not the next best, in sentences.
+    """
+
+    name: str
+    setting: Setting
+    cuts: tuple[CutProfile, ...]
+    costs: dict[str, dict[str, Cost]]
+    client_memory: int | None
+    advice: tuple[str, ...]
+
+
+def profile(
+    subject: SplitTask | nn.Module,
+    x: Tensor | None = None,
+    *,
+    batch_size: int = 32,
+    cuts: Sequence[str] | None = None,
+    client_memory: int | None = None,
+    bandwidth: float = 10e6,
+    probes: int = 8,
+    sampled: int = 5,
+    local_steps: int = 1,
+    slowdown: float = 1.0,
+    trained: str = "",
+    seconds: float = 50.0,
+    watch: Callable[[str], None] | None = None,
+) -> Profile:
+    """Profile the cuts of a task's model, or of a model on a batch.
+
+    Parameters
+    ----------
+    subject : SplitTask or nn.Module
+        A task gives model and batch; a model needs `x`.
+    x : Tensor, optional
+        A batch of inputs [N, ...]; repeated or cut to `batch_size`.
+    batch_size : int
+        Samples of a client's mini-batch.
+    cuts : sequence of str, optional
+        The cuts; every legal one by default.
+    client_memory : int, optional
+        Bytes that a client has for its half, parameters included.
+    bandwidth : float
+        Bits per second between client and server, each way.
+    probes, sampled, local_steps : int
+        As the methods' settings: P, clients of a round, and mini-batches between weights.
+    slowdown : float
+        How many times slower than this machine a client computes.
+    trained : str
+        Which client parameters are trained, as of `SplitTask`; by default those of the task, or
+        all.
+    seconds : float
+        For how long to measure peaks at the whole batch, the time that predicting takes included;
+        the others stay predicted.
+    watch : callable, optional
+        Called with each cut's name before it is profiled; the whole model comes first.
+
+    Returns
+    -------
+    Profile
+        Costs of each cut and method, and a recommendation.
+
+    Raises
+    ------
+    ConfigError
+        A number is out of its range, or no method fits into `client_memory` at any cut.
+    CutError
+        The model cannot be cut, or not there.
+
+    Examples
+    --------
+    >>> from sfl_flower import profile
+    >>> from sfl_flower.tasks import load_task
+    >>> found = profile(load_task("digits"), batch_size=8, bandwidth=1e6)
+    >>> [cut.at for cut in found.cuts][-1]
+    '(whole model)'
+    """
+    given = Setting(batch_size, bandwidth, probes, sampled, local_steps, slowdown)
+    if isinstance(subject, SplitTask):
+        name, model = subject.name, subject.whole(0)
+        x = subject.batch(subject.samples("test"), slice(0, batch_size))[0]
+    else:
+        name, model = type(subject).__name__, subject
+    if x is None:
+        raise ConfigError("A model is profiled on a batch; give x, a tensor [N, ...].")
+    x = x.repeat(-(-batch_size // max(1, len(x))), *[1] * (x.dim() - 1))[:batch_size]
+    own = subject.trained if isinstance(subject, SplitTask) else "all"
+    rows = profile_cuts(model, x, cuts, seconds, trained or own, watch)
+    shape = rows[-1].smashed_shape
+    setting = replace(given, outputs=shape[-1] if shape else 1, everywhere=len(shape) == 2)
+    costs = {row.at: method_costs(row, setting) for row in rows}
+    advice = advise(rows, costs, setting, client_memory)
+    return Profile(name, setting, tuple(rows), costs, client_memory, advice)
+
+
+def batch_like(shape: Sequence[int], size: int, tokens: int = 0, seed: int = 0) -> Tensor:
+    """Return a random batch: floats [size, *shape], or ids below `tokens` where that is not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    if tokens:
+        return torch.randint(1, tokens, (size, *shape), generator=generator)
+    return torch.randn(size, *shape, generator=generator)

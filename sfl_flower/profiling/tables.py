@@ -1,0 +1,188 @@
+"""A profile of cuts for a person: tables, a plot and numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from sfl_flower.report.files import write_json
+from sfl_flower.report.plots import COLOURS, MIB
+from sfl_flower.report.table import (
+    NONE,
+    Part,
+    human_bytes,
+    human_count,
+    markdown_part,
+    print_all,
+    rich_part,
+)
+
+if TYPE_CHECKING:
+    from sfl_flower.profiling.peaks import Peak
+    from sfl_flower.profiling.profile import Profile
+
+__all__ = ["markdown_profile", "print_profile", "profile_numbers", "profile_plot", "write_profile"]
+
+
+WIDTH = 120
+"""Columns of what is printed into a file or a pipe."""
+
+
+def print_profile(profile: Profile, console: Console | None = None) -> None:
+    """Print the tables and the advice; on standard output by default."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=WIDTH)
+    print_all([rich_part(part) for part in _parts(profile)], console)
+    for sentence in profile.advice:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def markdown_profile(profile: Profile) -> str:
+    """Return tables and advice as markdown."""
+    blocks = [markdown_part(part) for part in _parts(profile)]
+    return "\n".join([*blocks, "\n".join(f"- {said}" for said in profile.advice), ""])
+
+
+def write_profile(profile: Profile, out: Path | str) -> None:
+    """Write ``profile.md``, ``profile.json`` and ``profile.png`` into a directory."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "profile.md").write_text(markdown_profile(profile), encoding="utf-8")
+    write_json(folder / "profile.json", profile_numbers(profile))
+    profile_plot(profile, folder / "profile.png")
+
+
+def profile_numbers(profile: Profile) -> dict[str, Any]:
+    """Return every number of the profile as plain values."""
+    setting = profile.setting
+    return {
+        "model": profile.name,
+        "batch_size": setting.batch_size,
+        "bandwidth_bits_per_second": setting.bandwidth,
+        "probes": setting.probes,
+        "sampled": setting.sampled,
+        "local_steps": setting.local_steps,
+        "slowdown": setting.slowdown,
+        "client_memory_bytes": profile.client_memory,
+        "cuts": [
+            {
+                "cut": row.at,
+                "client_parameters": row.parameters,
+                "trainable_parameters": row.trainable,
+                "client_bytes": row.state_bytes,
+                "travelling_bytes": row.travelling_bytes,
+                "forward_flops_per_sample": row.flops,
+                "smashed_shape": list(row.smashed_shape),
+                "smashed_bytes_per_sample": row.smashed_bytes,
+                "inference_peak_bytes": _peak(row.inference),
+                "backprop_peak_bytes": _peak(row.backprop),
+                "methods": {
+                    name: {
+                        "up_bytes": cost.up,
+                        "down_bytes": cost.down,
+                        "memory_bytes": cost.memory,
+                        "compute_seconds": cost.compute_seconds,
+                        "transfer_seconds": cost.transfer_seconds,
+                    }
+                    for name, cost in profile.costs[row.at].items()
+                },
+            }
+            for row in profile.cuts
+        ],
+        "advice": list(profile.advice),
+    }
+
+
+def profile_plot(profile: Profile, path: Path | str) -> Path:
+    """Draw memory and bytes of each cut, and write a PNG of 1200 x 900 pixels.
+
+    Above, the peak of forwards alone and of backprop; below, smashed data of a mini-batch and the
+    weights that would travel.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, size = profile.cuts, profile.setting.batch_size
+    places = range(len(rows))
+    figure = Figure(figsize=(12, 9), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    memory, traffic = figure.subplots(2, 1, sharex=True)
+    drawn = (
+        (memory, "forwards alone", [row.inference.bytes for row in rows]),
+        (memory, "backprop", [row.backprop.bytes for row in rows]),
+        (traffic, "smashed data", [size * row.smashed_bytes for row in rows]),
+        (traffic, "weights that travel", [row.travelling_bytes for row in rows]),
+    )
+    for number, (axes, label, values) in enumerate(drawn):
+        shown = [value / MIB for value in values]
+        axes.plot(places, shown, "o-", color=COLOURS[number], label=label)
+    if profile.client_memory is not None:
+        memory.axhline(profile.client_memory / MIB, color="#333333", ls=":", label="client memory")
+    memory.set_ylabel("peak beyond parameters (MiB)")
+    traffic.set_ylabel("a mini-batch (MiB)")
+    traffic.set_yscale("log")
+    traffic.set_xticks(list(places), [row.at for row in rows], rotation=60, ha="right")
+    for axes in (memory, traffic):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    memory.set_title(f"{profile.name}, batch {size}")
+    path = Path(path)
+    figure.savefig(path)
+    return path
+
+
+def _parts(profile: Profile) -> list[Part]:
+    header = ["cut", "parameters", "trained", "FLOPs", "z", "z bytes", "forwards", "backprop"]
+    lines = [
+        [
+            row.at,
+            f"{row.parameters:,}",
+            f"{row.trainable:,}",
+            human_count(row.flops),
+            "x".join(map(str, row.smashed_shape)) or "1",
+            human_bytes(row.smashed_bytes),
+            _shown(row.inference),
+            _shown(row.backprop),
+        ]
+        for row in profile.cuts
+    ]
+    title = (
+        f"Client half of {profile.name} by cut; FLOPs and z a sample, peaks beyond parameters at "
+        f"batch {profile.setting.batch_size} (~: predicted)"
+    )
+    parts: list[Part] = [(title, header, lines)]
+    setting = profile.setting
+    for what, title in (
+        ("memory", "Client memory by method, parameters included (!: more than the client has)"),
+        ("seconds", f"Seconds a step at {setting.bandwidth / 1e6:g} Mbit/s, P = {setting.probes}"),
+        ("bytes", "Bytes a step, up and down"),
+    ):
+        names = list(dict.fromkeys(name for row in profile.cuts for name in profile.costs[row.at]))
+        lines = [
+            [row.at, *(_cost(profile, row.at, name, what) for name in names)]
+            for row in profile.cuts
+        ]
+        parts.append((title, ["cut", *names], lines))
+    return parts
+
+
+def _cost(profile: Profile, at: str, method: str, what: str) -> str:
+    cost = profile.costs[at].get(method)
+    if cost is None:
+        return NONE
+    if what == "memory":
+        over = profile.client_memory is not None and cost.memory > profile.client_memory
+        return human_bytes(cost.memory) + (" !" if over else "")
+    return f"{cost.seconds:.3g}" if what == "seconds" else human_bytes(cost.up + cost.down)
+
+
+def _shown(peak: Peak) -> str:
+    return ("~" if peak.measured is None else "") + human_bytes(peak.bytes)
+
+
+def _peak(peak: Peak) -> dict[str, int | None]:
+    return {"predicted": peak.predicted, "measured": peak.measured}

@@ -1,0 +1,221 @@
+"""One run on the server: build the strategy, train, keep everything on disk as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from sfl_flower.config import RunConfig, Settings
+from sfl_flower.errors import ConfigError
+from sfl_flower.methods import METHODS, read_options
+from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
+from sfl_flower.server.frozen_parameters import counts
+from sfl_flower.server.strategy import SplitStrategy
+from sfl_flower.split import parts
+from sfl_flower.strategies.decomfl import DeComFL
+from sfl_flower.strategies.ho_sfl import HOSFL
+from sfl_flower.task import SplitTask
+from sfl_flower.tasks import TASKS, read_task_options, task_options
+
+__all__ = ["Plan", "RunResult", "execute"]
+
+_log = getLogger("flwr")
+
+Observer = Callable[[RoundRecord], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has been checked and not begun.
+
+    Attributes
+    ----------
+    config : RunConfig
+        Settings that every method shares.
+    settings : Settings
+        Settings of the method.
+    task_options : Mapping[str, Any]
+        Options of a ready-made task, for the record.
+    out : Path or None
+        The run directory; None keeps nothing on disk.
+    resume : bool
+        Whether to go on from the directory's checkpoint.
+    """
+
+    config: RunConfig
+    settings: Settings
+    task_options: Mapping[str, Any]
+    out: Path | None = None
+    resume: bool = False
+
+    @classmethod
+    def read(
+        cls, options: Mapping[str, Any], out: Path | str | None = None, resume: bool = False
+    ) -> Plan:
+        """Check flat options; see `read_options`."""
+        config, settings, task_options = read_options(options)
+        if resume and out is None:
+            raise ConfigError("resume needs out, the directory of the run to go on with.")
+        task_options = read_task_options(config.task, task_options)
+        return cls(config, settings, task_options, None if out is None else Path(out), resume)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every setting, defaults of a ready-made task included, for `config.json`."""
+        name = self.config.task
+        options = {**(task_options(name) if name in TASKS else {}), **self.task_options}
+        task = {f"task.{option}": value for option, value in options.items()}
+        return {**self.config.to_dict(), **self.settings.to_dict(), **task}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes
+    ----------
+    history : History
+        A record per round.
+    summary : Summary
+        One row of a table.
+    model : dict[str, Tensor]
+        The whole model's weights under their original names.
+    out : Path or None
+        The run directory.
+    """
+
+    history: History
+    summary: Summary
+    model: dict[str, Tensor]
+    out: Path | None
+
+
+def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None = None) -> RunResult:
+    """Train on a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid, or the inline one.
+    task : SplitTask
+        The learning problem.
+    plan : Plan
+        The settings.
+    observer : callable, optional
+        Called with the record of each round.
+
+    Raises
+    ------
+    SflError
+        If the run cannot go on; what was trained so far is in the run directory.
+    """
+    directory: RunDirectory | None = None
+    history = History()
+
+    def on_round(record: RoundRecord) -> None:
+        history.append(record)
+        if directory is not None:
+            directory.append(record)
+        if observer is not None:
+            observer(record)
+
+    def save(strategy: SplitStrategy) -> None:
+        if directory is not None:
+            _save(directory, strategy)
+
+    strategy = METHODS[plan.config.method](
+        task, plan.config, plan.settings, on_round=on_round, save=save
+    )
+    if plan.out is None:
+        _train(strategy, grid)
+    else:
+        # After the strategy: settings it refuses leave no directory behind.
+        directory = RunDirectory.create(plan.out, plan.resolved(), resume=plan.resume)
+        with closing(directory):
+            if plan.resume:
+                if directory.has_checkpoint:
+                    strategy.resume(*directory.load_checkpoint())
+                    kept = getattr(plan.settings, "client_state", "") == "kept"
+                    if kept and strategy.round < plan.config.rounds:
+                        _log.warning(
+                            "Client optimisers under client-state=kept are on the clients, not in "
+                            "the checkpoint; they begin anew."
+                        )
+                history = directory.truncate(strategy.round if strategy.round else -1)
+            try:
+                _train(strategy, grid)
+            finally:
+                if strategy.records:
+                    # A round that was broken off is no place to go on from.
+                    whole = strategy.records[-1].round == strategy.round
+                    _save(directory, strategy, checkpoint=whole)
+                    directory.plot()
+            directory.write_summary(_summary(strategy, history, plan.out), _facts(strategy))
+    return RunResult(history, _summary(strategy, history, plan.out), strategy.model(), plan.out)
+
+
+def _train(strategy: SplitStrategy, grid: Grid) -> None:
+    left = strategy.config.rounds - strategy.round
+    if left > 0:
+        strategy.start(
+            grid=grid,
+            initial_arrays=strategy.arrays(),
+            num_rounds=left,
+            timeout=strategy.config.timeout,
+            evaluate_fn=strategy.evaluate,
+        )
+
+
+def _save(directory: RunDirectory, strategy: SplitStrategy, checkpoint: bool = True) -> None:
+    directory.save_model(strategy.state_dict())
+    if isinstance(strategy, HOSFL | DeComFL):
+        directory.write_bytes("journal.bin", strategy.mirror.journal.encode())
+    directory.write_ledger(strategy.ledger.to_dict())
+    if checkpoint:
+        directory.save_checkpoint(*strategy.checkpoint())
+
+
+def _summary(strategy: SplitStrategy, history: History, out: Path | None) -> Summary:
+    ledger = strategy.ledger
+    evaluated = [record for record in history if record.metrics]
+    return Summary(
+        method=strategy.name,
+        metrics=evaluated[-1].metrics if evaluated else {},
+        samples=ledger.samples,
+        ledger=ledger.to_dict()["bytes"],
+        exchanges=ledger.exchanges,
+        client_peak_bytes=ledger.client_peak_bytes or None,
+        client_flops=ledger.client_flops or None,
+        seconds=history[-1].seconds if len(history) else 0.0,
+        out=out,
+    )
+
+
+def _facts(strategy: SplitStrategy) -> dict[str, Any]:
+    """Return what decides a comparison and is not in the configuration: data and first weights."""
+    task = strategy.task
+    halves = task.build(strategy.config.seed)
+    weights = {**halves.client.state_dict(), **halves.server.state_dict()}
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        for part, value in parts(name, weights[name]):
+            digest.update(part.encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    test = task.samples("test").y
+    return {
+        "cut": task.cut,
+        "client_trained": counts(halves.client)[1],
+        "classes": task.classes,
+        "training_samples": strategy.training_samples or None,
+        "test_samples": len(test),
+        "test_labels": hashlib.sha256(test.numpy().tobytes()).hexdigest(),
+        "initial_weights": digest.hexdigest(),
+    }

@@ -1,0 +1,187 @@
+"""Running a task on virtual clients: on Ray through Flower's simulation, or in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from sfl_flower.config import check_choice
+from sfl_flower.errors import SflError, TrainingError
+from sfl_flower.node.shares import divide
+from sfl_flower.node.sync import forget_recent
+from sfl_flower.run.client_app import make_client_app
+from sfl_flower.run.inline import InlineGrid
+from sfl_flower.run.run import Observer, Plan, RunResult, execute
+from sfl_flower.task import SplitTask
+from sfl_flower.tasks import load_task
+from sfl_flower.wire.flower import SUPERLINK, identity
+
+__all__ = ["BACKENDS", "run_plan", "simulate"]
+
+BACKENDS = ("ray", "inline")
+
+
+def simulate(
+    task: SplitTask | str,
+    method: str = "ho_sfl",
+    *,
+    backend: str = "ray",
+    out: Path | str | None = None,
+    resume: bool = False,
+    on_round: Observer | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> RunResult:
+    """Train a task on virtual clients.
+
+    Parameters
+    ----------
+    task : SplitTask or str
+        The learning problem, or the name of a ready-made one.
+    method : str
+        A key of `sfl_flower.METHODS`.
+    backend : {"ray", "inline"}
+        Flower's simulation, or the same app in this process with the same results.
+    out : path, optional
+        Run directory; nothing is written without one.
+    resume : bool
+        Whether to go on from the checkpoint in `out`.
+    on_round : callable, optional
+        Called with the `RoundRecord` of each round.
+    verbose : bool
+        Whether to show Flower's own log.
+    **options
+        Settings of the run (`RunConfig`) and of the method.
+
+    Returns
+    -------
+    RunResult
+        History, summary and trained model.
+
+    Raises
+    ------
+    ConfigError
+        If an option is unknown or out of range; nothing has been started then.
+    SflError
+        If training cannot go on; what was trained so far is in `out`.
+
+    Examples
+    --------
+    >>> from sfl_flower import simulate
+    >>> result = simulate("digits", "ho_sfl", backend="inline", rounds=2, clients=4)
+    >>> len(result.history)
+    3
+    """
+    name = task if isinstance(task, str) else task.name
+    plan = Plan.read({**options, "method": method, "task": name}, out, resume)
+    built = load_task(task, **plan.task_options) if isinstance(task, str) else task
+    return run_plan(built, plan, backend=backend, observer=on_round, verbose=verbose)
+
+
+def run_plan(
+    task: SplitTask,
+    plan: Plan,
+    *,
+    backend: str = "ray",
+    observer: Observer | None = None,
+    verbose: bool = False,
+) -> RunResult:
+    """Train a task as planned; see `simulate`."""
+    check_choice("backend", backend, BACKENDS)
+    task.check(plan.config.seed)
+    app = make_client_app(lambda context: task)
+    with _quiet(verbose), _own_state():
+        if backend == "ray":
+            return _on_ray(app, task, plan, observer, verbose)
+        forget_recent()
+        with identity(1, SUPERLINK):
+            return execute(InlineGrid(app, plan.config.clients), task, plan, observer)
+
+
+def _on_ray(
+    client_app: ClientApp, task: SplitTask, plan: Plan, observer: Observer | None, verbose: bool
+) -> RunResult:
+    # Read when Ray starts; without it every start shows a warning about accelerators.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    from flwr.simulation import run_simulation  # imports Ray
+
+    results: list[RunResult] = []
+    errors: list[BaseException] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            # While Ray starts, and once instead of once a worker.
+            spec = plan.config.partition_spec()
+            if spec is not None:
+                divide(task, spec)
+            results.append(execute(grid, task, plan, observer))
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    try:
+        run_simulation(
+            server_app,
+            client_app,
+            plan.config.clients,
+            backend_config={
+                "client_resources": {"num_cpus": plan.config.client_threads, "num_gpus": 0},
+                "init_args": {"include_dashboard": False, "log_to_driver": verbose},
+            },
+        )
+    except Exception as error:
+        # Flower wraps what the ServerApp raised; people want the first cause.
+        cause = errors[0] if errors else error
+        if isinstance(cause, SflError):
+            raise cause from None
+        raise TrainingError(f"The simulation ended with an error: {cause}") from cause
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TrainingError("The simulation ended before training was over; see Flower's log.")
+    return results[0]
+
+
+def _not_our_function(record: logging.LogRecord) -> bool:
+    """Drop Flower's advice against `run_simulation`: whoever calls `simulate` cannot follow it."""
+    return not ("DEPRECATED" in (text := record.getMessage()) and "run_simulation" in text)
+
+
+@contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Keep Flower's log to warnings for the length of a block."""
+    log = logging.getLogger("flwr")
+    level = log.level
+    if not verbose:
+        log.setLevel(logging.WARNING)
+        log.addFilter(_not_our_function)
+    try:
+        yield
+    finally:
+        log.removeFilter(_not_our_function)
+        log.setLevel(level)
+
+
+@contextmanager
+def _own_state() -> Iterator[None]:
+    """Give virtual clients a place for large state that goes with the run."""
+    if "SFL_STATE_DIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="sfl_flower-") as directory:
+        os.environ["SFL_STATE_DIR"] = directory
+        try:
+            yield
+        finally:
+            del os.environ["SFL_STATE_DIR"]

@@ -1,0 +1,252 @@
+"""Requests out, replies in: every reply is pulled, checked, booked and put in order.
+
+Flower returns replies in no particular order, errors among them, and keeps replies that nobody
+pulls in memory.  An exchange hides all of that: the caller gives requests by client and gets the
+valid replies by client, in the order of the requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from logging import WARNING, getLogger
+from typing import TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from sfl_flower.errors import SflError
+from sfl_flower.server.roster import Member
+from sfl_flower.wire import Ledger, Reply, Request, content_bytes
+
+__all__ = ["Exchange", "Tally"]
+
+R = TypeVar("R", bound=Reply)
+
+Pending = dict[str, tuple[Member, Request, int]]
+"""Requests without a reply by message id, and how often each was sent again."""
+
+WORKER_DIED = (0, 8)
+"""Flower's error codes for a worker process that died; the request is sent once more."""
+RESENDS = 2
+SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.25
+WAIT_SHARE = 0.1
+"""Next wait over the time without a reply: what polling adds to an exchange at most."""
+
+_log = getLogger("flwr")
+
+
+@dataclass
+class Tally:
+    """What happened to the messages of one round.
+
+    Attributes
+    ----------
+    replies, failures, rejected : int
+        Replies used, errors and missing replies, and replies refused by validation.
+    notes : list of str
+        What a person should know.
+    """
+
+    replies: int = 0
+    failures: int = 0
+    rejected: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Remember a sentence about this round and log it."""
+        self.notes.append(text)
+        _log.log(WARNING, "%s", text)
+
+    def fail(self, member: Member, why: str) -> None:
+        """Count an error or a missing reply."""
+        self.failures += 1
+        self.note(f"Client {member.partition} is left out of this round: {why}")
+
+    def reject(self, member: Member, why: object) -> None:
+        """Count a reply that must not be used."""
+        self.rejected += 1
+        self.note(f"The reply of client {member.partition} is not used: {why}")
+
+
+class Exchange:
+    """Sends requests to clients and collects their replies.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    ledger : Ledger
+        Books every message.
+    timeout : float
+        Seconds to wait for the replies to a set of requests.
+    late : set of str
+        Ids of requests whose replies came too late; they are pulled and thrown away.
+    """
+
+    def __init__(self, grid: Grid, ledger: Ledger, timeout: float, late: set[str]) -> None:
+        self.tally = Tally()
+        self._grid = grid
+        self._ledger = ledger
+        self._timeout = timeout
+        self._late = late
+        self._pending: Pending = {}
+        self._order: list[Member] = []
+
+    def send(
+        self, requests: Mapping[Member, Request], read: Callable[[RecordDict], R]
+    ) -> dict[Member, R]:
+        """Send requests and return the valid replies in the order of the requests."""
+        self.push(requests)
+        return self.collect(read)
+
+    def push(self, requests: Mapping[Member, Request]) -> None:
+        """Send requests without waiting; clients begin at once."""
+        self._order.extend(requests)
+        self._push(((member, request, 0) for member, request in requests.items()), self._pending)
+
+    def _push(self, items: Iterable[tuple[Member, Request, int]], pending: Pending) -> None:
+        sent = []
+        for member, request, attempt in items:
+            content = request.to_content()
+            self._ledger.record("down", request.payload(), content_bytes(content))
+            message = Message(
+                content=content, dst_node_id=member.node_id, message_type=request.TYPE
+            )
+            sent.append((message, (member, request, attempt)))
+        if not sent:
+            return
+        # The network grids iterate twice, so a list; ids are written into the messages on push.
+        accepted = set(self._grid.push_messages([message for message, _ in sent]))
+        for message, item in sent:
+            if message.metadata.message_id in accepted:
+                pending[message.metadata.message_id] = item
+            else:
+                self.tally.fail(item[0], "Flower did not accept the request (is it too large?).")
+
+    def collect(self, read: Callable[[RecordDict], R]) -> dict[Member, R]:
+        """Wait for the replies to everything pushed so far.
+
+        Parameters
+        ----------
+        read : callable
+            Turns the content of a reply into a checked message, or raises an `SflError`.
+
+        Returns
+        -------
+        dict[Member, R]
+            Valid replies, in the order of the requests; the rest is in `tally`.
+        """
+        order, self._order = self._order, []
+        return dict(self.in_turn(dict.fromkeys(order, read)))
+
+    def in_turn(
+        self, reads: Mapping[Member, Callable[[RecordDict], R]]
+    ) -> Iterator[tuple[Member, R]]:
+        """Yield the replies to everything pushed so far, one after another.
+
+        A reply comes out as soon as it and those before it in the order are there. What the caller
+        pushes in between belongs to the next call.
+
+        Parameters
+        ----------
+        reads : Mapping[Member, callable]
+            For each client that was sent a request, in the order wanted, what `collect` calls
+            `read`.
+
+        Yields
+        ------
+        member : Member
+            The client; those without a valid reply are left out, and in `tally`.
+        reply : R
+            Its reply.
+        """
+        pending, self._pending, self._order = self._pending, {}, []
+        found: dict[Member, R] = {}
+        self._drop_late()
+        clock = _Clock(self._timeout)
+        for member in reads:
+            clock.restart()  # the caller may have worked since the last reply
+            while _waits(member, pending):
+                arrived = list(self._grid.pull_messages(list(pending)))
+                for message in arrived:
+                    self._receive(message, reads, found, pending)
+                if arrived:
+                    clock.restart()
+                elif clock.expired():
+                    self._give_up(pending)
+                if _waits(member, pending):
+                    clock.wait()
+            if member in found:
+                yield member, found.pop(member)
+
+    def _receive(
+        self,
+        message: Message,
+        reads: Mapping[Member, Callable[[RecordDict], R]],
+        found: dict[Member, R],
+        pending: Pending,
+    ) -> None:
+        # The source of an error reply may be the SuperLink: only the request's id tells the client.
+        item = pending.pop(message.metadata.reply_to_message_id, None)
+        if item is None:
+            return
+        member, request, attempt = item
+        if message.has_error():
+            code, reason = message.error.code, message.error.reason or "no reason given"
+            if code in WORKER_DIED and attempt < RESENDS:
+                self._push([(member, request, attempt + 1)], pending)
+            else:
+                self.tally.fail(member, f"{_last_line(reason)} (Flower error {code})")
+            return
+        try:
+            reply = reads[member](message.content)
+        except SflError as error:
+            # It crossed the network all the same.
+            self._ledger.record("up", {}, content_bytes(message.content))
+            self.tally.reject(member, error)
+            return
+        self._ledger.record("up", reply.payload(), content_bytes(message.content))
+        found[member] = reply
+
+    def _give_up(self, pending: Pending) -> None:
+        for identifier, (member, _, _) in pending.items():
+            self._late.add(identifier)
+            self.tally.fail(member, f"no reply within {self._timeout:g} s.")
+        pending.clear()
+
+    def _drop_late(self) -> None:
+        if self._late:
+            for message in self._grid.pull_messages(list(self._late)):
+                self._late.discard(message.metadata.reply_to_message_id)
+
+
+class _Clock:
+    """Says how long to wait before the next look for replies, and when to give up."""
+
+    def __init__(self, timeout: float) -> None:
+        self._deadline = time.monotonic() + timeout
+        self.restart()
+
+    def restart(self) -> None:
+        """Look again soon."""
+        self._quiet_since = time.monotonic()
+
+    def expired(self) -> bool:
+        """Tell whether the time is over."""
+        return time.monotonic() > self._deadline
+
+    def wait(self) -> None:
+        """Sleep, the longer the longer nothing has arrived."""
+        wait = WAIT_SHARE * (time.monotonic() - self._quiet_since)
+        time.sleep(min(max(wait, SHORTEST_WAIT), LONGEST_WAIT))
+
+
+def _waits(member: Member, pending: Pending) -> bool:
+    return any(waiting == member for waiting, _, _ in pending.values())
+
+
+def _last_line(reason: str) -> str:
+    lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "no reason given"

@@ -1,0 +1,159 @@
+"""What methods with a journal share: asking clients in step, and the anchor exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import RecordDict
+from torch import Tensor
+
+from sfl_flower.errors import WireError
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.mirror import Mirror
+from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import SplitStrategy
+from sfl_flower.server.trainer import Gradients
+from sfl_flower.wire import ForwardReply, ForwardRequest, Reply, Request, StaleReply, is_stale
+
+__all__ = ["JournalledStrategy"]
+
+R = TypeVar("R", bound=Reply)
+
+
+class JournalledStrategy(SplitStrategy):
+    """Base of methods whose clients follow a journal; most send the anchor's smashed data."""
+
+    mirror: Mirror
+
+    def load_client(self, state: Mapping[str, Tensor]) -> None:
+        """Put client-half weights in place before the first round; the journal starts anew."""
+        super().load_client(state)
+        self.prepare()
+
+    @property
+    def version(self) -> int:
+        """Number of updates of the client half."""
+        return self.mirror.version
+
+    @property
+    def digest(self) -> str:
+        """The journal's running digest, in hex."""
+        return self.mirror.digest
+
+    def ask_in_step(
+        self,
+        cohort: list[Member],
+        exchange: Exchange,
+        request: Callable[[Member], Request],
+        read: Callable[[RecordDict], R],
+    ) -> dict[Member, R]:
+        """Send requests with a sync in them; clients that lost their state get theirs again.
+
+        Parameters
+        ----------
+        cohort : list of Member
+            Whom to ask.
+        exchange : Exchange
+            Carries the messages.
+        request : callable
+            Makes a client's request, with `self.mirror.sync(member)` in it.
+        read : callable
+            Turns the content of a reply into a checked message, or raises an `SflError`.
+
+        Returns
+        -------
+        dict[Member, R]
+            Valid replies in the order of the cohort, of clients at the current version.
+        """
+
+        def checked(content: RecordDict) -> R | StaleReply:
+            return StaleReply.from_content(content) if is_stale(content) else read(content)
+
+        answers = exchange.send({member: request(member) for member in cohort}, checked)
+        stale = {m: reply for m, reply in answers.items() if isinstance(reply, StaleReply)}
+        if stale:
+            for member, reply in stale.items():
+                self.mirror.lost(member, reply)
+            answers |= exchange.send({member: request(member) for member in stale}, checked)
+        found: dict[Member, R] = {}
+        for member in cohort:
+            answer = answers.get(member)
+            if isinstance(answer, StaleReply):
+                exchange.tally.fail(member, "it cannot be brought to the current version.")
+            elif answer is not None:
+                found[member] = answer
+                self.mirror.synced(member)
+        return found
+
+    def anchors(
+        self,
+        round: int,
+        cohort: list[Member],
+        exchange: Exchange,
+        kind: type[ForwardRequest],
+        minibatches: int,
+        eval_mode: bool,
+    ) -> dict[Member, ForwardReply]:
+        """Collect smashed data and labels of a round; clients that lost their state get it again.
+
+        Parameters
+        ----------
+        round : int
+            The round.
+        cohort : list of Member
+            Whom to ask.
+        exchange : Exchange
+            Carries the messages.
+        kind : type
+            The request to send.
+        minibatches : int
+            Mini-batches per client.
+        eval_mode : bool
+            Whether the client half runs in eval mode.
+        """
+
+        def read(content: RecordDict) -> ForwardReply:
+            reply = ForwardReply.from_content(content)
+            self.expect_z(reply.z)
+            if reply.round != round or reply.sizes.shape != (minibatches,):
+                raise WireError(
+                    f"it answers round {reply.round} with {reply.sizes.size} mini-batches, asked "
+                    f"were {minibatches} of round {round}."
+                )
+            if int(reply.sizes.max()) > self.config.batch_size:
+                raise WireError(
+                    f"it has a mini-batch of {int(reply.sizes.max())} samples, asked were at most "
+                    f"{self.config.batch_size}."
+                )
+            return reply
+
+        def request(member: Member) -> ForwardRequest:
+            return kind(
+                round=round,
+                batch_size=self.config.batch_size,
+                minibatches=minibatches,
+                setup=self.setup,
+                sync=self.mirror.sync(member),
+                meter=self.metering(round),
+                eval_mode=eval_mode,
+            )
+
+        found = self.ask_in_step(cohort, exchange, request, read)
+        self.book_usage(reply.usage for reply in found.values())
+        return found
+
+    @staticmethod
+    def batches(
+        member: Member, reply: ForwardReply
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]]:
+        """Yield smashed data, labels and (round, partition, step) of each mini-batch."""
+        end = 0
+        for step, size in enumerate(reply.sizes.tolist()):
+            start, end = end, end + size
+            yield reply.z[start:end], reply.y[start:end], (reply.round, member.partition, step)
+
+    def backward(self, member: Member, reply: ForwardReply) -> list[Gradients]:
+        """Run a client's mini-batches through the server half, without any step of it."""
+        return [self.server.gradients(*batch) for batch in self.batches(member, reply)]

@@ -1,0 +1,400 @@
+"""The server side that every method shares: rounds, evaluation, checkpoints, the record."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from logging import INFO, getLogger
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
+
+from sfl_flower.config import RunConfig, Settings
+from sfl_flower.errors import TrainingError, WireError
+from sfl_flower.report import RoundRecord
+from sfl_flower.server.exchange import Exchange, Tally
+from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights, counts
+from sfl_flower.server.probing import Noise
+from sfl_flower.server.records import as_record, from_record
+from sfl_flower.server.roster import Member, Roster
+from sfl_flower.server.trainer import Trainer
+from sfl_flower.split import (
+    base_digest,
+    base_state,
+    dequantised,
+    load_dequantised,
+    load_travelling,
+    travelling_state,
+)
+from sfl_flower.task import SplitTask
+from sfl_flower.training.modes import eval_mode, torch_threads
+from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup, Usage
+
+__all__ = ["Outcome", "SplitStrategy"]
+
+_log = getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method reports of a round.
+
+    Attributes
+    ----------
+    losses : list of float
+        Mean losses of the mini-batches the server used.
+    samples : int
+        Samples of those mini-batches.
+    extra : Mapping[str, float]
+        Further numbers of the method.
+    """
+
+    losses: list[float]
+    samples: int
+    extra: Mapping[str, float]
+
+
+class SplitStrategy(Strategy):
+    """Base of every method's server side, a Flower strategy.
+
+    The exchanges of a round run inside `configure_train`, the only train hook that Flower gives
+    the grid; it returns no messages of its own. `start` is Flower's.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem.
+    config : RunConfig
+        Settings of the run.
+    settings : Settings, optional
+        Settings of the method; its defaults when left out.
+    on_round : callable, optional
+        Called with the record of each round, round 0 (before training) included.
+    save : callable, optional
+        Called with the strategy when a checkpoint is due.
+    """
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[Settings]]
+    uses_server_lr: ClassVar[bool] = True
+    """Whether `server_lr` changes what the method does."""
+    whole_on_clients: ClassVar[bool] = False
+    """Whether clients hold the whole model instead of the client half."""
+
+    def __init__(
+        self,
+        task: SplitTask,
+        config: RunConfig,
+        settings: Settings | None = None,
+        *,
+        on_round: Callable[[RoundRecord], None] | None = None,
+        save: Callable[[SplitStrategy], None] | None = None,
+    ) -> None:
+        self.task = task
+        self.config = config
+        self.settings = settings if settings is not None else self.settings_type()
+        self.ledger = Ledger()
+        self.round = 0
+        self.records: list[RoundRecord] = []
+        self.setup = Setup(config.seed, config.partition_text(), config.client_threads)
+        halves = task.build(config.seed)
+        self.client_half: nn.Module = halves.client
+        self.server = Trainer(halves.server, task.loss, task.classes, config, task.ignore_label)
+        self._roster = Roster(config.clients, config.seed, config.join_timeout)
+        self._late: set[str] = set()
+        self._empty = 0
+        self._tally = Tally()
+        self._outcome = Outcome([], 0, {})
+        self._on_round = on_round
+        self._save = save
+        self._began = time.monotonic()
+        self._first = 0
+        self._flops = 0
+        self._z_shape: tuple[int, ...] | None = None
+        self._base: tuple[str, str] | None = None
+        self.prepare()
+
+    # What a method brings
+
+    def prepare(self) -> None:
+        """Set up what the method needs; the halves are built. Bad settings are refused here."""
+
+    @abstractmethod
+    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run one round with these clients."""
+
+    def server_halves(self) -> list[Trainer]:
+        """Return what the server trains by backprop and keeps; each round sets its rate."""
+        return [self.server]
+
+    def noise(self) -> Noise | None:
+        """Return what decides the noise of the client's estimates; None without zeroth order."""
+        return None
+
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Return the method's state for a checkpoint."""
+        return {f"client.{k}": v.clone() for k, v in travelling_state(self.client_half).items()}
+
+    def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the method's state back."""
+        self.load_client({k.removeprefix("client."): v for k, v in tensors.items()})
+
+    def load_client(self, state: Mapping[str, Tensor]) -> None:
+        """Put client-half weights in place before the first round."""
+        load_travelling(self.client_half, state)
+
+    def held_head(self) -> tuple[str, nn.Module] | None:
+        """Return kind and module of the auxiliary head that clients hold; None without one."""
+        return None
+
+    @property
+    def version(self) -> int:
+        """Version of the client half."""
+        return self.round
+
+    @property
+    def digest(self) -> str:
+        """Digest of the journal, empty for a method without one."""
+        return ""
+
+    @property
+    def training_samples(self) -> int:
+        """Training samples of all clients, as far as they are known; 0 before training."""
+        return self._roster.samples
+
+    # Flower's hooks
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Run the exchanges of a round; returns no further messages."""
+        with torch_threads(self.config.server_threads):
+            if server_round == 1:
+                self._start(arrays)
+            self.round = self._first + server_round
+            for half in self.server_halves():
+                half.begin(self.round)
+            exchange = Exchange(grid, self.ledger, self.config.timeout, self._late)
+            online = self._roster.refresh(grid, lambda nodes: self._ask(nodes, exchange))
+            cohort = self._roster.cohort(self.round, online, self.config.cohort)
+            self._outcome = self.train_round(self.round, cohort, exchange)
+            self._tally = exchange.tally
+        self.ledger.samples += self._outcome.samples
+        if self._flops and self._outcome.samples:
+            self.ledger.client_flops = self._flops / self._outcome.samples
+        self._flops = 0
+        self._check_patience()
+        return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Close the round: evaluate, save, record.
+
+        Returns
+        -------
+        arrays : ArrayRecord or None
+            The whole model in rounds that are evaluated, None in others.
+        metrics : MetricRecord
+            Numbers of the round.
+        """
+        last = self.round >= self.config.rounds
+        due = last or self.round % self.config.evaluation_period == 0
+        self._record(self.evaluate_model() if due else {})
+        if self._save and (last or self.round % self.config.checkpoint_period == 0):
+            self._save(self)
+        record = self.records[-1]
+        metrics: dict[str, Any] = {"samples": record.samples, "num-examples": 0}
+        metrics["num-examples"] = max(1, self._outcome.samples)
+        if record.loss is not None:
+            metrics["loss"] = record.loss
+        return (self.arrays() if due else None), MetricRecord(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask no client: the server holds both halves and evaluates the whole model."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return None: clients evaluate nothing."""
+        return None
+
+    def summary(self) -> None:
+        """Log what is trained and how, and warn where zeroth order is too noisy to learn."""
+        _log.log(INFO, "\t├──> Method: %s, task: %s", self.name, self.task.name)
+        pairs = [counts(module) for module in (self.client_half, self.server.module)]
+        client, server = (f"{count} ({trained} trained)" for count, trained in pairs)
+        _log.log(INFO, "\t├──> Parameters: client half %s, server half %s", client, server)
+        _log.log(
+            INFO,
+            "\t└──> Clients: %d of %d per round, batch size %d",
+            self.config.cohort,
+            self.config.clients,
+            self.config.batch_size,
+        )
+        if (noise := self.noise()) is not None and (warning := noise.warning()):
+            _log.warning(warning)
+
+    # The model
+
+    def model(self) -> dict[str, Tensor]:
+        """Return a copy of the whole model's weights."""
+        return {k: v.detach().clone() for k, v in self.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the whole model's weights under their original names, none of them quantised."""
+        return dequantised({**self.client_half.state_dict(), **self.server.module.state_dict()})
+
+    def arrays(self) -> ArrayRecord:
+        """Return the whole model's weights as Flower's record."""
+        return as_record(self.model())
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Give Flower the metrics of a round that was evaluated; pass it as `evaluate_fn`."""
+        for record in reversed(self.records):
+            if record.round == self._first + server_round and record.metrics:
+                return MetricRecord(dict(record.metrics))
+        return None
+
+    def metering(self, round: int) -> str:
+        """Return what clients measure in a round: memory in the first, operations in the second."""
+        return {1: "memory", 2: "flops"}.get(round - self._first, "none")
+
+    def book_usage(self, usages: Iterable[Usage]) -> None:
+        """Book what clients measured in this round."""
+        for usage in usages:
+            peak = max(self.ledger.client_peak_bytes, usage.peak_bytes)
+            self.ledger.client_peak_bytes = peak
+            self._flops += usage.flops
+
+    def evaluate_model(self) -> dict[str, float]:
+        """Return loss and metrics of the whole model on the task's test set."""
+        with torch_threads(self.config.server_threads):
+            with eval_mode(self.client_half, self.server.module):
+                return self.task.evaluate(lambda x: self.server.module(self.client_half(x)))
+
+    def expect_z(self, z: np.ndarray) -> None:
+        """Refuse smashed data whose shape per sample is not that of the task's own data.
+
+        Raises
+        ------
+        WireError
+            If the shape differs.
+        """
+        if self._z_shape is None:
+            x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
+            with torch.no_grad(), eval_mode(self.client_half):
+                self._z_shape = tuple(self.client_half(x).shape[1:])
+        if z.shape[1:] != self._z_shape:
+            wanted = ", ".join(map(str, self._z_shape))
+            raise WireError(f"smashed data has shape {z.shape}, expected [n, {wanted}].")
+
+    # Checkpoints
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and plain values from which the run goes on exactly."""
+        tensors = {**self.method_tensors(), **self.server.tensors()}
+        seconds = self.records[-1].seconds if self.records else 0.0
+        return tensors, {
+            "round": self.round,
+            "ledger": self.ledger.to_dict(),
+            "seconds": seconds,
+            "base": base_digest(*self._frozen()[0]),
+        }
+
+    def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; `start` then runs the rounds that are left.
+
+        Raises
+        ------
+        TrainingError
+            If it belongs to another model, or to other frozen parameters.
+        """
+        check_checkpoint(values, self._frozen()[0])
+        self.server.load_tensors(tensors)
+        self.load_method_tensors(tensors)
+        self.ledger = Ledger.from_dict(values["ledger"])
+        self.round = self._first = int(values["round"])
+        self._began = time.monotonic() - float(values["seconds"])
+
+    # Inside
+
+    def _start(self, arrays: ArrayRecord) -> None:
+        if self._first:
+            return
+        self._began = time.monotonic()
+        own = self.state_dict()
+        state = from_record(arrays, own)
+        if any(not torch.equal(state[k], own[k]) for k in own):
+            check_first_weights(state, self._on_clients())
+            self.load_client(state)
+            load_dequantised(self.server.module, state)
+        self._record(self.evaluate_model())
+
+    def _on_clients(self) -> list[nn.Module]:
+        """Return what of the model clients hold."""
+        return [self.client_half, *([self.server.module] if self.whole_on_clients else [])]
+
+    def _frozen(self) -> tuple[list[nn.Module], str]:
+        """Return what clients hold and may be frozen, and the kind of a head among it."""
+        held = self.held_head()
+        if held is None or not base_state(held[1]):
+            return self._on_clients(), ""
+        return [*self._on_clients(), held[1]], held[0]
+
+    def _ask(
+        self, nodes: Iterable[Member], exchange: Exchange
+    ) -> dict[Member, tuple[int, int, str]]:
+        if self._base is None:
+            modules, kind = self._frozen()
+            self._base = base_digest(*modules), kind
+        digest, kind = self._base
+        request = JoinRequest(self.setup, digest or None, self.whole_on_clients, kind)
+        requests = dict.fromkeys(nodes, request)
+        replies = exchange.send(requests, JoinReply.from_content)
+        return {
+            node: (reply.partition, reply.samples, reply.problem) for node, reply in replies.items()
+        }
+
+    def _check_patience(self) -> None:
+        self._empty = 0 if self._outcome.samples else self._empty + 1
+        if self._empty >= self.config.patience:
+            reason = self._tally.notes[0] if self._tally.notes else "no client answered"
+            raise TrainingError(
+                f"No usable reply in {self._empty} rounds in a row, so training stops at round "
+                f"{self.round}; the last reason: {reason}"
+            )
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        outcome, tally, ledger = self._outcome, self._tally, self.ledger
+        losses = outcome.losses
+        record = RoundRecord(
+            round=self.round,
+            samples=ledger.samples,
+            exchanges=ledger.exchanges,
+            seconds=time.monotonic() - self._began,
+            loss=sum(losses) / len(losses) if losses else None,
+            metrics=metrics,
+            bytes_up=ledger.bytes_up,
+            bytes_down=ledger.bytes_down,
+            replies=tally.replies,
+            failures=tally.failures,
+            rejected=tally.rejected,
+            notes=tuple(tally.notes),
+            version=self.version,
+            digest=self.digest,
+            extra=dict(outcome.extra),
+        )
+        self.records.append(record)
+        if self._on_round:
+            self._on_round(record)

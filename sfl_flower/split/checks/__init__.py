@@ -1,0 +1,1 @@
+"""What would break a client that only runs forwards."""

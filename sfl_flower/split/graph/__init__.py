@@ -1,0 +1,1 @@
+"""A model as a recorded graph, and where it can be cut."""

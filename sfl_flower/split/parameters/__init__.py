@@ -1,0 +1,1 @@
+"""Which parameters are trained, frozen, quantised, and which travel."""

@@ -1,0 +1,1 @@
+"""Hugging Face models, cut between their blocks."""

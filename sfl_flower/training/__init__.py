@@ -1,0 +1,1 @@
+"""What both ends train with: optimisers, rates, losses and metrics, modes, meters."""

@@ -1,0 +1,181 @@
+"""What the messages of several methods hold, and those that no method owns: join, stale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from flwr.app import RecordDict
+
+from sfl_flower.errors import WireError
+from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.fields import (
+    STAYS,
+    Samples,
+    Version,
+    flag,
+    group,
+    hexadecimal,
+    octets,
+    text,
+    whole,
+)
+from sfl_flower.wire.message import Part, Reply, Request
+
+__all__ = [
+    "JoinReply",
+    "JoinRequest",
+    "Setup",
+    "StaleReply",
+    "Sync",
+    "check_batch",
+    "expect_shape",
+    "is_stale",
+]
+
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class Sync(Part):
+    """How a client comes to the server's version of the client half.
+
+    Attributes
+    ----------
+    kind : {"none", "tail", "full"}
+        Nothing to do, replay of missing journal entries, or download.
+    base_version, base_digest : int, str
+        Where the client must stand for `none` and `tail`; ignored for `full`.
+    version, digest : int, str
+        Where it stands afterwards; the digest is the journal's, in hex.
+    tail : bytes
+        For `tail`: encoded journal entries.
+    state : Mapping[str, numpy.ndarray]
+        For `full`: flat arrays of parameters, buffers and optimiser state.
+    scalar_bytes, key_bytes : int
+        What of the tail are coefficients, and what names directions; for the sender's ledger.
+    """
+
+    kind: Annotated[Literal["none", "tail", "full"], text(("none", "tail", "full")).called("sync")]
+    base_version: int
+    base_digest: Annotated[str, text(empty=_NONE)]
+    version: int
+    digest: Annotated[str, hexadecimal()]
+    tail: Annotated[bytes, octets().when(lambda sync: sync["kind"] == "tail")] = b""
+    state: Annotated[
+        Mapping[str, np.ndarray], group("state.", "").when(lambda sync: sync["kind"] == "full")
+    ] = field(default_factory=dict)
+    scalar_bytes: Annotated[int, STAYS] = 0
+    key_bytes: Annotated[int, STAYS] = 0
+
+    def payload(self) -> dict[str, int]:
+        """Return the bytes by ledger category."""
+        weights = sum(
+            value.nbytes
+            for name, value in self.state.items()
+            if name.startswith(("weights.", "slot."))
+        )
+        return {"scalars": self.scalar_bytes, "keys": self.key_bytes, "weights": weights}
+
+
+@dataclass(frozen=True)
+class Setup(Part):
+    """What every request says of the run.
+
+    Attributes
+    ----------
+    seed : int
+        The run's seed.
+    partition : str
+        The partitioning of the data as JSON, "local" for clients with data of their own.
+    threads : int
+        Threads that torch uses on the client.
+    """
+
+    seed: int
+    partition: str
+    threads: Annotated[int, whole(low=1, high=1024)] = 1
+
+
+@dataclass(frozen=True)
+class JoinRequest(Request):
+    """Ask a node who it is and how much data it holds.
+
+    Attributes
+    ----------
+    base : str or None
+        Digest in hex of what the server has frozen of what clients hold, None for nothing; a node
+        with another cannot take part.
+    whole : bool
+        With a digest: whether clients hold the whole model instead of the client half.
+    head : str
+        With a digest: kind of an auxiliary head that has frozen parts too, empty for none.
+    """
+
+    TYPE: ClassVar[str] = "query.join"
+
+    setup: Setup
+    base: Annotated[str, hexadecimal()] | None = None
+    whole: Annotated[bool, flag().when(lambda request: request["base"] is not None)] = False
+    head: Annotated[str, text(empty=_NONE).when(lambda request: request["base"] is not None)] = ""
+
+
+@dataclass(frozen=True)
+class JoinReply(Reply):
+    """Who a node is: its partition (-1 with data of its own), its sample count, or a problem."""
+
+    WHAT: ClassVar[str] = "join reply"
+    STATUS: ClassVar[str] = ""
+
+    partition: Annotated[int, whole(low=-1).called("partition-id")]
+    samples: Samples
+    problem: Annotated[str, text(empty=_NONE)] = ""
+
+
+@dataclass(frozen=True)
+class StaleReply(Reply):
+    """A client that does not stand where the sync began: it names where it stands.
+
+    Attributes
+    ----------
+    version : int
+        The client's version, -1 for none.
+    digest : str
+        The digest of that version in hex.
+    """
+
+    WHAT: ClassVar[str] = "stale reply"
+    STATUS: ClassVar[str] = "stale"
+
+    version: Version
+    digest: Annotated[str, text(empty=_NONE)]
+
+
+def is_stale(content: RecordDict) -> bool:
+    """Tell whether an arrived reply says that the client must be synced anew."""
+    config = content.config_records.get("config")
+    return config is not None and config.get("status") == StaleReply.STATUS
+
+
+def expect_shape(what: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the array if it has this shape, else raise `WireError`."""
+    if array.shape != shape:
+        raise WireError(f"A reply has {what} of shape {array.shape}, expected {shape}.")
+    return array
+
+
+def check_batch(
+    reader: Reader, z: np.ndarray, y: np.ndarray, sizes: np.ndarray | None = None
+) -> None:
+    """Refuse smashed data, labels and mini-batch sizes that do not fit one another."""
+    count = z.shape[0] if z.ndim else 0
+    if z.ndim < 2 or y.ndim < 1 or y.shape[0] != count or not (z.size and y.size):
+        raise reader.fail(f"has smashed data of shape {z.shape} with labels of shape {y.shape}")
+    if sizes is None:
+        return
+    # Each size is bounded before they are summed: a sum of int64 wraps around.
+    legal = sizes.size <= count and ((sizes >= 1) & (sizes <= count)).all()
+    if not legal or int(sizes.sum()) != count:
+        raise reader.fail(f"has mini-batches of {sizes[:8].tolist()} for {count} samples")

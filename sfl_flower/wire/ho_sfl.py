@@ -1,0 +1,119 @@
+"""The messages of methods with zeroth-order or frozen clients: forward, then probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sfl_flower.wire.codec import Reader
+from sfl_flower.wire.common import Setup, Sync, check_batch
+from sfl_flower.wire.fields import (
+    BatchSize,
+    CutGradients,
+    Labels,
+    Mu,
+    Probes,
+    Samples,
+    Scalars,
+    Sizes,
+    Smashed,
+    Steps,
+    Version,
+)
+from sfl_flower.wire.message import Reply, Request
+from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
+
+__all__ = ["AnchorRequest", "ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]
+
+
+@dataclass(frozen=True)
+class ForwardRequest(Request):
+    """Ask for the anchor forward of a round, to be followed by probes.
+
+    Attributes
+    ----------
+    sync : Sync
+        How to come to the current version first.
+    """
+
+    TYPE: ClassVar[str] = "train.forward"
+
+    round: int
+    batch_size: BatchSize
+    minibatches: Steps
+    setup: Setup
+    sync: Sync
+    eval_mode: bool = False
+    meter: Meter = "none"
+
+
+@dataclass(frozen=True)
+class AnchorRequest(ForwardRequest):
+    """Ask for the anchor forward of a round, with nothing to follow."""
+
+    TYPE: ClassVar[str] = "train.anchor"
+
+
+@dataclass(frozen=True)
+class ForwardReply(Reply):
+    """Smashed data and labels of the mini-batches of a round, one after another."""
+
+    WHAT: ClassVar[str] = "forward reply"
+
+    round: int
+    version: Version
+    z: Smashed
+    y: Labels
+    sizes: Sizes
+    usage: Usage = NO_USAGE
+
+    def examples(self) -> int:
+        """Return the number of samples."""
+        return len(self.y)
+
+    def check(self, reader: Reader) -> None:
+        """Refuse samples, labels and sizes that do not fit one another."""
+        check_batch(reader, self.z, self.y, self.sizes)
+
+
+@dataclass(frozen=True)
+class ProbeRequest(Request):
+    """Cut gradients of the round's batches, and which directions to probe along.
+
+    Attributes
+    ----------
+    version, digest : int, str
+        Where the client must stand.
+    stream : int
+        Whose directions: 0 for those shared by the round, partition + 1 for the client's own.
+    """
+
+    TYPE: ClassVar[str] = "train.probe"
+
+    round: int
+    version: int
+    digest: str
+    batch_size: BatchSize
+    minibatches: Steps
+    setup: Setup
+    lam: CutGradients
+    stream: int
+    probes: Probes
+    law: str
+    mu: Mu
+    central: bool = False
+    eval_mode: bool = False
+    meter: Meter = "none"
+
+
+@dataclass(frozen=True)
+class ProbeReply(Reply):
+    """The scalars v of a client's probes, a row for each mini-batch."""
+
+    WHAT: ClassVar[str] = "probe reply"
+
+    round: int
+    version: int
+    scalars: Scalars
+    samples: Samples
+    usage: Usage = NO_USAGE

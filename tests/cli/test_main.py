@@ -1,0 +1,183 @@
+"""The `sfl` command: exit codes, messages, what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sfl_flower.cli.demo import DEMO_METHODS, run_demo
+from sfl_flower.cli.main import main
+from sfl_flower.methods import METHODS
+from sfl_flower.report import RunDirectory
+
+pytestmark = pytest.mark.flower
+
+INLINE = ["run", "--backend", "inline", "--clients", "3", "--set", "partition=iid"]
+
+
+def test_a_run_leaves_everything_on_disk(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main([*INLINE, "--rounds", "2", "--set", "probes=2", "--out", str(out)]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "config.json",
+        "history.jsonl",
+        "ledger.json",
+        "model.safetensors",
+        "journal.bin",
+        "accuracy.png",
+    } <= names
+    assert any(name.startswith("events") or (out / name).is_dir() for name in names)
+    assert json.loads((out / "config.json").read_text())["config"]["probes"] == 2
+    assert [record.round for record in RunDirectory(out).history] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "ho_slf"], ["ho_slf", "ho_sfl", "frozen"]),
+        (["--task", "digit"], ["digit", "digits"]),
+        (["--set", "probs=2"], ["probs", "probes"]),
+        (["--set", "probes=0"], ["probes", "[1, 4096]"]),
+        (["--set", "probes"], ["KEY=VALUE"]),
+        (["--clients", "0"], ["clients", "at least 1"]),
+        (["--sampled", "9"], ["sampled", "[1, 3]"]),
+        (["--set", "task.size=3"], ["size", "digits"]),
+        (["--method", "frozen", "--set", "mu=0.1"], ["mu", "frozen"]),
+        (["--set", "client-lr=fast"], ["client_lr", "fast"]),
+        (["--method", "heron", "--set", "head=pooled"], ["pooled"]),
+        (["--set", "[/x]"], ["--set got '[/x]'"]),
+        (["--set", "task.trained=[a]*"], ["[a]*"]),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main([*INLINE, *arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_a_failed_run_exits_1_and_keeps_what_was_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    # With this rate the first step makes the server half overflow.
+    arguments = ["--rounds", "20", "--set", "server-lr=1e30", "--out", str(out)]
+    assert main([*INLINE, *arguments]) == 1
+    assert "not finite" in capsys.readouterr().err
+    history = RunDirectory(out).history
+    assert 1 < len(history) < 20
+    assert RunDirectory(out).load_model()
+
+
+def test_resume_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    shared = [*INLINE, "--set", "eval-every=1"]
+    assert main([*shared, "--rounds", "4", "--out", str(whole)]) == 0
+    assert main([*shared, "--rounds", "2", "--out", str(parts)]) == 0
+    assert main([*shared, "--rounds", "4", "--out", str(parts), "--resume"]) == 0
+    expected = (whole / "model.safetensors").read_bytes()
+    assert (parts / "model.safetensors").read_bytes() == expected
+    assert (parts / "journal.bin").read_bytes() == (whole / "journal.bin").read_bytes()
+
+
+COMPARE = ["compare", "--task", "digits", "--samples", "64", "--seeds", "1", "--clients", "2"]
+
+
+def test_compare_prints_and_writes_a_table_and_can_be_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--methods", "ho_sfl", "--set", "partition=iid", "--set", "ho_sfl:probes=2"]
+    arguments += ["--server-lrs", "0.05,0.1", "--out", str(out)]
+    assert main([*COMPARE, *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("frozen", "ho_sfl", "splitfed_v2", "gap closed"))
+    assert "ho_sfl lr 0.1 seed 0: round 1/1" in shown
+    config = RunDirectory(out / "ho_sfl" / "lr0.1-seed0").config
+    assert (config["probes"], config["server_lr"], config["clients"]) == (2, 0.1, 2)
+    assert main(["compare", "--from", str(out), "--out", str(tmp_path / "again")]) == 0
+    again = tmp_path / "again" / "table.md"
+    assert again.read_text(encoding="utf-8") == (out / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "ho_slf"], ["ho_slf", "ho_sfl"]),
+        (["--methods", "ho_sfl,ho_sfl"], ["ho_sfl", "twice"]),
+        ([], ["--methods is missing"]),
+        (["--methods", "ho_sfl", "--set", "probes"], ["METHOD:KEY=VALUE"]),
+        (["--methods", "ho_sfl", "--set", "probes=2"], ["frozen", "METHOD:KEY=VALUE"]),
+        (["--methods", "ho_sfl", "--set", "heron:probes=2"], ["heron:probes=2", "ho_sfl, frozen"]),
+        (["--methods", "ho_sfl", "--seeds", "0"], ["seeds is 0", "at least 1"]),
+        (["--methods", "ho_sfl", "--seeds", "a"], ["--seeds", "'a'"]),
+        (["--methods", "ho_sfl", "--server-lrs", "0.1;0.2"], ["--server-lrs", "0.1;0.2"]),
+        (["--methods", "ho_sfl", "--samples", "9"], ["samples is 9", "at least 64"]),
+        (["--from", "here"], ["--task", "--from"]),
+    ],
+)
+def test_a_wrong_comparison_is_named_and_nothing_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*COMPARE, *arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert not out.exists()
+
+
+def test_options_of_a_name_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["options", "heronn"]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in ("'heronn'", "mean 'heron'", "digits", "fsl_sage"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--workers", "2"), ("--sampled", "1"), ("--set", "probes=2")]
+)
+def test_what_reading_runs_does_not_take_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    given = ["compare", "--from", str(tmp_path), "--out", str(tmp_path / "out"), option, value]
+    assert main(given) == 2
+    assert f"{option} has no place beside --from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [None, *METHODS, "fashion_mnist"])
+def test_every_option_has_a_meaning(name: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["options", *([name] if name else [])]) == 0
+    shown = capsys.readouterr().out
+    assert "option" in shown
+    if name == "ho_sfl":
+        assert "client-lr" in shown and "probe length" in shown
+        assert "E[u" in shown  # brackets are text, not markup
+
+
+def test_a_method_says_itself_what_its_bases_say_in_general(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["options", "fsl_sage"]) == 0
+    shown = capsys.readouterr().out
+    assert "Learning rate of client half and head." in shown
+    assert "Learning rate of what clients train." not in shown
+
+
+def test_the_demo_compares_at_equal_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sfl_flower.cli.demo.SHARED", {"task": "digits", "rounds": 2, "clients": 3})
+    run_demo(tmp_path / "demo", backend="inline")
+    samples = {RunDirectory(tmp_path / "demo" / m).history[-1].samples for m in DEMO_METHODS}
+    assert len(samples) == 1
+    assert (tmp_path / "demo" / "accuracy.png").stat().st_size > 10_000
+    shown = capsys.readouterr().out
+    assert all(method in shown for method in DEMO_METHODS)
+    run_demo(tmp_path / "demo", backend="inline")
+    assert (tmp_path / "demo-2" / "accuracy.png").exists()

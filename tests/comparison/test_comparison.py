@@ -1,0 +1,331 @@
+"""Comparisons: equal samples, nothing trained twice, and no row that does not belong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfl_flower import Samples, SplitTask, compare, compare_runs
+from sfl_flower.comparison.budget import Budget, fit
+from sfl_flower.comparison.finished import FinishedRun
+from sfl_flower.config import RunConfig
+from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.report import RunDirectory
+from sfl_flower.run.run import Plan
+from sfl_flower.server.first_order import FirstOrderSettings
+from sfl_flower.strategies.frozen import FrozenSettings
+from sfl_flower.task import accuracy
+from tests import tiny
+from tests.report.runs import finished
+
+pytestmark = pytest.mark.flower
+
+SHARED: dict[str, Any] = {"clients": 4, "batch_size": 4, "partition": "iid", "join_timeout": 0.2}
+"""Of 48 training samples each client holds 12, so one mini-batch a client is 16 samples a round."""
+
+
+def task(**options: Any) -> SplitTask:
+    return SplitTask(
+        name="tiny",
+        model=tiny.model,
+        cut="act",
+        train=lambda: tiny.samples(48),
+        test=lambda: tiny.samples(40, 1),
+        classes=tiny.CLASSES,
+        **options,
+    )
+
+
+def test_rounds_come_nearest_to_the_samples() -> None:
+    config = RunConfig(clients=2, batch_size=4)
+    one, three = FrozenSettings(), FirstOrderSettings(local_steps=3)
+    assert fit(64, [10, 10], config, one) == Budget(8, 64)
+    assert fit(67, [10, 10], config, one) == Budget(8, 64)
+    assert fit(69, [10, 10], config, one) == Budget(9, 72)
+    assert fit(64, [10, 10], config, three) == Budget(3, 60)
+    assert fit(20, [10, 10], config, three) == Budget(1, 20)
+    with pytest.raises(ConfigError, match=r"one round of ho_sfl is 20 samples.*at least 20"):
+        fit(19, [10, 10], config, three)
+
+
+def test_the_count_is_that_of_a_run_with_sampled_clients_of_different_size() -> None:
+    shares = [tiny.samples(n, n) for n in (3, 9, 14, 22)]
+    config: dict[str, Any] = {
+        "clients": 4,
+        "sampled": 2,
+        "batch_size": 4,
+        "local_steps": 3,
+        "seed": 5,
+    }
+    trial = tiny.train(tiny.task(shares), "splitfed_v2", rounds=4, **config)
+    wanted = trial.strategy.ledger.samples
+    settings = FirstOrderSettings(local_steps=3)
+    assert fit(wanted, [3, 9, 14, 22], trial.strategy.config, settings) == Budget(4, wanted)
+
+
+def test_control_and_ceiling_are_added_and_all_train_on_the_same(tmp_path: Path) -> None:
+    methods = {"ho_sfl": {}, "splitfed_v2": {"local-steps": 3}}
+    found = compare(task(), methods, samples=96, seeds=2, out=tmp_path, **SHARED)
+    assert [row.label for row in found.rows] == ["frozen", "ho_sfl", "splitfed_v2"]
+    runs = [run for row in found.rows for run in row.runs]
+    assert [run.summary.samples for run in runs] == [96] * 6
+    assert [run.config["rounds"] for run in runs] == [6, 6, 6, 6, 2, 2]
+    by_seed = [{r.facts["initial_weights"] for r in runs if r.seed == seed} for seed in (0, 1)]
+    assert [len(weights) for weights in by_seed] == [1, 1] and by_seed[0] != by_seed[1]
+    assert {run.facts["training_samples"] for run in runs} == {48}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"table.md", "results.json", "accuracy-bytes.png", "accuracy-seconds.png"}
+    assert (tmp_path / "frozen" / "lr0.05-seed1" / "model.safetensors").exists()
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    scores = [run.score("accuracy") for run in found["ho_sfl"].runs]
+    assert rows[1]["mean"] == pytest.approx(sum(scores) / 2)
+    assert rows[1]["runs"][1]["directory"] == "ho_sfl/lr0.05-seed1"
+
+
+def test_every_method_counts_at_its_own_best_rate(tmp_path: Path) -> None:
+    found = compare(
+        task(), ["frozen"], samples=160, seeds=1, server_lrs=[0.01, 0.5], out=tmp_path, **SHARED
+    )
+    for row in found.rows:
+        assert row.server_lr is not None and set(row.rates) == {0.01, 0.5}
+        assert row.mean == max(row.rates.values()) == row.rates[row.server_lr]
+        for rate, value in row.rates.items():
+            run = FinishedRun.load(tmp_path / row.method / f"lr{rate:g}-seed0")
+            assert run.score("accuracy") == value and run.server_lr == rate
+
+
+def test_rates_are_tried_with_the_first_seeds_and_the_others_run_at_the_best(
+    tmp_path: Path,
+) -> None:
+    rates = [0.01, 0.5]
+    found = compare(
+        task(), ["fedavg"], samples=144, seeds=3, server_lrs=rates, tune_seeds=1, out=tmp_path,
+        **SHARED,
+    )  # fmt: skip
+    for name in ("frozen", "splitfed_v2"):
+        tried = {
+            rate: FinishedRun.load(tmp_path / name / f"lr{rate:g}-seed0").score("accuracy")
+            for rate in rates
+        }
+        row = found[name]
+        assert row.server_lr == max(rates, key=lambda rate: tried[rate])
+        assert set(row.rates) == {row.server_lr} and [run.seed for run in row.runs] == [0, 1, 2]
+        assert sum(1 for _ in (tmp_path / name).iterdir()) == 4
+    names = sorted(path.name for path in (tmp_path / "fedavg").iterdir())
+    assert names == ["seed0", "seed1", "seed2"] and found["fedavg"].server_lr is None
+    assert "| fedavg |" in (tmp_path / "table.md").read_text()
+    with pytest.raises(ConfigError, match="tune_seeds is 4"):
+        compare(task(), [], samples=160, seeds=3, tune_seeds=4, out=tmp_path / "b", **SHARED)
+
+
+def test_a_rate_that_fails_does_not_count(tmp_path: Path) -> None:
+    rates = [0.05, 1e38]
+    found = compare(task(), [], samples=320, seeds=1, server_lrs=rates, out=tmp_path, **SHARED)
+    assert [row.server_lr for row in found.rows] == [0.05, 0.05]
+    assert any("frozen lr 1e+38 seed 0 failed" in note for note in found.notes)
+    only = compare(
+        task(), {"ho_sfl": {"server_lr": 1e38}}, samples=320, seeds=1, out=tmp_path / "b", **SHARED
+    )
+    assert [row.label for row in only.rows] == ["frozen", "splitfed_v2"]
+    assert "at no server rate" in only.refused["ho_sfl"]
+
+
+def test_what_is_complete_is_not_trained_again_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(task(), ["ho_sfl"], samples=96, seeds=1, out=tmp_path / "a", **SHARED)
+    seen: list[tuple[str, int]] = []
+
+    def stop(job: Any, record: Any) -> None:
+        seen.append((job.options["method"], record.round))
+        if seen[-1] == ("ho_sfl", 3):
+            raise KeyboardInterrupt
+
+    arguments: dict[str, Any] = {"samples": 96, "seeds": 1, "out": tmp_path / "b", **SHARED}
+    with pytest.raises(KeyboardInterrupt):
+        compare(task(), ["ho_sfl"], on_round=stop, **arguments)
+    assert not (tmp_path / "b" / "ho_sfl" / "lr0.05-seed0" / "summary.json").exists()
+    later: list[tuple[str, int]] = []
+    found = compare(
+        task(),
+        ["ho_sfl"],
+        on_round=lambda job, record: later.append((job.options["method"], record.round)),
+        **arguments,
+    )
+    assert "frozen" not in {method for method, _ in later}
+    assert [n for method, n in later if method == "ho_sfl"] in ([3, 4, 5, 6], [4, 5, 6])
+    for one, two in zip(whole.rows, found.rows, strict=True):
+        # Not all bytes: clients that were started again are asked who they are.
+        assert one.mean == two.mean and one.summary.samples == two.summary.samples == 96
+        assert one.summary.ledger["scalars"] == two.summary.ledger["scalars"]
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("sfl_flower.comparison.jobs.run_plan", refuse)
+    compare(task(), ["ho_sfl"], **arguments)
+
+
+def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    compare(task(), [], samples=64, seeds=1, out=tmp_path, **SHARED)
+    with pytest.raises(ConfigError, match=r"frozen.lr0\.05-seed0.*rounds: 4 -> 6"):
+        compare(task(), [], samples=96, seeds=1, out=tmp_path, **SHARED)
+    with pytest.raises(ConfigError, match=r"server_momentum: 0\.9 -> 0\.5"):
+        compare(task(), [], samples=64, seeds=1, out=tmp_path, **SHARED, server_momentum=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ["ho_slf"]}, "'ho_slf'.*mean 'ho_sfl'"),
+        ({"methods": ["ho_sfl", "ho_sfl"]}, "name each once"),
+        ({"methods": {"ho_sfl": {"probs": 2}}}, "'probs'.*mean 'probes'"),
+        ({"methods": {"ho_sfl": {"probes": 0}}}, r"probes is 0.*\[1, 4096\]"),
+        ({"probes": 2}, "of method 'frozen' 'probes'.*METHOD:KEY=VALUE"),
+        ({"methods": {"ho_sfl": {"batch_size": 8}}}, "batch_size is 8, not 4"),
+        ({"methods": {"ho_sfl": {"sampled": 2}}}, "sampled is 2, not 4"),
+        ({"methods": {"frozen": {"partition": "linear"}}}, "partition is 'iid', not 'linear'"),
+        ({"samples": 8}, "samples is 8.*one round of frozen is 16"),
+        ({"samples": 0}, "samples is 0.*at least 1"),
+        ({"methods": {"splitfed_v2": {"local_steps": 3}}}, "splitfed_v2 trains 48.*frozen, 64.*2%"),
+        (
+            {"methods": {"cse_fsl": {"local_steps": 0, "upload_every": 4}}},
+            r"upload_every is 4.*takes 3 local steps.*\[1, 3\]",
+        ),
+        ({"seeds": 0}, "seeds is 0.*at least 1"),
+        ({"seeds": [3, 3]}, "list of different seeds"),
+        ({"rounds": 3}, "rounds of a comparison follows from samples"),
+        ({"seed": 3}, "seed of a comparison follows from seeds"),
+        ({"server_lrs": [0.1], "server_lr": 0.2}, "server_lr is given twice"),
+        ({"server_lrs": [-0.1]}, r"server_lr is -0\.1"),
+        ({"partition": "local"}, "partition is 'local'"),
+        ({"workers": 2}, "workers is 2.*must be 1"),
+        ({"backend": "rays"}, "backend is 'rays'"),
+        ({"metric": "f1"}, "metric is 'f1'; task 'tiny' has accuracy"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_trained(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    arguments: dict[str, Any] = {"methods": ["ho_sfl"], "samples": 64, **SHARED, **changes}
+    with pytest.raises(ConfigError, match=words):
+        compare(task(), out=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_metric_of_the_task(tmp_path: Path) -> None:
+    mine = task(metrics={"right": accuracy})
+    found = compare(mine, [], samples=64, seeds=1, metric="right", out=tmp_path, **SHARED)
+    assert found.metric == "right" and (tmp_path / "right-samples.png").exists()
+
+
+def test_runs_side_by_side_train_the_same(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"samples": 64, "seeds": 1, "clients": 2, "partition": "iid"}
+    one = compare("digits", [], out=tmp_path / "1", **options)
+    seen: list[str] = []
+    two = compare(
+        "digits",
+        [],
+        out=tmp_path / "2",
+        workers=2,
+        on_round=lambda job, record: seen.append(f"{job.options['method']} {record.round}"),
+        **options,
+    )
+    assert [row.mean for row in one.rows] == [row.mean for row in two.rows]
+    assert [row.summary.ledger for row in one.rows] == [row.summary.ledger for row in two.rows]
+    assert sorted(seen) == ["frozen 0", "frozen 1", "splitfed_v2 0", "splitfed_v2 1"]
+
+
+def test_runs_that_exist_are_put_side_by_side(tmp_path: Path) -> None:
+    for seed, (low, mid, high) in enumerate([(0.4, 0.5, 0.8), (0.5, 0.7, 0.8)]):
+        finished(tmp_path / f"f{seed}", "frozen", low, seed=seed)
+        finished(tmp_path / f"h{seed}", "ho_sfl", mid, seed=seed, samples=1010)
+        finished(tmp_path / "s" / str(seed), "splitfed_v2", high, seed=seed)
+    names = ["f0", "f1", "h0", "h1", "s"]
+    found = compare_runs([tmp_path / name for name in names], tmp_path / "out")
+    assert found["ho_sfl"].mean == pytest.approx(0.6)
+    assert found["ho_sfl"].gap_closed == pytest.approx((0.6 - 0.45) / (0.8 - 0.45))
+    assert "| ho_sfl | 0.6000 | 0.1414 | 0.05 | 0.43 | 1,010 |" in (
+        tmp_path / "out" / "table.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_two_settings_of_a_method_are_two_rows(tmp_path: Path) -> None:
+    finished(tmp_path / "a", "ho_sfl", 0.5, probes=4)
+    finished(tmp_path / "b", "ho_sfl", 0.6, probes=8)
+    found = compare_runs([tmp_path])
+    assert [row.label for row in found.rows] == ["ho_sfl (probes=4)", "ho_sfl (probes=8)"]
+    assert "There is no frozen among the rows, so no gap is known." in found.notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "synthetic"}, "task is 'synthetic', not 'fashion_mnist'"),
+        ({"task.train_size": 600}, "task.train_size is 600, not 60000"),
+        ({"clients": 5}, "clients is 5, not 10; sampled is 5, not 10"),
+        ({"batch_size": 64}, "batch_size is 64, not 32"),
+        ({"partition": "iid"}, "partition is 'iid', not 'dirichlet'"),
+        ({"alpha": 0.1}, r"alpha is 0\.1, not 0\.5"),
+        ({"facts": {"cut": "b"}}, "cut is 'b', not 'a'"),
+        ({"facts": {"training_samples": 9}}, "training_samples is 9, not 100"),
+        ({"facts": {"initial_weights": "ff"}}, "initial_weights is 'ff', not '00'"),
+        ({"samples": 1021}, r"samples is 1,021 with seed 0, not 1,000 as for frozen \(\+2\.1%"),
+        ({"seed": 1}, "frozen has no run with seed 1"),
+    ],
+)
+def test_runs_that_are_not_comparable_are_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    finished(tmp_path / "a", "frozen", 0.5)
+    finished(tmp_path / "b", "ho_sfl", 0.5, **changes)
+    with pytest.raises(ConfigError, match=words):
+        compare_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_percent_and_options_without_effect_do_not_matter(tmp_path: Path) -> None:
+    finished(tmp_path / "a", "frozen", 0.5)
+    options: dict[str, Any] = {"classes_per_client": 3}
+    finished(tmp_path / "b", "ho_sfl", 0.5, samples=1020, server_lr=0.1, **options)
+    assert [row.label for row in compare_runs([tmp_path]).rows] == ["frozen", "ho_sfl"]
+
+
+def test_an_option_that_is_written_out_at_its_default_changes_nothing() -> None:
+    short, long = (
+        Plan.read({"task": "fashion_mnist", "clients": 3, **more})
+        for more in ({}, {"task.train_size": "60000", "task.data_dir": None, "probes": 4})
+    )
+    assert short.resolved()["task.train_size"] == 60_000
+    assert short.resolved() == long.resolved()
+
+
+def test_a_run_that_is_not_complete_or_named_twice_is_refused(tmp_path: Path) -> None:
+    finished(tmp_path / "a", "frozen", 0.5)
+    finished(tmp_path / "b", "frozen", 0.5)
+    with pytest.raises(ConfigError, match="are the same run: frozen with seed 0"):
+        compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert len(compare_runs([tmp_path / "a", tmp_path / "a"]).rows) == 1
+    with pytest.raises(DataError, match="no run in"):
+        compare_runs([tmp_path / "c"])
+    with RunDirectory.create(tmp_path / "d", {"method": "frozen"}, tensorboard=False):
+        pass
+    with pytest.raises(DataError, match=r"cannot read .*summary\.json"):
+        compare_runs([tmp_path / "a", tmp_path / "d"])
+
+
+def test_the_samples_of_a_task_are_checked_first(tmp_path: Path) -> None:
+    empty = SplitTask(
+        "none", tiny.model, "act", lambda: Samples(*_none()), lambda: tiny.samples(4), classes=3
+    )
+    with pytest.raises(DataError):
+        compare(empty, [], samples=64, out=tmp_path / "out", **SHARED)
+    assert not (tmp_path / "out").exists()
+
+
+def _none() -> tuple[Any, Any]:
+    some = tiny.samples(4)
+    return some.x[:0], some.y[:0]

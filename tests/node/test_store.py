@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.node.store import NodeStore, state_root
+from tests.local_grid import roundtrip
+
+pytestmark = pytest.mark.flower
+
+SMALL: dict[str, np.ndarray] = {"a": np.arange(3, dtype=np.float32), "n": np.array([7], np.int64)}
+LARGE: dict[str, np.ndarray] = {"a": np.arange(300, dtype=np.float32)}
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("SFL_STATE_LIMIT", raising=False)
+
+
+def store(node: int = 5, context: Context | None = None, limit: int | None = 100) -> NodeStore:
+    return NodeStore(context or node_context(node), limit)
+
+
+def node_context(node: int = 5) -> Context:
+    return Context(run_id=3, node_id=node, node_config={}, state=RecordDict(), run_config={})
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in state_root().rglob("*.safetensors"))
+
+
+def equal(a: dict[str, np.ndarray] | None, b: dict[str, np.ndarray]) -> bool:
+    return a is not None and a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in b)
+
+
+@pytest.mark.parametrize(("group", "count"), [(SMALL, 0), (LARGE, 1)])
+def test_a_group_is_there_in_the_next_message(group: dict[str, np.ndarray], count: int) -> None:
+    context = node_context()
+    store(context=context).put("g", group)
+    context.state = roundtrip(context.state)
+    assert equal(store(context=context).get("g"), group)
+    assert len(files()) == count
+
+
+def test_a_newer_group_takes_the_place_of_the_older_wherever_it_was() -> None:
+    box = store()
+    for group in (LARGE, SMALL, LARGE, {"a": LARGE["a"] + 1}):
+        box.put("g", group)
+        assert equal(box.get("g"), group)
+    assert len(files()) == 1
+    box.drop("g")
+    assert box.get("g") is None and files() == []
+    box.drop("g")
+
+
+def test_what_was_never_put_is_none() -> None:
+    assert store().get("g") is None
+    assert store().get_text("t") == {}
+
+
+def test_texts_come_back() -> None:
+    context = node_context()
+    store(context=context).put_text("t", {"round": 4, "digest": "ab"})
+    context.state = roundtrip(context.state)
+    assert store(context=context).get_text("t") == {"round": 4, "digest": "ab"}
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "noise"])
+def test_a_lost_or_damaged_file_is_none_and_can_be_put_again(damage: str) -> None:
+    box = store()
+    box.put("g", LARGE, content="c0ffee")
+    (path,) = state_root().rglob("*.safetensors")
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:50] if damage == "cut" else b"\xff" * 400)
+    assert box.get("g") is None
+    box.put("g", LARGE, content="c0ffee")
+    assert equal(box.get("g"), LARGE)
+
+
+def test_nodes_of_one_machine_share_a_file_until_the_last_drops_it() -> None:
+    boxes = [store(node) for node in (1, 2, 3)]
+    for box in boxes:
+        box.put("g", LARGE, content="c0ffee")
+    inodes = {os.stat(path).st_ino for path in state_root().rglob("*.safetensors")}
+    assert (len(files()), len(inodes)) == (3, 1)
+    boxes[0].put("g", {"a": LARGE["a"] * 2}, content="beef")
+    boxes[1].drop("g")
+    assert equal(boxes[0].get("g"), {"a": LARGE["a"] * 2})
+    assert boxes[1].get("g") is None
+    assert equal(boxes[2].get("g"), LARGE)
+
+
+def test_a_name_in_the_state_never_leaves_the_directory() -> None:
+    context = node_context()
+    store(context=context).put("g", LARGE)
+    outside = state_root().parent / "outside.safetensors"
+    (path,) = state_root().rglob("*.safetensors")
+    outside.write_bytes(path.read_bytes())
+    store(context=context).put_text("g", {"file": "../../outside.safetensors"})
+    assert store(context=context).get("g") is None
+
+
+def test_the_limit_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFL_STATE_LIMIT", "0")
+    store(limit=None).put("g", SMALL)
+    assert len(files()) == 1
+    monkeypatch.setenv("SFL_STATE_LIMIT", "1 MB")
+    with pytest.raises(ConfigError, match="'1 MB'; it must be a whole number of bytes"):
+        store(limit=None)
+
+
+def test_directories_of_old_runs_are_removed() -> None:
+    old, recent = state_root() / "1", state_root() / "2"
+    for directory in (old, recent):
+        directory.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    store().put("g", LARGE)
+    assert not old.exists() and recent.exists()

@@ -1,0 +1,160 @@
+"""Clients that keep large state in files, and clients whose files are lost or damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from sfl_flower.data import PartitionSpec
+from sfl_flower.node.node import join, node_partition
+from sfl_flower.node.store import state_root
+from sfl_flower.node.sync import forget_recent
+from sfl_flower.wire import JoinRequest, Setup
+from tests import tiny
+from tests.local_grid import Fault
+from tests.tiny import Trial, begin, equal, start, train
+
+pytestmark = pytest.mark.flower
+
+
+@pytest.fixture
+def in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every group of arrays in files."""
+    monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("SFL_STATE_LIMIT", "0")
+
+
+METHODS = ("ho_sfl", "frozen", "splitfed_v2")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_or_context_give_the_same_bits(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = train(tiny.task(build=tiny.model), method, rounds=4)
+    monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("SFL_STATE_LIMIT", "0")
+    outside = train(tiny.task(), method, rounds=4)
+    assert list(state_root().rglob("*.safetensors"))
+    assert equal(inside.model, outside.model)
+    assert inside.strategy.ledger == outside.strategy.ledger
+
+
+def between_rounds(trial: Trial, act: Callable[[int], None]) -> Trial:
+    trial.strategy._on_round = lambda record: act(record.round)
+    return start(trial)
+
+
+@pytest.mark.parametrize("damage", ["gone", "noise"])
+@pytest.mark.parametrize("name", ["rest", "replica", "*"])
+@pytest.mark.parametrize("recent", [True, False], ids=["one process", "a process a message"])
+@pytest.mark.parametrize("method", ["ho_sfl", "frozen"])
+def test_lost_and_damaged_files_are_downloaded_again(
+    method: str, recent: bool, name: str, damage: str, in_files: None
+) -> None:
+    """The state still says where the client stands; the files behind it are not what they were."""
+    problem = tiny.task(build=tiny.with_batch_norm)
+    options: dict[str, Any] = {"rounds": 5, "client_mode": "eval", "sync": "replay"}
+    if method == "frozen":
+        del options["sync"]
+
+    def act(round: int) -> None:
+        if not recent:
+            forget_recent()
+        if round == 2:
+            for path in state_root().rglob(f"{name}-*.safetensors"):
+                if damage == "gone":
+                    path.unlink()
+                else:
+                    path.write_bytes(b"\xff" * 300)
+
+    trial = between_rounds(begin(problem, method, **options), act)
+    assert [record.replies for record in trial.strategy.records[1:]] == [4] * 5
+    plain = train(tiny.task(build=tiny.with_batch_norm), method, **options)
+    assert equal(trial.model, plain.model)
+
+
+def test_anchor_smashed_data_that_is_lost_is_computed_again(in_files: None) -> None:
+    trial = begin(tiny.task(), "ho_sfl")
+    deliver = trial.grid.deliver
+
+    def losing(message: Message) -> Message | None:
+        if message.metadata.message_type == "train.probe":
+            for path in state_root().rglob("anchor-*.safetensors"):
+                path.unlink()
+        return deliver(message)
+
+    trial.grid.deliver = losing  # type: ignore[method-assign]
+    start(trial)
+    assert equal(trial.model, train(tiny.task(), "ho_sfl").model)
+
+
+def test_what_other_clients_replayed_is_shared_without_changing_a_bit() -> None:
+    """Virtual clients of one process replay each update once; apart they replay it each."""
+    together = train(tiny.task(), "ho_sfl", rounds=4)
+    apart = begin(tiny.task(), "ho_sfl", rounds=4)
+    deliver = apart.grid.deliver
+
+    def alone(message: Message) -> Message | None:
+        forget_recent()
+        return deliver(message)
+
+    apart.grid.deliver = alone  # type: ignore[method-assign]
+    start(apart)
+    assert equal(together.model, apart.model)
+    assert together.strategy.digest == apart.strategy.digest
+
+
+def test_methods_that_take_turns_on_one_task_do_not_disturb_each_other() -> None:
+    problem = tiny.task()
+    first = train(problem, "ho_sfl").model
+    train(problem, "splitfed_v2")
+    train(problem, "frozen")
+    assert equal(train(problem, "ho_sfl").model, first)
+
+
+def test_probes_leave_nothing_in_the_state_but_position_and_parameters() -> None:
+    trial = train(tiny.task(), "ho_sfl", rounds=2)
+    state = trial.grid.contexts[trial.grid.nodes[0]].state
+    assert set(state) == {"position", "replica", "rest", "anchor round"}
+
+
+def test_a_probe_request_without_its_anchor_is_refused_by_a_client_elsewhere() -> None:
+    faults = [Fault("rollback", {1}, {2}, types="train.forward")]
+    trial = train(tiny.task(), "ho_sfl", faults, rounds=3)
+    # Its parameters are those of another version than λ belongs to.
+    assert [record.replies for record in trial.strategy.records[1:]] == [4, 3, 4]
+
+
+# Joining
+
+
+def joined(context: Any, problem: Any, spec: PartitionSpec | None) -> tuple[int, int, str]:
+    text = "local" if spec is None else json.dumps(spec.__dict__)
+    reply = join(lambda _: problem, context, JoinRequest(Setup(0, text)))
+    return reply.partition, reply.samples, reply.problem
+
+
+def test_a_node_says_who_it_is() -> None:
+    trial = begin(tiny.task(), clients=4)
+    context = trial.grid.contexts[trial.grid.nodes[2]]
+    spec = trial.strategy.config.partition_spec()
+    problem = trial.strategy.task
+    assert joined(context, problem, spec) == (2, 12, "")
+    assert joined(context, problem, None) == (2, 48, "")
+    context.node_config["partition-id"] = 9
+    partition, count, says = joined(context, problem, spec)
+    assert (partition, count) == (9, 0)
+    assert "partition-id 9" in says and "0 to 3" in says
+    del context.node_config["partition-id"]
+    assert node_partition(context) == context.node_id % 2**31
+
+
+def test_clients_with_data_of_their_own() -> None:
+    trial = train(tiny.task(), "ho_sfl", partition="local", rounds=2)
+    assert [record.replies for record in trial.strategy.records[1:]] == [4, 4]
