@@ -16,7 +16,7 @@ from flwr.app import Array, RecordDict
 
 from sfl_flower import simulate
 from sfl_flower.errors import ConfigError, CutError, DataError, SflError, TrainingError
-from sfl_flower.methods import read_options
+from sfl_flower.methods import METHODS, read_options
 from sfl_flower.report import RunDirectory
 from sfl_flower.task import Samples, SplitTask
 from sfl_flower.zo import Journal
@@ -341,6 +341,44 @@ def test_smashed_data_that_would_poison_the_server_half_is_refused() -> None:
         trial = train(problem, method, [fault], rounds=3)
         assert all(torch.isfinite(value).all() for value in trial.model.values())
         assert trial.total("rejected") == 1
+
+
+def not_utf8(content: RecordDict) -> RecordDict:
+    """Return the content with a header that is not UTF-8 in every array."""
+    arrays = dict(content.array_records["arrays"])
+    for name, array in arrays.items():
+        data = re.sub(rb"'[<|][fiu].'", b"'\xff\xff\xff'", array.data, count=1)
+        arrays[name] = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=data)
+    return changed(content, arrays=dict(arrays))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_c1_a_byte_that_is_not_utf8_refuses_the_reply_alone(method: str) -> None:
+    fault = Fault("change", {1}, {1}, "train", 1, not_utf8)
+    trial = train(tiny.task(), method, [fault], rounds=2)
+    assert [record.rejected for record in trial.strategy.records] == [0, 1, 0]
+    assert [record.replies for record in trial.strategy.records] == [0, 3, 4]
+    assert "The reply of client 1 is not used: " in trial.notes
+    assert "whose bytes do not match" in trial.notes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_c1_whatever_reading_a_reply_raises_refuses_that_reply_alone(method: str) -> None:
+    def explode(content: RecordDict) -> RecordDict:
+        content.config_records["config"]["round"] = Exploding()
+        return content
+
+    fault = Fault("change", {1}, {1}, "train", 1, explode)
+    trial = train(tiny.task(), method, [fault], rounds=2)
+    assert [record.rejected for record in trial.strategy.records] == [0, 1, 0]
+    assert "cannot be read (ArithmeticError: a comparison fails)." in trial.notes
+
+
+class Exploding(int):
+    """A number that cannot be compared, for a fault nobody has thought of."""
+
+    def __ge__(self, other: object) -> bool:
+        raise ArithmeticError("a comparison fails")
 
 
 def test_every_client_bad_at_once_ends_the_run_but_not_the_model(tmp_path: Path) -> None:

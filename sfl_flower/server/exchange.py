@@ -131,7 +131,8 @@ class Exchange:
         Parameters
         ----------
         read : callable
-            Turns the content of a reply into a checked message, or raises an `SflError`.
+            Turns the content of a reply into a checked message. Whatever it raises refuses that
+            reply, with its reason in `tally`.
 
         Returns
         -------
@@ -202,10 +203,10 @@ class Exchange:
             return
         try:
             reply = reads[member](message.content)
-        except SflError as error:
+        except Exception as error:  # one client must not end the run, whatever it sent
             # It crossed the network all the same.
             self._ledger.record("up", {}, content_bytes(message.content))
-            self.tally.reject(member, error)
+            self.tally.reject(member, _reason(error))
             return
         self._ledger.record("up", reply.payload(), content_bytes(message.content))
         found[member] = reply
@@ -245,6 +246,13 @@ class _Clock:
 
 def _waits(member: Member, pending: Pending) -> bool:
     return any(waiting == member for waiting, _, _ in pending.values())
+
+
+def _reason(error: Exception) -> str:
+    """Return why a reply cannot be used, in one line: a client may have written part of it."""
+    if isinstance(error, SflError):
+        return str(error)
+    return f"it cannot be read ({type(error).__name__}: {_last_line(str(error))})."
 
 
 def _last_line(reason: str) -> str:

@@ -60,7 +60,7 @@ class JournalledStrategy(SplitStrategy):
         request : callable
             Makes a client's request, with `self.mirror.sync(member)` in it.
         read : callable
-            Turns the content of a reply into a checked message, or raises an `SflError`.
+            Turns the content of a reply into a checked message, or refuses it by raising.
 
         Returns
         -------

@@ -256,8 +256,8 @@ def _view(data: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
     declared = f"{shape[0]}," if len(shape) == 1 else ", ".join(map(str, shape))
     if (
         int.from_bytes(head["length"], "little") != len(head["text"])
-        or head["descr"].decode() != stored.str
-        or head["shape"].decode() != declared
+        or head["descr"] != stored.str.encode()  # as bytes: what arrived need not be UTF-8
+        or head["shape"] != declared.encode()
         or len(data) - start != count * stored.itemsize
     ):
         return None

@@ -20,6 +20,7 @@ from typing import (
 
 from flwr.app import RecordDict
 
+from sfl_flower.errors import SflError, WireError
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.fields import Codec, Draft, flag, text, whole
 
@@ -96,10 +97,17 @@ class Message(Part):
         WireError
             If anything is missing, not as declared, or was not asked for.
         """
-        reader = Reader(content, cls.WHAT)
-        message = cls.read(reader)
-        reader.done()
-        message.check(reader)
+        try:
+            reader = Reader(content, cls.WHAT)
+            message = cls.read(reader)
+            reader.done()
+            message.check(reader)
+        except SflError:
+            raise
+        except Exception as error:  # what arrived may be anything, and so may what it provokes
+            raise WireError(
+                f"A {cls.WHAT} message cannot be read ({type(error).__name__}: {error})."
+            ) from error
         return message
 
     def check(self, reader: Reader) -> None:

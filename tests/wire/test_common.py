@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -105,6 +107,46 @@ def test_a_damaged_message_raises_wire_errors_only(data: st.DataObject) -> None:
         return
     assert isinstance(back, type(message))
     assert content_bytes(content) >= sum(back.payload().values())
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.data())
+def test_c1_bytes_of_an_array_raise_wire_errors_only(data: st.DataObject) -> None:
+    """Any byte of any array of any message: in its header, in its values, cut off or added."""
+    message = data.draw(st.sampled_from([m for m in MESSAGES.values() if m.to_content()["arrays"]]))
+    content = message.to_content()
+    name = data.draw(st.sampled_from(sorted(content["arrays"])))
+    array = content["arrays"][name]
+    at = data.draw(st.integers(0, len(array.data)))
+    cut = data.draw(st.integers(0, 8))
+    piece = data.draw(st.binary(max_size=8) | st.sampled_from([b"'\xff\xff\xff'", b"\xff" * cut]))
+    array.data = array.data[:at] + piece + array.data[at + cut :]
+    try:
+        back = type(message).from_content(content)
+    except WireError:
+        return
+    assert isinstance(back, type(message))
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_c1_a_byte_that_is_not_utf8_is_refused_in_every_message(name: str) -> None:
+    content = MESSAGES[name].to_content()
+    for key, array in content["arrays"].items():
+        before = array.data
+        array.data = re.sub(rb"'[<|][fiu].'", b"'\xff\xff\xff'", before, count=1)
+        assert array.data != before
+        with pytest.raises(WireError, match=f"has '{key}' whose bytes do not match"):
+            type(MESSAGES[name]).from_content(content)
+        array.data = before
+
+
+def test_c1_whatever_reading_provokes_is_a_wire_error() -> None:
+    content = MESSAGES["probe reply"].to_content()
+    with patch.object(ProbeReply, "check", side_effect=OverflowError("too large")):
+        with pytest.raises(
+            WireError, match=r"A probe reply message cannot be read \(OverflowError: too large\)"
+        ):
+            ProbeReply.from_content(content)
 
 
 def test_an_empty_record_dict_is_refused_by_every_message() -> None:
