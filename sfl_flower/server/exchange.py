@@ -197,6 +197,9 @@ class Exchange:
         if message.has_error():
             code, reason = message.error.code, message.error.reason or "no reason given"
             if code in WORKER_DIED and attempt < RESENDS:
+                # Waiting for a process to be given up takes Flower minutes: the notes say why.
+                why = f"{_last_line(reason)} (Flower error {code})"
+                self.tally.note(f"Client {member.partition} is asked again: {why}")
                 self._push([(member, request, attempt + 1)], pending)
             else:
                 self.tally.fail(member, f"{_last_line(reason)} (Flower error {code})")

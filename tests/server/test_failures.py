@@ -77,6 +77,14 @@ def test_a_worker_that_died_is_asked_again(method: str) -> None:
     assert equal(trial.model, train(tiny.task(), method).model)
 
 
+def test_a16_a_join_that_is_asked_again_says_so_and_why() -> None:
+    faults = [Fault("die", {1}, times=1, types="query.join")]
+    trial = train(tiny.task(), "ho_sfl", faults, rounds=2)
+    (note,) = trial.strategy.records[1].notes
+    assert "is asked again: " in note and "Flower error" in note
+    assert trial.strategy.records[2].notes == ()
+
+
 def test_a_worker_that_keeps_dying_is_given_up() -> None:
     trial = train(tiny.task(), "ho_sfl", [Fault("die", {1}, {2})], rounds=3)
     assert counts(trial) == [(4, 0, 0), (3, 1, 0), (4, 0, 0)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Context, RecordDict
 
 from sfl_flower.report import RunDirectory
@@ -42,3 +45,26 @@ def test_own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.config["clients"] == 3
     _, accuracy = found.history.series(metric="accuracy")
     assert accuracy[-1] > 0.85 > accuracy[0]
+
+
+def test_a16_the_data_load_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client is a new process with every message, and pays for every import each time."""
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    really = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        assert name.split(".")[0] not in ("sklearn", "scipy", "pandas"), name
+        return really(name, *rest, **more)
+
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    for name in ("own_task", "own_task.task"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    module = import_module("own_task.task")
+    found = module.table()
+    monkeypatch.undo()
+    assert torch.equal(found[0], torch.from_numpy(x).float())
+    assert torch.equal(found[1], torch.from_numpy(y))
+    assert len(module.task.samples("train")) + len(module.task.samples("test")) == len(y)
