@@ -154,6 +154,27 @@ class JournalledStrategy(SplitStrategy):
             start, end = end, end + size
             yield reply.z[start:end], reply.y[start:end], (reply.round, member.partition, step)
 
-    def backward(self, member: Member, reply: ForwardReply) -> list[Gradients]:
-        """Run a client's mini-batches through the server half, without any step of it."""
-        return [self.server.gradients(*batch) for batch in self.batches(member, reply)]
+    def backward(self, member: Member, reply: ForwardReply, step: bool) -> list[Gradients]:
+        """Run a client's mini-batches through the server half.
+
+        Parameters
+        ----------
+        member, reply : Member, ForwardReply
+            The client, and what it sent.
+        step : bool
+            Whether the server half steps after each of them.
+
+        Returns
+        -------
+        list of Gradients
+            Of each mini-batch, at the weights before its own step.
+
+        Raises
+        ------
+        WireError
+            If one of them cannot be used; the server half has then not moved.
+        """
+        batches = self.batches(member, reply)
+        if step:
+            return self.server.learn_all(batches)
+        return [self.server.gradients(*batch) for batch in batches]

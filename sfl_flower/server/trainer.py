@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,6 +161,49 @@ class Trainer:
         self.add([found], 1.0)
         self.step()
         return found.loss
+
+    def learn_all(
+        self, batches: Iterable[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]]
+    ) -> list[Gradients]:
+        """Take a step on each of a client's mini-batches in turn, or none if one cannot be used.
+
+        Parameters
+        ----------
+        batches : iterable of tuple
+            z, y and draw of each, as for `gradients`.
+
+        Returns
+        -------
+        list of Gradients
+            Of each mini-batch, at the weights before its own step.
+
+        Raises
+        ------
+        WireError
+            As `gradients`; the server half is then as it was before the first of them.
+        """
+        asked = list(batches)
+        # A single batch is refused before its step.
+        before = self._copy() if len(asked) > 1 else None
+        found = []
+        try:
+            for batch in asked:
+                found.append(self.gradients(*batch))
+                self.add(found[-1:], 1.0)
+                self.step()
+        except WireError:
+            if before is not None:
+                self._put_back(*before)
+            raise
+        return found
+
+    def _copy(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        weights = {name: value.clone() for name, value in self.module.state_dict().items()}
+        return weights, copy.deepcopy(self.optimizer.state_dict())
+
+    def _put_back(self, weights: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
+        self.module.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights and optimiser state as named tensors, for a checkpoint."""

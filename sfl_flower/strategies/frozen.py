@@ -17,6 +17,7 @@ from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.roster import Member
 from sfl_flower.server.strategy import Outcome
+from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.wire import AnchorRequest
 from sfl_flower.zo import OptimizerSpec, run_key
 
@@ -32,8 +33,8 @@ class FrozenSettings(Settings):
     minibatches : int
         Mini-batches per exchange.
     server_steps : {"round", "batch"}
-        One server step a round with the mean gradient (as HO-SFL), or one after every batch (as
-        SplitFed V2).
+        One server step a round with the mean gradient, or one after every mini-batch, clients in
+        the order of SplitFed V2.
     client_mode : {"as_built", "eval"}
         Mode of the client half's modules.
     """
@@ -44,7 +45,7 @@ class FrozenSettings(Settings):
 
     def __post_init__(self) -> None:
         check_range("minibatches", self.minibatches, 1, 4096)
-        check_choice("server_steps", self.server_steps, ("round", "batch"))
+        check_choice("server_steps", self.server_steps, SERVER_STEPS)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
     def batches(self, samples: int, batch_size: int) -> int:
@@ -80,23 +81,23 @@ class Frozen(JournalledStrategy):
             settings.minibatches,
             settings.client_mode == "eval",
         )
+        each_batch = settings.server_steps == "batch"
         losses: list[float] = []
         samples, total = 0, 0.0
-        for member, reply in anchors.items():
+        for member in turns(self.config.seed, round, list(anchors)) if each_batch else anchors:
+            reply = anchors[member]
             try:
-                if settings.server_steps == "round":
-                    found = self.backward(member, reply)
-                    weight = client_weight(self.config.mean, int(reply.y.shape[0]))
-                    self.server.add(found, weight)
-                    total += weight
-                    losses += [part.loss for part in found]
-                else:
-                    losses += [self.server.learn(*batch) for batch in self.batches(member, reply)]
+                found = self.backward(member, reply, step=each_batch)
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue
+            losses += [part.loss for part in found]
             samples += int(reply.y.shape[0])
             exchange.tally.replies += 1
-        if settings.server_steps == "round":
+            if not each_batch:
+                weight = client_weight(self.config.mean, int(reply.y.shape[0]))
+                self.server.add(found, weight)
+                total += weight
+        if not each_batch:
             self.server.step(total * settings.minibatches)
         return Outcome(losses, samples, {})

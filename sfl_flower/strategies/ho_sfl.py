@@ -5,6 +5,9 @@ one step with the mean gradient and returns λ, the gradient of each client's ow
 the client answers with ``v_p = <λ, f_c(x; θ_c + μ u_p) - z>`` for P directions; everyone applies
 ``g = 1/(P μ) Σ_p mean_m(v_{m,p}) u_p``.  Only scalars are aggregated, so its cost does not grow
 with the model.
+
+With ``server_steps=batch`` the server half steps after every mini-batch, as SplitFed V2's does, and
+a client's λ is taken at its turn, before the step on that batch.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.probing import Noise, check_mu, check_scalars
 from sfl_flower.server.roster import Member
 from sfl_flower.server.strategy import Outcome
+from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest, expect_shape
@@ -72,6 +76,9 @@ class HOSFLSettings(ClientRateSettings):
         (`sfl_flower.zo.clip_scalars`); 0: no clipping.
     scalar_limit : float
         A reply with |v| / μ above this is not used.
+    server_steps : {"round", "batch"}
+        One server step a round with the mean gradient (the paper), or one after every mini-batch,
+        clients in the order of SplitFed V2.
     sync : {"auto", "replay", "download"}
         How clients that missed rounds catch up; "auto" takes whichever is fewer bytes.
     client_mode : {"as_built", "eval"}
@@ -90,6 +97,7 @@ class HOSFLSettings(ClientRateSettings):
     client_weight_decay: float = 0.0
     clip_norm: float = 0.0
     scalar_limit: float = 1e6
+    server_steps: str = "round"
     sync: str = "auto"
     client_mode: str = "as_built"
 
@@ -104,6 +112,7 @@ class HOSFLSettings(ClientRateSettings):
         check_choice("directions", self.directions, ("own", "shared"))
         check_choice("estimator", self.estimator, ("forward", "central"))
         check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
+        check_choice("server_steps", self.server_steps, SERVER_STEPS)
         check_choice("sync", self.sync, SYNC_POLICIES)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
         self.optimizer()  # refuses its own settings
@@ -180,11 +189,13 @@ class HOSFL(JournalledStrategy):
         )
         # Every batch is committed before the first probe; then clients probe while the server
         # still works on the others' batches.
+        each_batch = settings.server_steps == "batch"
         losses: list[float] = []
         used: dict[Member, int] = {}
-        for member, reply in anchors.items():
+        for member in turns(self.config.seed, round, list(anchors)) if each_batch else anchors:
+            reply = anchors[member]
             try:
-                found = self.backward(member, reply)
+                found = self.backward(member, reply, step=each_batch)
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue
@@ -192,10 +203,13 @@ class HOSFL(JournalledStrategy):
             losses += [part.loss for part in found]
             lam = np.concatenate([part.lam for part in found])
             exchange.push({member: self._probe_request(round, member, lam)})
-            self.server.add(found, client_weight(self.config.mean, used[member]))
-        total = sum(client_weight(self.config.mean, count) for count in used.values())
-        self.server.step(total * settings.minibatches)
-        scalars = exchange.collect(lambda content: self._read_scalars(round, content))
+            if not each_batch:
+                self.server.add(found, client_weight(self.config.mean, used[member]))
+        if not each_batch:
+            total = sum(client_weight(self.config.mean, count) for count in used.values())
+            self.server.step(total * settings.minibatches)
+        answers = exchange.collect(lambda content: self._read_scalars(round, content))
+        scalars = {member: answers[member] for member in anchors if member in answers}
         exchange.tally.replies = len(scalars)
         extra = self._update(round, used, scalars, exchange)
         return Outcome(losses, sum(used.values()), extra)

@@ -22,7 +22,6 @@ from flwr.app import RecordDict
 from torch import nn
 
 from sfl_flower.config import Settings
-from sfl_flower.data import generator
 from sfl_flower.errors import CutError, WireError
 from sfl_flower.server.aggregate import client_weight, mean_state
 from sfl_flower.server.exchange import Exchange
@@ -30,6 +29,7 @@ from sfl_flower.server.first_order import FirstOrderSettings
 from sfl_flower.server.roster import Member
 from sfl_flower.server.strategy import Outcome, SplitStrategy
 from sfl_flower.server.trainer import Trainer
+from sfl_flower.server.turns import turns
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import StepReply, StepRequest, pack_state, unpack_state
 
@@ -184,8 +184,7 @@ class SplitFedV2(_SplitFed):
         """Return the clients in an order drawn from the run's seed, a new one each round."""
         # One order for all steps of a round: a client's next batch is due as long after its last
         # as every other's, so the server seldom waits.
-        drawn = generator("splitfed order", self.config.seed, round, 0)
-        return [members[index] for index in drawn.permutation(len(members)).tolist()]
+        return turns(self.config.seed, round, members)
 
 
 class SplitFedV1(_SplitFed):

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sfl_flower.data import batch_indices, generator
 from sfl_flower.errors import ConfigError
 from sfl_flower.server.trainer import Gradients, Trainer
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
@@ -16,7 +18,8 @@ from sfl_flower.task import Samples
 from sfl_flower.training.schedules import scheduled
 from sfl_flower.zo import Direction, ParameterVector, surrogate_scalars
 from tests import tiny
-from tests.tiny import CLIENT_NAMES, CLIENT_SIZE, begin, flat, start, train
+from tests.local_grid import Fault, changed
+from tests.tiny import CLIENT_NAMES, CLIENT_SIZE, Trial, begin, equal, flat, start, train
 
 pytestmark = pytest.mark.flower
 
@@ -384,6 +387,7 @@ def test_active_dropout_is_refused() -> None:
         ({"client_optimizer": "lion"}, "one of sgd, momentum, adam, adamw"),
         ({"client_optimizer": "momentum", "client_momentum": 1.0}, "momentum is 1.0; legal"),
         ({"client_weight_decay": -1.0}, "weight_decay is -1.0; legal"),
+        ({"server_steps": "client"}, "server_steps is 'client'; it must be one of round, batch"),
         ({"sync": "never"}, "one of auto, replay, download"),
         ({"client_mode": "train"}, "one of as_built, eval"),
         ({"client_lr_schedule": "step"}, "one of constant, linear, cosine"),
@@ -392,3 +396,115 @@ def test_active_dropout_is_refused() -> None:
 def test_settings_are_checked_before_anything_starts(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         HOSFLSettings(**options)
+
+
+# The server's steps
+
+
+def by_hand(
+    trial: Trial, shares: list[Samples], rates: float, minibatches: int = 1
+) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
+    """Return the model, every λ in the order it is taken, and the clients, of one round of SGD."""
+    model = tiny.model()
+    model.load_state_dict(trial.model)
+    layers = list(model.children())
+    client, server = nn.Sequential(*layers[:2]), nn.Sequential(*layers[2:])
+    optimizer = torch.optim.SGD(server.parameters(), lr=rates)
+    order = generator("splitfed order", 0, 1, 0).permutation(len(shares)).tolist()
+    lams = []
+    for number in order:
+        for step in range(minibatches):
+            share = shares[number]
+            rows = batch_indices(0, number, 1, step, len(share), 4).copy()
+            z = client(share.x[rows]).detach().requires_grad_()
+            optimizer.zero_grad()
+            functional.cross_entropy(server(z), share.y[rows]).backward()
+            assert z.grad is not None
+            lams.append(z.grad.clone())  # before the step on that batch
+            optimizer.step()
+    return dict(model.state_dict()), lams, order
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_a2_lambda_is_taken_at_the_clients_turn_before_the_step_on_its_batch(
+    minibatches: int,
+) -> None:
+    shares = [tiny.samples(8, seed) for seed in range(4)]
+    options: dict[str, Any] = {
+        "server_steps": "batch", "minibatches": minibatches, "server_lr": 0.5,
+    }  # fmt: skip
+    trial = begin(tiny.task(shares), rounds=1, client_lr=0.0, **options)
+    expected, lams, order = by_hand(trial, shares, 0.5, minibatches)
+    start(trial)
+    for name, value in expected.items():
+        assert torch.allclose(trial.model[name], value, rtol=1e-5, atol=1e-7), name
+    sent = {
+        client: torch.from_numpy(content["arrays"]["lam"].numpy())
+        for kind, client, content in trial.grid.requests
+        if kind == "train.probe"
+    }
+    assert list(sent) == order != sorted(order)
+    for client, found in sent.items():
+        place = order.index(client) * minibatches
+        mine = torch.cat(lams[place : place + minibatches])
+        assert torch.allclose(found, mine, rtol=1e-5, atol=1e-8)
+
+
+def test_a2_with_clients_that_stand_still_it_is_splitfed_v2_and_the_control() -> None:
+    """One server sequence in all three, to the bit; with a step a round it is another."""
+    options: dict[str, Any] = {"rounds": 4, "sampled": 3, "server_momentum": 0.9}
+    ours = train(tiny.task(), server_steps="batch", client_lr=0.0, **options)
+    assert equal(ours.model, train(tiny.task(), "splitfed_v2", client_lr=0.0, **options).model)
+    assert equal(ours.model, train(tiny.task(), "frozen", server_steps="batch", **options).model)
+    assert not equal(
+        ours.model, train(tiny.task(), client_lr=0.0, server_steps="round", **options).model
+    )
+
+
+@pytest.mark.parametrize("directions", ["own", "shared"])
+def test_a2_the_order_of_replies_changes_no_bit(directions: str) -> None:
+    options: dict[str, Any] = {"server_steps": "batch", "directions": directions, "minibatches": 2}
+    plain = train(tiny.task(), **options)
+    again = begin(tiny.task(), faults=[Fault("twice")], **options)
+    again.grid._rng.seed(99)
+    start(again)
+    assert equal(plain.model, again.model)
+    assert plain.strategy.digest == again.strategy.digest
+    (first, *_) = plain.strategy.mirror.journal.entries
+    assert first.streams == ((1, 2, 3, 4) if directions == "own" else (0,))
+
+
+def test_a2_the_client_half_follows_the_lambda_it_was_sent() -> None:
+    trial = begin(tiny.task(), rounds=1, server_steps="batch", client_lr=1.0, directions="shared")
+    before = flat(trial.model, CLIENT_NAMES)
+    start(trial)
+    derivatives, directions = journalled(trial)
+    step = before - flat(trial.model, CLIENT_NAMES)
+    assert np.allclose(step, derivatives @ directions / 4, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["ho_sfl", "frozen"])
+@pytest.mark.parametrize("server_steps", ["round", "batch"])
+def test_a2_a_client_whose_second_batch_is_refused_moves_nothing(
+    method: str, server_steps: str
+) -> None:
+    """The server half stands as if the client had not answered; the first batch was good."""
+
+    def spoil(content: RecordDict) -> RecordDict:
+        arrays: Any = content["arrays"]
+        y = arrays["y"].numpy().copy()
+        y[-1] = tiny.CLASSES  # no such class
+        return changed(content, {"y": y})
+
+    asked = "train.forward" if method == "ho_sfl" else "train.anchor"
+    options: dict[str, Any] = {
+        "minibatches": 2,
+        "server_steps": server_steps,
+        "server_momentum": 0.9,
+    }
+    spoilt, dropped = (
+        train(tiny.task(), method, [Fault(kind, {1}, {2}, asked, change=change)], **options)
+        for kind, change in (("change", spoil), ("drop", None))
+    )
+    assert spoilt.total("rejected") == 1 and dropped.total("failures") == 1
+    assert equal(spoilt.model, dropped.model)
