@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict
 from hashlib import blake2b
 from importlib import metadata
@@ -17,17 +16,23 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from sfl_flower.data import PartitionSpec
-from sfl_flower.node.store import state_root
+from sfl_flower.errors import SflError
+from sfl_flower.node.directory import (
+    arrays_digest,
+    check_owner,
+    own_directory,
+    read_arrays,
+    state_root,
+    write_arrays,
+)
 from sfl_flower.task import SplitTask
 
 __all__ = ["divide"]
 
-FORMAT = 1
-"""Raised whenever `partition` divides otherwise than before."""
+FORMAT = 2
+"""Raised whenever `partition` divides otherwise than before, or the file holds other arrays."""
 
 Rows = list[npt.NDArray[np.int64]]
 
@@ -69,10 +74,13 @@ def _file(spec: PartitionSpec, labels: npt.NDArray[np.int64]) -> Path:
 
 def _read(path: Path, clients: int, samples: int) -> Rows | None:
     """Return the rows of a file, None where there is none or it cannot be what was written."""
-    try:
-        kept = load_file(path)
-        rows, ends = kept["rows"], kept["ends"]
-    except (OSError, SafetensorError, KeyError):
+    check_owner(path.parent)
+    kept = read_arrays(path)
+    if kept is None or kept.keys() != {"rows", "ends", "digest"}:
+        return None
+    digest = kept.pop("digest")
+    rows, ends = kept["rows"], kept["ends"]
+    if digest.tobytes().hex() != arrays_digest(kept):
         return None
     if rows.dtype != np.int64 or rows.ndim != 1 or ends.dtype != np.int64:
         return None
@@ -84,10 +92,10 @@ def _read(path: Path, clients: int, samples: int) -> Rows | None:
 
 
 def _write(path: Path, rows: Rows) -> None:
-    arrays = {"rows": np.concatenate(rows), "ends": np.cumsum([len(part) for part in rows])}
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    ends = np.cumsum([len(part) for part in rows])
+    arrays = {"rows": np.concatenate(rows).astype(np.int64), "ends": ends.astype(np.int64)}
+    digest = np.frombuffer(bytes.fromhex(arrays_digest(arrays)), np.uint8)
     # Without a place to write, every process divides for itself.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        save_file({name: array.astype(np.int64) for name, array in arrays.items()}, partial)
-        os.replace(partial, path)
+    with contextlib.suppress(SflError):
+        own_directory(path.parent)
+        write_arrays(path, {**arrays, "digest": digest})

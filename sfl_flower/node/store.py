@@ -9,35 +9,26 @@ the store is a cache, never the truth.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.node.directory import (
+    arrays_digest,
+    own_directory,
+    read_arrays,
+    state_root,
+    write_arrays,
+)
 
-__all__ = ["NodeStore", "state_limit", "state_root"]
+__all__ = ["NodeStore", "state_limit"]
 
 STATE_LIMIT = 1 << 20
 """Largest group of arrays kept in ``Context.state``, in bytes, unless `SFL_STATE_LIMIT` is set."""
-KEEP_SECONDS = 7 * 24 * 3600
-"""Directories of other runs are removed when nothing in them changed for this long."""
-
-
-def state_root() -> Path:
-    """Return the node-local directory for large state: `SFL_STATE_DIR`, or a temporary one."""
-    named = os.environ.get("SFL_STATE_DIR")
-    if named:
-        return Path(named)
-    return Path(tempfile.gettempdir()) / f"sfl_flower-{getpass.getuser()}"
 
 
 def state_limit() -> int:
@@ -66,7 +57,7 @@ class NodeStore:
     def __init__(self, context: Context, limit: int | None = None) -> None:
         self._state = context.state
         self._node = context.node_id
-        self._directory = state_root() / str(context.run_id)
+        self._directory = state_root() / f"run-{context.run_id}"
         self._limit = state_limit() if limit is None else limit
 
     def put(self, name: str, arrays: Mapping[str, np.ndarray], content: str = "") -> None:
@@ -88,11 +79,12 @@ class NodeStore:
         old, new = self._file(name), None
         if sum(array.nbytes for array in arrays.values()) <= self._limit:
             self._state[name] = ArrayRecord(
-                {key: Array(np.ascontiguousarray(value)) for key, value in arrays.items()}
+                {key: Array(np.asarray(value, order="C")) for key, value in arrays.items()}
             )
         else:
-            new = self._path(name, content)
-            self._write(new, arrays)
+            new = self._path(name, content, arrays_digest(arrays))
+            own_directory(self._directory)
+            write_arrays(new, arrays)
             self._state[name] = ConfigRecord({"file": new.name})
         if old is not None and old != new:
             old.unlink(missing_ok=True)
@@ -105,8 +97,12 @@ class NodeStore:
         name, content : str
             As for `put`.
         """
-        old, new = self._file(name), self._path(name, content)
+        if not self._directory.exists():
+            return False
+        own_directory(self._directory)
+        old = self._file(name)
         for twin in self._directory.glob(f"{name}-{content}-*.safetensors"):
+            new = self._path(name, content, _digest(twin))
             if twin == new:
                 continue  # what this node holds already may be damaged
             # A hard link is a reference that the file system counts: the content goes with the
@@ -126,12 +122,7 @@ class NodeStore:
             record = self._state.array_records[name]
             return {key: array.numpy() for key, array in record.items()}
         path = self._file(name)
-        if path is None:
-            return None
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError):
-            return None
+        return None if path is None else read_arrays(path, _digest(path))
 
     def drop(self, name: str) -> None:
         """Forget a group of arrays."""
@@ -156,21 +147,13 @@ class NodeStore:
         file = None if record is None else record.get("file")
         return self._directory / Path(file).name if isinstance(file, str) else None
 
-    def _path(self, name: str, content: str) -> Path:
-        return self._directory / f"{name}-{content or 'own'}-{self._node}.safetensors"
-
-    def _write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        if not self._directory.exists():
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _remove_old(self._directory)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, partial)
-        os.replace(partial, path)
+    def _path(self, name: str, content: str, digest: str) -> Path:
+        # The digest of what was written stands in the name, and the name in Flower's state: a
+        # file that was altered is a lost one, and so is every link to it.
+        return self._directory / f"{name}-{content or 'own'}-{digest}-{self._node}.safetensors"
 
 
-def _remove_old(current: Path) -> None:
-    for directory in current.parent.iterdir():
-        with contextlib.suppress(OSError):
-            idle = time.time() - directory.stat().st_mtime
-            if directory != current and idle > KEEP_SECONDS:
-                shutil.rmtree(directory)
+def _digest(path: Path) -> str:
+    """Return the digest in a file's name, one that nothing has where there is none."""
+    parts = path.stem.rsplit("-", 2)
+    return parts[1] if len(parts) == 3 else "none"

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Message
+from safetensors.numpy import load_file, save_file
 
 from sfl_flower.data import PartitionSpec
+from sfl_flower.node.directory import state_root
 from sfl_flower.node.node import join, node_partition
-from sfl_flower.node.store import state_root
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.wire import JoinRequest, Setup
 from tests import tiny
@@ -50,7 +52,35 @@ def between_rounds(trial: Trial, act: Callable[[int], None]) -> Trial:
     return start(trial)
 
 
-@pytest.mark.parametrize("damage", ["gone", "noise"])
+def alter(path: Path) -> None:
+    """Change one bit of every array in a file, and nothing of the file's form."""
+    arrays = {name: array.copy() for name, array in load_file(path).items()}
+    for array in arrays.values():
+        array.reshape(-1).view(np.uint8)[:1] ^= 1
+    save_file(arrays, path)
+
+
+def test_c9_a_client_whose_parameters_were_altered_on_disk_is_sent_them_anew(
+    in_files: None,
+) -> None:
+    """The file is whole and reads well; what it holds is not what the client computed."""
+    options: dict[str, Any] = {"rounds": 5, "sync": "replay"}
+
+    def act(round: int) -> None:
+        forget_recent()
+        if round == 2:
+            for path in state_root().rglob("replica-*.safetensors"):
+                arrays = load_file(path)
+                save_file({**arrays, "theta": arrays["theta"] + 1}, path)
+
+    trial = between_rounds(begin(tiny.task(), "ho_sfl", **options), act)
+    assert [record.replies for record in trial.strategy.records[1:]] == [4] * 5
+    plain = train(tiny.task(), "ho_sfl", **options)
+    assert equal(trial.model, plain.model)
+    assert trial.strategy.digest == plain.strategy.digest
+
+
+@pytest.mark.parametrize("damage", ["gone", "noise", "altered"])
 @pytest.mark.parametrize("name", ["rest", "replica", "*"])
 @pytest.mark.parametrize("recent", [True, False], ids=["one process", "a process a message"])
 @pytest.mark.parametrize("method", ["ho_sfl", "frozen"])
@@ -70,6 +100,8 @@ def test_lost_and_damaged_files_are_downloaded_again(
             for path in state_root().rglob(f"{name}-*.safetensors"):
                 if damage == "gone":
                     path.unlink()
+                elif damage == "altered":
+                    alter(path)
                 else:
                     path.write_bytes(b"\xff" * 300)
 
