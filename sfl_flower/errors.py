@@ -14,7 +14,19 @@ __all__ = [
 
 
 class SflError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Parameters
+    ----------
+    text : str
+        What a person reads, in the words of Python.
+    shell : str, optional
+        The same in the words of the command line, where they differ.
+    """
+
+    def __init__(self, text: str, *, shell: str | None = None) -> None:
+        super().__init__(text)
+        self.shell = text if shell is None else shell
 
 
 class ConfigError(SflError, ValueError):

@@ -85,15 +85,14 @@ class RunDirectory:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"cannot make the run directory {run.path}: {error.strerror}; "
-                "choose another one with out="
-            ) from error
+            problem = f"Cannot make the run directory {run.path}: {error.strerror}; choose another"
+            raise ConfigError(f"{problem} with out=.", shell=f"{problem} with --out.") from error
         if run._occupied():
             if not resume:
+                problem = f"{run.path} already holds a run; choose another directory with"
                 raise ConfigError(
-                    f"{run.path} already holds a run; choose another directory with out=, "
-                    "or go on with that run with resume=true"
+                    f"{problem} out=, or go on with that run with resume=True.",
+                    shell=f"{problem} --out, or go on with that run with --resume.",
                 )
             run.check_same(resolved, may_change)
             run._mend_history()
@@ -147,10 +146,11 @@ class RunDirectory:
         )
         if changed:
             what = ", ".join(f"{k}: {old.get(k)!r} -> {config.get(k)!r}" for k in changed)
-            raise ConfigError(
-                f"cannot resume {self.path} with another configuration ({what}); "
-                "use the old values, or start anew in another directory with out="
+            problem = (
+                f"Cannot resume {self.path} with another configuration ({what}); use the old "
+                "values, or start anew in another directory with"
             )
+            raise ConfigError(f"{problem} out=.", shell=f"{problem} --out.")
 
     def append(self, record: RoundRecord) -> None:
         """Add one line to ``history.jsonl``, flushed, and the TensorBoard scalars."""

@@ -64,7 +64,7 @@ class Plan:
         """Check flat options; see `read_options`."""
         config, settings, task_options = read_options(options)
         if resume and out is None:
-            raise ConfigError("resume needs out, the directory of the run to go on with.")
+            raise ConfigError("resume=True needs out=, the directory of the run to go on with.")
         task_options = read_task_options(config.task, task_options)
         return cls(config, settings, task_options, None if out is None else Path(out), resume)
 

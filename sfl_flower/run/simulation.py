@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from sfl_flower.config import check_choice
-from sfl_flower.errors import SflError, TrainingError
+from sfl_flower.errors import ConfigError, DataError, SflError, TrainingError
 from sfl_flower.node.shares import divide
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
 from sfl_flower.run.run import Observer, Plan, RunResult, execute
+from sfl_flower.run.stoppable import StoppableGrid
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
 from sfl_flower.wire.flower import SUPERLINK, identity
@@ -28,6 +30,14 @@ from sfl_flower.wire.flower import SUPERLINK, identity
 __all__ = ["BACKENDS", "run_plan", "simulate"]
 
 BACKENDS = ("ray", "inline")
+
+_CRASH = (
+    "An exception occur",  # twice, in two spellings
+    "Traceback (most recent call last)",
+    "Stopping Simulation Runtime",
+    "The ActorPool is empty",
+)
+"""How the lines begin that Flower logs when Ray does not start."""
 
 
 def simulate(
@@ -100,11 +110,29 @@ def run_plan(
     task.check(plan.config.seed)
     app = make_client_app(lambda context: task)
     with _quiet(verbose), _own_state():
+        _divide(task, plan)
         if backend == "ray":
             return _on_ray(app, task, plan, observer, verbose)
         forget_recent()
         with identity(1, SUPERLINK):
             return execute(InlineGrid(app, plan.config.clients), task, plan, observer)
+
+
+def _divide(task: SplitTask, plan: Plan) -> None:
+    """Divide the training data before anything starts, once instead of once a worker.
+
+    Raises
+    ------
+    ConfigError
+        If the data cannot be divided as the configuration says.
+    """
+    spec = plan.config.partition_spec()
+    if spec is None:
+        return
+    try:
+        divide(task, spec)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _on_ray(
@@ -116,20 +144,20 @@ def _on_ray(
 
     results: list[RunResult] = []
     errors: list[BaseException] = []
+    servers: list[threading.Thread] = []
+    stopped = threading.Event()
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
+        servers.append(threading.current_thread())
         try:
-            # While Ray starts, and once instead of once a worker.
-            spec = plan.config.partition_spec()
-            if spec is not None:
-                divide(task, spec)
-            results.append(execute(grid, task, plan, observer))
+            results.append(execute(StoppableGrid(grid, stopped), task, plan, observer))
         except BaseException as error:
             errors.append(error)
             raise
 
+    crash: Exception | None = None
     try:
         run_simulation(
             server_app,
@@ -141,21 +169,49 @@ def _on_ray(
             },
         )
     except Exception as error:
-        # Flower wraps what the ServerApp raised; people want the first cause.
-        cause = errors[0] if errors else error
-        if isinstance(cause, SflError):
-            raise cause from None
-        raise TrainingError(f"The simulation ended with an error: {cause}") from cause
+        crash = error
+        if not errors:
+            raise _crashed(error, plan) from error
+    finally:
+        # The server's thread closes the run directory; then nothing keeps the process alive.
+        stopped.set()
+        for server in servers:
+            if server is not threading.current_thread():
+                server.join()
     if errors:
-        raise errors[0]
+        # Flower wraps what the ServerApp raised; people want the first cause.
+        if isinstance(errors[0], SflError) or not crash:
+            raise errors[0] from None
+        raise TrainingError(f"The simulation ended with an error: {errors[0]}") from errors[0]
     if not results:
         raise TrainingError("The simulation ended before training was over; see Flower's log.")
     return results[0]
 
 
-def _not_our_function(record: logging.LogRecord) -> bool:
-    """Drop Flower's advice against `run_simulation`: whoever calls `simulate` cannot follow it."""
-    return not ("DEPRECATED" in (text := record.getMessage()) and "run_simulation" in text)
+def _crashed(error: BaseException, plan: Plan) -> TrainingError:
+    """Return what to say when Ray does not start, or goes away: the first cause and a way out."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = str(cause).strip().splitlines()
+    why = lines[0].rstrip(".") if lines else type(cause).__name__
+    threads = plan.config.client_threads
+    need = "" if threads == 1 else f"a worker takes client-threads = {threads} processors; "
+    said = f"Flower's simulation on Ray cannot start or go on: {why}; {need}"
+    rest = "trains the same in this process, without Ray."
+    return TrainingError(f'{said}backend="inline" {rest}', shell=f"{said}--backend inline {rest}")
+
+
+def _news(record: logging.LogRecord) -> bool:
+    """Drop what is no news to whoever calls `simulate`.
+
+    That is Flower's advice against `run_simulation`, which they cannot follow, and how it reports
+    a crash: with two tracebacks, where `_crashed` says the cause in a sentence.
+    """
+    text = record.getMessage()
+    if "DEPRECATED" in text and "run_simulation" in text:
+        return False
+    return not text.startswith(_CRASH)
 
 
 @contextmanager
@@ -165,11 +221,11 @@ def _quiet(verbose: bool) -> Iterator[None]:
     level = log.level
     if not verbose:
         log.setLevel(logging.WARNING)
-        log.addFilter(_not_our_function)
+        log.addFilter(_news)
     try:
         yield
     finally:
-        log.removeFilter(_not_our_function)
+        log.removeFilter(_news)
         log.setLevel(level)
 
 

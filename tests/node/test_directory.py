@@ -161,7 +161,12 @@ def test_what_is_read_back_is_what_was_written(own_root: Path) -> None:
 
 def test_the_digest_knows_names_dtypes_and_shapes() -> None:
     zeros = np.zeros((2, 3), np.float32)
-    others: list[dict[str, np.ndarray]] = [{"b": zeros}, {"a": zeros.T}, {"a": zeros.view(np.int32)}, {"a": zeros, "b": zeros}]
+    others: list[dict[str, np.ndarray]] = [
+        {"b": zeros},
+        {"a": zeros.T},
+        {"a": zeros.view(np.int32)},
+        {"a": zeros, "b": zeros},
+    ]
     assert len({arrays_digest(arrays) for arrays in [{"a": zeros}, *others]}) == 5
 
 

@@ -75,7 +75,7 @@ def test_a_directory_with_a_run_is_refused(tmp_path: Path) -> None:
 def test_a_directory_with_other_files_is_used_and_a_file_is_not(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     create(tmp_path)
-    with pytest.raises(ConfigError, match="cannot make the run directory"):
+    with pytest.raises(ConfigError, match="Cannot make the run directory"):
         create(tmp_path / "notes.txt")
 
 

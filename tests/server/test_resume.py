@@ -134,11 +134,11 @@ def test_a_run_that_never_reached_a_checkpoint_begins_anew(tmp_path: Path) -> No
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     run(tiny.task(), out=tmp_path / "run", rounds=1)
-    with pytest.raises(ConfigError, match=r"cannot resume .*another configuration.*probes: 4 -> 5"):
+    with pytest.raises(ConfigError, match=r"Cannot resume .*another configuration.*probes: 4 -> 5"):
         run(tiny.task(), out=tmp_path / "run", rounds=2, probes=5, resume=True)
     with pytest.raises(ConfigError, match="already holds a run"):
         run(tiny.task(), out=tmp_path / "run", rounds=1)
-    with pytest.raises(ConfigError, match="resume needs out"):
+    with pytest.raises(ConfigError, match="resume=True needs out="):
         run(tiny.task(), resume=True)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from sfl_flower import simulate
-from sfl_flower.errors import ConfigError, DataError, TrainingError
+from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.methods import METHODS as KNOWN
 from sfl_flower.report import RoundRecord
 from sfl_flower.run import simulation
@@ -101,8 +105,56 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.flower
 @pytest.mark.usefixtures("no_ray")
 def test_what_stops_the_server_is_raised_as_it_is() -> None:
-    with pytest.raises(DataError, match="samples cannot give each of 2000 clients"):
-        simulate("digits", rounds=1, clients=2000)
+    with pytest.raises(TrainingError, match="not finite"):
+        simulate("digits", rounds=20, clients=2, server_lr=1e30)
+
+
+@pytest.mark.parametrize("backend", ["ray", "inline"])
+def test_a15_more_clients_than_samples_are_found_before_anything_starts(
+    backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("flwr.simulation.run_simulation", None)
+    with pytest.raises(ConfigError, match="samples cannot give each of 2000 clients"):
+        simulate("digits", rounds=1, clients=2000, backend=backend, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.flower
+def test_a18_e8_when_ray_cannot_start_the_cause_is_said_once_and_no_thread_is_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for Flower's own: the ServerApp in a thread, Ray's failure in the caller."""
+    log = logging.getLogger("flwr")
+
+    def run_simulation(server_app: Callable[..., None], *rest: Any, **more: Any) -> None:
+        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+        nobody = InlineGrid(ClientApp(), 0)
+
+        def serve() -> None:
+            with contextlib.suppress(TrainingError), identity(1, SUPERLINK):
+                server_app(nobody, context)
+
+        threading.Thread(target=serve, name="the server's").start()
+        try:
+            try:
+                raise OSError("AF_UNIX path length cannot exceed 107 bytes: /tmp/xxx\nand more")
+            except OSError as error:
+                log.error("An exception occured!! %s", error)
+                log.error("Traceback (most recent call last):\n  File ...")
+                raise RuntimeError("Simulation Runtime crashed.") from error
+        except RuntimeError as error:
+            raise RuntimeError("An error was encountered. Ending simulation.") from error
+
+    monkeypatch.setattr("flwr.simulation.run_simulation", run_simulation)
+    monkeypatch.setattr(log, "propagate", True)
+    with pytest.raises(TrainingError) as caught:
+        simulate("digits", rounds=1, clients=3, client_threads=16, join_timeout=500.0)
+    said = str(caught.value)
+    assert "AF_UNIX path length cannot exceed 107 bytes: /tmp/xxx;" in said
+    assert "client-threads = 16" in said and 'backend="inline"' in said and "\n" not in said
+    assert "--backend inline" in caught.value.shell
+    assert [record.getMessage() for record in caplog.records] == []
+    assert not [each for each in threading.enumerate() if each.name == "the server's"]
 
 
 @pytest.mark.flower
