@@ -40,7 +40,7 @@ from sfl_flower.wire import (
     StepRequest,
     WalkRequest,
 )
-from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest
+from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
 from sfl_flower.wire.mu_splitfed import MUForwardRequest, MUStepRequest
 from sfl_flower.wire.zo_sfl import ZOStepRequest
 
@@ -76,6 +76,7 @@ HANDLERS: Mapping[type[Any], Handler] = {
     HERONRequest: heron.local,
     FSLSAGEUploadRequest: fsl_sage.upload,
     FSLSAGERequest: fsl_sage.local,
+    FSLSAGEWarmUpRequest: fsl_sage.warm_up,
     MUForwardRequest: mu_splitfed.forward,
     MUStepRequest: mu_splitfed.step,
     ZOStepRequest: zo_sfl.step,

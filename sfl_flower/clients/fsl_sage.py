@@ -15,16 +15,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from sfl_flower.clients import cse_fsl
 from sfl_flower.errors import WireError
 from sfl_flower.node.local_loss import Uploads, first_order_steps, local_model
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import travelling_state
 from sfl_flower.wire import ForwardReply, LocalReply, StaleReply, pack_state
-from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, head_digest
+from sfl_flower.wire.fsl_sage import (
+    FSLSAGERequest,
+    FSLSAGEUploadRequest,
+    FSLSAGEWarmUpRequest,
+    head_digest,
+)
 
-__all__ = ["local", "upload"]
+__all__ = ["local", "upload", "warm_up"]
 
 _HEAD, _WEIGHTS, _ROUND = "head", "sent ahead", "sent ahead in"
 
@@ -46,8 +50,6 @@ def upload(node: Node, request: FSLSAGEUploadRequest) -> ForwardReply:
 
 def local(node: Node, request: FSLSAGERequest) -> LocalReply | StaleReply:
     """Take a round's local steps on the client half; the head stays as it is."""
-    if request.warm_up:
-        return cse_fsl.local(node, replace(request, keep_state=False))
     head, weights = _head(node, request), request.weights or _sent_ahead(node, request.round)
     if head is None or weights is None:
         return StaleReply(request.round, "")
@@ -64,6 +66,22 @@ def local(node: Node, request: FSLSAGERequest) -> LocalReply | StaleReply:
         keep_optimizer(node, optimizer)
     node.store.drop(_WEIGHTS)
     return reply
+
+
+def warm_up(node: Node, request: FSLSAGEWarmUpRequest) -> LocalReply:
+    """Take a round's local steps on client half and head, as CSE-FSL does."""
+    model = local_model(node, request)
+    uploads = Uploads(request.upload_every)
+    with metered(request.meter) as usage:
+        # Anew, and not kept: the optimiser that lasts is that of the client half alone.
+        optimizer = open_optimizer(node, model.parameters(), request.optimizer, keep=False)
+        first_order_steps(node, request, model, optimizer, uploads)
+    return uploads.reply(
+        request,
+        usage(),
+        weights=pack_state(travelling_state(model.client)),
+        head_weights=pack_state(travelling_state(model.head)),
+    )
 
 
 def _head(node: Node, request: FSLSAGERequest) -> Mapping[str, np.ndarray] | None:

@@ -7,11 +7,10 @@ client after client in the order of their partitions (the sequential pass of Spl
 
 from __future__ import annotations
 
-import json
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import count
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import RecordDict
@@ -24,10 +23,13 @@ from sfl_flower.server.aggregate import client_weight, mean_state
 from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.roster import Member
+from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import Outcome, SplitStrategy
-from sfl_flower.server.tensors import under
+from sfl_flower.server.tensors import named, under
+from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.wire import LocalReply, LocalRequest, pack_state
+from sfl_flower.training.optim import optimizer_text
+from sfl_flower.wire import LocalReply, LocalRequest, unpack_state
 
 __all__ = ["LocalLossSettings", "LocalLossStrategy"]
 
@@ -48,8 +50,10 @@ class LocalLossSettings(ClientRateSettings):
         Fresh weights, or those of the server half where the head has its layers.
     client_lr : float
         Learning rate of client half and head.
+    client_optimizer : str
+        Optimiser of what the client trains; which ones there are, the method says.
     client_momentum, client_weight_decay : float
-        Settings of the client optimiser.
+        Its settings.
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client.
     """
@@ -58,6 +62,7 @@ class LocalLossSettings(ClientRateSettings):
     upload_every: int = 1
     head: str = "linear"
     head_init: str = "random"
+    client_optimizer: str = "sgd"
     client_momentum: float = 0.9
     client_weight_decay: float = 0.0
     client_state: str = "fresh"
@@ -85,16 +90,26 @@ class LocalLossSettings(ClientRateSettings):
         """Return the local steps of a client with so many samples."""
         return self.local_steps or steps_per_epoch(samples, batch_size)
 
-    def optimizer_options(self) -> dict[str, Any]:
-        """Return the client optimiser's own settings, the learning rate left out."""
-        raise NotImplementedError
+    def optimizer_text(self, round: int, rounds: int) -> str:
+        """Return the client optimiser of a round as the text that travels."""
+        return optimizer_text(
+            self.client_optimizer,
+            self.client_rate(round, rounds),
+            self.client_momentum,
+            self.client_weight_decay,
+        )
+
+
+Q = TypeVar("Q", bound=LocalRequest)
+
+Check = Callable[[LocalReply], None]
+"""Raises `WireError` where a reply does not bring what a method asked its clients for."""
 
 
 class LocalLossStrategy(SplitStrategy):
-    """Server side of a method with a local loss; see the module and `SplitStrategy`."""
+    """What methods with a local loss share: the auxiliary head, and the steps of a round."""
 
     settings: LocalLossSettings
-    request_type: ClassVar[type[LocalRequest]]
 
     def prepare(self) -> None:
         """Build the auxiliary head.
@@ -126,16 +141,7 @@ class LocalLossStrategy(SplitStrategy):
         """Return kind and module of the auxiliary head."""
         return self.settings.head, self.head
 
-    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
-        """Run one round: local steps everywhere, the server's pass, the means."""
-        if not cohort:
-            return Outcome([], 0, {})
-        self.check_uploads(round)
-        packed = pack_state(travelling_state(self.client_half))
-        head = pack_state(travelling_state(self.head))
-        requests = {member: self.request(round, member, packed, head) for member in cohort}
-        replies = exchange.send(requests, self.reader(requests))
-        return self.close_round(round, replies, exchange)
+    # The steps of a round, in the order in which a method takes them
 
     def check_uploads(self, round: int) -> None:
         """Before the first round, refuse an upload period too long for some client.
@@ -145,137 +151,209 @@ class LocalLossStrategy(SplitStrategy):
         ConfigError
             If a client takes fewer steps in a round.
         """
-        if round == self._first + 1:
-            # Of all clients, not of the cohort alone: a later cohort must not end the run.
-            fewest = self._roster.fewest
+        # Of all clients, not of the cohort alone: a later cohort must not end the run.
+        if round == self._first + 1 and (fewest := self._roster.fewest):
             self.settings.check_period(self.settings.batches(fewest, self.config.batch_size))
 
-    def request(
+    def local_request(
         self,
+        kind: type[Q],
         round: int,
         member: Member,
-        packed: Mapping[str, np.ndarray],
+        client: Mapping[str, np.ndarray],
         head: Mapping[str, np.ndarray],
-    ) -> LocalRequest:
-        """Return the request for a round of local steps."""
+        **own: Any,
+    ) -> Q:
+        """Return the request for a client's local steps.
+
+        Parameters
+        ----------
+        kind : type
+            The method's request.
+        round : int
+            The round.
+        member : Member
+            The client.
+        client, head : Mapping[str, numpy.ndarray]
+            Packed client half and auxiliary head, empty for what the client is to have already.
+        **own
+            What the method's request has beyond the fields of `LocalRequest`.
+        """
         settings, config = self.settings, self.config
-        steps = settings.batches(member.samples, config.batch_size)
-        return self.request_type(
+        return kind(
             round=round,
-            steps=steps,
+            steps=settings.batches(member.samples, config.batch_size),
             upload_every=settings.upload_every,
             batch_size=config.batch_size,
             setup=self.setup,
             head=settings.head,
-            optimizer=json.dumps(
-                {**settings.optimizer_options(), "lr": self.client_lr(round)}, sort_keys=True
-            ),
+            optimizer=settings.optimizer_text(round, config.rounds),
             keep_state=settings.client_state == "kept",
-            weights=packed,
+            weights=client,
             head_weights=head,
             meter=self.metering(round),
-            **self.own_options(),
+            **own,
         )
 
-    def client_lr(self, round: int) -> float:
-        """Return the client's learning rate in a round."""
-        return self.settings.client_rate(round, self.config.rounds)
+    def ask_local(
+        self, requests: Mapping[Member, LocalRequest], exchange: Exchange, check: Check
+    ) -> dict[Member, LocalReply]:
+        """Send requests for local steps; return the replies that answer them."""
+        exchange.push(requests)
+        reads = {m: self.reader(m, request, check) for m, request in requests.items()}
+        return dict(exchange.in_turn(reads))
 
-    def uploads(self, steps: int) -> int:
-        """Return how many of a client's local steps send smashed data."""
-        return -(-steps // self.settings.upload_every)
+    def reader(
+        self, member: Member, request: LocalRequest, check: Check, first: int = 0
+    ) -> Callable[[RecordDict], LocalReply]:
+        """Return the function that reads a client's reply and checks all that can be told of it.
 
-    def own_options(self) -> dict[str, Any]:
-        """Return what the method's request has beyond the shared fields."""
-        return {}
-
-    def reader(self, requests: Mapping[Member, LocalRequest]) -> Callable[[RecordDict], LocalReply]:
-        """Return the function that reads and checks the replies to these requests."""
-        request = next(iter(requests.values()))
+        Parameters
+        ----------
+        member : Member
+            The client.
+        request : LocalRequest
+            What it was asked.
+        check : callable
+            What the method asks of a reply beyond that.
+        first : int
+            The first step whose smashed data the reply is to bring.
+        """
 
         def read(content: RecordDict) -> LocalReply:
             reply = LocalReply.from_content(content)
             self.expect_z(reply.z)
-            if reply.round != request.round:
-                raise WireError(f"it answers round {reply.round}, asked was round {request.round}.")
-            if (largest := int(reply.sizes.max(initial=0))) > request.batch_size:
-                raise WireError(
-                    f"it has a mini-batch of {largest} samples, asked were at most "
-                    f"{request.batch_size}."
-                )
-            self.check_reply(reply)
+            self._check_answer(member, request, reply, first)
+            check(reply)
             return reply
 
         return read
 
-    @abstractmethod
-    def check_reply(self, reply: LocalReply) -> None:
-        """Raise `WireError` where a reply does not bring what the method averages."""
-
-    @abstractmethod
-    def average(
-        self, round: int, replies: Mapping[Member, LocalReply], weights: list[float]
+    def _check_answer(
+        self, member: Member, request: LocalRequest, reply: LocalReply, first: int
     ) -> None:
-        """Bring what clients trained together."""
+        steps, most = request.steps, request.batch_size
+        if reply.round != request.round:
+            raise WireError(f"it answers round {reply.round}, asked was round {request.round}.")
+        if (largest := int(reply.sizes.max(initial=0))) > most:
+            raise WireError(f"it has a mini-batch of {largest} samples, asked were at most {most}.")
+        if len(reply.sizes) != len(range(first, steps, request.upload_every)):
+            raise WireError(
+                f"it has smashed data of {len(reply.sizes)} steps, asked were every "
+                f"{request.upload_every} of {steps}."
+            )
+        if reply.taken is not None and len(reply.taken) != steps:
+            raise WireError(f"it has {len(reply.taken)} local steps, asked were {steps}.")
+        if reply.samples != (samples := client_samples(member.samples, most, steps)):
+            raise WireError(
+                f"it says {reply.samples} samples; {steps} steps of this client are {samples}."
+            )
+        if reply.y.size:
+            self.server.check_labels(reply.y)
 
-    def close_round(
-        self, round: int, replies: Mapping[Member, LocalReply], exchange: Exchange
-    ) -> Outcome:
-        """Let the server half learn from the replies, then average what clients trained."""
-        losses: list[float] = []
+    def check_both(self, reply: LocalReply) -> None:
+        """Refuse a reply whose weights are not those of client half and head."""
+        if reply.scalars is not None:
+            raise WireError("it brings scalars, asked were weights.")
+        unpack_state(reply.weights, travelling_state(self.client_half))
+        unpack_state(reply.head_weights, travelling_state(self.head))
+
+    def serve(
+        self,
+        replies: Mapping[Member, LocalReply],
+        exchange: Exchange,
+        trainers: Sequence[Trainer],
+        first: int = 0,
+    ) -> tuple[dict[Member, LocalReply], list[float]]:
+        """Let trainers take a step on every uploaded batch, client after client.
+
+        Parameters
+        ----------
+        replies : Mapping[Member, LocalReply]
+            The replies, in the order in which they are used.
+        exchange : Exchange
+            Counts the replies that are refused: one whose smashed data cannot be used moves
+            nothing.
+        trainers : sequence of Trainer
+            The server half, and what else learns from smashed data.
+        first : int
+            The first step whose smashed data the replies bring.
+
+        Returns
+        -------
+        used : dict[Member, LocalReply]
+            The replies that are used.
+        losses : list of float
+            The server half's loss at each of their batches.
+        """
         used: dict[Member, LocalReply] = {}
+        losses: list[float] = []
         for member, reply in replies.items():
-            want = self.settings.batches(member.samples, self.config.batch_size)
-            samples = client_samples(member.samples, self.config.batch_size, want)
+            steps = count(first, self.settings.upload_every)
+            batches = [
+                (z, y, (reply.round, member.partition, next(steps))) for z, y in reply.batches()
+            ]
             try:
-                if len(reply.sizes) != self.uploads(want):
-                    raise WireError(
-                        f"it has smashed data of {len(reply.sizes)} steps, asked were every "
-                        f"{self.settings.upload_every} of {want}."
-                    )
-                if reply.taken is not None and len(reply.taken) != want:
-                    raise WireError(f"it has {len(reply.taken)} local steps, asked were {want}.")
-                if reply.samples != samples:
-                    raise WireError(
-                        f"it says {reply.samples} samples; {want} steps of this client are "
-                        f"{samples}."
-                    )
-                if reply.y.size:
-                    self.server.check_labels(reply.y)
-                losses += self.serve(round, member, reply)
+                losses += learn_in_turn(trainers, batches)
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue
             used[member] = reply
-        self.book_usage(reply.usage for reply in used.values())
+        return used, losses
+
+    def average_states(
+        self, states: Iterable[Mapping[str, Tensor]], replies: Collection[LocalReply]
+    ) -> None:
+        """Load the mean over clients of states.
+
+        Parameters
+        ----------
+        states : iterable of Mapping[str, Tensor]
+            One a client, names beginning with ``client.`` and ``head.``; what the states lack,
+            the client half or the head, stays as it is.
+        replies : collection of LocalReply
+            The clients' replies, which say how many samples each ran.
+        """
+        if not replies:
+            return
+        weights = [client_weight(self.config.mean, reply.samples) for reply in replies]
+        mean = mean_state(states, weights)
+        for prefix, module in (("client.", self.client_half), ("head.", self.head)):
+            if own := under(prefix, mean):
+                load_travelling(module, own)
+
+    def average_both(self, replies: Collection[LocalReply]) -> None:
+        """Load the mean over clients of client halves and heads that came as weights."""
+        client, head = travelling_state(self.client_half), travelling_state(self.head)
+        self.average_states(
+            (
+                named("client.", unpack_state(reply.weights, client))
+                | named("head.", unpack_state(reply.head_weights, head))
+                for reply in replies
+            ),
+            replies,
+        )
+
+    def outcome(
+        self,
+        round: int,
+        used: Collection[LocalReply],
+        losses: list[float],
+        exchange: Exchange,
+    ) -> Outcome:
+        """Book and note what clients say of their steps; return what the round reports."""
+        self.book_usage(reply.usage for reply in used)
         exchange.tally.replies = len(used)
         if not used:
             return Outcome(losses, 0, {})
-        weights = [client_weight(self.config.mean, reply.samples) for reply in used.values()]
-        self.average(round, used, weights)
-        taken = [reply.taken for reply in used.values() if reply.taken is not None]
+        taken = [reply.taken for reply in used if reply.taken is not None]
         if skipped := sum(int(np.count_nonzero(steps == 0)) for steps in taken):
             exchange.tally.note(f"{skipped} local steps were skipped: a loss was not finite.")
         return Outcome(
             losses,
-            sum(reply.samples for reply in used.values()),
+            sum(reply.samples for reply in used),
             {
-                "client_lr": self.client_lr(round),
-                "local_loss": float(np.mean([reply.loss for reply in used.values()])),
+                "client_lr": self.settings.client_rate(round, self.config.rounds),
+                "local_loss": float(np.mean([reply.loss for reply in used])),
             },
         )
-
-    def serve(self, round: int, member: Member, reply: LocalReply) -> list[float]:
-        """Take a server step for each uploaded batch of a client; return the losses."""
-        losses = []
-        for number, (z, y) in enumerate(reply.batches()):
-            step = number * self.settings.upload_every
-            losses.append(self.server.learn(z, y, (round, member.partition, step)))
-        return losses
-
-    def average_both(self, states: list[dict[str, Tensor]], weights: list[float]) -> None:
-        """Load the weighted means of states whose names begin with ``client.`` and ``head.``."""
-        mean = mean_state(states, weights)
-        load_travelling(self.client_half, under("client.", mean))
-        if head := under("head.", mean):  # else the server trains it
-            load_travelling(self.head, head)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.optim import load_slots, slots
 
-__all__ = ["load_trained", "trained_tensors", "under"]
+__all__ = ["load_trained", "named", "trained_tensors", "under"]
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
@@ -33,6 +33,11 @@ def load_trained(
     """
     load_travelling(module, under(_MODEL, tensors))
     load_slots(optimizer, under(_OPTIMIZER, tensors))
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with a prefix before their names; `under` takes it off again."""
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ those of all clients, then heads are aligned, then clients take their steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,36 +21,38 @@ from torch import Tensor
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.data import generator, seeded_torch
 from sfl_flower.errors import ConfigError, WireError
-from sfl_flower.server.aggregate import mean_state
 from sfl_flower.server.alignment import REFRESH_MODES, check_alignable, refresh
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.head_bank import HeadBank
+from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.roster import Member
+from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import Outcome
-from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.strategies.cse_fsl import CSEFSL, CSEFSLSettings
+from sfl_flower.server.tensors import named
+from sfl_flower.split import travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.wire import (
     ForwardReply,
     LocalReply,
-    LocalRequest,
     StaleReply,
     is_stale,
     pack_state,
     unpack_state,
 )
-from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest
+from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
 
 __all__ = ["FSLSAGE", "FSLSAGESettings"]
 
 
 @dataclass(frozen=True)
-class FSLSAGESettings(CSEFSLSettings):
+class FSLSAGESettings(LocalLossSettings):
     """Settings of FSL-SAGE.
 
     Attributes
     ----------
+    client_optimizer : {"sgd", "adam", "adamw"}
+        Optimiser of the client half; client_momentum is for SGD.
     align_every : int
         l: heads are aligned in round 1 and every l rounds after it; more than 1 is the paper's
         lazy variant.
@@ -84,6 +86,7 @@ class FSLSAGESettings(CSEFSLSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("client_optimizer", self.client_optimizer, FIRST_ORDER)
         check_range("align_every", self.align_every, 1, 10**6)
         check_range("align_epochs", self.align_epochs, 1, 10**6)
         check_range("buffer", self.buffer, 1, 10**9)
@@ -98,12 +101,11 @@ class FSLSAGESettings(CSEFSLSettings):
         check_choice("refresh_mode", self.refresh_mode, REFRESH_MODES)
 
 
-class FSLSAGE(CSEFSL):
+class FSLSAGE(LocalLossStrategy):
     """Server side of FSL-SAGE; see the module and `LocalLossStrategy`."""
 
     name: ClassVar[str] = "fsl_sage"
     settings_type: ClassVar[type[Settings]] = FSLSAGESettings
-    request_type: ClassVar[type[LocalRequest]] = FSLSAGERequest
     settings: FSLSAGESettings
 
     def prepare(self) -> None:
@@ -130,7 +132,6 @@ class FSLSAGE(CSEFSL):
             self.head, self.settings.buffer, self.settings.head_optimizer, self.settings.head_lr
         )
         self._held: dict[Member, str] = {}
-        self._warm = self._ahead = False
 
     def aligns(self, round: int) -> bool:
         """Tell whether heads are aligned in a round."""
@@ -146,80 +147,104 @@ class FSLSAGE(CSEFSL):
         super().load_method_tensors(tensors)
         self.bank.load_tensors(tensors)
 
-    # A round
-
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round: where heads are aligned, uploads and alignment; then local steps."""
-        self._warm = self.settings.warm_start and round == 1
-        self._ahead = self.aligns(round)
-        if self._warm:
-            return super().train_round(round, cohort, exchange)
         self.check_uploads(round)
+        if self.settings.warm_start and round == 1:
+            return self._warm_up(round, cohort, exchange)
+        ahead = self.aligns(round)
         packed = pack_state(travelling_state(self.client_half))
+        uploaded: dict[Member, int] = {}
         losses: list[float] = []
         left: list[float] = []
-        requests: dict[Member, LocalRequest] = {}
-        if self._ahead:
-            cohort, losses = self.first_uploads(round, cohort, packed, exchange)
+        if ahead:
+            uploaded, losses = self._first_uploads(round, cohort, packed, exchange)
+            cohort = list(uploaded)
+        requests: dict[Member, FSLSAGERequest] = {}
         for member in cohort:
-            if self._ahead:
+            if ahead:
                 left.append(self.align(round, member, exchange))
-            requests[member] = self.steps_request(round, member, {} if self._ahead else packed)
+            requests[member] = self._steps_request(round, member, {} if ahead else packed, ahead)
             exchange.push({member: requests[member]})  # it works while others are aligned
-        if not requests:
-            return Outcome(losses, 0, {})
-        replies = self._collect(round, requests, packed, exchange)
-        outcome = self.close_round(round, replies, exchange)
+        replies = self._collect(requests, packed, exchange)
+        first = self.settings.upload_every if ahead else 0
+        used, more = self.serve(replies, exchange, [self.server], first)
+        for member, reply in used.items():
+            for z, y in reply.batches():
+                self.bank.buffer(member.partition).push(z, y)
+        own = travelling_state(self.client_half)
+        states = (named("client.", unpack_state(r.weights, own)) for r in used.values())
+        self.average_states(states, used.values())
+        found = self.outcome(round, used.values(), losses + more, exchange)
+        # The server learned from these first batches although no steps followed.
+        alone = sum(count for member, count in uploaded.items() if member not in used)
         extra = {"alignment_loss": float(np.mean(left))} if left else {}
-        return replace(outcome, losses=losses + outcome.losses, extra={**outcome.extra, **extra})
+        return replace(found, samples=found.samples + alone, extra={**found.extra, **extra})
 
-    def first_uploads(
+    def _warm_up(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run a round as CSE-FSL does; the mean head is the one that all clients start from."""
+        client = pack_state(travelling_state(self.client_half))
+        head = pack_state(travelling_state(self.head))
+        requests = {
+            member: self.local_request(FSLSAGEWarmUpRequest, round, member, client, head)
+            for member in cohort
+        }
+        replies = self.ask_local(requests, exchange, self.check_both)
+        used, losses = self.serve(replies, exchange, [self.server])
+        for member, reply in used.items():
+            for z, y in reply.batches():
+                self.bank.buffer(member.partition).push(z, y)
+        self.average_both(used.values())
+        return self.outcome(round, used.values(), losses, exchange)
+
+    def _first_uploads(
         self,
         round: int,
         cohort: list[Member],
         packed: Mapping[str, np.ndarray],
         exchange: Exchange,
-    ) -> tuple[list[Member], list[float]]:
+    ) -> tuple[dict[Member, int], list[float]]:
         """Take step 0's smashed data of all clients, and a server step for each.
 
         Returns
         -------
-        members : list of Member
-            The clients whose batch was used.
+        uploaded : dict[Member, int]
+            The clients whose batch was used, and its samples.
         losses : list of float
             The server half's losses.
         """
         requests = {
-            member: FSLSAGEUploadRequest.of(self.request(round, member, packed, {}))
+            member: self.local_request(FSLSAGEUploadRequest, round, member, packed, {})
             for member in cohort
         }
-
-        def read(content: RecordDict) -> ForwardReply:
-            reply = ForwardReply.from_content(content)
-            self.expect_z(reply.z)
-            if reply.round != round or len(reply.sizes) != 1:
-                raise WireError(
-                    f"it has {len(reply.sizes)} mini-batches of round {reply.round}, asked was 1 "
-                    f"of round {round}."
-                )
-            if len(reply.y) > self.config.batch_size:
-                raise WireError(
-                    f"it has a mini-batch of {len(reply.y)} samples, asked were at most "
-                    f"{self.config.batch_size}."
-                )
-            return reply
-
-        members: list[Member] = []
+        uploaded: dict[Member, int] = {}
         losses: list[float] = []
-        for member, reply in exchange.send(requests, read).items():
+        replies = exchange.send(requests, lambda content: self._read_upload(round, content))
+        for member, reply in replies.items():
+            batch = (reply.z, reply.y, (round, member.partition, 0))
             try:
-                losses.append(self._use(round, member, 0, reply.z, reply.y))
+                losses += learn_in_turn([self.server], [batch])
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue
+            self.bank.buffer(member.partition).push(reply.z, reply.y)
             self.book_usage([reply.usage])
-            members.append(member)
-        return members, losses
+            uploaded[member] = len(reply.y)
+        return uploaded, losses
+
+    def _read_upload(self, round: int, content: RecordDict) -> ForwardReply:
+        reply, most = ForwardReply.from_content(content), self.config.batch_size
+        self.expect_z(reply.z)
+        if reply.round != round or len(reply.sizes) != 1:
+            raise WireError(
+                f"it has {len(reply.sizes)} mini-batches of round {reply.round}, asked was 1 of "
+                f"round {round}."
+            )
+        if len(reply.y) > most:
+            raise WireError(
+                f"it has a mini-batch of {len(reply.y)} samples, asked were at most {most}."
+            )
+        return reply
 
     def align(self, round: int, member: Member, exchange: Exchange) -> float:
         """Align a client's head with the server half; return what mismatch its last pass had."""
@@ -246,37 +271,43 @@ class FSLSAGE(CSEFSL):
         self.bank.changed(member.partition)
         return losses[-1]
 
-    def steps_request(
-        self, round: int, member: Member, packed: Mapping[str, np.ndarray]
+    def _steps_request(
+        self, round: int, member: Member, packed: Mapping[str, np.ndarray], ahead: bool
     ) -> FSLSAGERequest:
         """Return the request for local steps; the head comes along unless the client holds it."""
         digest, held = self.bank.digest(member.partition), self._held.get(member)
         head = {} if held == digest else pack_state(self.bank.state(member.partition))
-        request = self.request(round, member, packed, head)
-        assert isinstance(request, FSLSAGERequest)
-        return replace(request, digest=digest)
+        return self.local_request(
+            FSLSAGERequest, round, member, packed, head, digest=digest, ahead=ahead
+        )
 
     def _collect(
         self,
-        round: int,
-        requests: Mapping[Member, LocalRequest],
+        requests: Mapping[Member, FSLSAGERequest],
         packed: Mapping[str, np.ndarray],
         exchange: Exchange,
     ) -> dict[Member, LocalReply]:
         """Return the replies; clients that lost weights or head get both and are asked again."""
-        whole = self.reader(requests)
 
-        def read(content: RecordDict) -> LocalReply | StaleReply:
-            return StaleReply.from_content(content) if is_stale(content) else whole(content)
+        def reader(member: Member) -> Callable[[RecordDict], LocalReply | StaleReply]:
+            request = requests[member]
+            first = request.upload_every if request.ahead else 0
+            whole = self.reader(member, request, self._check, first)
+            return lambda content: (
+                StaleReply.from_content(content) if is_stale(content) else whole(content)
+            )
 
-        answers = exchange.collect(read)
+        reads = {member: reader(member) for member in requests}
+        answers = dict(exchange.in_turn(reads))
         stale = [member for member, reply in answers.items() if isinstance(reply, StaleReply)]
-        if stale:
-            for member in stale:
-                self._held.pop(member, None)
-                del answers[member]
-            again = {member: self.steps_request(round, member, packed) for member in stale}
-            answers |= exchange.send(again, read)
+        for member in stale:
+            self._held.pop(member, None)
+            request = requests[member]
+            again = self._steps_request(request.round, member, packed, request.ahead)
+            exchange.push({member: again})
+        for member in stale:
+            del answers[member]
+        answers |= dict(exchange.in_turn({member: reads[member] for member in stale}))
         found: dict[Member, LocalReply] = {}
         for member in requests:
             reply = answers.get(member)
@@ -287,44 +318,8 @@ class FSLSAGE(CSEFSL):
                 self._held[member] = self.bank.digest(member.partition)
         return found
 
-    # What the shared round asks for
-
-    def own_options(self) -> dict[str, Any]:
-        """Return what kind of round it is."""
-        return {"ahead": self._ahead, "warm_up": self._warm}
-
-    def uploads(self, steps: int) -> int:
-        """Return how many local steps send smashed data, step 0 left out where it came ahead."""
-        return super().uploads(steps) - int(self._ahead)
-
-    def serve(self, round: int, member: Member, reply: LocalReply) -> list[float]:
-        """Take a server step for each uploaded batch of a client; return the losses."""
-        return [
-            self._use(round, member, number * self.settings.upload_every, z, y)
-            for number, (z, y) in enumerate(reply.batches(), start=int(self._ahead))
-        ]
-
-    def _use(self, round: int, member: Member, step: int, z: np.ndarray, y: np.ndarray) -> float:
-        loss = self.server.learn(z, y, (round, member.partition, step))
-        self.bank.buffer(member.partition).push(z, y)
-        return loss
-
-    def check_reply(self, reply: LocalReply) -> None:
+    def _check(self, reply: LocalReply) -> None:
         """Refuse a reply that does not bring the client half, or brings more."""
-        if self._warm:
-            super().check_reply(reply)
-            return
         if reply.scalars is not None or reply.head_weights:
             raise WireError("it brings more than the weights of the client half.")
         unpack_state(reply.weights, travelling_state(self.client_half))
-
-    def average(
-        self, round: int, replies: Mapping[Member, LocalReply], weights: list[float]
-    ) -> None:
-        """Average client halves; heads only in the warm start, and only once."""
-        if self._warm:
-            super().average(round, replies, weights)
-            return
-        own = travelling_state(self.client_half)
-        states = (unpack_state(reply.weights, own) for reply in replies.values())
-        load_travelling(self.client_half, mean_state(states, weights))

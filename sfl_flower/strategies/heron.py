@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.probing import Noise, check_mu, check_scalars
 from sfl_flower.server.roster import Member
-from sfl_flower.server.tensors import under
+from sfl_flower.server.strategy import Outcome
+from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.optim import load_slots, slots
@@ -31,10 +33,10 @@ from sfl_flower.wire import (
     UPLINKS,
     HERONRequest,
     LocalReply,
-    LocalRequest,
     heron_coefficients,
     heron_keys,
     heron_names,
+    pack_state,
     unpack_state,
 )
 from sfl_flower.zo import LAWS, OPTIMIZERS, OptimizerSpec, ParameterVector, Walk, run_key
@@ -114,15 +116,11 @@ class HERONSettings(LocalLossSettings):
 
     def spec(self) -> OptimizerSpec:
         """Return the client optimiser."""
-        return OptimizerSpec(**self.optimizer_options())
-
-    def optimizer_options(self) -> dict[str, Any]:
-        """Return the replayable optimiser and its settings, the learning rate left out."""
-        return {
-            "name": self.client_optimizer,
-            "momentum": self.client_momentum,
-            "weight_decay": self.client_weight_decay,
-        }
+        return OptimizerSpec(
+            self.client_optimizer,
+            momentum=self.client_momentum,
+            weight_decay=self.client_weight_decay,
+        )
 
 
 class HERON(LocalLossStrategy):
@@ -130,7 +128,6 @@ class HERON(LocalLossStrategy):
 
     name: ClassVar[str] = "heron"
     settings_type: ClassVar[type[Settings]] = HERONSettings
-    request_type: ClassVar[type[LocalRequest]] = HERONRequest
     settings: HERONSettings
 
     def prepare(self) -> None:
@@ -138,7 +135,6 @@ class HERON(LocalLossStrategy):
         super().prepare()
         both = nn.ModuleDict({"client": self.client_half, "head": self.head})
         self.vector = ParameterVector(both, heron_names(both, self.trains))
-        self._rebuilt: dict[Member, dict[str, Tensor]] = {}
         self.trainer: Trainer | None = None
         if self.settings.head_trainer == "server":
             config = dataclasses.replace(self.config, server_lr=self.settings.head_lr)
@@ -172,38 +168,49 @@ class HERON(LocalLossStrategy):
         if self.trainer is not None:
             load_slots(self.trainer.optimizer, under(_TRAINER, tensors))
 
-    def serve(self, round: int, member: Member, reply: LocalReply) -> list[float]:
-        """Take the server half's steps, and the head's where it is trained here."""
-        if reply.scalars is not None:
-            self._rebuilt[member] = self.rebuild(round, member, reply)
-        losses = super().serve(round, member, reply)
-        if self.trainer is not None:
-            for number, (z, y) in enumerate(reply.batches()):
-                draw = (round, member.partition, number * self.settings.upload_every)
-                self.trainer.learn(z, y, draw)
-        return losses
+    def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run one round of HERON-SFL: forward-only steps everywhere, the server's pass, means."""
+        self.check_uploads(round)
+        client = pack_state(travelling_state(self.client_half))
+        head = pack_state(travelling_state(self.head))
+        requests = {member: self._request(round, member, client, head) for member in cohort}
+        replies = self.ask_local(requests, exchange, self._check)
+        arrived = self._arrived(round, replies, exchange)
+        used, losses = self.serve(
+            {member: replies[member] for member in arrived}, exchange, self.server_halves()
+        )
+        self.average_states([arrived[member] for member in used], used.values())
+        return self.outcome(round, used.values(), losses, exchange)
 
-    def own_options(self) -> dict[str, Any]:
-        """Return what HERON's request has beyond the shared fields."""
+    def _request(
+        self,
+        round: int,
+        member: Member,
+        client: Mapping[str, np.ndarray],
+        head: Mapping[str, np.ndarray],
+    ) -> HERONRequest:
         settings = self.settings
-        return {
-            "probes": settings.probes,
-            "law": settings.direction,
-            "mu": settings.mu,
-            "central": settings.estimator == "central",
-            "uplink": settings.uplink,
-            "trains": self.trains,
-            "clip_norm": settings.clip_norm,
-        }
+        return self.local_request(
+            HERONRequest,
+            round,
+            member,
+            client,
+            head,
+            probes=settings.probes,
+            law=settings.direction,
+            mu=settings.mu,
+            central=settings.estimator == "central",
+            uplink=settings.uplink,
+            trains=self.trains,
+            clip_norm=settings.clip_norm,
+        )
 
-    def check_reply(self, reply: LocalReply) -> None:
+    def _check(self, reply: LocalReply) -> None:
         """Refuse a reply whose scalars or weights do not fit client half and head."""
         settings = self.settings
         if (reply.scalars is not None) != (settings.uplink == "scalars"):
             raise WireError(f"it does not bring {settings.uplink}, which were asked.")
-        client, head = self._expected()
-        unpack_state(reply.weights, client)
-        unpack_state(reply.head_weights, head)
+        self._sent(reply)
         if reply.taken is None or reply.taken.max(initial=0) > 1:
             raise WireError("it does not say which steps it took.")
         if reply.scalars is None:
@@ -216,30 +223,34 @@ class HERON(LocalLossStrategy):
             )
         check_scalars(reply.scalars, settings.mu, settings.scalar_limit)
 
-    def _expected(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the tensors that a reply brings of client half and head."""
+    def _sent(self, reply: LocalReply) -> dict[str, Tensor]:
+        """Return the tensors that a reply brings of client half and head; buffers with scalars."""
         client = travelling_state(self.client_half)
         head = {} if self.trains == "client" else travelling_state(self.head)
         if self.settings.uplink == "scalars":
             client, head = buffers_of(self.client_half, client), buffers_of(self.head, head)
-        return client, head
+        return named("client.", unpack_state(reply.weights, client)) | named(
+            "head.", unpack_state(reply.head_weights, head)
+        )
 
-    def average(
-        self, round: int, replies: Mapping[Member, LocalReply], weights: list[float]
-    ) -> None:
-        """Average client halves and heads, rebuilt from their scalars where those came."""
-        client, head = self._expected()
-        states = []
+    def _arrived(
+        self, round: int, replies: Mapping[Member, LocalReply], exchange: Exchange
+    ) -> dict[Member, dict[str, Tensor]]:
+        """Return where each client's steps led, rebuilt from its scalars where those came."""
+        found: dict[Member, dict[str, Tensor]] = {}
         for member, reply in replies.items():
-            state = {f"client.{k}": v for k, v in unpack_state(reply.weights, client).items()}
-            state |= {f"head.{k}": v for k, v in unpack_state(reply.head_weights, head).items()}
-            if reply.scalars is not None:
-                state |= self._rebuilt[member]
-            states.append(state)
-        self._rebuilt.clear()
-        self.average_both(states, weights)
+            try:
+                found[member] = self._sent(reply)
+                if reply.scalars is not None and reply.taken is not None:
+                    walked = self.rebuild(round, member, reply.scalars, reply.taken)
+                    found[member] |= walked
+            except WireError as error:
+                exchange.tally.reject(member, error)
+        return found
 
-    def rebuild(self, round: int, member: Member, reply: LocalReply) -> dict[str, Tensor]:
+    def rebuild(
+        self, round: int, member: Member, scalars: np.ndarray, taken: np.ndarray
+    ) -> dict[str, Tensor]:
         """Return the parameters a client came to, from its scalars.
 
         Parameters
@@ -248,8 +259,10 @@ class HERON(LocalLossStrategy):
             The round.
         member : Member
             The client, whose partition names its directions.
-        reply : LocalReply
-            With scalars [h, P].
+        scalars : numpy.ndarray
+            v, float32, shape [h, P].
+        taken : numpy.ndarray
+            1 for each step that was taken, uint8, shape [h].
 
         Returns
         -------
@@ -261,15 +274,14 @@ class HERON(LocalLossStrategy):
         WireError
             If they are not finite.
         """
-        assert reply.scalars is not None and reply.taken is not None
         settings = self.settings
         flat = self.vector.anchor.clone()
         key = run_key("heron", self.config.seed)
         walk = Walk(flat, settings.spec(), key, settings.direction)
-        for step in np.flatnonzero(reply.taken).tolist():
+        lr = settings.client_rate(round, self.config.rounds)
+        for step in np.flatnonzero(taken).tolist():
             keys = heron_keys(round, member.partition, step, settings.probes)
-            factors = heron_coefficients(reply.scalars[step], settings.mu, settings.clip_norm)
-            walk.step(keys, factors, self.client_lr(round))
+            walk.step(keys, heron_coefficients(scalars[step], settings.mu, settings.clip_norm), lr)
         if not torch.isfinite(flat).all():
             raise WireError(
                 "its scalars lead to parameters that are not finite; lower client-lr or "

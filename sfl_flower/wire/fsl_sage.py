@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from sfl_flower.wire.fields import text
 from sfl_flower.wire.local import LocalRequest
 
-__all__ = ["FSLSAGERequest", "FSLSAGEUploadRequest", "head_digest"]
+__all__ = ["FSLSAGERequest", "FSLSAGEUploadRequest", "FSLSAGEWarmUpRequest", "head_digest"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,6 @@ class FSLSAGEUploadRequest(LocalRequest):
     """
 
     TYPE: ClassVar[str] = "train.fsl_sage_upload"
-
-    @classmethod
-    def of(cls, request: LocalRequest) -> Self:
-        """Return the request with the shared fields of another."""
-        return cls(**{field.name: getattr(request, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -44,15 +39,19 @@ class FSLSAGERequest(LocalRequest):
         Names the head to use, in hex.
     ahead : bool
         Whether step 0's smashed data were sent ahead, and are not to be sent again.
-    warm_up : bool
-        Whether to train client half and head as CSE-FSL does; the reply brings both.
     """
 
     TYPE: ClassVar[str] = "train.fsl_sage_steps"
 
     digest: Annotated[str, text(longest=64, empty="none")] = ""
     ahead: bool = False
-    warm_up: bool = False
+
+
+@dataclass(frozen=True)
+class FSLSAGEWarmUpRequest(LocalRequest):
+    """Ask for local steps on client half and head as in CSE-FSL; the reply brings both."""
+
+    TYPE: ClassVar[str] = "train.fsl_sage_warm_up"
 
 
 def head_digest(packed: Mapping[str, np.ndarray]) -> str:

@@ -23,6 +23,7 @@ from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.methods import read_options
 from sfl_flower.node.local_loss import LocalModel, Uploads, local_model
+from sfl_flower.server.exchange import Exchange
 from sfl_flower.strategies import heron as server
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import heron_coefficients, heron_keys
@@ -685,7 +686,7 @@ LIES: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
     "inf": (array("scalars", spoil(np.inf)), "'scalars' that is not finite"),
     "huge": (array("scalars", spoil(1e5)), r"\|v\| / mu = 1e\+07, more than scalar-limit = 1e\+06"),
     "fewer steps": (fewer_steps, "it has 2 local steps, asked were 3"),
-    "no steps": (no_steps, "scalars of shape"),
+    "no steps": (no_steps, "it has 0 local steps, asked were 3"),
     "taken": (put("taken", np.array([1, 2, 1], np.uint8)), "which steps it took"),
     "taken dtype": (put("taken", np.ones(3, np.int64)), "'taken' as int64"),
     "no taken": (put("taken", None), "which steps it took"),
@@ -863,5 +864,6 @@ def test_k_beyond_the_shortest_local_epoch_is_refused_before_training(sampled: i
 
 def test_a_round_without_clients_is_a_round_without_replies() -> None:
     trial = open_run()
-    outcome = trial.strategy.train_round(1, [], object())
+    exchange = Exchange(trial.grid, trial.strategy.ledger, 1.0, set())
+    outcome = trial.strategy.train_round(1, [], exchange)
     assert (outcome.losses, outcome.samples) == ([], 0)

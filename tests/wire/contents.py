@@ -30,7 +30,7 @@ from sfl_flower.wire import (
     WalkReply,
     WalkRequest,
 )
-from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest
+from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
 from sfl_flower.wire.mu_splitfed import (
     MUForwardReply,
     MUForwardRequest,
@@ -138,7 +138,9 @@ MESSAGES: dict[str, Any] = {
         WEIGHTS,
         {"float32": np.ones(2, np.float32)},
         digest="ab",
-        warm_up=True,
+    ),
+    "fsl-sage warm-up": FSLSAGEWarmUpRequest(
+        4, 3, 2, 8, SETUP, "linear", "{}", False, WEIGHTS, {"float32": np.ones(2, np.float32)}
     ),
     "local reply, nothing sent": LocalReply(
         4, 20, Z[:0], Y[:0], np.zeros(0, np.int64), 0.5, WEIGHTS
