@@ -13,8 +13,10 @@ from sfl_flower.errors import WireError
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.roster import Member
+from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Gradients
+from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.wire import ForwardReply, ForwardRequest, Reply, Request, StaleReply, is_stale
 
 __all__ = ["JournalledStrategy"]
@@ -176,5 +178,6 @@ class JournalledStrategy(SplitStrategy):
         """
         batches = self.batches(member, reply)
         if step:
-            return self.server.learn_all(batches)
-        return [self.server.gradients(*batch) for batch in batches]
+            return learn_in_turn([self.server], batches)
+        with buffers_put_back(self.server.module):
+            return [self.server.gradients(*batch) for batch in batches]

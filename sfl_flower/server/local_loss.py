@@ -294,7 +294,7 @@ class LocalLossStrategy(SplitStrategy):
                 (z, y, (reply.round, member.partition, next(steps))) for z, y in reply.batches()
             ]
             try:
-                losses += learn_in_turn(trainers, batches)
+                losses += [part.loss for part in learn_in_turn(trainers, batches)]
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue

@@ -7,13 +7,14 @@ same reply turns out to be of no use.  Such a reply leaves nothing behind: what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from sfl_flower.server.trainer import Trainer
+from sfl_flower.server.trainer import Gradients, Trainer
+from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.training.optim import load_slots, slots
 
 __all__ = ["Batch", "learn_in_turn"]
@@ -22,7 +23,7 @@ Batch = tuple[np.ndarray, np.ndarray, tuple[int, int, int]]
 """Smashed data, labels, and the round, partition and step that name them."""
 
 
-def learn_in_turn(trainers: Sequence[Trainer], batches: Iterable[Batch]) -> list[float]:
+def learn_in_turn(trainers: Sequence[Trainer], batches: Iterable[Batch]) -> list[Gradients]:
     """Take one optimiser step of every trainer on each mini-batch, in order.
 
     Parameters
@@ -34,8 +35,9 @@ def learn_in_turn(trainers: Sequence[Trainer], batches: Iterable[Batch]) -> list
 
     Returns
     -------
-    list of float
-        The first trainer's loss at each mini-batch.
+    list of Gradients
+        λ and loss of the first trainer for each mini-batch, at the weights before its step; without
+        the gradients at the weights, which the step used up.
 
     Raises
     ------
@@ -43,46 +45,36 @@ def learn_in_turn(trainers: Sequence[Trainer], batches: Iterable[Batch]) -> list
         If a mini-batch cannot be used.  Weights, buffers and optimisers' state of all trainers are
         then those before the first, to the bit.
     """
-    todo, losses = list(batches), []
-    # With one mini-batch all gradients are there, or refused, before the first step.
-    with _undone(trainers, steps=len(todo) > 1):
+    todo, first = list(batches), []
+    with ExitStack() as undone:
+        undone.enter_context(buffers_put_back(*(trainer.module for trainer in trainers)))
+        if len(todo) > 1:  # of one, all gradients are there or refused before the first step
+            undone.enter_context(_steps_taken_back(trainers))
         for batch in todo:
             found = [trainer.gradients(*batch) for trainer in trainers]
             for trainer, part in zip(trainers, found, strict=True):
                 trainer.add([part], 1.0)
                 trainer.step()
-            losses.append(found[0].loss)
-    return losses
+            first.append(replace(found[0], weights=[]))
+    return first
 
 
 @contextmanager
-def _undone(trainers: Sequence[Trainer], steps: bool) -> Iterator[None]:
-    """Put back what a block moved if it raises: buffers, and with `steps` what steps move."""
-    buffers = [_clones(trainer.module.named_buffers()) for trainer in trainers]
-    moved = [
-        (_clones(_trained(trainer.module)), slots(trainer.optimizer)) if steps else None
+def _steps_taken_back(trainers: Sequence[Trainer]) -> Iterator[None]:
+    """Run a block that steps; if it raises, weights and optimisers' state go back."""
+    before = [
+        (
+            [(p, p.detach().clone()) for p in trainer.module.parameters() if p.requires_grad],
+            slots(trainer.optimizer),
+        )
         for trainer in trainers
     ]
     try:
         yield
     except BaseException:
-        for trainer, own, stepped in zip(trainers, buffers, moved, strict=True):
-            _put_back(trainer.module.named_buffers(), own)
-            if stepped is not None:
-                _put_back(_trained(trainer.module), stepped[0])
-                load_slots(trainer.optimizer, stepped[1])
+        for trainer, (weights, state) in zip(trainers, before, strict=True):
+            with torch.no_grad():
+                for parameter, value in weights:
+                    parameter.copy_(value)
+            load_slots(trainer.optimizer, state)
         raise
-
-
-def _trained(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, value) for name, value in module.named_parameters() if value.requires_grad)
-
-
-def _clones(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in named}
-
-
-def _put_back(named: Iterable[tuple[str, Tensor]], values: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in named:
-            tensor.copy_(values[name])

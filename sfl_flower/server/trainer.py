@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from sfl_flower.data import seeded_torch
 from sfl_flower.data.labels import wrong_label
 from sfl_flower.errors import WireError
 from sfl_flower.server.tensors import load_trained, trained_tensors, under
+from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.training.optim import make_optimizer
 
 __all__ = ["Gradients", "Trainer"]
@@ -106,31 +105,37 @@ class Trainer:
         Raises
         ------
         WireError
-            If the labels, or the loss and gradients they give, cannot be used.
+            If the labels, or the loss and gradients they give, cannot be used; buffers are then
+            as they were.
         """
         self.check_labels(y)
         cut = torch.from_numpy(z.copy()).requires_grad_()
         self.module.train()
-        buffers = [b for b in self.module.buffers() if b.is_floating_point()]
-        before = [buffer.clone() for buffer in buffers]
-        try:
-            with seeded_torch("server forward", self._config.seed, *draw):
-                loss = self._loss(self.module(cut), torch.from_numpy(y.copy()))
-        except (RuntimeError, ValueError, IndexError) as error:
-            # Shapes are checked before; what is left is a server half that cannot take the batch
-            # (BatchNorm with a single sample, say).
-            raise WireError(f"the server half cannot use its batch: {error}.") from error
-        lam, *weights = torch.autograd.grad(
-            loss, [cut, *self._parameters], allow_unused=True, materialize_grads=True
-        )
-        norms = torch._foreach_norm(weights) if weights else ()  # not finite if any element is
-        parts = (loss.detach(), lam, *norms, *buffers)
-        if not all(bool(torch.isfinite(part).all()) for part in parts):
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
-            raise WireError(
-                "its loss or a gradient is not finite; lower the learning rates if this repeats."
+        with buffers_put_back(self.module):
+            try:
+                with seeded_torch("server forward", self._config.seed, *draw):
+                    loss = self._loss(self.module(cut), torch.from_numpy(y.copy()))
+            except (RuntimeError, ValueError, IndexError) as error:
+                # Shapes are checked before; what is left is a server half that cannot take the
+                # batch.
+                one = (
+                    " BatchNorm cannot train on one sample: choose a batch-size that leaves no "
+                    "client a last mini-batch of one, or freeze it."
+                )
+                raise WireError(
+                    f"the server half cannot use its batch: {error}.{one if len(y) == 1 else ''}"
+                ) from error
+            lam, *weights = torch.autograd.grad(
+                loss, [cut, *self._parameters], allow_unused=True, materialize_grads=True
             )
+            norms = torch._foreach_norm(weights) if weights else ()  # not finite if an element is
+            buffers = [b for b in self.module.buffers() if b.is_floating_point()]
+            parts = (loss.detach(), lam, *norms, *buffers)
+            if not all(bool(torch.isfinite(part).all()) for part in parts):
+                raise WireError(
+                    "its loss or a gradient is not finite; lower the learning rates if this "
+                    "repeats."
+                )
         return Gradients(lam.numpy(), float(loss.detach()), weights)
 
     def add(self, gradients: Iterable[Gradients], weight: float) -> None:
@@ -154,56 +159,6 @@ class Trainer:
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-    def learn(self, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]) -> float:
-        """Take one optimiser step on one mini-batch and return its loss; see `gradients`."""
-        found = self.gradients(z, y, draw)
-        self.add([found], 1.0)
-        self.step()
-        return found.loss
-
-    def learn_all(
-        self, batches: Iterable[tuple[np.ndarray, np.ndarray, tuple[int, int, int]]]
-    ) -> list[Gradients]:
-        """Take a step on each of a client's mini-batches in turn, or none if one cannot be used.
-
-        Parameters
-        ----------
-        batches : iterable of tuple
-            z, y and draw of each, as for `gradients`.
-
-        Returns
-        -------
-        list of Gradients
-            Of each mini-batch, at the weights before its own step.
-
-        Raises
-        ------
-        WireError
-            As `gradients`; the server half is then as it was before the first of them.
-        """
-        asked = list(batches)
-        # A single batch is refused before its step.
-        before = self._copy() if len(asked) > 1 else None
-        found = []
-        try:
-            for batch in asked:
-                found.append(self.gradients(*batch))
-                self.add(found[-1:], 1.0)
-                self.step()
-        except WireError:
-            if before is not None:
-                self._put_back(*before)
-            raise
-        return found
-
-    def _copy(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        weights = {name: value.clone() for name, value in self.module.state_dict().items()}
-        return weights, copy.deepcopy(self.optimizer.state_dict())
-
-    def _put_back(self, weights: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
-        self.module.load_state_dict(weights)
-        self.optimizer.load_state_dict(optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights and optimiser state as named tensors, for a checkpoint."""

@@ -223,7 +223,7 @@ class FSLSAGE(LocalLossStrategy):
         for member, reply in replies.items():
             batch = (reply.z, reply.y, (round, member.partition, 0))
             try:
-                losses += learn_in_turn([self.server], [batch])
+                losses += [part.loss for part in learn_in_turn([self.server], [batch])]
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue

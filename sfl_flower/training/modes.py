@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["eval_mode", "kept_buffers", "torch_threads"]
+__all__ = ["buffers_put_back", "eval_mode", "kept_buffers", "torch_threads"]
 
 
 @contextmanager
@@ -38,10 +38,29 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
     """Run a block after which the buffers (BatchNorm's running statistics) are as before."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    before = _copies([module])
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        _put_back(before)
+
+
+@contextmanager
+def buffers_put_back(*modules: nn.Module) -> Iterator[None]:
+    """Run a block that moves buffers, statistics and counters; if it raises, they go back."""
+    before = _copies(modules)
+    try:
+        yield
+    except BaseException:
+        _put_back(before)
+        raise
+
+
+def _copies(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+
+
+def _put_back(before: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for buffer, value in before:
+            buffer.copy_(value)

@@ -1,0 +1,118 @@
+"""A refused reply leaves the server as if that client had not answered, to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+from torch import Tensor
+
+from tests import tiny
+from tests.local_grid import Fault, changed
+from tests.tiny import Trial, begin, equal, start, train
+
+
+@dataclass(frozen=True)
+class AtStep(Fault):
+    """A fault of one step of a round, for methods with a message a step."""
+
+    step: int = 1
+
+    def hits(self, message: Message, client: int) -> bool:
+        """Tell whether this message is struck."""
+        step = message.content.config_records["config"].get("step")
+        return super().hits(message, client) and step == self.step
+
+
+class Steps(Fault):
+    """A fault of FSL-SAGE's local steps, where their first smashed data came ahead."""
+
+    def hits(self, message: Message, client: int) -> bool:
+        """Tell whether this message is struck."""
+        config = message.content.config_records["config"]
+        return super().hits(message, client) and bool(config.get("ahead"))
+
+
+def last_rows_huge(content: Any) -> RecordDict:
+    """Make the last mini-batch, four samples, one whose loss is not finite."""
+    z = np.array(content["arrays"]["z"].numpy())
+    z[-4:] = 3e38
+    return changed(content, arrays={"z": z})
+
+
+def server_of(trial: Trial) -> dict[str, Tensor]:
+    """Return all that the server keeps: halves, heads, optimisers, buffers, banks, journal."""
+    tensors, _ = trial.strategy.checkpoint()
+    return dict(tensors)
+
+
+TWO: dict[str, Any] = {"local_steps": 2, "upload_every": 1}
+CASES: dict[str, tuple[str, type[Fault], dict[str, Any]]] = {
+    "heron": ("heron", Fault, {**TWO, "probes": 2}),
+    "heron, client's head": ("heron", Fault, {**TWO, "probes": 2, "head_trainer": "client"}),
+    "heron, weights": ("heron", Fault, {**TWO, "probes": 2, "uplink": "weights"}),
+    "heron, one batch": ("heron", Fault, {**TWO, "local_steps": 1, "probes": 2}),
+    "cse_fsl": ("cse_fsl", Fault, TWO),
+    "fsl_sage": ("fsl_sage", Fault, {**TWO, "align_epochs": 2}),
+    "fsl_sage, warm": ("fsl_sage", Fault, {**TWO, "align_epochs": 2, "warm_start": True}),
+    "fsl_sage, aligned": (
+        "fsl_sage",
+        Steps,
+        {**TWO, "local_steps": 3, "align_epochs": 2, "align_every": 1},
+    ),
+    "frozen, batch": ("frozen", Fault, {"minibatches": 2, "server_steps": "batch"}),
+    "frozen, round": ("frozen", Fault, {"minibatches": 2}),
+    "ho_sfl": ("ho_sfl", Fault, {"minibatches": 2}),
+    "ho_sfl, batch": ("ho_sfl", Fault, {"minibatches": 2, "server_steps": "batch"}),
+    "splitfed_v1": ("splitfed_v1", AtStep, {"local_steps": 2}),
+    "splitfed_v2": ("splitfed_v2", AtStep, {"local_steps": 2}),
+}
+
+
+@pytest.mark.parametrize("server", ["sgd", "adam"])
+@pytest.mark.parametrize("name", CASES)
+def test_c7_a_reply_with_a_bad_second_batch_moves_nothing(name: str, server: str) -> None:
+    method, kind, own = CASES[name]
+    round = 1 if name == "fsl_sage, warm" else 2
+    options: dict[str, Any] = {**own, "server_optimizer": server, "server_momentum": 0.9}
+
+    def run(fault: str) -> Trial:
+        problem = tiny.task(build=tiny.with_batch_norm, cut="first")
+        change = last_rows_huge if fault == "change" else None
+        return train(problem, method, [kind(fault, {1}, {round}, change=change)], **options)
+
+    bad, silent = run("change"), run("raise")
+    record, other = bad.strategy.records[round], silent.strategy.records[round]
+    assert (record.rejected, record.failures) == (1, 0) and "not finite" in bad.notes
+    assert (other.rejected, other.failures) == (0, 1)
+    assert equal(server_of(bad), server_of(silent))
+    assert record.samples == other.samples and record.loss == other.loss
+
+
+E2: dict[str, dict[str, Any]] = {
+    "heron": {"local_steps": 0, "probes": 2},
+    "cse_fsl": {"local_steps": 0},
+    "fsl_sage": {"local_steps": 0, "align_epochs": 2},
+    "frozen": {"minibatches": 2, "server_steps": "batch"},
+    "ho_sfl": {"minibatches": 2},
+}
+
+
+@pytest.mark.parametrize("method", E2)
+def test_e2_a_last_batch_of_one_sample_leaves_no_trace_where_it_is_refused(method: str) -> None:
+    """Five samples at batch 4: BatchNorm behind the cut takes the first batch and not the rest."""
+    shares = [tiny.samples(5, seed) for seed in range(2)]
+    problem = tiny.task(shares, build=tiny.with_batch_norm, cut="first")
+    trial = begin(problem, method, clients=2, rounds=2, patience=3, **E2[method])
+    before = server_of(trial)
+    start(trial)
+    assert trial.total("rejected") == 4 and trial.total("replies") == 0
+    assert "BatchNorm cannot train on one sample: choose a batch-size" in trial.notes
+    if method == "fsl_sage":  # in round 1 the first batches came ahead: they are used, and counted
+        assert [record.samples for record in trial.strategy.records] == [0, 8, 8]
+        return
+    assert trial.strategy.ledger.samples == 0
+    assert equal(server_of(trial), before)
