@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from sfl_flower.data import PARTITIONS, PartitionSpec
+from sfl_flower.data import LARGEST, PARTITIONS, PartitionSpec
 from sfl_flower.errors import ConfigError
 from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.training.schedules import SCHEDULES, scheduled
@@ -157,6 +157,9 @@ class RunConfig:
         Whether clients count the same or by the samples they ran in the round.
     partition, alpha, classes_per_client : str, float, int
         How the training data is divided, see `PartitionSpec`; "local" for clients with their own.
+    validation : float
+        Share of the training data that no client is given and every evaluation measures too, class
+        by class, as ``validation_...``; in [0, 0.5].
     server_optimizer : {"sgd", "adam", "adamw"}
         Optimiser of the server half.
     server_lr, server_momentum, server_weight_decay : float
@@ -188,6 +191,7 @@ class RunConfig:
     partition: str = "dirichlet"
     alpha: float = 0.5
     classes_per_client: int = 2
+    validation: float = 0.0
     server_optimizer: str = "sgd"
     server_lr: float = 0.05
     server_lr_schedule: str = "constant"
@@ -216,6 +220,12 @@ class RunConfig:
         check_choice("mean", self.mean, ("uniform", "samples"))
         check_choice("partition", self.partition, (*PARTITIONS, LOCAL))
         check_choice("server_optimizer", self.server_optimizer, FIRST_ORDER)
+        check_range("validation", self.validation, 0, LARGEST)
+        if self.validation and self.partition == LOCAL:
+            raise ConfigError(
+                f"validation is {self.validation:g} with partition '{LOCAL}', where the server has "
+                "no training data to hold back from; it must be 0."
+            )
         if self.sampled > self.clients:
             raise ConfigError(
                 f"sampled is {self.sampled} but there are only {self.clients} clients; it must be "
@@ -253,12 +263,16 @@ class RunConfig:
             alpha=self.alpha,
             seed=self.seed,
             classes_per_client=self.classes_per_client,
+            validation=self.validation,
         )
 
     def partition_text(self) -> str:
         """Return the partitioning as the text that travels to the clients."""
         spec = self.partition_spec()
-        return LOCAL if spec is None else json.dumps(asdict(spec), sort_keys=True)
+        if spec is None:
+            return LOCAL
+        fields = {k: v for k, v in asdict(spec).items() if v or k != "validation"}
+        return json.dumps(fields, sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""

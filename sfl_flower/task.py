@@ -326,9 +326,12 @@ class SplitTask:
             )  # fmt: skip
 
     def evaluate(
-        self, forward: Callable[[Tensor], Tensor], batch_size: int = 500
+        self,
+        forward: Callable[[Tensor], Tensor],
+        batch_size: int = 500,
+        samples: Samples | None = None,
     ) -> dict[str, float]:
-        """Return the mean loss and metrics over the test set, in its order and without a graph.
+        """Return the mean loss and metrics over a set, in its order and without a graph.
 
         Parameters
         ----------
@@ -336,13 +339,15 @@ class SplitTask:
             From inputs [n, ...] to outputs; a whole model in eval mode, say.
         batch_size : int
             Samples a forward, at most; fewer where each has many outputs.
+        samples : Samples, optional
+            The set; the test set when left out.
 
         Returns
         -------
         dict of str to float
             ``"loss"``, the mean over all labels that count, and one entry for each metric.
         """
-        samples = self.samples("test")
+        samples = samples or self.samples("test")
         outputs = self.classes * samples.y[0].numel()
         batch_size = max(1, min(batch_size, _LOGITS // outputs))
         labels = 0

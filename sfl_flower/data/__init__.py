@@ -6,8 +6,10 @@ from sfl_flower.data.batches import batch_indices, chunks, client_samples, steps
 from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
 from sfl_flower.data.samples import Samples, check_samples
 from sfl_flower.data.seeding import derive, generator, seeded_construction, seeded_torch
+from sfl_flower.data.validation import LARGEST, hold_back
 
 __all__ = [
+    "LARGEST",
     "PARTITIONS",
     "PartitionSpec",
     "Samples",
@@ -17,6 +19,7 @@ __all__ = [
     "client_samples",
     "derive",
     "generator",
+    "hold_back",
     "partition",
     "seeded_construction",
     "seeded_torch",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfl_flower.data.seeding import derive, generator
+from sfl_flower.data.validation import LARGEST, hold_back
 from sfl_flower.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class PartitionSpec:
     min_samples : int
         The fewest samples a client may hold, at least 1. ``dirichlet`` draws up to ten times until
         it is so; every other division either has that many or is an error.
+    validation : float
+        Share of the rows that no client is given, see `hold_back`; in [0, 0.5].
 
     Raises
     ------
@@ -64,6 +67,7 @@ class PartitionSpec:
     classes_per_client: int = 2
     shards_per_client: int = 2
     min_samples: int = 1
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in PARTITIONS:
@@ -84,6 +88,10 @@ class PartitionSpec:
                 f"The partition's alpha is {alpha!r}; it must be a finite number above 0 "
                 "(0.1 is very uneven, 100 is close to IID)."
             )
+
+        held: object = self.validation
+        if not isinstance(held, int | float) or not 0 <= held <= LARGEST:
+            raise ConfigError(f"validation is {held!r}; it must be in [0, {LARGEST:g}].")
 
     @property
     def by_class(self) -> bool:
@@ -112,8 +120,9 @@ def partition(spec: PartitionSpec, labels: npt.ArrayLike) -> list[npt.NDArray[np
     Returns
     -------
     list of ndarray of int64
-        One ascending array of row numbers for each client, disjoint; together all rows, unless
-        ``pathological`` gives a class to nobody or ``shard`` leaves a remainder.
+        One ascending array of row numbers for each client, disjoint; together all rows that are
+        not held back, unless ``pathological`` gives a class to nobody or ``shard`` leaves a
+        remainder.
 
     Raises
     ------
@@ -123,6 +132,13 @@ def partition(spec: PartitionSpec, labels: npt.ArrayLike) -> list[npt.NDArray[np
     y = np.asarray(labels)
     if y.ndim != 1:
         raise DataError(f"Partitions need one label a row, shape [N]; these are {list(y.shape)}.")
+    if not spec.validation:
+        return _partition(spec, y)
+    trained, _ = hold_back(y, spec.validation, spec.seed)
+    return [trained[rows] for rows in _partition(spec, y[trained])]
+
+
+def _partition(spec: PartitionSpec, y: npt.NDArray[Any]) -> list[npt.NDArray[np.int64]]:
     if len(y) < spec.clients * spec.min_samples:
         raise DataError(
             f"{len(y)} training samples cannot give each of {spec.clients} clients at least "

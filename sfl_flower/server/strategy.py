@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import TrainingError, WireError
 from sfl_flower.report import RoundRecord
+from sfl_flower.server.evaluation import evaluate_halves
 from sfl_flower.server.exchange import Exchange, Tally
 from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights, counts
 from sfl_flower.server.probing import Noise
@@ -278,10 +279,8 @@ class SplitStrategy(Strategy):
             self._flops += usage.flops
 
     def evaluate_model(self) -> dict[str, float]:
-        """Return loss and metrics of the whole model on the task's test set."""
-        with torch_threads(self.config.server_threads):
-            with eval_mode(self.client_half, self.server.module):
-                return self.task.evaluate(lambda x: self.server.module(self.client_half(x)))
+        """Return loss and metrics of the whole model, see `evaluate_halves`."""
+        return evaluate_halves(self.task, self.config, self.client_half, self.server.module)
 
     def expect_z(self, z: np.ndarray) -> None:
         """Refuse smashed data whose shape per sample is not that of the task's own data.
