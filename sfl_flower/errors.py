@@ -10,6 +10,7 @@ __all__ = [
     "SflError",
     "TrainingError",
     "WireError",
+    "printable",
 ]
 
 
@@ -51,3 +52,17 @@ class JournalError(SflError, ValueError):
 
 class TrainingError(SflError, RuntimeError):
     """Training cannot go on; what was trained so far stays on disk."""
+
+
+def printable(text: str, longest: int = 2000) -> str:
+    """Return a text of somebody else's on one line, with nothing that steers a terminal.
+
+    Parameters
+    ----------
+    text : str
+        What a client or a file says.
+    longest : int
+        Characters that are kept of it.
+    """
+    kept = (" " if char in "\n\r\t" else char for char in text[:longest])
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in kept)

@@ -36,9 +36,22 @@ def node_partition(context: Context) -> int:
 
     Flower's simulation and the usual node configuration give a ``partition-id``; a node without
     one trains on data of its own and is numbered by its node id.
+
+    Raises
+    ------
+    ConfigError
+        If the node configuration has a ``partition-id`` that is no whole number in [0, 2**31).
     """
     value = context.node_config.get("partition-id")
-    return int(context.node_id % 2**31) if value is None else int(value)
+    if value is None:
+        return int(context.node_id % 2**31)
+    number = int(value) if str(value).strip().isdecimal() else -1
+    if not 0 <= number < 2**31:
+        raise ConfigError(
+            f"This node has partition-id {value!r} in its node configuration; it must be a whole "
+            "number, at least 0 and below 2**31."
+        )
+    return number
 
 
 @dataclass
@@ -97,9 +110,11 @@ class Node:
             divide(task, spec)
             parts = task.client_rows(spec)
             if not 0 <= number < len(parts):
+                named = "partition-id" in context.node_config
                 raise DataError(
-                    f"This node has partition-id {number}; the run has partitions 0 to "
-                    f"{len(parts) - 1}. Give it another partition-id, or set clients higher."
+                    f"This node has {f'partition-id {number}' if named else 'no partition-id'}; "
+                    f"the run has partitions 0 to {len(parts) - 1}. Give it one of them in its "
+                    "node configuration, or set clients higher."
                 )
             rows = parts[number]
         return cls(task, setup.seed, number, rows, NodeStore(context))
@@ -150,11 +165,13 @@ def _spec(text: str) -> PartitionSpec:
 
 def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinReply:
     """Say which share of the data a node has, or why it cannot take part."""
+    number = -1
     try:
+        number = node_partition(context)
         node = Node.open(source, context, request.setup)
         _check_base(node, request)
     except SflError as error:
-        return JoinReply(node_partition(context), 0, str(error)[:2000])
+        return JoinReply(number, 0, str(error)[:2000])
     if len(node.rows) == 0:
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
     return JoinReply(node.partition, len(node.rows))

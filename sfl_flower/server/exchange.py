@@ -16,7 +16,7 @@ from typing import TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from sfl_flower.errors import SflError
+from sfl_flower.errors import SflError, printable
 from sfl_flower.server.roster import Member
 from sfl_flower.wire import Ledger, Reply, Request, content_bytes
 
@@ -55,7 +55,8 @@ class Tally:
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Remember a sentence about this round and log it."""
+        """Remember a sentence about this round and log it; what clients say may be part of it."""
+        text = printable(text)
         self.notes.append(text)
         _log.log(WARNING, "%s", text)
 
@@ -68,6 +69,11 @@ class Tally:
         """Count a reply that must not be used."""
         self.rejected += 1
         self.note(f"The reply of client {member.partition} is not used: {why}")
+
+    def leave_out(self, node: int, why: str) -> None:
+        """Count a node that cannot take part in this run."""
+        self.rejected += 1
+        self.note(f"Node {node} is left out: {why}")
 
 
 class Exchange:

@@ -1,22 +1,26 @@
-"""Who takes part: nodes, the shares of the data they hold, and the cohort of each round."""
+"""Who takes part: nodes, the shares of the data they hold, and the cohort of each round.
+
+A node says which share it holds and how many samples are in it.  What it says may be wrong, or a
+lie: a node that cannot be used is left out by name, and a run goes on as long as one can be.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from logging import getLogger
+from typing import Protocol
 
 from flwr.serverapp import Grid
 
+from sfl_flower.config import RunConfig
 from sfl_flower.data import generator
-from sfl_flower.errors import DataError, TrainingError
+from sfl_flower.errors import DataError, TrainingError, printable
+from sfl_flower.wire import JoinReply
 
-__all__ = ["Member", "Roster", "draw_cohort"]
+__all__ = ["Ask", "Member", "Notes", "Roster", "draw_cohort"]
 
 POLL_SECONDS = 0.05
-
-_log = getLogger("flwr")
 
 
 @dataclass(frozen=True, order=True)
@@ -36,33 +40,40 @@ def draw_cohort(seed: int, round: int, count: int, size: int) -> list[int]:
     return sorted(chosen.tolist())
 
 
+Ask = Callable[[Iterable[Member]], Mapping[Member, JoinReply]]
+"""Asks nodes who they are; gives the replies of those that answered."""
+
+
+class Notes(Protocol):
+    """Where a round keeps what a person should know."""
+
+    def note(self, text: str) -> None:
+        """Remember a sentence."""
+
+    def leave_out(self, node: int, why: str) -> None:
+        """Count a node that cannot take part, and remember why."""
+
+
 class Roster:
     """The clients of a run, known by their share of the data.
 
     Parameters
     ----------
-    clients : int
-        How many nodes to wait for before the first round.
-    seed : int
-        The run's seed; with the round it decides the cohort.
-    deadline : float
-        Seconds to wait for the nodes.
+    config : RunConfig
+        How many nodes to wait for before the first round and how long, how the data is divided,
+        and, with the round, which clients take part.
     """
 
-    def __init__(self, clients: int, seed: int, deadline: float) -> None:
-        self._clients = clients
-        self._seed = seed
-        self._deadline = deadline
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._divided = config.partition_spec() is not None
         self._members: dict[int, Member] = {}
-        self._refused: set[int] = set()
+        # Which node keeps it out by being online: the one that holds its share, or itself.
+        self._refused: dict[int, int] = {}
         self._silent: dict[int, int] = {}
         self._asked = 0
 
-    def refresh(
-        self,
-        grid: Grid,
-        ask: Callable[[Iterable[Member]], Mapping[Member, tuple[int, int, str]]],
-    ) -> list[Member]:
+    def refresh(self, grid: Grid, ask: Ask, notes: Notes) -> list[Member]:
         """Return the members that are online, by partition; new nodes are asked who they are.
 
         Parameters
@@ -70,65 +81,135 @@ class Roster:
         grid : Grid
             Knows the nodes that are online.
         ask : callable
-            Asks nodes; gives partition, samples and problem of those that answered.
+            Asks nodes who they are.
+        notes : Notes
+            Hears of nodes that are left out.
 
         Raises
         ------
         TrainingError
-            If not enough nodes come within the deadline.
+            If not enough nodes come within the deadline, or none of them answers.
         DataError
-            If a node has no usable data before the first round; one that comes later is left out.
+            If none of them can be used.
         """
-        online = self._wait(grid)
         self._asked += 1
-        strangers = [
-            node
-            for node in sorted(online - self._members.keys() - self._refused)
-            if self._asked > self._silent.get(node, 0)
-        ]
-        if strangers:
+        online = self._wait(grid)
+        if strangers := self._strangers(online):
             answers = ask([Member(node, node) for node in strangers])
-            self._admit(answers)
             self._wait_longer(set(strangers) - {member.node_id for member in answers})
-            if len(self._members) == 0:
+            reasons = self._admit(answers, online, ask, notes)
+            if not self._members:
+                none = f"None of the {len(strangers)} nodes"
+                if reasons:
+                    first = next(iter(reasons.values()))
+                    raise DataError(f"{none} can take part; the first reason: {first}")
                 raise TrainingError(
-                    f"None of the {len(strangers)} nodes answered when asked for its data; see the "
-                    "clients' logs for the reason."
+                    f"{none} answered when asked for its data; see the clients' logs for the "
+                    "reason."
                 )
-        return sorted(self._members[node] for node in online & self._members.keys())
+            for node, why in reasons.items():
+                notes.leave_out(node, why)
+        here = sorted(self._members[node] for node in online & self._members.keys())
+        if len(here) < self._config.cohort:
+            notes.note(
+                f"{len(here)} of {self._config.clients} clients are online, fewer than the "
+                f"{self._config.cohort} asked for in a round."
+            )
+        return here
 
     def _wait(self, grid: Grid) -> set[int]:
-        wanted = 1 if self._members else self._clients
-        end = time.monotonic() + self._deadline
-        while len(online := set(grid.get_node_ids())) < wanted:
+        """Return the nodes that are online, once there are enough to go on with."""
+        end = time.monotonic() + self._config.join_timeout
+        while True:
+            online = set(grid.get_node_ids())
+            # A node that goes and comes back is asked anew: it may have been set right.
+            self._refused = {node: by for node, by in self._refused.items() if {node, by} <= online}
+            here = len(online)
+            if self._members:
+                here, wanted = len(online & self._members.keys()) + len(self._strangers(online)), 1
+            else:
+                wanted = self._config.clients
+            if here >= wanted:
+                return online
             if time.monotonic() > end:
                 raise TrainingError(
-                    f"{len(online)} of {wanted} clients are online after {self._deadline:g} s; "
+                    f"{here} of {wanted} clients are online after {self._config.join_timeout:g} s; "
                     "start the others, set clients lower, or set join-timeout higher."
                 )
             time.sleep(POLL_SECONDS)
-        return online
 
-    def _admit(self, answers: Mapping[Member, tuple[int, int, str]]) -> None:
-        running = bool(self._members)
-        held = {member.partition: member.node_id for member in self._members.values()}
-        new: set[int] = set()
-        for stranger, (partition, samples, problem) in answers.items():
-            if partition in new:
+    def _strangers(self, online: set[int]) -> list[int]:
+        return [
+            node
+            for node in sorted(online - self._members.keys() - self._refused.keys())
+            if self._asked > self._silent.get(node, 0)
+        ]
+
+    def _admit(
+        self, answers: Mapping[Member, JoinReply], online: set[int], ask: Ask, notes: Notes
+    ) -> dict[int, str]:
+        """Take in the nodes that can be used; return why the others cannot."""
+        reasons: dict[int, str] = {}
+        new: dict[int, Member] = {}
+        for stranger, reply in answers.items():
+            other = new.get(reply.partition)
+            problem = self._problem(reply)
+            if other is not None and not problem:
                 problem = (
-                    f"Two nodes say they hold partition {partition}; give each node its own "
-                    "partition-id in its node configuration."
+                    f"it says that it holds partition {reply.partition}, as node {other.node_id} "
+                    "does; give each node a partition-id of its own."
                 )
             if problem:
-                self._refuse(stranger.node_id, problem, running)
+                reasons[stranger.node_id] = problem
+                self._refused[stranger.node_id] = (other or stranger).node_id
+            else:
+                new[reply.partition] = Member(reply.partition, stranger.node_id, reply.samples)
+        return reasons | self._settle(new, online, ask, notes)
+
+    def _settle(
+        self, new: Mapping[int, Member], online: set[int], ask: Ask, notes: Notes
+    ) -> dict[int, str]:
+        """Take new nodes in; one that claims a share whose owner answers is left out.
+
+        A node that was started again has another id, and Flower believes for up to a minute that
+        the old one is online too. A second node with its partition-id looks the same. Whether the
+        old one answers tells them apart.
+        """
+        owners = {member.partition: member for member in self._members.values()}
+        doubted = [owners[p] for p in new if p in owners and owners[p].node_id in online]
+        living = ask(doubted) if doubted else {}
+        reasons: dict[int, str] = {}
+        for partition, member in new.items():
+            owner = owners.get(partition)
+            if owner is not None and owner in living:
+                self._refused[member.node_id] = owner.node_id
+                reasons[member.node_id] = (
+                    f"partition {partition} is held by node {owner.node_id}, which answers; give "
+                    "each node a partition-id of its own."
+                )
                 continue
-            new.add(partition)
-            # A node that was started again has another id, and Flower believes for up to a minute
-            # that the old one is online too.
-            if partition in held:
-                self._refused.add(held[partition])
-                del self._members[held[partition]]
-            self._members[stranger.node_id] = Member(partition, stranger.node_id, samples)
+            if owner is not None:
+                del self._members[owner.node_id]
+                self._refused[owner.node_id] = owner.node_id
+                notes.note(
+                    f"Node {member.node_id} takes the place of node {owner.node_id}, which is "
+                    f"gone, as client {partition}."
+                )
+            self._members[member.node_id] = member
+        return reasons
+
+    def _problem(self, reply: JoinReply) -> str:
+        """Return why a node that says this cannot be used, empty where it can."""
+        if reply.problem:
+            return printable(reply.problem)
+        if self._divided and not 0 <= reply.partition < self._config.clients:
+            return (
+                f"it has partition-id {reply.partition}; the run has partitions 0 to "
+                f"{self._config.clients - 1}. Give it another partition-id, or set clients higher."
+            )
+        if reply.samples < 1:
+            return f"it says that it holds {reply.samples} samples; a client needs at least 1."
+        return ""
 
     def _wait_longer(self, silent: Iterable[int]) -> None:
         """Ask nodes that did not answer again, after 1, 2, 4, ... rounds.
@@ -138,14 +219,7 @@ class Roster:
         for node in silent:
             self._silent[node] = 2 * self._asked - 1
 
-    def _refuse(self, node: int, problem: str, running: bool) -> None:
-        """Stop a run that has not begun; leave a node that comes later out of one that has."""
-        if not running:
-            raise DataError(problem)
-        self._refused.add(node)
-        _log.warning("Node %d came late and is left out: %s", node, problem)
-
-    def cohort(self, round: int, online: list[Member], size: int) -> list[Member]:
+    def cohort(self, round: int, online: list[Member]) -> list[Member]:
         """Return the clients of a round: a pure function of the seed, the round and who is online.
 
         Parameters
@@ -153,11 +227,10 @@ class Roster:
         round : int
             The round.
         online : list of Member
-            Sorted members that are online.
-        size : int
-            How many to take; all that are online if they are fewer.
+            Sorted members that are online; all take part if they are fewer than asked for.
         """
-        return [online[index] for index in draw_cohort(self._seed, round, len(online), size)]
+        chosen = draw_cohort(self._config.seed, round, len(online), self._config.cohort)
+        return [online[index] for index in chosen]
 
     @property
     def fewest(self) -> int:

@@ -108,7 +108,7 @@ class SplitStrategy(Strategy):
         halves = task.build(config.seed)
         self.client_half: nn.Module = halves.client
         self.server = Trainer(halves.server, task.loss, task.classes, config, task.ignore_label)
-        self._roster = Roster(config.clients, config.seed, config.join_timeout)
+        self._roster = Roster(config)
         self._late: set[str] = set()
         self._empty = 0
         self._tally = Tally()
@@ -183,8 +183,10 @@ class SplitStrategy(Strategy):
             for half in self.server_halves():
                 half.begin(self.round)
             exchange = Exchange(grid, self.ledger, self.config.timeout, self._late)
-            online = self._roster.refresh(grid, lambda nodes: self._ask(nodes, exchange))
-            cohort = self._roster.cohort(self.round, online, self.config.cohort)
+            online = self._roster.refresh(
+                grid, lambda nodes: self._ask(nodes, exchange), exchange.tally
+            )
+            cohort = self._roster.cohort(self.round, online)
             self._outcome = self.train_round(self.round, cohort, exchange)
             self._tally = exchange.tally
         self.ledger.samples += self._outcome.samples
@@ -351,19 +353,13 @@ class SplitStrategy(Strategy):
             return self._on_clients(), ""
         return [*self._on_clients(), held[1]], held[0]
 
-    def _ask(
-        self, nodes: Iterable[Member], exchange: Exchange
-    ) -> dict[Member, tuple[int, int, str]]:
+    def _ask(self, nodes: Iterable[Member], exchange: Exchange) -> dict[Member, JoinReply]:
         if self._base is None:
             modules, kind = self._frozen()
             self._base = base_digest(*modules), kind
         digest, kind = self._base
         request = JoinRequest(self.setup, digest or None, self.whole_on_clients, kind)
-        requests = dict.fromkeys(nodes, request)
-        replies = exchange.send(requests, JoinReply.from_content)
-        return {
-            node: (reply.partition, reply.samples, reply.problem) for node, reply in replies.items()
-        }
+        return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_content)
 
     def _check_patience(self) -> None:
         self._empty = 0 if self._outcome.samples else self._empty + 1

@@ -13,11 +13,11 @@ from sfl_flower.errors import WireError
 from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.fields import (
     STAYS,
-    Samples,
     Version,
     flag,
     group,
     hexadecimal,
+    metric,
     octets,
     text,
     whole,
@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 _NONE = "none"
+LARGEST_COUNT = 2**31 - 1
+"""Largest number of a partition, and of samples that a node may say it holds."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,29 @@ class JoinRequest(Request):
 
 @dataclass(frozen=True)
 class JoinReply(Reply):
-    """Who a node is: its partition (-1 with data of its own), its sample count, or a problem."""
+    """Who a node is, or why it cannot take part.
+
+    Attributes
+    ----------
+    partition : int
+        The number of its share of the data, in [0, 2**31); -1 with a problem only.
+    samples : int
+        Training samples it holds, below 2**31.
+    problem : str
+        Why it cannot take part, empty where it can.
+    """
 
     WHAT: ClassVar[str] = "join reply"
     STATUS: ClassVar[str] = ""
 
-    partition: Annotated[int, whole(low=-1).called("partition-id")]
-    samples: Samples
+    partition: Annotated[int, whole(low=-1, high=LARGEST_COUNT).called("partition-id")]
+    samples: Annotated[int, metric(high=LARGEST_COUNT).called("num-examples")]
     problem: Annotated[str, text(empty=_NONE)] = ""
+
+    def check(self, reader: Reader) -> None:
+        """Refuse a node without a number that says it can take part."""
+        if self.partition < 0 and not self.problem:
+            raise reader.fail(f"has partition-id={self.partition}, expected at least 0")
 
 
 @dataclass(frozen=True)

@@ -145,13 +145,13 @@ def hexadecimal() -> Codec:
     return Codec(read)
 
 
-def metric(low: int = 0) -> Codec:
-    """Return the codec of a whole number from `low` on in the metrics."""
+def metric(low: int = 0, high: int = LARGEST) -> Codec:
+    """Return the codec of a whole number within [low, high] in the metrics."""
 
     def write(draft: Draft, name: str, value: int) -> None:
         draft.metrics[name] = value
 
-    return Codec(lambda reader, name: reader.metric(name, low), write)
+    return Codec(lambda reader, name: reader.metric(name, low, high), write)
 
 
 def _array(draft: Draft, name: str, value: np.ndarray) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from sfl_flower.errors import DataError, TrainingError
+from sfl_flower.config import RunConfig
+from sfl_flower.errors import TrainingError
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.roster import Member, Roster
 from sfl_flower.wire import ForwardReply, Ledger
@@ -265,12 +267,91 @@ def test_more_clients_than_nodes_is_an_error_that_says_what_to_do() -> None:
         start(trial)
 
 
-def test_two_nodes_with_one_partition_are_refused() -> None:
-    trial = begin(tiny.task(), "ho_sfl")
+@pytest.mark.parametrize("method", ALL)
+def test_c3_of_two_nodes_with_one_partition_the_second_is_left_out(method: str) -> None:
+    trial = begin(tiny.task(), method, rounds=2)
     for node in trial.grid.nodes[1:3]:
         trial.grid.contexts[node].node_config["partition-id"] = 2
-    with pytest.raises(DataError, match="Two nodes say they hold partition 2; give each node its"):
-        start(trial)
+    start(trial)
+    assert counts(trial) == [(3, 0, 1), (3, 0, 0)]
+    assert "Node 1002 is left out: it says that it holds partition 2, as node 1001" in trial.notes
+
+
+CLAIMS: dict[str, Any] = {
+    "a partition of 2**32 - 1": {"config": {"partition-id": 2**32 - 1}},
+    "a partition of 2**31 - 1": {"config": {"partition-id": 2**31 - 1}},
+    "partition 99": {"config": {"partition-id": 99}},
+    "partition -1": {"config": {"partition-id": -1}},
+    "no samples": {"metrics": {"num-examples": 0}},
+    "2**63 - 1 samples": {"metrics": {"num-examples": 2**63 - 1}},
+    "a problem": {"config": {"problem": "anything at all"}},
+}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("method", ["ho_sfl", "heron", "fedavg"])
+def test_c3_no_claim_of_a_joining_node_ends_a_run(method: str, claim: str, late: bool) -> None:
+    def lie(content: Any) -> Any:
+        return changed(content, **CLAIMS[claim])
+
+    trial = begin(tiny.task(), method, [Fault("change", {3}, types="query", change=lie)], rounds=4)
+    liar = trial.grid.nodes[3]
+    if late:
+        trial.grid.nodes = trial.grid.nodes[:3]
+        trial.strategy.config = replace(trial.strategy.config, clients=3)
+        trial.strategy._roster = Roster(trial.strategy.config)
+
+    def come(record: Any) -> None:
+        if record.round == 2 and late:
+            trial.grid.nodes.append(liar)
+
+    trial.strategy._on_round = come
+    start(trial)
+    assert [record.replies for record in trial.strategy.records[1:]] == [3] * 4
+    # What breaks the form is refused as a reply, and asked again after 1, 2, 4 rounds.
+    assert trial.total("rejected") >= 1
+    assert f"{liar}" in trial.notes
+    honest = begin(tiny.task(), method, rounds=4, clients=4)
+    honest.grid.nodes = honest.grid.nodes[:3]
+    honest.strategy.config = replace(honest.strategy.config, clients=3)
+    honest.strategy._roster = Roster(honest.strategy.config)
+    assert equal(trial.model, start(honest).model)
+
+
+def test_c4_a_late_node_with_the_partition_of_another_changes_nothing() -> None:
+    trial = begin(tiny.task(), "ho_sfl", rounds=4)
+    grid, thief = trial.grid, 2000
+    grid.contexts[thief] = begin(tiny.task(), "ho_sfl").grid.contexts[grid.nodes[0]]
+
+    def come(record: Any) -> None:
+        if record.round == 2:
+            grid.nodes.append(thief)
+
+    trial.strategy._on_round = come
+    start(trial)
+    assert counts(trial) == [(4, 0, 0), (4, 0, 0), (4, 0, 1), (4, 0, 0)]
+    assert f"partition 0 is held by node {grid.nodes[0]}, which answers" in trial.notes
+    assert equal(trial.model, train(tiny.task(), "ho_sfl", rounds=4).model)
+    assert not any(kind.startswith("train") and n == 4 for kind, n in grid.log)
+
+
+def test_c4_a_node_that_is_started_again_while_its_old_id_is_listed_takes_its_share_back() -> None:
+    faults = [Fault("mute", {3}, types=kind) for kind in ("train", "query")]
+    trial = begin(tiny.task(), "ho_sfl", rounds=4, timeout=0.05)
+    grid, again = trial.grid, 2003
+    grid.contexts[again] = begin(tiny.task(), "ho_sfl").grid.contexts[grid.nodes[3]]
+
+    def restart(record: Any) -> None:
+        if record.round == 2:
+            grid.nodes.append(again)
+            grid.faults += faults
+
+    trial.strategy._on_round = restart
+    start(trial)
+    assert [record.replies for record in trial.strategy.records[1:]] == [4] * 4
+    assert f"Node {again} takes the place of node {grid.nodes[3]}, which is gone" in trial.notes
+    assert equal(trial.model, train(tiny.task(), "ho_sfl", rounds=4).model)
 
 
 def test_nodes_that_never_answer_the_join_end_the_run() -> None:
@@ -289,13 +370,14 @@ def test_the_cohort_follows_seed_and_round_alone() -> None:
     members = [Member(i, 100 + i, 5) for i in range(10)]
 
     def cohorts(seed: int) -> list[list[Member]]:
-        return [Roster(10, seed, 1.0).cohort(round, members, 3) for round in range(1, 30)]
+        roster = Roster(RunConfig(clients=10, seed=seed, sampled=3))
+        return [roster.cohort(round, members) for round in range(1, 30)]
 
     assert cohorts(1) == cohorts(1)
     assert cohorts(1) != cohorts(2)
     assert all(sorted(set(c)) == c and len(c) == 3 for c in cohorts(1))
     assert {member for cohort in cohorts(1) for member in cohort} == set(members)
-    assert Roster(10, 1, 1.0).cohort(1, members, 10) == members
+    assert Roster(RunConfig(clients=10)).cohort(1, members) == members
 
 
 # The exchange itself
