@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from sfl_flower.errors import SflError, printable
 from sfl_flower.server.roster import Member
-from sfl_flower.wire import Ledger, Reply, Request, content_bytes
+from sfl_flower.wire import Ledger, Reply, Request, check_answer, content_bytes
 
 __all__ = ["Exchange", "Tally"]
 
@@ -101,11 +101,14 @@ class Exchange:
         self._order: list[Member] = []
 
     def send(
-        self, requests: Mapping[Member, Request], read: Callable[[RecordDict], R]
+        self,
+        requests: Mapping[Member, Request],
+        read: Callable[[RecordDict], R],
+        check: Callable[[R], None] | None = None,
     ) -> dict[Member, R]:
-        """Send requests and return the valid replies in the order of the requests."""
+        """Send requests and return the valid replies in their order; see `collect`."""
         self.push(requests)
-        return self.collect(read)
+        return self.collect(read, check)
 
     def push(self, requests: Mapping[Member, Request]) -> None:
         """Send requests without waiting; clients begin at once."""
@@ -131,14 +134,20 @@ class Exchange:
             else:
                 self.tally.fail(item[0], "Flower did not accept the request (is it too large?).")
 
-    def collect(self, read: Callable[[RecordDict], R]) -> dict[Member, R]:
+    def collect(
+        self, read: Callable[[RecordDict], R], check: Callable[[R], None] | None = None
+    ) -> dict[Member, R]:
         """Wait for the replies to everything pushed so far.
+
+        A reply is read, held against its request (`check_answer`), and checked by the method.
+        Whatever that raises refuses the reply, with its reason in `tally`.
 
         Parameters
         ----------
         read : callable
-            Turns the content of a reply into a checked message. Whatever it raises refuses that
-            reply, with its reason in `tally`.
+            Turns the content of a reply into a message.
+        check : callable, optional
+            Raises where a reply breaks a rule of the method.
 
         Returns
         -------
@@ -146,10 +155,13 @@ class Exchange:
             Valid replies, in the order of the requests; the rest is in `tally`.
         """
         order, self._order = self._order, []
-        return dict(self.in_turn(dict.fromkeys(order, read)))
+        return dict(self.in_turn(order, read, check))
 
     def in_turn(
-        self, reads: Mapping[Member, Callable[[RecordDict], R]]
+        self,
+        order: Iterable[Member],
+        read: Callable[[RecordDict], R],
+        check: Callable[[R], None] | None = None,
     ) -> Iterator[tuple[Member, R]]:
         """Yield the replies to everything pushed so far, one after another.
 
@@ -158,9 +170,10 @@ class Exchange:
 
         Parameters
         ----------
-        reads : Mapping[Member, callable]
-            For each client that was sent a request, in the order wanted, what `collect` calls
-            `read`.
+        order : iterable of Member
+            The clients that were sent a request, in the order wanted.
+        read, check : callable
+            As for `collect`.
 
         Yields
         ------
@@ -173,12 +186,12 @@ class Exchange:
         found: dict[Member, R] = {}
         self._drop_late()
         clock = _Clock(self._timeout)
-        for member in reads:
+        for member in order:
             clock.restart()  # the caller may have worked since the last reply
             while _waits(member, pending):
                 arrived = list(self._grid.pull_messages(list(pending)))
                 for message in arrived:
-                    self._receive(message, reads, found, pending)
+                    self._receive(message, read, check, found, pending)
                 if arrived:
                     clock.restart()
                 elif clock.expired():
@@ -191,7 +204,8 @@ class Exchange:
     def _receive(
         self,
         message: Message,
-        reads: Mapping[Member, Callable[[RecordDict], R]],
+        read: Callable[[RecordDict], R],
+        check: Callable[[R], None] | None,
         found: dict[Member, R],
         pending: Pending,
     ) -> None:
@@ -211,7 +225,10 @@ class Exchange:
                 self.tally.fail(member, f"{_last_line(reason)} (Flower error {code})")
             return
         try:
-            reply = reads[member](message.content)
+            reply = read(message.content)
+            check_answer(reply, request, member.samples)
+            if check is not None:
+                check(reply)
         except Exception as error:  # one client must not end the run, whatever it sent
             # It crossed the network all the same.
             self._ledger.record("up", {}, content_bytes(message.content))

@@ -9,7 +9,6 @@ import numpy as np
 from flwr.app import RecordDict
 from torch import Tensor
 
-from sfl_flower.errors import WireError
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.roster import Member
@@ -50,6 +49,7 @@ class JournalledStrategy(SplitStrategy):
         exchange: Exchange,
         request: Callable[[Member], Request],
         read: Callable[[RecordDict], R],
+        check: Callable[[R], None],
     ) -> dict[Member, R]:
         """Send requests with a sync in them; clients that lost their state get theirs again.
 
@@ -62,7 +62,9 @@ class JournalledStrategy(SplitStrategy):
         request : callable
             Makes a client's request, with `self.mirror.sync(member)` in it.
         read : callable
-            Turns the content of a reply into a checked message, or refuses it by raising.
+            Turns the content of a reply into a message.
+        check : callable
+            Raises where a reply breaks a rule of the method.
 
         Returns
         -------
@@ -70,15 +72,19 @@ class JournalledStrategy(SplitStrategy):
             Valid replies in the order of the cohort, of clients at the current version.
         """
 
-        def checked(content: RecordDict) -> R | StaleReply:
+        def either(content: RecordDict) -> R | StaleReply:
             return StaleReply.from_content(content) if is_stale(content) else read(content)
 
-        answers = exchange.send({member: request(member) for member in cohort}, checked)
+        def rules(reply: R | StaleReply) -> None:
+            if not isinstance(reply, StaleReply):
+                check(reply)
+
+        answers = exchange.send({member: request(member) for member in cohort}, either, rules)
         stale = {m: reply for m, reply in answers.items() if isinstance(reply, StaleReply)}
         if stale:
             for member, reply in stale.items():
                 self.mirror.lost(member, reply)
-            answers |= exchange.send({member: request(member) for member in stale}, checked)
+            answers |= exchange.send({member: request(member) for member in stale}, either, rules)
         found: dict[Member, R] = {}
         for member in cohort:
             answer = answers.get(member)
@@ -116,21 +122,6 @@ class JournalledStrategy(SplitStrategy):
             Whether the client half runs in eval mode.
         """
 
-        def read(content: RecordDict) -> ForwardReply:
-            reply = ForwardReply.from_content(content)
-            self.expect_z(reply.z)
-            if reply.round != round or reply.sizes.shape != (minibatches,):
-                raise WireError(
-                    f"it answers round {reply.round} with {reply.sizes.size} mini-batches, asked "
-                    f"were {minibatches} of round {round}."
-                )
-            if int(reply.sizes.max()) > self.config.batch_size:
-                raise WireError(
-                    f"it has a mini-batch of {int(reply.sizes.max())} samples, asked were at most "
-                    f"{self.config.batch_size}."
-                )
-            return reply
-
         def request(member: Member) -> ForwardRequest:
             return kind(
                 round=round,
@@ -142,7 +133,13 @@ class JournalledStrategy(SplitStrategy):
                 eval_mode=eval_mode,
             )
 
-        found = self.ask_in_step(cohort, exchange, request, read)
+        found = self.ask_in_step(
+            cohort,
+            exchange,
+            request,
+            ForwardReply.from_content,
+            lambda reply: self.expect_z(reply.z),
+        )
         self.book_usage(reply.usage for reply in found.values())
         return found
 

@@ -15,12 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
 from torch import Tensor
 
 from sfl_flower.config import Settings, check_choice, check_range
-from sfl_flower.data import client_samples
-from sfl_flower.errors import ConfigError, CutError, JournalError, WireError
+from sfl_flower.errors import ConfigError, CutError, JournalError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
@@ -31,7 +29,7 @@ from sfl_flower.server.roster import Member
 from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire import WalkReply, WalkRequest, expect_shape
+from sfl_flower.wire import WalkReply, WalkRequest
 from sfl_flower.zo import LAWS, SHARED_STREAM, Entry, OptimizerSpec, run_key
 from sfl_flower.zo.entry import MAX_COEFFICIENTS
 
@@ -161,14 +159,9 @@ class DeComFL(JournalledStrategy):
             cohort,
             exchange,
             lambda member: self._request(round, member, lr),
-            lambda content: self._read(round, content),
+            WalkReply.from_content,
+            self._check_scalars,
         )
-        for member, reply in list(replies.items()):
-            steps, size = self.settings.local_steps, self.config.batch_size
-            if reply.samples != (want := client_samples(member.samples, size, steps)):
-                why = f"it says {reply.samples} samples; {steps} steps of this client are {want}."
-                exchange.tally.reject(member, why)
-                del replies[member]
         self.book_usage(reply.usage for reply in replies.values())
         extra = self._update(round, lr, replies, exchange)
         exchange.tally.replies = len(replies)
@@ -192,13 +185,8 @@ class DeComFL(JournalledStrategy):
             meter=self.metering(round),
         )
 
-    def _read(self, round: int, content: RecordDict) -> WalkReply:
-        reply, settings = WalkReply.from_content(content), self.settings
-        expect_shape("scalars", reply.scalars, (settings.local_steps, settings.probes))
-        if reply.round != round:
-            raise WireError(f"it answers round {reply.round}, asked was round {round}.")
-        check_scalars(reply.scalars, settings.mu, settings.scalar_limit)
-        return reply
+    def _check_scalars(self, reply: WalkReply) -> None:
+        check_scalars(reply.scalars, self.settings.mu, self.settings.scalar_limit)
 
     def _update(
         self, round: int, lr: float, replies: Mapping[Member, WalkReply], exchange: Exchange

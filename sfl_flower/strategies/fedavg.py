@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import RecordDict
 
 from sfl_flower.config import Settings
-from sfl_flower.data import client_samples
-from sfl_flower.errors import WireError
 from sfl_flower.server.aggregate import client_weight, mean_state
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.first_order import FirstOrderSettings
@@ -52,15 +49,7 @@ class FedAvg(SplitStrategy):
         """Run one round of FedAvg: the model to every client, local steps, the mean."""
         packed = pack_state(travelling_state(self.whole))
         requests = {member: self._request(round, member, packed) for member in cohort}
-        replies = exchange.send(requests, lambda content: self._read(round, content))
-        used: dict[Member, FullReply] = {}
-        for member, reply in replies.items():
-            steps, size = requests[member].steps, self.config.batch_size
-            if reply.samples != (want := client_samples(member.samples, size, steps)):
-                why = f"it says {reply.samples} samples; {steps} steps of this client are {want}."
-                exchange.tally.reject(member, why)
-                continue
-            used[member] = reply
+        used = exchange.send(requests, FullReply.from_content, self._check_weights)
         self.book_usage(reply.usage for reply in used.values())
         self._average(used)
         exchange.tally.replies = len(used)
@@ -87,9 +76,5 @@ class FedAvg(SplitStrategy):
             meter=self.metering(round),
         )
 
-    def _read(self, round: int, content: RecordDict) -> FullReply:
-        reply = FullReply.from_content(content)
-        if reply.round != round:
-            raise WireError(f"it answers round {reply.round}, asked was round {round}.")
+    def _check_weights(self, reply: FullReply) -> None:
         unpack_state(reply.weights, travelling_state(self.whole))
-        return reply

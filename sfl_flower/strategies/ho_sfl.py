@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import RecordDict
 from torch import Tensor
 
 from sfl_flower.config import Settings, check_choice, check_range
@@ -34,7 +33,7 @@ from sfl_flower.server.strategy import Outcome
 from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest, expect_shape
+from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest
 from sfl_flower.zo import (
     LAWS,
     OPTIMIZERS,
@@ -208,7 +207,7 @@ class HOSFL(JournalledStrategy):
         if not each_batch:
             total = sum(client_weight(self.config.mean, count) for count in used.values())
             self.server.step(total * settings.minibatches)
-        answers = exchange.collect(lambda content: self._read_scalars(round, content))
+        answers = exchange.collect(ProbeReply.from_content, self._check_scalars)
         scalars = {member: answers[member] for member in anchors if member in answers}
         exchange.tally.replies = len(scalars)
         extra = self._update(round, used, scalars, exchange)
@@ -236,16 +235,8 @@ class HOSFL(JournalledStrategy):
     def _stream(self, member: Member) -> int:
         return SHARED_STREAM if self.settings.directions == "shared" else member.partition + 1
 
-    def _read_scalars(self, round: int, content: RecordDict) -> ProbeReply:
-        reply = ProbeReply.from_content(content)
-        expect_shape("scalars", reply.scalars, (self.settings.minibatches, self.settings.probes))
-        if reply.round != round or reply.version != self.mirror.version:
-            raise WireError(
-                f"it answers round {reply.round} at version {reply.version}, expected round "
-                f"{round} at version {self.mirror.version}."
-            )
+    def _check_scalars(self, reply: ProbeReply) -> None:
         check_scalars(reply.scalars, self.settings.mu, self.settings.scalar_limit)
-        return reply
 
     def _update(
         self,

@@ -14,13 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from logging import INFO, getLogger
 from typing import ClassVar
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
@@ -120,12 +118,12 @@ class MUSplitFed(ForwardOnlyStrategy):
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of MU-SplitFed."""
         exchange.push(dict.fromkeys(cohort, self._forward_request(round)))
-        reads = dict.fromkeys(cohort, partial(self._read_forwards, round))
         replies: dict[Member, MUForwardReply] = {}
         halves: dict[Member, ForwardOnlyTrainer] = {}
         losses: dict[Member, float] = {}
         scalars: dict[Member, float] = {}
-        for member, reply in exchange.in_turn(reads):
+        forwards = exchange.in_turn(cohort, MUForwardReply.from_content, self._check_forwards)
+        for member, reply in forwards:
             replies[member] = reply
             try:
                 halves[member] = half = ForwardOnlyTrainer(self)
@@ -135,7 +133,7 @@ class MUSplitFed(ForwardOnlyStrategy):
                 continue
             scalars[member] = float(delta[0])
             exchange.push({member: self._step_request(round, delta)})
-        done = exchange.collect(partial(self._read_weights, round))
+        done = exchange.collect(MUStepReply.from_content, self._check_weights)
         exchange.tally.replies = len(done)
         if not done:
             return Outcome([], 0, {})
@@ -207,24 +205,8 @@ class MUSplitFed(ForwardOnlyStrategy):
             meter=self.metering(round),
         )
 
-    def _read_forwards(self, round: int, content: RecordDict) -> MUForwardReply:
-        reply = MUForwardReply.from_content(content)
-        self._expect_round(round, reply.round)
+    def _check_forwards(self, reply: MUForwardReply) -> None:
         self.expect_z(reply.anchor)
-        if len(reply.y) > self.config.batch_size:
-            raise WireError(
-                f"it has a mini-batch of {len(reply.y)} samples, asked were at most "
-                f"{self.config.batch_size}."
-            )
-        return reply
 
-    def _read_weights(self, round: int, content: RecordDict) -> MUStepReply:
-        reply = MUStepReply.from_content(content)
-        self._expect_round(round, reply.round)
+    def _check_weights(self, reply: MUStepReply) -> None:
         unpack_state(reply.weights, travelling_state(self.client_half))
-        return reply
-
-    @staticmethod
-    def _expect_round(asked: int, answered: int) -> None:
-        if asked != answered:
-            raise WireError(f"it answers round {answered}, asked was round {asked}.")

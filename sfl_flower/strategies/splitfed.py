@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import RecordDict
 from torch import nn
 
 from sfl_flower.config import Settings
@@ -66,11 +64,8 @@ class _SplitFed(SplitStrategy):
         exchange.push({m: self._request(round, 0, m, weights=packed) for m in cohort})
         active = cohort
         for step in range(max(self._steps.values(), default=0) + 1):
-            reads = {
-                m: partial(self._read, round, step, m) for m in self._turns(step, order, active)
-            }
-            active = []
-            for member, reply in exchange.in_turn(reads):
+            turns, active = self._turns(step, order, active), []
+            for member, reply in exchange.in_turn(turns, StepReply.from_content, self._check_step):
                 self.book_usage([reply.usage])
                 if reply.z is None or reply.y is None:
                     done[member] = reply
@@ -154,25 +149,11 @@ class _SplitFed(SplitStrategy):
             meter=self.metering(round),
         )
 
-    def _read(self, round: int, step: int, member: Member, content: RecordDict) -> StepReply:
-        reply = StepReply.from_content(content)
-        if (reply.round, reply.step) != (round, step):
-            raise WireError(
-                f"it answers step {reply.step} of round {reply.round}, asked was step {step} of "
-                f"round {round}."
-            )
-        if (step == self._steps[member]) != bool(reply.weights):
-            raise WireError("it brings weights before its last step, or none after it.")
-        if reply.z is not None:
-            self.expect_z(reply.z)
-            if len(reply.z) > self.config.batch_size:
-                raise WireError(
-                    f"it has a mini-batch of {len(reply.z)} samples, asked were at most "
-                    f"{self.config.batch_size}."
-                )
-        else:
+    def _check_step(self, reply: StepReply) -> None:
+        if reply.z is None:
             unpack_state(reply.weights, travelling_state(self.client_half))
-        return reply
+        else:
+            self.expect_z(reply.z)
 
 
 class SplitFedV2(_SplitFed):

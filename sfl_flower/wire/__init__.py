@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from sfl_flower.wire.answer import check_answer
 from sfl_flower.wire.common import (
     JoinReply,
     JoinRequest,
     Setup,
     StaleReply,
     Sync,
-    expect_shape,
     is_stale,
 )
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
@@ -64,8 +64,8 @@ __all__ = [
     "Usage",
     "WalkReply",
     "WalkRequest",
+    "check_answer",
     "content_bytes",
-    "expect_shape",
     "heron_coefficients",
     "heron_keys",
     "heron_names",

@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from flwr.app import RecordDict
 
-from sfl_flower.errors import WireError
 from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.fields import (
     STAYS,
@@ -31,7 +30,6 @@ __all__ = [
     "StaleReply",
     "Sync",
     "check_batch",
-    "expect_shape",
     "is_stale",
 ]
 
@@ -174,13 +172,6 @@ def is_stale(content: RecordDict) -> bool:
     """Tell whether an arrived reply says that the client must be synced anew."""
     config = content.config_records.get("config")
     return config is not None and config.get("status") == StaleReply.STATUS
-
-
-def expect_shape(what: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the array if it has this shape, else raise `WireError`."""
-    if array.shape != shape:
-        raise WireError(f"A reply has {what} of shape {array.shape}, expected {shape}.")
-    return array
 
 
 def check_batch(

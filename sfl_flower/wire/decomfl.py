@@ -17,7 +17,7 @@ from sfl_flower.wire.fields import (
     Trained,
     Version,
 )
-from sfl_flower.wire.message import Reply, Request
+from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["WalkReply", "WalkRequest"]
@@ -51,6 +51,10 @@ class WalkRequest(Request):
     central: bool = False
     eval_mode: bool = False
     meter: Meter = "none"
+
+    def asks(self) -> Asked:
+        """Ask for a row of scalars for each step."""
+        return Asked(scalars=(self.steps, self.probes), steps=self.steps)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sfl_flower.wire.common import Setup
 from sfl_flower.wire.fields import BatchSize, Loss, Steps, Trained, Weights
-from sfl_flower.wire.message import Reply, Request
+from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["FullReply", "FullRequest"]
@@ -33,6 +33,10 @@ class FullRequest(Request):
     keep_state: bool
     weights: Weights
     meter: Meter = "none"
+
+    def asks(self) -> Asked:
+        """Ask for the weights after so many steps."""
+        return Asked(steps=self.steps)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sfl_flower.wire.fields import text
 from sfl_flower.wire.local import LocalRequest
+from sfl_flower.wire.message import Asked
 
 __all__ = ["FSLSAGERequest", "FSLSAGEUploadRequest", "FSLSAGEWarmUpRequest", "head_digest"]
 
@@ -24,6 +25,10 @@ class FSLSAGEUploadRequest(LocalRequest):
     """
 
     TYPE: ClassVar[str] = "train.fsl_sage_upload"
+
+    def asks(self) -> Asked:
+        """Ask for one mini-batch."""
+        return Asked(batches=1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class FSLSAGERequest(LocalRequest):
 
     digest: Annotated[str, text(longest=64, empty="none")] = ""
     ahead: bool = False
+
+    def asks(self) -> Asked:
+        """Ask for every k-th step's smashed data, step 0's left out where they came ahead."""
+        asked = super().asks()
+        return asked._replace(batches=(asked.batches or 0) - int(self.ahead))
 
 
 @dataclass(frozen=True)

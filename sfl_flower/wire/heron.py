@@ -11,6 +11,7 @@ from torch import nn
 
 from sfl_flower.wire.fields import Probes, number, text
 from sfl_flower.wire.local import LocalRequest
+from sfl_flower.wire.message import Asked
 from sfl_flower.zo import LAWS, Key, clip_scalars
 
 __all__ = [
@@ -56,6 +57,11 @@ class HERONRequest(LocalRequest):
     uplink: Annotated[str, text(UPLINKS)] = "weights"
     trains: Annotated[str, text(TRAINS)] = "both"
     clip_norm: Annotated[float, number(0.0, 1e30)] = 0.0
+
+    def asks(self) -> Asked:
+        """Ask for scalars of every step, where they stand for the weights."""
+        scalars = (self.steps, self.probes) if self.uplink == "scalars" else None
+        return super().asks()._replace(scalars=scalars)
 
 
 def heron_keys(round: int, partition: int, step: int, probes: int) -> list[Key]:

@@ -20,7 +20,7 @@ from sfl_flower.wire.fields import (
     Steps,
     Version,
 )
-from sfl_flower.wire.message import Reply, Request
+from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["AnchorRequest", "ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]
@@ -45,6 +45,10 @@ class ForwardRequest(Request):
     sync: Sync
     eval_mode: bool = False
     meter: Meter = "none"
+
+    def asks(self) -> Asked:
+        """Ask for a mini-batch of smashed data each."""
+        return Asked(batches=self.minibatches)
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class ProbeRequest(Request):
     central: bool = False
     eval_mode: bool = False
     meter: Meter = "none"
+
+    def asks(self) -> Asked:
+        """Ask for a row of scalars for each mini-batch."""
+        return Asked(scalars=(self.minibatches, self.probes))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sfl_flower.wire.fields import (
     Weights,
     array,
 )
-from sfl_flower.wire.message import Reply, Request
+from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["LocalReply", "LocalRequest"]
@@ -58,6 +58,10 @@ class LocalRequest(Request):
     weights: Weights
     head_weights: HeadWeights = field(default_factory=dict)
     meter: Meter = "none"
+
+    def asks(self) -> Asked:
+        """Ask for every k-th step's smashed data."""
+        return Asked(batches=-(-self.steps // self.upload_every), steps=self.steps)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sfl_flower.errors import SflError, WireError
 from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.fields import Codec, Draft, flag, text, whole
 
-__all__ = ["Message", "Part", "Reply", "Request"]
+__all__ = ["Asked", "Message", "Part", "Reply", "Request"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Part:
 class Message(Part):
     """Everything that crosses the network at once.
 
-    What a receiver alone can know (how many samples it asked for, how many probes) it checks
-    itself, with `expect_shape`.
+    Whether a reply brings what was asked for (how many samples, how many probes) is for
+    `sfl_flower.wire.answer.check_answer`.
     """
 
     WHAT: ClassVar[str]
@@ -114,6 +114,30 @@ class Message(Part):
         """Raise `reader.fail` where fields that are legal do not fit one another."""
 
 
+class Asked(NamedTuple):
+    """What a request asks for, beyond what its reply repeats (round, step, version).
+
+    Attributes
+    ----------
+    batches : int or None
+        Mini-batches of smashed data, each of at most the request's `batch_size`; None for any.
+    rows : int
+        Rows of smashed data for each sample.
+    scalars : tuple of int or None
+        Shape of the scalars; None where they are not asked for.
+    steps : int or None
+        Local steps, which decide how many samples the reply stands for; None without.
+    weights : bool or None
+        Whether the reply brings weights; None where the method decides.
+    """
+
+    batches: int | None = None
+    rows: int = 1
+    scalars: tuple[int, ...] | None = None
+    steps: int | None = None
+    weights: bool | None = None
+
+
 @dataclass(frozen=True)
 class Request(Message):
     """A message from the server to a client.
@@ -137,6 +161,10 @@ class Request(Message):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.WHAT = cls.TYPE
+
+    def asks(self) -> Asked:
+        """Return what the reply has to bring; `check_answer` holds it against that."""
+        return Asked()
 
 
 @dataclass(frozen=True)

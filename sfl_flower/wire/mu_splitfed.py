@@ -10,7 +10,7 @@ import numpy as np
 from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup, check_batch
 from sfl_flower.wire.fields import BatchSize, Labels, Mu, Rate, Smashed, Weights, array
-from sfl_flower.wire.message import Reply, Request
+from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["MUForwardReply", "MUForwardRequest", "MUStepReply", "MUStepRequest"]
@@ -30,6 +30,10 @@ class MUForwardRequest(Request):
     weights: Weights
     eval_mode: bool = False
     meter: Meter = "none"
+
+    def asks(self) -> Asked:
+        """Ask for one mini-batch."""
+        return Asked(batches=1)
 
 
 @dataclass(frozen=True)

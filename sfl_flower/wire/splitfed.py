@@ -18,7 +18,7 @@ from sfl_flower.wire.fields import (
     Steps,
     Weights,
 )
-from sfl_flower.wire.message import Reply, Request
+from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["StepReply", "StepRequest"]
@@ -50,6 +50,10 @@ class StepRequest(Request):
     weights: Weights = field(default_factory=dict)
     lam: CutGradients | None = None
     meter: Meter = "none"
+
+    def asks(self) -> Asked:
+        """Ask for a mini-batch, or for weights after the last step."""
+        return Asked(batches=1, weights=self.step == self.steps)
 
     def check(self, reader: Reader) -> None:
         """Refuse a step without what it begins from."""

@@ -11,7 +11,7 @@ from sfl_flower.errors import WireError
 from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup
 from sfl_flower.wire.fields import BatchSize, Mu, Probes, Steps, Weights, array
-from sfl_flower.wire.message import Request
+from sfl_flower.wire.message import Asked, Request
 from sfl_flower.wire.splitfed import StepReply, check_step
 from sfl_flower.wire.usage import Meter
 
@@ -76,6 +76,10 @@ class ZOStepRequest(Request):
     weights: Weights = field(default_factory=dict)
     scalars: Annotated[np.ndarray, array("float32", "scalars")] | None = None
     meter: Meter = "none"
+
+    def asks(self) -> Asked:
+        """Ask for two forwards a probe and sample, or for weights after the last step."""
+        return Asked(1, rows=2 * self.probes, weights=self.step == self.steps)
 
     def check(self, reader: Reader) -> None:
         """Refuse a step without what it begins from."""

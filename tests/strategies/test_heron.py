@@ -690,7 +690,7 @@ LIES: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
     "taken": (put("taken", np.array([1, 2, 1], np.uint8)), "which steps it took"),
     "taken dtype": (put("taken", np.ones(3, np.int64)), "'taken' as int64"),
     "no taken": (put("taken", None), "which steps it took"),
-    "fewer uploads": (fewer_uploads, "smashed data of 2 steps, asked were every 1 of 3"),
+    "fewer uploads": (fewer_uploads, "smashed data of 2 mini-batches, asked were 3"),
     "nothing": (nothing, "smashed data of 0 steps"),
     "label": (array("y", spoil(3)), "a label is 3, the task has classes 0 to 2"),
     "negative label": (array("y", spoil(-1)), "a label is -1"),

@@ -21,7 +21,6 @@ from sfl_flower.wire import (
     StepRequest,
     Sync,
     content_bytes,
-    expect_shape,
     is_stale,
 )
 from sfl_flower.wire.codec import PROTOCOL
@@ -196,13 +195,6 @@ def test_a_sync_of_an_unknown_kind_is_refused() -> None:
 def test_what_counts_as_stale() -> None:
     assert is_stale(StaleReply(1, "ab").to_content())
     assert not is_stale(MESSAGES["forward reply"].to_content())
-
-
-def test_a_shape_is_what_the_server_asked_for() -> None:
-    values = np.zeros((1, 5), np.float32)
-    assert expect_shape("scalars", values, (1, 5)) is values
-    with pytest.raises(WireError, match=r"scalars of shape \(1, 5\), expected \(1, 4\)"):
-        expect_shape("scalars", values, (1, 4))
 
 
 def test_payloads_are_the_bytes_of_the_arrays() -> None:
