@@ -13,11 +13,10 @@ from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from sfl_flower.config import check_choice, check_range
-from sfl_flower.data import client_samples, steps_per_epoch
+from sfl_flower.data import steps_per_epoch
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.server.aggregate import client_weight, mean_state
 from sfl_flower.server.client_rate import ClientRateSettings
@@ -199,57 +198,24 @@ class LocalLossStrategy(SplitStrategy):
         self, requests: Mapping[Member, LocalRequest], exchange: Exchange, check: Check
     ) -> dict[Member, LocalReply]:
         """Send requests for local steps; return the replies that answer them."""
-        exchange.push(requests)
-        reads = {m: self.reader(m, request, check) for m, request in requests.items()}
-        return dict(exchange.in_turn(reads))
+        return exchange.send(requests, LocalReply.from_content, self.rules(check))
 
-    def reader(
-        self, member: Member, request: LocalRequest, check: Check, first: int = 0
-    ) -> Callable[[RecordDict], LocalReply]:
-        """Return the function that reads a client's reply and checks all that can be told of it.
+    def rules(self, check: Check) -> Check:
+        """Return what to check of a reply that answers its request.
 
         Parameters
         ----------
-        member : Member
-            The client.
-        request : LocalRequest
-            What it was asked.
         check : callable
-            What the method asks of a reply beyond that.
-        first : int
-            The first step whose smashed data the reply is to bring.
+            What the method asks of it beyond smashed data and labels that can be used.
         """
 
-        def read(content: RecordDict) -> LocalReply:
-            reply = LocalReply.from_content(content)
+        def both(reply: LocalReply) -> None:
             self.expect_z(reply.z)
-            self._check_answer(member, request, reply, first)
+            if reply.y.size:
+                self.server.check_labels(reply.y)
             check(reply)
-            return reply
 
-        return read
-
-    def _check_answer(
-        self, member: Member, request: LocalRequest, reply: LocalReply, first: int
-    ) -> None:
-        steps, most = request.steps, request.batch_size
-        if reply.round != request.round:
-            raise WireError(f"it answers round {reply.round}, asked was round {request.round}.")
-        if (largest := int(reply.sizes.max(initial=0))) > most:
-            raise WireError(f"it has a mini-batch of {largest} samples, asked were at most {most}.")
-        if len(reply.sizes) != len(range(first, steps, request.upload_every)):
-            raise WireError(
-                f"it has smashed data of {len(reply.sizes)} steps, asked were every "
-                f"{request.upload_every} of {steps}."
-            )
-        if reply.taken is not None and len(reply.taken) != steps:
-            raise WireError(f"it has {len(reply.taken)} local steps, asked were {steps}.")
-        if reply.samples != (samples := client_samples(member.samples, most, steps)):
-            raise WireError(
-                f"it says {reply.samples} samples; {steps} steps of this client are {samples}."
-            )
-        if reply.y.size:
-            self.server.check_labels(reply.y)
+        return both
 
     def check_both(self, reply: LocalReply) -> None:
         """Refuse a reply whose weights are not those of client half and head."""

@@ -9,7 +9,7 @@ those of all clients, then heads are aligned, then clients take their steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -219,7 +219,9 @@ class FSLSAGE(LocalLossStrategy):
         }
         uploaded: dict[Member, int] = {}
         losses: list[float] = []
-        replies = exchange.send(requests, lambda content: self._read_upload(round, content))
+        replies = exchange.send(
+            requests, ForwardReply.from_content, lambda reply: self.expect_z(reply.z)
+        )
         for member, reply in replies.items():
             batch = (reply.z, reply.y, (round, member.partition, 0))
             try:
@@ -231,20 +233,6 @@ class FSLSAGE(LocalLossStrategy):
             self.book_usage([reply.usage])
             uploaded[member] = len(reply.y)
         return uploaded, losses
-
-    def _read_upload(self, round: int, content: RecordDict) -> ForwardReply:
-        reply, most = ForwardReply.from_content(content), self.config.batch_size
-        self.expect_z(reply.z)
-        if reply.round != round or len(reply.sizes) != 1:
-            raise WireError(
-                f"it has {len(reply.sizes)} mini-batches of round {reply.round}, asked was 1 of "
-                f"round {round}."
-            )
-        if len(reply.y) > most:
-            raise WireError(
-                f"it has a mini-batch of {len(reply.y)} samples, asked were at most {most}."
-            )
-        return reply
 
     def align(self, round: int, member: Member, exchange: Exchange) -> float:
         """Align a client's head with the server half; return what mismatch its last pass had."""
@@ -289,16 +277,14 @@ class FSLSAGE(LocalLossStrategy):
     ) -> dict[Member, LocalReply]:
         """Return the replies; clients that lost weights or head get both and are asked again."""
 
-        def reader(member: Member) -> Callable[[RecordDict], LocalReply | StaleReply]:
-            request = requests[member]
-            first = request.upload_every if request.ahead else 0
-            whole = self.reader(member, request, self._check, first)
-            return lambda content: (
-                StaleReply.from_content(content) if is_stale(content) else whole(content)
-            )
+        def read(content: RecordDict) -> LocalReply | StaleReply:
+            return (StaleReply if is_stale(content) else LocalReply).from_content(content)
 
-        reads = {member: reader(member) for member in requests}
-        answers = dict(exchange.in_turn(reads))
+        def rules(reply: LocalReply | StaleReply) -> None:
+            if isinstance(reply, LocalReply):
+                self.rules(self._check)(reply)
+
+        answers = exchange.collect(read, rules)
         stale = [member for member, reply in answers.items() if isinstance(reply, StaleReply)]
         for member in stale:
             self._held.pop(member, None)
@@ -307,7 +293,7 @@ class FSLSAGE(LocalLossStrategy):
             exchange.push({member: again})
         for member in stale:
             del answers[member]
-        answers |= dict(exchange.in_turn({member: reads[member] for member in stale}))
+        answers |= exchange.collect(read, rules)
         found: dict[Member, LocalReply] = {}
         for member in requests:
             reply = answers.get(member)

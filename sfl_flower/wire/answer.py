@@ -53,13 +53,13 @@ def _problems(
             yield f"it answers {name} {told[name]}, asked was {name} {wanted[name]}."
     if asked.weights is not None and asked.weights != bool(told.get("weights")):
         yield "it brings weights before its last step, or none after it."
+    taken = told.get("taken")
+    if taken is not None and len(taken) != asked.steps:
+        yield f"it has {len(taken)} local steps, asked were {asked.steps}."
     scalars = told.get("scalars")
     if asked.scalars is not None and (scalars is None or scalars.shape != asked.scalars):
         shape = "none" if scalars is None else scalars.shape
         yield f"it has scalars of shape {shape}, asked was {asked.scalars}."
-    taken = told.get("taken")
-    if taken is not None and len(taken) != asked.steps:
-        yield f"it has {len(taken)} local steps, asked were {asked.steps}."
     yield from _batch_problems(told, wanted, asked)
     if asked.steps is not None:
         right = client_samples(held, wanted["batch_size"], asked.steps)

@@ -405,7 +405,7 @@ def test_a_reply_with_a_head_or_too_few_uploads_is_refused() -> None:
     )
     trial = sage([fault])
     assert trial.strategy.records[2].rejected == 1
-    assert "smashed data of 0 steps" in trial.notes
+    assert "smashed data of 0 mini-batches, asked were 2" in trial.notes
 
 
 def test_an_alignment_that_is_not_finite_leaves_the_head_as_it_was() -> None:
