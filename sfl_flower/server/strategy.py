@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig, Settings
@@ -26,6 +25,7 @@ from sfl_flower.server.probing import Noise
 from sfl_flower.server.records import as_record, from_record
 from sfl_flower.server.roster import Member, Roster
 from sfl_flower.server.trainer import Trainer
+from sfl_flower.server.unwrapped import Unwrapped
 from sfl_flower.split import (
     base_digest,
     base_state,
@@ -62,7 +62,7 @@ class Outcome:
     extra: Mapping[str, float]
 
 
-class SplitStrategy(Strategy):
+class SplitStrategy(Unwrapped):
     """Base of every method's server side, a Flower strategy.
 
     The exchanges of a round run inside `configure_train`, the only train hook that Flower gives
@@ -176,6 +176,7 @@ class SplitStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Run the exchanges of a round; returns no further messages."""
+        self.check_unwrapped()
         with torch_threads(self.config.server_threads):
             if server_round == 1:
                 self._start(arrays)

@@ -1,0 +1,48 @@
+"""A Flower strategy that notices when another one wraps it.
+
+Wrappers such as Flower's `DifferentialPrivacyServerSideFixedClipping` change the messages that
+`configure_train` returns and the replies that `aggregate_train` gets.  A strategy that runs its
+exchanges inside `configure_train` has none of either, so such a wrapper does nothing, and says
+nothing of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.serverapp.strategy import Result, Strategy
+
+from sfl_flower.errors import ConfigError
+
+__all__ = ["Unwrapped"]
+
+
+class Unwrapped(Strategy):
+    """Base of a strategy whose own `start` must run; a wrapper calls its own, and the hooks."""
+
+    _started = False
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds; arguments and result are those of Flower's `Strategy.start`."""
+        self._started = True
+        try:
+            return super().start(*args, **kwargs)
+        finally:
+            self._started = False
+
+    def check_unwrapped(self) -> None:
+        """Refuse to run a round for a wrapper.
+
+        Raises
+        ------
+        ConfigError
+            If a round is asked for outside `start`.
+        """
+        if not self._started:
+            raise ConfigError(
+                f"A round of {type(self).__name__} was asked for outside its own start(), as "
+                "Flower's DifferentialPrivacy wrappers and others do. They change the messages "
+                "that configure_train returns; the exchanges here happen inside it, so a wrapper "
+                "would protect nothing. Call start() of the strategy itself; to bound what one "
+                "client changes use clip-norm (ho_sfl, heron)."
+            )
