@@ -32,7 +32,7 @@ HEAD_NAMES = ("fc.bias", "fc.weight")
 def held_by_clients(problem: Any) -> list[Any]:
     """Return the modules that clients keep between messages."""
     # A head is kept as it was built, too: what new ones are copied from.
-    kept = [thing for key, thing in memory._MEMORY[problem.token].items() if key[0] != "head"]  # type: ignore[index]
+    kept = [thing for key, thing in memory._MEMORY[problem.key].items() if key[0] != "head"]  # type: ignore[index]
     return [m for m in (getattr(k, "module", k) for k in kept) if isinstance(m, torch.nn.Module)]
 
 

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from sfl_flower.data import PartitionSpec
 from sfl_flower.data.memory import forget
 from sfl_flower.errors import ConfigError, CutError, DataError
-from sfl_flower.task import Samples, SplitTask, accuracy, cross_entropy
+from sfl_flower.task import Samples, SplitTask, accuracy, binary_accuracy, cross_entropy
 
 # What Flower's simulation ships a task with.
 cloudpickle: Any = importlib.import_module("ray.cloudpickle")
@@ -115,7 +116,7 @@ def test_another_process_gets_the_same_data_and_weights() -> None:
 
 def test_arrays_are_read_again_when_forgotten() -> None:
     task = SplitTask.from_arrays("again", _model, "act", X, Y, X[:5], Y[:5], classes=3)
-    forget(task.token)
+    forget(task.key)
     assert torch.equal(task.samples("train").x, X)
     assert len(task.samples("test")) == 5
 
@@ -194,7 +195,7 @@ def test_a_good_task_passes_its_check() -> None:
         (
             {"test": lambda: Samples(X.to(torch.uint8), Y)},
             ConfigError,
-            r"torch.uint8 batch of task 'small': .* give a `transform`",
+            r"torch.uint8 batch of task 'small', from the test set: .* give a `transform`",
         ),
         ({"transform": lambda x: x[:, :1]}, ConfigError, r"\[2, 1\] torch.float32 batch"),
         (
@@ -227,3 +228,218 @@ def test_a_task_of_ones_own_is_short() -> None:
     exec(code, names)
     assert names["task"].build(0).at == "1"
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
+
+
+def test_a8_the_training_set_is_tried_on_the_model() -> None:
+    wide = _task(train=lambda: Samples(torch.zeros(12, 3), Y))
+    with pytest.raises(ConfigError, match=r"\[2, 3\] .*, from the training set: "):
+        wide.check()
+    bytes_only = _task(train=lambda: Samples(X.to(torch.uint8), Y))
+    with pytest.raises(ConfigError, match=r"uint8 batch of task 'small', from the training set"):
+        bytes_only.check()
+    # The other way round the error says what the other set has.
+    narrow = _task(test=lambda: Samples(torch.zeros(5, 1), Y[:5]))
+    with pytest.raises(ConfigError, match=r"from the test set.*The training set has inputs of \[2"):
+        narrow.check()
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"),
+    [
+        ((X, Y), "tuple"),
+        ([X, Y], "list"),
+        ({"x": X, "y": Y}, "dict"),
+        (X, "Tensor"),
+        (X.numpy(), "ndarray"),
+        (None, "NoneType"),
+        (torch.utils.data.TensorDataset(X, Y), "TensorDataset"),
+        (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y)), "DataLoader"),
+        ("train.csv", "str"),
+        (iter([X, Y]), "list_iterator"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_e10_whatever_a_loader_returns_but_samples_is_named(
+    split: Any, returned: Any, kind: str
+) -> None:
+    what = "training" if split == "train" else "test"
+    message = rf"^The {what} set of task 'small' is a {kind}; .* Samples\.of\(\.\.\.\) makes them"
+    with pytest.raises(DataError, match=message):
+        _task(**{split: lambda: returned}).samples(split)
+
+
+def test_e10_samples_of_arrays_are_told_from_samples_of_tensors() -> None:
+    task = _task(train=lambda: Samples(X.numpy(), Y.numpy()))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"x is a ndarray .*Samples\.of\(\(x, y\)\)"):
+        task.samples("train")
+    sparse = _task(train=lambda: Samples(X.to_sparse(), Y))
+    with pytest.raises(DataError, match=r"x is on cpu in layout torch.sparse_coo; .*to_dense"):
+        sparse.samples("train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": [accuracy]}, "metrics is a list; it must be a dict"),
+        ({"metrics": accuracy}, "metrics is a function; it must be a dict"),
+        ({"classes": "3"}, "classes='3', a str; it must be a whole number"),
+        ({"classes": 3.0}, "classes=3.0, a float"),
+        ({"classes": True}, "classes=True, a bool"),
+        ({"ignore_label": "pad"}, "ignore_label='pad'"),
+        ({"transform": 255}, "transform is a int"),
+        ({"augment": 1}, "augment is a int"),
+        ({"head": nn.Linear(4, 3)}, "head is a Linear"),
+    ],
+)
+def test_a7_fields_of_another_kind_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _task(**changes)
+
+
+def test_a7_what_the_user_s_functions_raise_is_said_with_the_function_s_name() -> None:
+    def fails() -> Any:
+        raise KeyError("weights")
+
+    with pytest.raises(ConfigError, match="model function of task 'small' fails: KeyError: 'wei"):
+        _task(model=fails).check()
+    with pytest.raises(DataError, match=r"test\(\) of task 'small' fails: KeyError: 'weights'"):
+        _task(test=fails).check()
+
+
+def _two_cuts() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("token", ["", "named"])
+def test_e4_a_task_with_a_field_replaced_shares_nothing_with_the_old_one(token: str) -> None:
+    first = _task(model=_two_cuts, cut="1", token=token)
+    assert sum(p.numel() for p in first.build(0).client.parameters()) == 24
+    later = replace(first, cut="3")
+    assert later.build(0).at == "3"
+    assert sum(p.numel() for p in later.build(0).client.parameters()) == 60
+    assert len(replace(first, train=lambda: Samples(X[:6], Y[:6])).samples("train")) == 6
+    assert first.samples("test").x.shape == (5, 2)
+    assert replace(first, classes=4, test=lambda: Samples(X, Y + 1)).samples("test").y.max() == 3
+    assert isinstance(replace(first, model=_model, cut="act").build(0).client.a, nn.Linear)
+    assert torch.equal(replace(first, transform=lambda x: -x).batch(first.samples("test"), [1])[0],
+                       -X[1:2])  # fmt: skip
+
+
+def test_e4_tasks_of_one_token_and_equal_fields_share_what_is_kept() -> None:
+    one, two = (_task(token="shared", train=_shared) for _ in range(2))
+    assert one.key == two.key == cloudpickle.loads(cloudpickle.dumps(one)).key
+    assert one.samples("train") is two.samples("train")
+    assert len({one.key, _task(train=_shared).key, replace(one, cut="a").key}) == 3
+
+
+def _shared() -> Samples:
+    return Samples(X, Y)
+
+
+def test_e1_a_loader_that_shuffles_anew_is_refused() -> None:
+    order = np.random.default_rng(3)
+
+    def shuffled() -> Samples:
+        return Samples(X, Y).take(order.permutation(12))
+
+    with pytest.raises(DataError, match=r"train\(\) of task 'small' returns other data .* Seed"):
+        _task(train=shuffled).check()
+    with pytest.raises(DataError, match=r"test\(\) of task 'small' returns other data"):
+        _task(test=shuffled).check()
+
+
+def test_e1_training_batches_are_augmented_by_words_alone_and_tests_are_not() -> None:
+    task = _task(augment=lambda x: x + torch.rand(len(x), 1), transform=lambda x: x * 2)
+    task.check()
+    samples = task.samples("train")
+    one, y = task.training_batch(samples, [0, 1], 7, 0, 1, 0)
+    torch.rand(5)
+    again, _ = task.training_batch(samples, [0, 1], 7, 0, 1, 0)
+    other, _ = task.training_batch(samples, [0, 1], 7, 0, 1, 1)
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert y.tolist() == [0, 1]
+    assert torch.equal(task.batch(samples, [0, 1])[0], X[:2] * 2)
+    shift = one / 2 - X[:2]
+    assert ((shift > 0) & (shift < 1)).all()
+
+
+def test_e12_a_loss_that_is_a_sum_is_refused() -> None:
+    task = _task(loss=lambda out, y: nn.functional.cross_entropy(out, y, reduction="sum"))
+    with pytest.raises(ConfigError, match=r"loss of task 'small' is a sum .*reduction="):
+        task.check()
+
+
+def test_a12_one_logit_under_the_default_accuracy_is_refused_and_the_right_one_named() -> None:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(out[:, 0], y.float())
+
+    def model() -> nn.Module:
+        return nn.Sequential(OrderedDict(a=nn.Linear(2, 4), act=nn.Tanh(), b=nn.Linear(4, 1)))
+
+    fields = {"model": model, "loss": loss, "classes": 2, "train": lambda: Samples(X, Y % 2),
+              "test": lambda: Samples(X, Y % 2)}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"one output a sample.*'accuracy'.*binary_accuracy"):
+        _task(**fields).check()
+    _task(**fields, metrics={"accuracy": binary_accuracy}).check()
+    logits = torch.tensor([[2.0], [-1.0], [0.5]])
+    assert binary_accuracy(logits, torch.tensor([1, 0, 0])).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_a12_a_softmax_under_cross_entropy_is_remarked(caplog: pytest.LogCaptureFixture) -> None:
+    def model() -> nn.Module:
+        layers = OrderedDict(a=nn.Linear(2, 4), act=nn.Tanh(), b=nn.Linear(4, 3), p=nn.Softmax(1))
+        return nn.Sequential(layers)
+
+    _task().check()
+    assert "probabilities" not in caplog.text
+    _task(model=model).check()
+    assert "outputs of task 'small' are probabilities" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: _Returns(lambda z: {"h": z}), r"(gives|returns) a dict, and only one tensor"),
+        (lambda: _Returns(lambda z: z.double()), "gives float64, and smashed data must be float32"),
+        (lambda: _Returns(lambda z: z.bfloat16()), r"gives bfloat16, .*end the layer with .float"),
+        (lambda: _Returns(lambda z: z.t()), r"shape \[4, 2\] for 2 samples; .*batch first"),
+        (lambda: _Returns(lambda z: z.sum(1)), r"shape \[2\] for 2 samples"),
+    ],
+)
+def test_e9_smashed_data_are_checked_before_a_run(layer: Any, message: str) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(OrderedDict(a=nn.Linear(2, 4), act=layer(), b=_Takes()))
+
+    with pytest.raises(CutError, match=message):
+        _task(model=model).check()
+
+
+class _Returns(nn.Module):
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, z: Tensor) -> Any:
+        if z.sum() > 1e30:  # on the data: kept whole
+            return z
+        return self.change(z)
+
+
+class _Takes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, z: Any) -> Tensor:
+        if isinstance(z, dict):
+            z = z["h"]
+        if z.ndim == 2 and z.numel() > 0:
+            z = z.float()
+        return self.last(z)  # type: ignore[no-any-return]
+
+
+def test_a6_smashed_data_larger_than_the_inputs_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _task(cut="act").check()
+    assert "gives 4 numbers a sample ([4]) for an input of 2 ([2])" in caplog.text

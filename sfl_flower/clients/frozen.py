@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import DataError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up
@@ -17,13 +18,18 @@ from sfl_flower.wire import ForwardReply, ForwardRequest, StaleReply
 __all__ = ["anchor_forward", "forward"]
 
 
-def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
-    """Sync, run the anchor forward of the round's mini-batches, return smashed data and labels."""
+def forward(
+    node: Node, request: ForwardRequest, met: list[str] | None = None
+) -> ForwardReply | StaleReply:
+    """Sync, run the anchor forward of the round's mini-batches, return smashed data and labels.
+
+    Digests of the mini-batches are appended to `met`, where it is given.
+    """
     before = bring_up(node, request.sync)
     if isinstance(before, StaleReply):
         return before
     with metered(request.meter) as usage:
-        zs, ys = anchor_forward(node, request)
+        zs, ys = anchor_forward(node, request, met)
     return ForwardReply(
         round=request.round,
         version=before,
@@ -34,8 +40,12 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
     )
 
 
-def anchor_forward(node: Node, request: ForwardRequest) -> tuple[list[Tensor], list[Tensor]]:
+def anchor_forward(
+    node: Node, request: ForwardRequest, met: list[str] | None
+) -> tuple[list[Tensor], list[Tensor]]:
     """Run the client half on each mini-batch at the anchor, without a graph.
+
+    Digests of the mini-batches are appended to `met`, where it is given.
 
     Returns
     -------
@@ -47,6 +57,8 @@ def anchor_forward(node: Node, request: ForwardRequest) -> tuple[list[Tensor], l
     zs, ys = [], []
     for step in range(request.minibatches):
         x, y = node.batch(request.round, step, request.batch_size)
+        if met is not None:
+            met.append(batch_digest(x, y))
         with torch.no_grad(), kept_buffers(node.half.module), node.draws(request.round, step):
             zs.append(run_half(node, x, request.eval_mode))
         ys.append(y.to(torch.int64))

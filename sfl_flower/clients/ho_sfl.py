@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfl_flower.clients.frozen import forward as anchor
 from sfl_flower.clients.frozen import run_half
+from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up, journal_key
@@ -27,10 +28,11 @@ _ANCHOR, _ROUND = "anchor", "anchor round"
 
 def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
     """Run the anchor forward and keep z for the probes of the same round."""
-    reply = anchor(node, request)
+    met: list[str] = []
+    reply = anchor(node, request, met)
     if isinstance(reply, ForwardReply):
         node.store.put(_ANCHOR, {"z": reply.z})
-        node.store.put_text(_ROUND, {"round": request.round})
+        node.store.put_text(_ROUND, {"round": request.round, "batches": " ".join(met)})
     return reply
 
 
@@ -41,10 +43,13 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     if isinstance(before, StaleReply):
         return before
     key, vector, kept = journal_key(node), node.half.trained, _kept(node, request.round)
+    met = _met(node, request)
     rows, start = [], 0
     with metered(request.meter) as usage:
         for step in range(request.minibatches):
             x, y = node.batch(request.round, step, request.batch_size)
+            if met:
+                node.same_batch(request.round, batch_digest(x, y), met[step])
             part = slice(start, start + len(y))
             start = part.stop
             forward = _forward(node, x, request.eval_mode)
@@ -74,6 +79,13 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         samples=start,
         usage=usage(),
     )
+
+
+def _met(node: Node, request: ProbeRequest) -> list[str]:
+    """Return digests of the mini-batches of the round's anchor, none where they were lost."""
+    text = node.store.get_text(_ROUND)
+    met = str(text.get("batches", "")).split() if text.get("round") == request.round else []
+    return met if len(met) == request.minibatches else []
 
 
 def _kept(node: Node, round: int) -> np.ndarray | None:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
-from sfl_flower.node.steps import remember, restore
+from sfl_flower.node.steps import met_before, remember, restore
 from sfl_flower.split import travelling_state
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StepReply, StepRequest, pack_state
@@ -30,16 +31,17 @@ def step(node: Node, request: StepRequest) -> StepReply:
         if request.lam is not None:
             _finish(node, module, request)
         last = request.step == request.steps
-        z = y = None
+        z, y, batch = None, None, ""
         if not last:
             x, labels = node.batch(request.round, request.step, request.batch_size)
+            batch = batch_digest(x, labels)
             # The forward is run again with a graph: same masks, and buffers move once a batch.
             draws = node.draws(request.round, request.step)
             with torch.no_grad(), kept_buffers(module), draws:
                 z = module(x).contiguous().numpy()
             y = labels.to(torch.int64).numpy()
     packed = pack_state(travelling_state(module))
-    remember(node, request, packed)
+    remember(node, request, packed, batch)
     return StepReply(
         round=request.round,
         step=request.step,
@@ -52,7 +54,8 @@ def step(node: Node, request: StepRequest) -> StepReply:
 
 
 def _finish(node: Node, module: nn.Module, request: StepRequest) -> None:
-    x, _ = node.batch(request.round, request.step - 1, request.batch_size)
+    x, y = node.batch(request.round, request.step - 1, request.batch_size)
+    node.same_batch(request.round, batch_digest(x, y), met_before(node))
     lam = torch.from_numpy(np.array(request.lam))
     with torch.enable_grad(), node.draws(request.round, request.step - 1):
         z = module(x)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from sfl_flower.data.batches import batch_indices, chunks, client_samples, steps_per_epoch
 from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
 from sfl_flower.data.samples import Samples, check_samples
-from sfl_flower.data.seeding import derive, generator, seeded_construction, seeded_torch
+from sfl_flower.data.seeding import (
+    derive,
+    generator,
+    seeded_construction,
+    seeded_draws,
+    seeded_torch,
+)
 from sfl_flower.data.validation import LARGEST, hold_back
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "hold_back",
     "partition",
     "seeded_construction",
+    "seeded_draws",
     "seeded_torch",
     "steps_per_epoch",
 ]

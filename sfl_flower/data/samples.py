@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +12,7 @@ from torch import Tensor
 
 from sfl_flower.errors import DataError
 
-__all__ = ["Samples", "check_samples", "load_arrays", "store_arrays"]
+__all__ = ["Samples", "check_samples"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +32,29 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @classmethod
+    def of(cls, source: Any, x: str | None = None, y: str | None = None) -> Samples:
+        """Return the samples of a data set in another form, all of them, in its order.
+
+        Parameters
+        ----------
+        source : object
+            A pair (x, y) of arrays or tensors; a dict of them; a torch ``Dataset`` or
+            ``DataLoader``; a Hugging Face data set, such as a partition of Flower's
+            ``FederatedDataset``. Images of PIL become bytes [C, H, W].
+        x, y : str, optional
+            Which columns hold inputs and labels, where they have names; found by themselves where
+            there are two and one is called label, labels, target or y.
+
+        Raises
+        ------
+        DataError
+            It cannot be read so, or its inputs have several shapes.
+        """
+        from sfl_flower.data.sources import samples_of
+
+        return samples_of(source, x, y)
 
     def take(self, rows: npt.ArrayLike | slice) -> Samples:
         """Return the samples at these rows (ints of shape [n], or a slice)."""
@@ -66,16 +81,30 @@ def check_samples(samples: Samples, classes: int, where: str, ignore: int | None
     Raises
     ------
     DataError
-        No samples, lengths that differ, labels that are not integers, not of shape [N] or outside
-        the classes, a row without a label, inputs that are not finite.
+        No `Samples` of dense tensors on the CPU, no samples, lengths that differ, labels that are
+        not integers, not of shape [N] or outside the classes, a row without a label, inputs that
+        are not finite.
     """
+    if not isinstance(samples, Samples):
+        raise DataError(
+            f"{where[:1].upper()}{where[1:]} is a {type(samples).__name__}; its function must "
+            "return Samples. Samples.of(...) makes them of a pair (x, y), a torch Dataset or "
+            "DataLoader, or a Hugging Face data set."
+        )
     x: Any = samples.x
     y: Any = samples.y
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise DataError(
             f"In {where}, x is a {type(x).__name__} and y a {type(y).__name__}; both must be torch "
-            "tensors (torch.from_numpy makes one of a NumPy array)."
+            "tensors (torch.from_numpy makes one of a NumPy array, Samples.of((x, y)) both)."
         )
+    for name, value in (("x", x), ("y", y)):
+        if value.device.type != "cpu" or value.layout != torch.strided:
+            raise DataError(
+                f"In {where}, {name} is on {value.device} in layout {value.layout}; it must be a "
+                "dense tensor on the CPU (.to_dense().cpu())."
+            )
+    x, y = x.detach(), y.detach()
     if y.ndim != 1 and (ignore is None or y.ndim < 1):
         raise DataError(f"In {where}, y has shape {list(y.shape)}; it must be one label a sample.")
     if x.ndim < 1 or len(x) != len(y):
@@ -86,7 +115,9 @@ def check_samples(samples: Samples, classes: int, where: str, ignore: int | None
     if len(y) == 0:
         raise DataError(f"There are no samples in {where}; at least 1 is needed.")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise DataError(f"In {where}, y has dtype {y.dtype}; labels must be integers.")
+        raise DataError(
+            f"In {where}, y has dtype {y.dtype}; labels must be integers (y.long() makes them)."
+        )
     y = y.to(torch.int64)
     counted = torch.ones_like(y, dtype=torch.bool) if ignore is None else y != ignore
     empty = ~counted.reshape(len(y), -1).any(dim=1)
@@ -110,62 +141,3 @@ def check_samples(samples: Samples, classes: int, where: str, ignore: int | None
                 f"the first is row {int((~finite).nonzero()[0])}. Remove or repair them."
             )
     return Samples(x.to(torch.float32) if x.dtype == torch.float64 else x, y)
-
-
-@cache
-def _folder() -> Path:
-    folder, owner = Path(tempfile.mkdtemp(prefix="sfl_flower-")), os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:  # a forked child leaves its parent's files alone
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder
-
-
-def store_arrays(**arrays: npt.ArrayLike) -> Path:
-    """Write arrays to a file that other processes of this machine can read.
-
-    Returns
-    -------
-    Path
-        An uncompressed ``.npz`` in a temporary folder; removed when this process ends.
-
-    Raises
-    ------
-    DataError
-        An array holds Python objects.
-    """
-    plain = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in plain.items():
-        if array.dtype.hasobject:
-            raise DataError(f"{name} holds Python objects; give an array of numbers.")
-    path = _folder() / f"{uuid4().hex}.npz"
-    with path.open("wb") as file:
-        np.savez(file, **plain)  # type: ignore[arg-type]
-    return path
-
-
-def load_arrays(path: Path, split: Literal["train", "test"]) -> Samples:
-    """Read ``x_<split>`` and ``y_<split>`` of an ``.npz`` file.
-
-    Raises
-    ------
-    DataError
-        The file is missing, is no ``.npz``, or lacks one of the two arrays.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    except FileNotFoundError as error:
-        raise DataError(
-            f"There is no file {path}; data given as arrays can be read on the machine, and for as "
-            "long as the process lives, that stored it."
-        ) from error
-    except (OSError, ValueError, TypeError, KeyError, BadZipFile) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}. It must be an .npz file with the arrays x_train, "
-            "y_train, x_test and y_test."
-        ) from error
-    return Samples(torch.from_numpy(x), torch.from_numpy(y))

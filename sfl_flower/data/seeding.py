@@ -6,14 +6,23 @@ every process of a run arrives at the same bits without a message and without a 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["derive", "generator", "seeded_construction", "seeded_torch"]
+__all__ = [
+    "derive",
+    "generator",
+    "global_states",
+    "seeded_construction",
+    "seeded_draws",
+    "seeded_torch",
+]
 
 
 def derive(*words: str | int) -> int:
@@ -45,7 +54,7 @@ def seeded_torch(*words: str | int) -> Iterator[None]:
 
     Torch layers, and so every module a user writes, draw their first weights and their dropout
     masks from torch's default CPU generator and offer no argument to pass another one. This is the
-    only place of the package that seeds it; the state found on entry is put back on exit, also
+    only module of the package that seeds it; the state found on entry is put back on exit, also
     after an error, so the caller cannot tell that it happened.
 
     Parameters
@@ -56,6 +65,37 @@ def seeded_torch(*words: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(*words) % 2**63)
         yield
+
+
+@contextmanager
+def seeded_draws(*words: str | int) -> Iterator[None]:
+    """Let a user's function draw numbers that depend on these words alone.
+
+    Data pipelines draw from torch's, Python's or numpy's global generator and offer no argument to
+    pass another one. All three are seeded for the block and put back after it.
+
+    Parameters
+    ----------
+    *words : str or int
+        What the numbers are for, as in `derive`.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    key = derive(*words)
+    try:
+        with seeded_torch(*words):
+            # A user's own code draws from them; nothing of the package does.
+            random.seed(key)  # noqa: TID251
+            np.random.seed(key % 2**32)  # noqa: TID251
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: TID251
+
+
+def global_states() -> tuple[Any, ...]:
+    """Return the states of the generators that `seeded_draws` seeds; equal if nothing was drawn."""
+    numpy: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy[1].tobytes(), numpy[2:]
 
 
 @contextmanager

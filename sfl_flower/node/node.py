@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.config import LOCAL
 from sfl_flower.data import PartitionSpec, batch_indices, seeded_torch
+from sfl_flower.data.repeats import UNREPEATED
 from sfl_flower.errors import ConfigError, DataError, SflError
 from sfl_flower.node.shares import divide
 from sfl_flower.node.store import NodeStore
@@ -146,7 +147,31 @@ class Node:
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
         chosen = batch_indices(self.seed, self.partition, round, step, len(self.rows), batch_size)
-        return self.task.batch(self.task.samples("train"), self.rows[chosen])
+        return self.task.training_batch(
+            self.task.samples("train"), self.rows[chosen], self.seed, self.partition, round, step
+        )
+
+    def same_batch(self, round: int, digest: str, met: str) -> None:
+        """Refuse a mini-batch that is met again in a round and is another one.
+
+        Parameters
+        ----------
+        round : int
+            The round.
+        digest, met : str
+            `batch_digest` of what it is now, and of what it was.
+
+        Raises
+        ------
+        DataError
+            They differ.
+        """
+        if digest != met:
+            raise DataError(
+                f"Client {self.partition} finds another mini-batch than it had before in round "
+                f"{round}: the data of task {self.task.name!r} change between two messages. "
+                f"{UNREPEATED} What is random belongs into `augment=`."
+            )
 
     def draws(self, round: int, step: int) -> AbstractContextManager[None]:
         """Let the half's dropout, if it is active, depend on the mini-batch alone."""

@@ -13,7 +13,7 @@ from sfl_flower.node.optimizer import OPTIMIZER
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import unpack_state
 
-__all__ = ["StepLike", "forget", "remember", "restore"]
+__all__ = ["StepLike", "forget", "met_before", "remember", "restore"]
 
 _WEIGHTS, _AT = "weights", "step"
 
@@ -64,10 +64,17 @@ def restore(node: Node, request: StepLike) -> None:
     load_travelling(half.module, unpack_state(packed, travelling_state(half.module)))
 
 
-def remember(node: Node, request: StepLike, packed: Mapping[str, np.ndarray]) -> None:
-    """Keep the weights for the next step."""
+def remember(
+    node: Node, request: StepLike, packed: Mapping[str, np.ndarray], batch: str = ""
+) -> None:
+    """Keep the weights for the next step, and the digest of a mini-batch that it meets again."""
     node.store.put(_WEIGHTS, packed)
-    node.store.put_text(_AT, {"round": request.round, "step": request.step})
+    node.store.put_text(_AT, {"round": request.round, "step": request.step, "batch": batch})
+
+
+def met_before(node: Node) -> str:
+    """Return the digest of the mini-batch of the step before."""
+    return str(node.store.get_text(_AT).get("batch", ""))
 
 
 def forget(node: Node, keep_state: bool) -> None:

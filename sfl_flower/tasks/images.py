@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sfl_flower.data import Samples
-from sfl_flower.data.samples import load_arrays
+from sfl_flower.data.arrays import load_arrays
 from sfl_flower.errors import DataError
 
 __all__ = ["ImageSet", "data_folder"]

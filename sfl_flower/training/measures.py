@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from sfl_flower.errors import ConfigError
 __all__ = [
     "IGNORED",
     "accuracy",
+    "binary_accuracy",
     "check_measures",
-    "check_output",
+    "check_outputs",
     "cross_entropy",
     "token_accuracy",
 ]
+
+_log = getLogger("flwr")
 
 IGNORED = -100
 """The label of a position that counts neither in the loss nor in a metric, as in torch."""
@@ -40,6 +44,19 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(dim=-1) == y).float()
 
 
+def binary_accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """1.0 for each sample whose one logit, above 0 for class 1, is on the side of its label.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Shape [N] or [N, 1].
+    y : Tensor
+        Labels 0 and 1, shape [N].
+    """
+    return ((logits.reshape(len(y)) > 0) == (y > 0)).float()
+
+
 def token_accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """Share of a sample's labels that are the largest logit of their position; shape [N].
 
@@ -56,20 +73,61 @@ def token_accuracy(logits: Tensor, y: Tensor) -> Tensor:
     return right.sum(dim=1) / kept.sum(dim=1).clamp(min=1)
 
 
-def check_output(task: str, output: Any, y: Tensor, classes: int) -> None:
-    """Refuse an output of a model that cross entropy over so many classes cannot take.
+def check_outputs(
+    task: str,
+    output: Any,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    classes: int,
+) -> None:
+    """Refuse outputs of a model that the task's loss or metrics would take for something else.
 
     Raises
     ------
     ConfigError
-        If it is not [N, classes], or [N, T, classes] for labels [N, T].
+        Cross entropy gets outputs that are not [N, classes] (or [N, T, classes] for labels
+        [N, T]), `accuracy` a single output, or the loss is a sum over the batch.
     """
+    shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     wanted = [*y.shape, classes]
-    if list(output.shape) != wanted:
+    if loss is cross_entropy:
+        if shape != wanted:
+            raise ConfigError(
+                f"The model of task {task!r} gives an output of shape {shape} for {len(y)} "
+                f"samples; cross entropy over {classes} classes needs {wanted}."
+            )
+        if classes > 1 and _are_probabilities(output):
+            _log.warning(
+                "The outputs of task '%s' are probabilities (they sum to 1), and cross entropy "
+                "applies a softmax of its own; leave the softmax out of the model.", task
+            )  # fmt: skip
+    if not isinstance(output, Tensor):
+        return
+    alone = output.shape[-1:] == (1,) or output.ndim == 1
+    names = [name for name, metric in metrics.items() if metric in (accuracy, token_accuracy)]
+    if classes > 1 and alone and names:
         raise ConfigError(
-            f"The model of task {task!r} gives an output of shape {list(output.shape)} for "
-            f"{len(y)} samples; cross entropy over {classes} classes needs {wanted}."
+            f"The model of task {task!r} gives one output a sample, shape {shape}, and metric "
+            f"{names[0]!r} takes the largest of several, so it would always say class 0; give "
+            '`metrics={"accuracy": binary_accuracy}` (from sfl_flower.task), or a model with '
+            f"{classes} outputs."
         )
+    try:
+        once, twice = float(loss(output, y)), float(loss(*(torch.cat([v, v]) for v in (output, y))))
+    except Exception:  # a loss for batches of one size only
+        return
+    if once and abs(twice / once - 2.0) < 1e-3:
+        raise ConfigError(
+            f"The loss of task {task!r} is a sum over the batch: a batch given twice has twice the "
+            f'loss, {once:.4g} and {twice:.4g}; it must be the mean (reduction="mean"), for '
+            "learning rates and averages are of means."
+        )
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    sums = output.sum(dim=-1)
+    return bool((output >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4))
 
 
 def check_measures(task: str, loss: Any, values: Mapping[str, Any], n: int) -> None:

@@ -108,7 +108,8 @@ def test_labels_of_a_task_of_tokens_are_checked() -> None:
 def test_few_samples_a_forward_where_each_has_many_outputs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sfl_flower.task._LOGITS", 20)  # 3 positions of 3 classes: two samples
+    # 3 positions of 3 classes: two samples
+    monkeypatch.setattr("sfl_flower.training.evaluation._LOGITS", 20)
     tokens, sizes = task(), []
     halves = tokens.build(0)
 

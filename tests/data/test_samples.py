@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfl_flower.data import Samples, check_samples
-from sfl_flower.data.samples import load_arrays, store_arrays
+from sfl_flower.data.arrays import load_arrays, store_arrays
 from sfl_flower.errors import DataError
 
 X = torch.zeros(4, 2)

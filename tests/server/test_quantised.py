@@ -99,7 +99,7 @@ def test_a_journal_replays_to_the_same_bits(
     task = small(models["bert"])
     done = run(task, "ho_sfl", out=tmp_path / "run", **SETTINGS)
     journal = Journal.load(tmp_path / "run" / "journal.bin")
-    forget(task.token)  # built anew, as on another machine
+    forget(task.key)  # built anew, as on another machine
     vector = ParameterVector(task.build(0).client)
     assert vector.anchor.dtype == torch.float32 and all("lora_" in n for n in vector.names)
     replica = Replica.initial(vector.anchor, journal.header)

@@ -251,7 +251,7 @@ def test_a_head_is_a_copy_of_what_the_task_keeps() -> None:
         for parameter in kept.build_head(1, "linear").parameters():
             parameter.zero_()
     assert torch.count_nonzero(kept.build_head(1, "linear").get_parameter("fc.weight")) == 20
-    forget(kept.token)
+    forget(kept.key)
 
 
 def test_a_head_leaves_the_model_and_the_generator_alone() -> None:

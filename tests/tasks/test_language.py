@@ -141,7 +141,7 @@ def test_new_parts_follow_the_seed_and_nothing_else(data: Path, bert: str) -> No
     before = torch.random.get_rng_state()
     first = task.build(1)
     assert torch.equal(before, torch.random.get_rng_state())
-    forget(task.token)
+    forget(task.key)
     torch.rand(3)
     again, other = task.build(1), task.build(2)
     differing = set()

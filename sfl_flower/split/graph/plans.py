@@ -181,7 +181,7 @@ class Plans:
 
 
 def _node(calls: list[object]) -> Any:
-    return calls[0] if calls else None
+    return calls[0] if calls and isinstance(calls[0], fx.Node) else None
 
 
 def _source(size: fx.Node) -> fx.Node | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from sfl_flower.data import (
@@ -20,24 +19,23 @@ from sfl_flower.data import (
     check_samples,
     chunks,
     partition,
-    seeded_construction,
-    seeded_torch,
+    seeded_draws,
 )
+from sfl_flower.data.identity import fingerprint
 from sfl_flower.data.labels import row_labels
 from sfl_flower.data.memory import remember
-from sfl_flower.data.samples import load_arrays, store_arrays
-from sfl_flower.errors import ConfigError, CutError, DataError, SflError
-from sfl_flower.training.measures import accuracy, check_measures, check_output, cross_entropy
+from sfl_flower.errors import DataError
+from sfl_flower.training.fields import called, check_functions, check_labels, check_metrics
+from sfl_flower.training.measures import accuracy, cross_entropy
 
 if TYPE_CHECKING:
     from sfl_flower.split import Halves
 
-__all__ = ["Samples", "SplitTask", "accuracy", "cross_entropy"]
+__all__ = ["Split", "SplitTask"]
 
 T = TypeVar("T")
 
-_LOGITS = 2**26
-"""Most outputs of one forward of an evaluation: 256 MiB, of a vocabulary's logits for one."""
+Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +64,12 @@ class SplitTask:
         ``metric(output, y)`` gives one value a sample, shape [N]; ``{"accuracy": accuracy}`` by
         default.
     transform : callable, optional
-        ``transform(x)`` turns stored inputs of a batch into the model's inputs.
+        ``transform(x)`` turns stored inputs of a batch into the model's inputs; the same result
+        every time.
+    augment : callable, optional
+        ``augment(x)`` changes the stored inputs of a training batch, before `transform`. What it
+        draws from torch's, Python's or numpy's global generator depends on the run's seed, the
+        client, the round and the step alone.
     head : callable, optional
         ``head()`` builds an auxiliary head, from smashed data z to the shape of the model's output;
         used by the methods that have one, when their option `head` is "task".
@@ -76,15 +79,21 @@ class SplitTask:
     trained : str
         Which client parameters are trained: ``all`` that the model trains, ``lora``, ``norm``,
         ``bias``, ``last:N`` or a pattern over names, as `sfl_flower.split.restrict` takes them.
-    token : str
-        Names what this process keeps for the task; tasks with equal tokens and `trained` share it.
-        Unique to the object by default, so build a task once, not once a message.
+    token : str, optional
+        Names the data and the model. Tasks whose other fields are equal too then share what this
+        process keeps; without one, each `SplitTask` is on its own, so build it once, not once a
+        message.
+
+    Attributes
+    ----------
+    key : str
+        Under which this process keeps what the functions returned.
 
     Raises
     ------
     ConfigError
-        `classes` is below 1, a metric is called "loss", `trained` is no choice, or something that
-        must be callable is not.
+        `classes` is no whole number from 1, `metrics` no dict or with one called "loss", `trained`
+        no choice, or something that must be callable is not.
     """
 
     name: str
@@ -98,42 +107,28 @@ class SplitTask:
         default_factory=lambda: {"accuracy": accuracy}
     )
     transform: Callable[[Tensor], Tensor] | None = None
+    augment: Callable[[Tensor], Tensor] | None = None
     head: Callable[[], nn.Module] | None = None
     ignore_label: int | None = None
     trained: str = "all"
-    token: str = field(default_factory=lambda: uuid4().hex)
+    token: str = ""
+    key: str = field(init=False, repr=False, default="")
 
     def __post_init__(self) -> None:
         if self.trained != "all":
             from sfl_flower.split import check_trained
 
             check_trained(self.trained)
-        if self.classes < 1:
-            raise ConfigError(
-                f"Task {self.name!r} has classes={self.classes}; it must be at least 1."
-            )
-        if self.ignore_label is not None and 0 <= self.ignore_label < self.classes:
-            raise ConfigError(
-                f"Task {self.name!r} ignores label {self.ignore_label}, which is one of its "
-                f"classes 0 to {self.classes - 1}; choose another, such as -100."
-            )
-        if "loss" in self.metrics:
-            raise ConfigError(
-                f"Task {self.name!r} calls a metric 'loss'; that name is taken, choose another."
-            )
-        wanted: dict[str, Any] = {
-            "model": self.model, "train": self.train, "test": self.test, "loss": self.loss,
-            **{f"metrics[{name!r}]": metric for name, metric in self.metrics.items()},
-        }  # fmt: skip
-        if self.head is not None:
-            wanted["head"] = self.head
-        for name, value in wanted.items():
-            built = name in ("model", "head") and isinstance(value, nn.Module)
-            if not callable(value) or built:
-                raise ConfigError(
-                    f"In task {self.name!r}, {name} is a {type(value).__name__}; it must be a "
-                    "function (lambda: ... makes one of a value)."
-                )
+        check_labels(self.name, self.classes, self.ignore_label)
+        check_metrics(self.name, self.metrics)
+        measures = {f"metrics[{name!r}]": metric for name, metric in self.metrics.items()}
+        needed = {name: getattr(self, name) for name in ("model", "train", "test", "loss")}
+        optional = {name: getattr(self, name) for name in ("transform", "augment", "head")}
+        check_functions(self.name, {**needed, **measures}, optional)
+        # Not an argument: `dataclasses.replace` makes a task that shares nothing with this one.
+        own = [getattr(self, f.name) for f in fields(self) if f.init]
+        key = f"{self.token}:{fingerprint(own)}" if self.token else uuid4().hex
+        object.__setattr__(self, "key", key)
 
     @classmethod
     def from_arrays(
@@ -163,13 +158,15 @@ class SplitTask:
         y_train, y_test : array of int, shape [N]
             Labels.
         **options
-            `loss`, `metrics`, `transform`, `head`, `trained`, as for the class.
+            `loss`, `metrics`, `transform`, `augment`, `head`, `trained`, as for the class.
 
         Raises
         ------
         DataError
-            The arrays cannot be used; see `check_samples`.
+            The arrays cannot be used; see `store_arrays` and `check_samples`.
         """
+        from sfl_flower.data.arrays import load_arrays, store_arrays
+
         path = store_arrays(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
         task = cls(
             name=name, model=model, cut=cut, classes=classes,
@@ -182,10 +179,9 @@ class SplitTask:
 
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` gave the first time this process asked for `key` of this task."""
-        token = self.token if self.trained == "all" else f"{self.token}:{self.trained}"
-        return remember(token, key, make)
+        return remember(self.key, key, make)
 
-    def samples(self, split: Literal["train", "test"]) -> Samples:
+    def samples(self, split: Split) -> Samples:
         """Return the checked training or test set; loaded once a process.
 
         Raises
@@ -193,14 +189,14 @@ class SplitTask:
         DataError
             The set cannot be used; see `check_samples`.
         """
+        return self.memo(("samples", split), lambda: self.load(split))
 
-        def load() -> Samples:
-            what = "training" if split == "train" else "test"
-            samples = self.train() if split == "train" else self.test()
-            where = f"the {what} set of task {self.name!r}"
-            return check_samples(samples, self.classes, where, self.ignore_label)
-
-        return self.memo(("samples", split), load)
+    def load(self, split: Split) -> Samples:
+        """Return what `samples` does, loaded anew."""
+        where = f"the {'training' if split == 'train' else 'test'} set of task {self.name!r}"
+        function = self.train if split == "train" else self.test
+        samples = called(function, f"{split}() of task {self.name!r}", DataError)
+        return check_samples(samples, self.classes, where, self.ignore_label)
 
     def client_rows(self, spec: PartitionSpec) -> list[npt.NDArray[np.int64]]:
         """Return each client's rows of the training set, ascending; computed once a process.
@@ -238,6 +234,17 @@ class SplitTask:
         x = chosen.x if self.transform is None else self.transform(chosen.x)
         return x, chosen.y
 
+    def training_batch(
+        self, samples: Samples, rows: npt.ArrayLike | slice, *words: str | int
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `batch` does, of augmented inputs; `words` decide all that is drawn."""
+        if self.augment is None and self.transform is None:
+            return self.batch(samples, rows)
+        with seeded_draws("batch", *words):
+            chosen = samples.take(rows)
+            x = chosen.x if self.augment is None else self.augment(chosen.x)
+            return (x if self.transform is None else self.transform(x)), chosen.y
+
     def build(self, seed: int) -> Halves:
         """Return new halves with the initial weights of a run, the same bits in every process.
 
@@ -252,7 +259,9 @@ class SplitTask:
             The model cannot be cut at `cut`, or (ConfigError) `trained` chooses nothing of it or
             something quantised.
         """
-        return copy.deepcopy(self.memo(("halves", seed), lambda: self._construct(seed)))
+        from sfl_flower.task.models import construct
+
+        return copy.deepcopy(self.memo(("halves", seed), lambda: construct(self, seed)))
 
     def whole(self, seed: int) -> nn.Module:
         """Return the whole model with the initial weights of a run, not cut.
@@ -260,24 +269,11 @@ class SplitTask:
         Raises
         ------
         ConfigError
-            The task's model function returns something else.
+            The task's model function fails, or returns something else.
         """
-        with seeded_construction(seed):
-            model = self.model()
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                f"The model function of task {self.name!r} returned a {type(model).__name__}; it "
-                "must return a torch.nn.Module."
-            )
-        return model
+        from sfl_flower.task.models import construct_whole
 
-    def _construct(self, seed: int) -> Halves:
-        from sfl_flower.split import cut, restrict, stay_frozen
-
-        halves = cut(self.whole(seed), self.cut)
-        restrict(halves.client, self.trained)
-        stay_frozen(halves.client, halves.server)
-        return halves
+        return construct_whole(self, seed)
 
     def build_head(self, seed: int, kind: str, init: str = "random") -> nn.Module:
         """Return a new auxiliary head for the run's cut, the same bits in every process.
@@ -304,26 +300,10 @@ class SplitTask:
         CutError
             The head does not fit the cut or the model's output; see `sfl_flower.split.make_head`.
         """
-        make = partial(self._construct_head, seed, kind, init)
+        from sfl_flower.task.models import construct_head
+
+        make = partial(construct_head, self, seed, kind, init)
         return copy.deepcopy(self.memo(("head", seed, kind, init), make))
-
-    def _construct_head(self, seed: int, kind: str, init: str) -> nn.Module:
-        from sfl_flower.split import make_head
-
-        halves = self.build(seed)
-        with torch.no_grad():
-            z = halves.client.eval()(self.batch(self.samples("test"), slice(0, 2))[0])
-            output = copy.deepcopy(halves.server).eval()(z)
-        if output.ndim != 2 and not output.ndim == z.ndim == 3:
-            raise CutError(
-                f"The model of task {self.name!r} gives an output of shape {list(output.shape)}; "
-                "an auxiliary head needs one of shape [N, outputs], or [N, T, outputs] of texts."
-            )
-        with seeded_torch("head", seed), torch.device("cpu"):
-            return make_head(
-                kind, halves.server, tuple(z.shape[1:]), tuple(output.shape[1:]), init=init,
-                custom=self.head,
-            )  # fmt: skip
 
     def evaluate(
         self,
@@ -347,53 +327,21 @@ class SplitTask:
         dict of str to float
             ``"loss"``, the mean over all labels that count, and one entry for each metric.
         """
+        from sfl_flower.training.evaluation import mean_measures, rows_at_once
+
         samples = samples or self.samples("test")
-        outputs = self.classes * samples.y[0].numel()
-        batch_size = max(1, min(batch_size, _LOGITS // outputs))
-        labels = 0
-        totals = dict.fromkeys(("loss", *self.metrics), 0.0)
-        with torch.no_grad():
-            for rows in chunks(len(samples), batch_size):
-                x, y = self.batch(samples, rows)
-                output = forward(x)
-                counted = (
-                    y.numel() if self.ignore_label is None else int((y != self.ignore_label).sum())
-                )
-                labels += counted
-                totals["loss"] += float(self.loss(output, y)) * counted
-                for name, metric in self.metrics.items():
-                    totals[name] += float(metric(output, y).sum(dtype=torch.float64))
-        shared = {name: total / len(samples) for name, total in totals.items()}
-        return {**shared, "loss": totals["loss"] / labels}
+        size = rows_at_once(batch_size, self.classes * samples.y[0].numel())
+        batches = (self.batch(samples, rows) for rows in chunks(len(samples), size))
+        return mean_measures(forward, batches, self.loss, self.metrics, self.ignore_label)
 
     def check(self, seed: int = 0) -> None:
-        """Load the data, cut the model and try both on two samples, before anything is trained.
+        """Load the data, cut the model and try both on a few samples, before anything is trained.
 
         Raises
         ------
         CutError, DataError, ConfigError
             What does not fit together, and what to do.
         """
-        self.samples("train")
-        samples, halves = self.samples("test"), self.build(seed)
-        client, server = halves.client.eval(), halves.server.eval()
-        stored = samples.take(slice(0, 2))
-        what = f"{list(stored.x.shape)} {stored.x.dtype} inputs of task {self.name!r}"
-        try:
-            x, y = self.batch(samples, slice(0, 2))
-            what = f"{list(x.shape)} {x.dtype} batch of task {self.name!r}"
-            with torch.no_grad():
-                output = server(client(x))
-                loss = self.loss(output, y)
-                values = {name: metric(output, y) for name, metric in self.metrics.items()}
-        except SflError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"The model, loss and metrics cannot be applied to a {what}: {error} Change the "
-                "model, or give a `transform` that makes its inputs (for pixels: "
-                "lambda x: x.float() / 255)."
-            ) from error
-        if self.loss is cross_entropy:
-            check_output(self.name, output, y, self.classes)
-        check_measures(self.name, loss, values, len(y))
+        from sfl_flower.task.check import check_task
+
+        check_task(self, seed)

@@ -1,0 +1,9 @@
+"""What a user brings: a model, where to cut it, a loss and data."""
+
+from __future__ import annotations
+
+from sfl_flower.data import Samples
+from sfl_flower.task.task import SplitTask
+from sfl_flower.training.measures import accuracy, binary_accuracy, cross_entropy
+
+__all__ = ["Samples", "SplitTask", "accuracy", "binary_accuracy", "cross_entropy"]

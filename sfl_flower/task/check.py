@@ -1,0 +1,58 @@
+"""A task tried before anything is trained: data, model, cut, loss and metrics together."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sfl_flower.data.repeats import check_augment, check_same, check_transform
+from sfl_flower.training.trial import Trial
+
+if TYPE_CHECKING:
+    from sfl_flower.task.task import Split, SplitTask
+
+__all__ = ["SETS", "check_task"]
+
+SETS: dict[Split, str] = {"train": "the training set", "test": "the test set"}
+
+
+def check_task(task: SplitTask, seed: int) -> None:
+    """Try a few samples of both sets on the halves, and ask for the data twice.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem.
+    seed : int
+        The run's seed.
+
+    Raises
+    ------
+    CutError, DataError, ConfigError
+        What does not fit together, and what to do.
+    """
+    halves = task.build(seed)
+    trial = Trial(
+        task.name, halves.at, halves.client.eval(), halves.server.eval(), task.loss, task.metrics,
+        task.classes,
+    )  # fmt: skip
+    fed: dict[str, tuple[int, ...]] = {}
+    for split, where in SETS.items():
+        samples = task.samples(split)
+        for rows in (slice(0, 2), slice(0, 3)):
+            batch = partial(task.batch, samples, rows)
+            if split == "train":
+                batch = partial(task.training_batch, samples, rows, seed)
+            trial.run(batch, samples.x[rows], where, fed, warn=not fed and rows.stop == 2)
+        fed[where] = tuple(samples.x.shape[1:])
+        task.memo(("repeats", split), partial(_repeats, task, split))
+
+
+def _repeats(task: SplitTask, split: Split) -> bool:
+    samples = task.samples(split)
+    check_same(f"{split}() of task {task.name!r}", samples, task.load(split))
+    if task.augment is not None and split == "train":
+        check_augment(task.name, task.augment, samples.x)
+    if task.transform is not None:
+        check_transform(task.name, task.transform, samples.x)
+    return True

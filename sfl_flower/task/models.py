@@ -1,0 +1,57 @@
+"""Models of a task, built with the initial weights of a run."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sfl_flower.data import seeded_construction, seeded_torch
+from sfl_flower.errors import ConfigError, CutError
+from sfl_flower.split import Halves, cut, make_head, restrict, stay_frozen
+from sfl_flower.training.fields import called
+
+if TYPE_CHECKING:
+    from sfl_flower.task.task import SplitTask
+
+__all__ = ["construct", "construct_head", "construct_whole"]
+
+
+def construct_whole(task: SplitTask, seed: int) -> nn.Module:
+    """Return the whole model; see `SplitTask.whole`."""
+    with seeded_construction(seed):
+        model = called(task.model, f"The model function of task {task.name!r}", ConfigError)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"The model function of task {task.name!r} returned a {type(model).__name__}; it "
+            "must return a torch.nn.Module."
+        )
+    return model
+
+
+def construct(task: SplitTask, seed: int) -> Halves:
+    """Return the halves; see `SplitTask.build`."""
+    halves = cut(construct_whole(task, seed), task.cut)
+    restrict(halves.client, task.trained)
+    stay_frozen(halves.client, halves.server)
+    return halves
+
+
+def construct_head(task: SplitTask, seed: int, kind: str, init: str) -> nn.Module:
+    """Return an auxiliary head; see `SplitTask.build_head`."""
+    halves = task.build(seed)
+    with torch.no_grad():
+        z = halves.client.eval()(task.batch(task.samples("test"), slice(0, 2))[0])
+        output = copy.deepcopy(halves.server).eval()(z)
+    if output.ndim != 2 and not output.ndim == z.ndim == 3:
+        raise CutError(
+            f"The model of task {task.name!r} gives an output of shape {list(output.shape)}; "
+            "an auxiliary head needs one of shape [N, outputs], or [N, T, outputs] of texts."
+        )
+    with seeded_torch("head", seed), torch.device("cpu"):
+        return make_head(
+            kind, halves.server, tuple(z.shape[1:]), tuple(output.shape[1:]), init=init,
+            custom=task.head,
+        )  # fmt: skip
