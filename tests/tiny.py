@@ -114,7 +114,9 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def plan(method: str = "ho_sfl", out: Path | None = None, resume: bool = False, **o: Any) -> Plan:
+def plan(
+    method: str = "ho_sfl", out: Path | None = None, resume: bool | str = False, **o: Any
+) -> Plan:
     """Return a checked plan with the defaults of these tests."""
     return Plan.read({**DEFAULTS, **o, "method": method, "task": "tiny"}, out, resume)
 
@@ -204,7 +206,7 @@ def run(
     faults: Iterable[Fault] = (),
     *,
     out: Path | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     observer: Callable[[Any], None] | None = None,
     **options: Any,
 ) -> RunResult:

@@ -23,6 +23,7 @@ from sfl_flower.errors import ConfigError, CutError, SflError
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.presets import PRESETS, load_preset
 from sfl_flower.report import RunProgress, print_tables
+from sfl_flower.run.resume import RESUME
 from sfl_flower.run.run import Plan
 from sfl_flower.run.simulation import BACKENDS, run_plan
 from sfl_flower.tasks import TASKS, load_task, task_options
@@ -80,7 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         help="any other option, as often as needed; task options begin with 'task.'",
     )
     run.add_argument("--out", type=Path, help="run directory (default: runs/TASK-METHOD-seedSEED)")
-    run.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        default="",
+        choices=RESUME,
+        help="go on from the last checkpoint in --out, or from the one before it",
+    )
     run.add_argument("--backend", choices=BACKENDS, default="ray", help="Ray, or this process")
     run.add_argument("--verbose", action="store_true", help="show Flower's own log")
     run.set_defaults(action=_run)

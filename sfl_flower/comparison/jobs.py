@@ -59,7 +59,8 @@ class Job:
 
     def plan(self) -> Plan:
         """Return the checked plan; it goes on from a checkpoint, if there is one."""
-        return Plan.read(self.options, self.out, resume=True)
+        begun = RunDirectory(self.out, tensorboard=False).occupied
+        return Plan.read(self.options, self.out, resume=begun)
 
     def done(self) -> bool:
         """Tell whether the run is complete in its directory.

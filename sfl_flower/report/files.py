@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -15,9 +17,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from sfl_flower.errors import ConfigError, DataError
 
@@ -27,10 +27,12 @@ __all__ = [
     "config_digest",
     "plain",
     "read_json",
-    "save_tensors",
     "versions",
     "write_json",
 ]
+
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
+"""What network and shared file systems answer that cannot write a directory through to the disk."""
 
 PACKAGES = ("flwr", "ray", "torch", "torchvision", "numpy")
 
@@ -103,31 +105,46 @@ def plain(value: Any, where: str) -> Any:
     )
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file in one step; `header` becomes its metadata."""
-    # Cloned, because safetensors refuses tensors that share storage (tied weights, views).
-    own = {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, t in tensors.items()
-    }
-    atomic_write(path, lambda tmp: save_file(own, tmp, metadata=dict(header)))
-
-
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place in one step."""
+    """Let `write` fill a file beside `path`, then put it in place in one step.
+
+    Raises
+    ------
+    DataError
+        If it cannot be written; what was at `path` is still there.
+    """
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(tmp)
-        with open(tmp, "rb") as file:
-            os.fsync(file.fileno())
+        _sync(tmp)
         os.replace(tmp, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, must survive a power cut
-        finally:
-            os.close(folder)
+        _sync(path.parent)  # the new name, too, must survive a power cut
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(
+            f"Cannot write {path}: {why}; what was there before is unchanged. Make room, or see to "
+            "it that the directory can be written, and resume."
+        ) from error
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            tmp.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have a file or a directory written through to the disk, where its file system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if path.is_dir() and error.errno in NO_SYNC:  # Windows opens no directory
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

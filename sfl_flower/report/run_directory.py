@@ -2,64 +2,62 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError, DataError
-from sfl_flower.report.events import EventWriter
-from sfl_flower.report.files import (
-    atomic_write,
-    canonical_json,
-    config_digest,
-    plain,
-    read_json,
-    save_tensors,
-    versions,
-    write_json,
+from sfl_flower.report.checkpoints import LAST, Checkpoints
+from sfl_flower.report.config_file import (
+    MAY_CHANGE,
+    check_same,
+    lasting_digest,
+    read_config,
+    write_config,
 )
+from sfl_flower.report.events import EventWriter
+from sfl_flower.report.files import atomic_write, plain, read_json, write_json
 from sfl_flower.report.history import History, RoundRecord
+from sfl_flower.report.history_file import HistoryFile
+from sfl_flower.report.lock import Lock
 from sfl_flower.report.plots import accuracy_plot
 from sfl_flower.report.table import Summary
+from sfl_flower.report.tensors import load_tensors, save_tensors
 
 __all__ = ["RunDirectory"]
 
-MAY_CHANGE = frozenset({"rounds", "out", "resume"})
+CONFIG, HISTORY, MODEL = "config.json", "history.jsonl", "model.safetensors"
 
 
 class RunDirectory:
     """A directory with one run in it; see ``docs/run-directory.md`` for every file.
 
-    Use :meth:`create` to start or resume a run, the constructor to read a finished one.
+    Use :meth:`create` to start a run, :meth:`reopen` to resume one, the constructor to read one.
 
     Parameters
     ----------
     path : Path or str
-        The directory.
+        The directory; ``~`` is the user's home.
     tensorboard : bool
         Whether :meth:`append` also writes TensorBoard events.
     """
 
     def __init__(self, path: Path | str, *, tensorboard: bool = True) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
+        self.checkpoints = Checkpoints(self.path)
+        self._lock: Lock | None = None
+        self._resolved: dict[str, Any] = {}
+        self._history = HistoryFile(self.path / HISTORY)
         self._events = EventWriter(self.path / "tensorboard") if tensorboard else None
 
     @classmethod
     def create(
-        cls,
-        path: Path | str,
-        config: Mapping[str, Any],
-        *,
-        resume: bool = False,
-        may_change: Collection[str] = MAY_CHANGE,
-        tensorboard: bool = True,
+        cls, path: Path | str, config: Mapping[str, Any], *, tensorboard: bool = True
     ) -> RunDirectory:
-        """Make the directory and write ``config.json``.
+        """Make the directory and write ``config.json``; it is locked until :meth:`close`.
 
         Parameters
         ----------
@@ -67,61 +65,91 @@ class RunDirectory:
             Made when it does not exist.
         config : mapping
             The resolved configuration: plain values, dataclasses, paths, enums.
-        resume : bool
-            Go on with the run that is there, if one is.
-        may_change : collection of str
-            Top-level keys that a resumed run may set differently.
         tensorboard : bool
             Whether to write TensorBoard events.
 
         Raises
         ------
         ConfigError
-            If a run is there and `resume` is false, or its configuration differs in another key
-            than `may_change` allows, or the path is not a usable directory.
+            If a run is there, finished or going, or the path is not a usable directory.
         """
         run = cls(path, tensorboard=tensorboard)
-        resolved = plain(config, "config")
+        run._resolved = plain(config, "config")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             problem = f"Cannot make the run directory {run.path}: {error.strerror}; choose another"
             raise ConfigError(f"{problem} with out=.", shell=f"{problem} with --out.") from error
-        if run._occupied():
-            if not resume:
+        with run._locked():
+            if run.occupied:
                 problem = f"{run.path} already holds a run; choose another directory with"
                 raise ConfigError(
                     f"{problem} out=, or go on with that run with resume=True.",
                     shell=f"{problem} --out, or go on with that run with --resume.",
                 )
-            run.check_same(resolved, may_change)
-            run._mend_history()
-            (run.path / "summary.json").unlink(missing_ok=True)
-        write_json(
-            run.path / "config.json",
-            {
-                "config": resolved,
-                "seed": resolved.get("seed"),
-                "sha256": config_digest(resolved),
-                "versions": versions(),
-            },
-        )
+            run.begin()
         return run
+
+    @classmethod
+    def reopen(
+        cls, path: Path | str, config: Mapping[str, Any], *, tensorboard: bool = True
+    ) -> RunDirectory:
+        """Open the directory of a run that is to go on, and lock it until :meth:`close`.
+
+        Nothing in it changes until :meth:`begin`.
+
+        Parameters
+        ----------
+        path : Path or str
+            Where the run is.
+        config : mapping
+            The resolved configuration; only the keys in `MAY_CHANGE` may be new.
+        tensorboard : bool
+            Whether to write TensorBoard events.
+
+        Raises
+        ------
+        ConfigError
+            If no run is there, or one that is going, or it has another configuration.
+        DataError
+            If ``config.json`` is damaged.
+        """
+        run = cls(path, tensorboard=tensorboard)
+        run._resolved = plain(config, "config")
+        if not run.occupied:
+            problem = f"There is no run in {run.path} to go on with; "
+            raise ConfigError(
+                f"{problem}check out=, or leave out resume= to start one there.",
+                shell=f"{problem}check --out, or leave out --resume to start one there.",
+            )
+        with run._locked():
+            if (run.path / CONFIG).exists():  # else the checkpoint says whether it is the same
+                run.check_same(run._resolved, MAY_CHANGE)
+        return run
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._lock = Lock(self.path)
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self) -> None:
+        """Write ``config.json``, and remove the summary of a run that goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+        write_config(self.path / CONFIG, self._resolved)
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration in ``config.json``."""
-        document = read_json(self.path / "config.json")
-        try:
-            return dict(document["config"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path / 'config.json'} has no object 'config'") from error
+        return read_config(self.path / CONFIG)
 
     @property
     def history(self) -> History:
         """The records in ``history.jsonl``; empty when there are none."""
-        path = self.path / "history.jsonl"
-        return History.load(path) if path.exists() else History()
+        return self._history.load()
 
     def check_same(self, config: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
         """Refuse a configuration that is not the one in ``config.json``.
@@ -138,35 +166,18 @@ class RunDirectory:
         ConfigError
             If another key differs; the message lists what was and what is asked for.
         """
-        old = self.config
-        changed = sorted(
-            key
-            for key in old.keys() | config.keys()
-            if key not in may_change and old.get(key) != config.get(key)
-        )
-        if changed:
-            what = ", ".join(f"{k}: {old.get(k)!r} -> {config.get(k)!r}" for k in changed)
-            problem = (
-                f"Cannot resume {self.path} with another configuration ({what}); use the old "
-                "values, or start anew in another directory with"
-            )
-            raise ConfigError(f"{problem} out=.", shell=f"{problem} --out.")
+        check_same(self.path, self.config, config, may_change)
 
     def append(self, record: RoundRecord) -> None:
         """Add one line to ``history.jsonl``, flushed, and the TensorBoard scalars."""
-        # A lone surrogate in a note becomes the JSON escape instead of an encoding error.
-        path = self.path / "history.jsonl"
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(record.to_json() + "\n")
+        self._history.append(record)
         if self._events is not None:
             self._events.write(record)
 
-    def truncate(self, last_round: int) -> History:
-        """Drop the records after `last_round` (a resume from that checkpoint); return the rest."""
-        self.close()  # so that the next events purge those of the dropped rounds
-        kept = History(record for record in self.history if record.round <= last_round)
-        self._rewrite_history(kept)
-        return kept
+    def keep_history(self, lines: int) -> History:
+        """Keep the first lines of the history (a resume from that checkpoint) and return them."""
+        self.close_events()  # so that the next events purge those of the dropped rounds
+        return self._history.keep(lines)
 
     def write_ledger(self, ledger: Mapping[str, Any]) -> None:
         """Write ``ledger.json`` (bytes as whole numbers)."""
@@ -209,7 +220,7 @@ class RunDirectory:
 
     def save_model(self, state_dict: Mapping[str, Tensor]) -> None:
         """Write ``model.safetensors``; the old file stays until the new one is complete."""
-        save_tensors(self.path / "model.safetensors", state_dict, {"format": "pt"})
+        save_tensors(self.path / MODEL, state_dict, {"format": "pt"})
 
     def load_model(self) -> dict[str, Tensor]:
         """Read ``model.safetensors`` onto the CPU.
@@ -219,11 +230,7 @@ class RunDirectory:
         DataError
             If the file is missing or damaged.
         """
-        path = self.path / "model.safetensors"
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"cannot read the model {path}: {error}") from error
+        return load_tensors(self.path / MODEL, "the model")[0]
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a binary file such as ``journal.bin``; all of it or nothing."""
@@ -239,7 +246,7 @@ class RunDirectory:
             raise DataError(f"cannot read {self.path / name}: {error.strerror}") from error
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Write ``checkpoint.safetensors``: tensors and `meta` in one file, so they agree.
+        """Write ``checkpoint.safetensors``; the one before it is kept, see `Checkpoints`.
 
         Parameters
         ----------
@@ -248,29 +255,55 @@ class RunDirectory:
         meta : mapping
             JSON values: round, version, digest, counters.
         """
-        save_tensors(self.path / "checkpoint.safetensors", tensors, {"meta": canonical_json(meta)})
+        own = {
+            "config": lasting_digest(self._resolved),
+            "history": self._history.state(),
+        }
+        self.checkpoints.save(tensors, {**meta, "directory": own})
 
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Read ``checkpoint.safetensors`` onto the CPU.
+    def load_checkpoint(
+        self, previous: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Any], int]:
+        """Read a checkpoint onto the CPU, and see that the other files are its own.
+
+        Parameters
+        ----------
+        previous : bool
+            Whether to read the one before the last.
+
+        Returns
+        -------
+        tensors : dict of str to Tensor
+            The tensors.
+        meta : dict
+            What `save_checkpoint` was given.
+        lines : int
+            Lines of the history up to the checkpoint; 0 where there is no history any more.
 
         Raises
         ------
         DataError
-            If the file is missing or damaged.
+            If the file is missing or damaged, or the history is not the one it was made with.
+        ConfigError
+            If it belongs to another configuration than the one given.
         """
-        path = self.path / "checkpoint.safetensors"
+        tensors, meta = self.checkpoints.load(previous)
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, json.loads(header["meta"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"cannot read the checkpoint {path}: {error}") from error
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
-        return (self.path / "checkpoint.safetensors").exists()
+            own = meta.pop("directory")
+            config, history = str(own["config"]), dict(own["history"])
+            lines = self._history.own(int(history["lines"]), str(history["sha256"]))
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"The checkpoint in {self.path} does not say which configuration and history it "
+                "belongs to; resume with the release that wrote it, or start anew in another "
+                "directory."
+            ) from error
+        if self._resolved and config != lasting_digest(self._resolved):
+            raise ConfigError(
+                f"The checkpoint in {self.path} belongs to a run with other options than those "
+                f"given, and there is no {CONFIG} to say which; use those it was started with."
+            )
+        return tensors, meta, lines
 
     def plot(self, metric: str = "accuracy") -> Path | None:
         """Draw ``accuracy.png`` from the history; None when no round has the metric yet."""
@@ -280,10 +313,16 @@ class RunDirectory:
         label = str(self.config.get("method", self.path.name))
         return accuracy_plot({label: history}, self.path / "accuracy.png", metric=metric)
 
-    def close(self) -> None:
+    def close_events(self) -> None:
         """Flush and close the TensorBoard events; further records open a new file."""
         if self._events is not None:
             self._events.close()
+
+    def close(self) -> None:
+        """Close the events and let another run have the directory."""
+        self.close_events()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -291,16 +330,8 @@ class RunDirectory:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _occupied(self) -> bool:
-        names = ("config.json", "history.jsonl", "model.safetensors", "checkpoint.safetensors")
+    @property
+    def occupied(self) -> bool:
+        """Whether a run is there, of which at least a part can be read."""
+        names = (CONFIG, HISTORY, MODEL, LAST, self.checkpoints.previous.name)
         return any((self.path / name).exists() for name in names)
-
-    def _mend_history(self) -> None:
-        path = self.path / "history.jsonl"
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
-            self._rewrite_history(self.history)
-
-    def _rewrite_history(self, history: History) -> None:
-        text = "".join(record.to_json() + "\n" for record in history)
-        data = text.encode("utf-8", errors="backslashreplace")
-        atomic_write(self.path / "history.jsonl", lambda tmp: tmp.write_bytes(data))

@@ -102,7 +102,7 @@ def _plan(grid: Grid, run_config: Mapping[str, Any], name: str | None) -> Plan:
         values["clients"] = _count(grid, deadline)
         _log.log(INFO, "clients = 0: training with the %d nodes online", values["clients"])
     out = _place(str(run_config.get("out", "")))
-    return Plan.read(values, out, bool(run_config.get("resume", False)))
+    return Plan.read(values, out, run_config.get("resume", False))
 
 
 @lru_cache(maxsize=4)

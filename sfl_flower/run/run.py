@@ -18,6 +18,7 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
+from sfl_flower.run.resume import go_on, which_checkpoint
 from sfl_flower.server.frozen_parameters import counts
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import parts
@@ -47,26 +48,27 @@ class Plan:
         Options of a ready-made task, for the record.
     out : Path or None
         The run directory; None keeps nothing on disk.
-    resume : bool
-        Whether to go on from the directory's checkpoint.
+    resume : {"", "last", "previous"}
+        The checkpoint in the directory to go on from, empty for a new run.
     """
 
     config: RunConfig
     settings: Settings
     task_options: Mapping[str, Any]
     out: Path | None = None
-    resume: bool = False
+    resume: str = ""
 
     @classmethod
     def read(
-        cls, options: Mapping[str, Any], out: Path | str | None = None, resume: bool = False
+        cls, options: Mapping[str, Any], out: Path | str | None = None, resume: bool | str = False
     ) -> Plan:
-        """Check flat options; see `read_options`."""
+        """Check flat options, and which checkpoint to go on from; see `read_options`."""
         config, settings, task_options = read_options(options)
         if resume and out is None:
             raise ConfigError("resume=True needs out=, the directory of the run to go on with.")
         task_options = read_task_options(config.task, task_options)
-        return cls(config, settings, task_options, None if out is None else Path(out), resume)
+        place, which = None if out is None else Path(out).expanduser(), which_checkpoint(resume)
+        return cls(config, settings, task_options, place, which)
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting, defaults of a ready-made task included, for `config.json`."""
@@ -127,9 +129,13 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
         if observer is not None:
             observer(record)
 
+    saved = -1
+
     def save(strategy: SplitStrategy) -> None:
+        nonlocal saved
         if directory is not None:
             _save(directory, strategy)
+            saved = strategy.round
 
     strategy = METHODS[plan.config.method](
         task, plan.config, plan.settings, on_round=on_round, save=save
@@ -138,25 +144,19 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
         _train(strategy, grid)
     else:
         # After the strategy: settings it refuses leave no directory behind.
-        directory = RunDirectory.create(plan.out, plan.resolved(), resume=plan.resume)
+        opened = RunDirectory.reopen if plan.resume else RunDirectory.create
+        directory = opened(plan.out, plan.resolved())
         with closing(directory):
             if plan.resume:
-                if directory.has_checkpoint:
-                    strategy.resume(*directory.load_checkpoint())
-                    kept = getattr(plan.settings, "client_state", "") == "kept"
-                    if kept and strategy.round < plan.config.rounds:
-                        _log.warning(
-                            "Client optimisers under client-state=kept are on the clients, not in "
-                            "the checkpoint; they begin anew."
-                        )
-                history = directory.truncate(strategy.round if strategy.round else -1)
+                history = go_on(directory, strategy, plan.resume)
             try:
                 _train(strategy, grid)
             finally:
                 if strategy.records:
-                    # A round that was broken off is no place to go on from.
+                    # A round that was broken off is no place to go on from, and saving one twice
+                    # would cost the generation before it.
                     whole = strategy.records[-1].round == strategy.round
-                    _save(directory, strategy, checkpoint=whole)
+                    _save(directory, strategy, checkpoint=whole and saved != strategy.round)
                     directory.plot()
             directory.write_summary(_summary(strategy, history, plan.out), _facts(strategy))
     return RunResult(history, _summary(strategy, history, plan.out), strategy.model(), plan.out)

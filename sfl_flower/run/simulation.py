@@ -46,7 +46,7 @@ def simulate(
     *,
     backend: str = "ray",
     out: Path | str | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     on_round: Observer | None = None,
     verbose: bool = False,
     **options: Any,
@@ -63,8 +63,8 @@ def simulate(
         Flower's simulation, or the same app in this process with the same results.
     out : path, optional
         Run directory; nothing is written without one.
-    resume : bool
-        Whether to go on from the checkpoint in `out`.
+    resume : bool or {"last", "previous"}
+        Whether to go on from the last checkpoint in `out` (True), or from the one before it.
     on_round : callable, optional
         Called with the `RoundRecord` of each round.
     verbose : bool

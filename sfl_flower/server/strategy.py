@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import TrainingError, WireError
 from sfl_flower.report import RoundRecord
+from sfl_flower.server.checkpoint import Progress, fitting
 from sfl_flower.server.evaluation import evaluate_halves
 from sfl_flower.server.exchange import Exchange, Tally
 from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights, counts
@@ -307,12 +308,8 @@ class SplitStrategy(Unwrapped):
         """Return tensors and plain values from which the run goes on exactly."""
         tensors = {**self.method_tensors(), **self.server.tensors()}
         seconds = self.records[-1].seconds if self.records else 0.0
-        return tensors, {
-            "round": self.round,
-            "ledger": self.ledger.to_dict(),
-            "seconds": seconds,
-            "base": base_digest(*self._frozen()[0]),
-        }
+        progress = Progress(self.round, seconds, self.ledger)
+        return tensors, {**progress.to_dict(), "base": base_digest(*self._frozen()[0])}
 
     def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; `start` then runs the rounds that are left.
@@ -320,14 +317,16 @@ class SplitStrategy(Unwrapped):
         Raises
         ------
         TrainingError
-            If it belongs to another model, or to other frozen parameters.
+            If it belongs to another model, or to other frozen parameters, or cannot be used.
         """
+        progress = Progress.read(values)
         check_checkpoint(values, self._frozen()[0])
-        self.server.load_tensors(tensors)
-        self.load_method_tensors(tensors)
-        self.ledger = Ledger.from_dict(values["ledger"])
-        self.round = self._first = int(values["round"])
-        self._began = time.monotonic() - float(values["seconds"])
+        with fitting("its tensors"):
+            self.server.load_tensors(tensors)
+            self.load_method_tensors(tensors)
+        self.ledger = progress.ledger
+        self.round = self._first = progress.round
+        self._began = time.monotonic() - progress.seconds
 
     # Inside
 

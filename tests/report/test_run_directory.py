@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,7 +18,7 @@ import torch
 from torch import nn
 
 from sfl_flower.errors import ConfigError, DataError
-from sfl_flower.report import RoundRecord, RunDirectory, Summary, files
+from sfl_flower.report import RoundRecord, RunDirectory, Summary, tensors
 from sfl_flower.report.files import canonical_json, config_digest
 
 CONFIG = {"method": "ho_sfl", "rounds": 4, "seed": 7, "rate": 0.1}
@@ -26,8 +30,12 @@ def record(number: int) -> RoundRecord:
     )
 
 
-def create(path: Path, config: dict[str, Any] = CONFIG, *, resume: bool = False) -> RunDirectory:
-    return RunDirectory.create(path, config, resume=resume, tensorboard=False)
+def create(path: Path, config: dict[str, Any] = CONFIG) -> RunDirectory:
+    return RunDirectory.create(path, config, tensorboard=False)
+
+
+def reopen(path: Path, config: dict[str, Any] = CONFIG) -> RunDirectory:
+    return RunDirectory.reopen(path, config, tensorboard=False)
 
 
 def test_config_json_says_what_ran(tmp_path: Path) -> None:
@@ -65,7 +73,8 @@ def test_a_value_without_json_form_is_refused_by_name(bad: Any, tmp_path: Path) 
 
 
 def test_a_directory_with_a_run_is_refused(tmp_path: Path) -> None:
-    create(tmp_path).append(record(1))
+    with create(tmp_path) as run:
+        run.append(record(1))
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ConfigError, match="already holds a run"):
         create(tmp_path, {"method": "frozen_client"})
@@ -80,34 +89,124 @@ def test_a_directory_with_other_files_is_used_and_a_file_is_not(tmp_path: Path) 
 
 
 def test_resume_goes_on_with_the_same_configuration(tmp_path: Path) -> None:
-    create(tmp_path).append(record(1))
-    run = create(tmp_path, {**CONFIG, "rounds": 9}, resume=True)
-    run.append(record(2))
+    with create(tmp_path) as run:
+        run.append(record(1))
+    with reopen(tmp_path, {**CONFIG, "rounds": 9}) as run:
+        assert run.config["rounds"] == 4  # nothing is written before it begins
+        run.begin()
+        run.append(record(2))
     assert list(run.history) == [record(1), record(2)]
     assert run.config["rounds"] == 9
     with pytest.raises(ConfigError, match=r"rate: 0\.1 -> 0\.2"):
-        create(tmp_path, {**CONFIG, "rate": 0.2}, resume=True)
+        reopen(tmp_path, {**CONFIG, "rate": 0.2})
 
 
-def test_resume_in_an_empty_directory_starts(tmp_path: Path) -> None:
-    assert len(create(tmp_path / "new", resume=True).history) == 0
+def test_e12_a_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no run in .*new to go on with; check out="):
+        reopen(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
-def test_resume_mends_a_torn_history(tmp_path: Path) -> None:
-    run = create(tmp_path)
-    run.append(record(1))
+def test_a_resume_drops_a_torn_line(tmp_path: Path) -> None:
+    with create(tmp_path) as run:
+        run.append(record(1))
+        run.save_checkpoint({}, {"round": 1})
     with open(tmp_path / "history.jsonl", "a", encoding="utf-8") as file:
         file.write('{"round": 2, "sam')
-    run = create(tmp_path, resume=True)
-    run.append(record(2))
+    with reopen(tmp_path) as run:
+        run.keep_history(run.load_checkpoint()[2])
+        run.append(record(2))
     assert list(run.history) == [record(1), record(2)]
 
 
-def test_truncate_drops_the_rounds_after_a_checkpoint(tmp_path: Path) -> None:
-    run = create(tmp_path)
-    for number in (1, 2, 3):
-        run.append(record(number))
-    assert list(run.truncate(2)) == [record(1), record(2)] == list(run.history)
+def test_a_resume_drops_the_rounds_after_its_checkpoint(tmp_path: Path) -> None:
+    with create(tmp_path) as run:
+        for number in (1, 2, 3):
+            run.append(record(number))
+            if number < 3:
+                run.save_checkpoint({}, {"round": number})
+    for previous, kept in ((False, 2), (True, 1)):
+        with reopen(tmp_path) as run:
+            assert run.load_checkpoint(previous)[2] == kept
+    assert list(run.keep_history(2)) == [record(1), record(2)] == list(run.history)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda lines: lines[:1], "holds 1 of 2 lines of the rounds up to the checkpoint"),
+        (lambda lines: [lines[0], lines[1].replace(b"0.25", b"0.75")], "holds other lines"),
+        (lambda lines: [b"not json\n", *lines[1:]], "holds other lines"),
+    ],
+)
+def test_c13_a_history_that_is_not_the_checkpoints_is_noticed(
+    damage: Callable[[list[bytes]], list[bytes]], says: str, tmp_path: Path
+) -> None:
+    with create(tmp_path) as run:
+        for number in (1, 2):
+            run.append(record(number))
+        run.save_checkpoint({}, {"round": 2})
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    with reopen(tmp_path) as run, pytest.raises(DataError, match=says):
+        run.load_checkpoint()
+    path.unlink()  # the remedy
+    with reopen(tmp_path) as run:
+        assert run.load_checkpoint()[2] == 0
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"config": 3}', "changed"])
+def test_c13_a_damaged_configuration_is_named_with_a_remedy(damage: str, tmp_path: Path) -> None:
+    with create(tmp_path) as run:
+        run.save_checkpoint({}, {"round": 1})
+    path = tmp_path / "config.json"
+    text = path.read_text(encoding="utf-8").replace('"rate": 0.1', '"rate": 0.2')
+    path.write_text(text if damage == "changed" else damage, encoding="utf-8")
+    with pytest.raises(DataError, match=r"config\.json .*; put the file back .*or delete it and"):
+        reopen(tmp_path)
+    path.unlink()  # the remedy
+    with reopen(tmp_path, {**CONFIG, "rounds": 7}) as run:
+        assert run.load_checkpoint()[1] == {"round": 1}
+    with reopen(tmp_path, {**CONFIG, "rate": 0.2}) as run:
+        with pytest.raises(ConfigError, match="belongs to a run with other options"):
+            run.load_checkpoint()
+
+
+def test_e12_one_run_at_a_time_has_a_directory(tmp_path: Path) -> None:
+    with create(tmp_path) as run:
+        run.append(record(1))
+        says = rf"A run is going in .* \(process {os.getpid()} on .*\); wait until it ends"
+        for opened in (create, reopen):
+            with pytest.raises(ConfigError, match=says):
+                opened(tmp_path)
+    with reopen(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_e12_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with create(Path("~/x")) as run:
+        assert run.path == tmp_path / "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_e11_a_file_system_that_syncs_no_directory_is_no_error(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        own(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with create(tmp_path) as run:
+        run.save_model({"a": torch.ones(2)})
+    assert torch.equal(run.load_model()["a"], torch.ones(2))
 
 
 def test_each_record_is_on_disk_at_once(tmp_path: Path) -> None:
@@ -122,7 +221,7 @@ def test_a_note_that_is_not_valid_text_does_not_stop_the_run(tmp_path: Path) -> 
     run = create(tmp_path)
     odd = RoundRecord(1, 2, 3, 4.0, notes=("client 3: \udc80", "λ"))
     run.append(odd)
-    assert list(run.truncate(1)) == [odd] == list(run.history)
+    assert list(run.keep_history(1)) == [odd] == list(run.history)
 
 
 def test_the_model_comes_back_with_tied_weights_and_views(tmp_path: Path) -> None:
@@ -152,9 +251,9 @@ def test_a_missing_or_damaged_file_is_a_clear_error(tmp_path: Path, damage: byte
     if damage is not None:
         run.write_bytes("model.safetensors", damage)
         run.write_bytes("checkpoint.safetensors", damage)
-    with pytest.raises(DataError, match=r"cannot read the model .*model\.safetensors"):
+    with pytest.raises(DataError, match=r"Cannot read the model .*model\.safetensors"):
         run.load_model()
-    with pytest.raises(DataError, match="cannot read the checkpoint"):
+    with pytest.raises(DataError, match="Cannot read the checkpoint"):
         run.load_checkpoint()
     with pytest.raises(DataError, match=r"ledger\.json"):
         run.load_ledger()
@@ -162,7 +261,7 @@ def test_a_missing_or_damaged_file_is_a_clear_error(tmp_path: Path, damage: byte
 
 def test_a_checkpoint_holds_tensors_and_meta_together(tmp_path: Path) -> None:
     run = create(tmp_path)
-    before = run.has_checkpoint
+    before = run.checkpoints.last.exists()
     tensors = {
         "client.weight": torch.linspace(0, 1, 7),
         "half": torch.ones(2, 2, dtype=torch.bfloat16),
@@ -171,8 +270,9 @@ def test_a_checkpoint_holds_tensors_and_meta_together(tmp_path: Path) -> None:
     }
     meta = {"round": 3, "digest": "ab", "counters": {"up": 2**53 + 1}, "loss": 0.1, "who": "λ"}
     run.save_checkpoint(tensors, meta)
-    assert (before, run.has_checkpoint) == (False, True)
-    back, back_meta = run.load_checkpoint()
+    assert (before, run.checkpoints.last.exists()) == (False, True)
+    back, back_meta, lines = run.load_checkpoint()
+    assert lines == 0
     assert back_meta == meta
     assert {name: t.dtype for name, t in back.items()} == {n: t.dtype for n, t in tensors.items()}
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
@@ -183,19 +283,61 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
 ) -> None:
     run = create(tmp_path)
     run.save_checkpoint({"a": torch.ones(2)}, {"round": 1})
-    names = sorted(p.name for p in tmp_path.iterdir())
 
     def half(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half of a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", half)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(tensors, "save_file", half)
+    with pytest.raises(DataError, match=r"Cannot write .*checkpoint.*: No space left on device"):
         run.save_checkpoint({"a": torch.zeros(2)}, {"round": 2})
-    tensors, meta = run.load_checkpoint()
-    assert torch.equal(tensors["a"], torch.ones(2))
-    assert meta == {"round": 1}
-    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    for previous in (False, True):
+        found, meta, _ = run.load_checkpoint(previous)
+        assert torch.equal(found["a"], torch.ones(2))
+        assert meta == {"round": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".lock", "checkpoint.previous.safetensors", "checkpoint.safetensors", "config.json",
+    ]  # fmt: skip
+
+
+def test_c8_every_changed_byte_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    state = {"theta": torch.linspace(0, 1, 5), "step": torch.tensor(3), "none": torch.zeros(0)}
+    run.save_checkpoint(state, {"round": 3, "ledger": {"up": 1}})
+    path = tmp_path / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    assert len(whole) < 2500
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"Cannot read the checkpoint .*\.safetensors"):
+            run.load_checkpoint()
+    path.write_bytes(whole[:-20] + bytes([whole[-20] ^ 16]) + whole[-19:])
+    with pytest.raises(DataError, match=r"it is damaged; tensor 'theta' does not fit its digest"):
+        run.load_checkpoint()
+
+
+def test_c8_the_last_good_generation_is_offered_by_name(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    for number in (1, 2):
+        run.save_checkpoint({"a": torch.full((3,), number)}, {"round": number})
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    says = r"tensor 'a' .*\. checkpoint\.previous\.\w+ of round 1 is whole: resume='previous'"
+    with pytest.raises(DataError, match=says):
+        run.load_checkpoint()
+    assert run.load_checkpoint(previous=True)[0]["a"].tolist() == [1, 1, 1]
+    run.checkpoints.previous.write_bytes(b"")
+    with pytest.raises(DataError, match=r"There is no whole checkpoint\.previous.*start anew"):
+        run.load_checkpoint()
+
+
+def test_c8_a_changed_model_is_found(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.save_model({"a": torch.ones(2)})
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x3e")
+    with pytest.raises(DataError, match=r"Cannot read the model .* tensor 'a' does not fit"):
+        run.load_model()
 
 
 def test_bytes_and_the_ledger_are_exact(tmp_path: Path) -> None:
@@ -227,7 +369,10 @@ def test_the_summary_says_that_the_run_is_complete(tmp_path: Path) -> None:
     run.write_bytes("summary.json", b'{"method": "x"}')
     with pytest.raises(DataError, match="is not a summary"):
         run.load_summary()
-    create(tmp_path, resume=True)  # goes on, so it is not complete
+    run.close()
+    with reopen(tmp_path) as run:
+        assert run.finished
+        run.begin()  # goes on, so it is not complete
     assert not run.finished
 
 
@@ -260,7 +405,7 @@ def test_a_resume_replaces_the_events_of_repeated_rounds(tmp_path: Path) -> None
     with RunDirectory.create(tmp_path, CONFIG) as run:
         for number in (1, 2, 3):
             run.append(record(number))
-        run.truncate(1)
+        run.keep_history(1)
         run.append(RoundRecord(2, 64, 4, 1.0, bytes_up=77))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sfl_flower.errors import ConfigError, JournalError
+from sfl_flower.errors import ConfigError, DataError, JournalError, SflError, TrainingError
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.zo import Journal, ParameterVector, Replica
@@ -105,7 +107,9 @@ def test_what_a_checkpoint_does_not_hold_is_said(
 ) -> None:
     options: dict[str, Any] = {"client_state": state, "out": tmp_path, "rounds": 2}
     warnings: list[str] = []
-    monkeypatch.setattr("sfl_flower.run.run._log.warning", warnings.append)
+    monkeypatch.setattr(
+        "sfl_flower.run.resume._log.warning", lambda text, *args: warnings.append(text)
+    )
     with pytest.raises(Stop):
         run(tiny.task(), "splitfed_v2", observer=stop_after(1), **options)
     assert not any("begin anew" in text for text in warnings)
@@ -122,14 +126,117 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     assert first.summary.ledger == again.summary.ledger
 
 
-def test_a_run_that_never_reached_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_a_run_that_never_reached_a_checkpoint_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     options: dict[str, Any] = {"rounds": 4, "checkpoint_every": 3}
     with pytest.raises(Stop):
-        run(tiny.task(), out=out, observer=stop_after(0), **options)
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+        run(tiny.task(), out=out, observer=stop_after(2), **options)
+    (out / "checkpoint.safetensors").unlink()  # as if it had been killed
+    warnings: list[str] = []
+    monkeypatch.setattr(
+        "sfl_flower.run.resume._log.warning", lambda text, *args: warnings.append(text % args)
+    )
     run(tiny.task(), out=out, resume=True, **options)
     assert [record.round for record in RunDirectory(out).history] == [0, 1, 2, 3, 4]
+    assert "was broken off in round 2, before its first one, so it begins anew" in warnings[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three rounds with momentum on both sides."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(tiny.task(), out=out, rounds=3, **MOMENTUM)
+    return out
+
+
+MOMENTUM: dict[str, Any] = {"server_momentum": 0.9, "client_optimizer": "momentum"}
+
+
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+def test_c8_a_missing_checkpoint_never_costs_the_history(finished: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path)
+    (out / "checkpoint.safetensors").unlink()
+    before = contents(out)
+    says = r"has records up to round 3 and no checkpoint\.safetensors\. checkpoint\.previous\."
+    with pytest.raises(DataError, match=says + r"\w+ of round 2 is whole: resume='prev"):
+        run(tiny.task(), out=out, rounds=3, resume=True, **MOMENTUM)
+    assert contents(out) == before
+    (out / "checkpoint.previous.safetensors").unlink()
+    with pytest.raises(DataError, match=r"There is no whole checkpoint\.previous\.\w+ either"):
+        run(tiny.task(), out=out, rounds=3, resume=True, **MOMENTUM)
+    assert len(RunDirectory(out).history) == 4 and RunDirectory(out).finished
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    ["replica.theta", "server.model.hidden.weight", "server.optimizer.0.momentum_buffer",
+     "replica.slot.momentum"],
+)  # fmt: skip
+def test_c8_a_flipped_bit_is_named_and_the_generation_before_resumes(
+    tensor: str, finished: Path, tmp_path: Path
+) -> None:
+    out = copied(finished, tmp_path)
+    path = out / "checkpoint.safetensors"
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    start = json.loads(data[8 : 8 + size])[tensor]["data_offsets"][0]
+    data[8 + size + start] ^= 1
+    path.write_bytes(data)
+    before = contents(out)
+    says = rf"tensor '{tensor}' does not fit its digest. .* of round 2 is whole: resume='previous'"
+    with pytest.raises(DataError, match=says):
+        run(tiny.task(), out=out, rounds=3, resume=True, **MOMENTUM)
+    assert contents(out) == before
+    whole = run(tiny.task(), rounds=3, **MOMENTUM)
+    resumed = run(tiny.task(), out=out, rounds=3, resume="previous", **MOMENTUM)
+    assert equal(whole.model, resumed.model)
+    assert history(RunDirectory(out).history) == history(whole.history)
+    again = run(tiny.task(), out=out, rounds=3, resume=True, **MOMENTUM)
+    assert equal(whole.model, again.model)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"round": -5}, "round is -5; it must be a whole number, at least 0"),
+        ({"round": "3"}, "round is '3'; it must be"),
+        ({"round": None}, "round is None"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"seconds": []}, "its counters: "),
+        ({"ledger": {}}, "its counters: no 'bytes'"),
+        ({"ledger": None}, "its counters: "),
+        ({"ledger": []}, "its counters: "),
+    ],
+)
+def test_c8_counters_that_no_run_has_are_refused(change: dict[str, Any], says: str) -> None:
+    tensors, values = begin(tiny.task()).strategy.checkpoint()
+    with pytest.raises(TrainingError, match=says):
+        begin(tiny.task()).strategy.resume(tensors, {**values, **change})
+    values.pop(next(iter(change)))
+    with pytest.raises(TrainingError, match="its counters: no '"):
+        begin(tiny.task()).strategy.resume(tensors, values)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_c8_tensors_that_are_missing_are_one_sentence(method: str) -> None:
+    tensors, values = begin(tiny.task(), method).strategy.checkpoint()
+    refused = 0
+    for name in tensors:
+        less = {k: v for k, v in tensors.items() if k != name}
+        try:
+            begin(tiny.task(), method).strategy.resume(less, values)
+        except SflError:
+            refused += 1
+    assert refused >= 3
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:

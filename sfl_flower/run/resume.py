@@ -1,0 +1,104 @@
+"""Going on with a run from what is in its directory."""
+
+from __future__ import annotations
+
+from logging import getLogger
+
+from sfl_flower.config import RunConfig, check_choice
+from sfl_flower.report import History, RunDirectory
+from sfl_flower.server.strategy import SplitStrategy
+
+__all__ = ["RESUME", "go_on", "which_checkpoint"]
+
+RESUME = ("last", "previous")
+"""The checkpoints that a resume may begin at."""
+
+_log = getLogger("flwr")
+
+
+def which_checkpoint(resume: bool | str) -> str:
+    """Return which checkpoint to go on from, empty for a new run.
+
+    Parameters
+    ----------
+    resume : bool or str
+        True means the last.
+
+    Raises
+    ------
+    ConfigError
+        If it is another text.
+    """
+    if isinstance(resume, bool) or not resume:
+        return "last" if resume else ""
+    check_choice("resume", resume, RESUME)
+    return resume
+
+
+def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> History:
+    """Bring a strategy to a checkpoint of its directory.
+
+    Parameters
+    ----------
+    directory : RunDirectory
+        Opened with `RunDirectory.reopen`.
+    strategy : SplitStrategy
+        Not begun yet.
+    resume : {"last", "previous"}
+        Which checkpoint. The previous one takes the place of the last.
+
+    Returns
+    -------
+    History
+        The records up to the checkpoint.
+
+    Raises
+    ------
+    SflError
+        If the checkpoint, or what belongs to it, is missing or damaged, or belongs to another run;
+        what is in the directory is then unchanged.
+    """
+    checkpoints = directory.checkpoints
+    previous, lines = resume == "previous", 0
+    if previous or checkpoints.last.exists():
+        tensors, values, lines = directory.load_checkpoint(previous)
+        strategy.resume(tensors, values)
+        if previous:
+            checkpoints.fall_back()
+        kept = getattr(strategy.settings, "client_state", "") == "kept"
+        if kept and strategy.round < strategy.config.rounds:
+            _log.warning(
+                "Client optimisers under client-state=kept are on the clients, not in the "
+                "checkpoint; they begin anew."
+            )
+        if not lines:
+            _log.warning(
+                "%s has no history of the %d rounds up to its checkpoint; it begins at the next.",
+                directory.path,
+                strategy.round,
+            )
+    else:
+        _check_early(directory, strategy.config)
+    directory.begin()
+    return directory.keep_history(lines)
+
+
+def _check_early(directory: RunDirectory, config: RunConfig) -> None:
+    """Refuse to begin anew unless the run was broken off before its first checkpoint."""
+    history = directory.history
+    every = config.checkpoint_every
+    # A checkpoint is written after its round's record, so a later record shows that it was.
+    due = [r.round for r in history if r.round and (r.round % every == 0 if every else r.metrics)]
+    if directory.checkpoints.previous.exists() or (due and history[-1].round > due[0]):
+        raise directory.checkpoints.without(
+            f"{directory.path} has records up to round {history[-1].round if history else 0} and "
+            f"no {directory.checkpoints.last.name}."
+        )
+    if history:
+        _log.warning(
+            "%s holds no checkpoint: the run was broken off in round %d, before its first one, so "
+            "it begins anew and its %d records are written anew.",
+            directory.path,
+            history[-1].round,
+            len(history),
+        )

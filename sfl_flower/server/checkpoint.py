@@ -1,0 +1,86 @@
+"""What a checkpoint says beside its tensors, read with care: a file may be anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sfl_flower.errors import SflError, TrainingError
+from sfl_flower.wire import Ledger
+
+__all__ = ["Progress", "fitting"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run had come.
+
+    Attributes
+    ----------
+    round : int
+        The last whole round.
+    seconds : float
+        Wall-clock seconds up to then.
+    ledger : Ledger
+        What it had cost.
+    """
+
+    round: int
+    seconds: float
+    ledger: Ledger
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"round": self.round, "seconds": self.seconds, "ledger": self.ledger.to_dict()}
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Progress:
+        """Read what `to_dict` gave.
+
+        Raises
+        ------
+        TrainingError
+            If a value is missing, or is none that a run can have.
+        """
+        with fitting("its counters"):
+            round, seconds = values["round"], float(values["seconds"])
+            ledger = Ledger.from_dict(values["ledger"])
+            whole = isinstance(round, int) and not isinstance(round, bool)
+            if not whole or round < 0:
+                raise ValueError(f"round is {round!r}; it must be a whole number, at least 0")
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise ValueError(f"seconds is {seconds}; it must be finite, at least 0")
+            counts = (*ledger.up.values(), *ledger.down.values(), ledger.exchanges, ledger.samples)
+            if min(counts) < 0:
+                raise ValueError("the ledger has a count below 0")
+        return cls(round, seconds, ledger)
+
+
+@contextmanager
+def fitting(what: str) -> Iterator[None]:
+    """Turn whatever reading a part of a checkpoint raises into one sentence.
+
+    Parameters
+    ----------
+    what : str
+        The part.
+
+    Raises
+    ------
+    TrainingError
+        Instead of any other error than an `SflError`.
+    """
+    try:
+        yield
+    except SflError:
+        raise
+    except Exception as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        problem = f"The checkpoint cannot be used, {what}: {reason}; go on from the one before it,"
+        raise TrainingError(
+            f"{problem} resume='previous', or start anew in another directory.",
+            shell=f"{problem} --resume previous, or start anew in another directory.",
+        ) from error
