@@ -155,6 +155,9 @@ class RunConfig:
         Rounds between checkpoints; 0 means at every evaluation.
     mean : {"uniform", "samples"}
         Whether clients count the same or by the samples they ran in the round.
+    aggregator : str
+        How what clients send, scalars or weights, is brought together: a name in
+        `sfl_flower.server.aggregate.AGGREGATORS`.
     partition, alpha, classes_per_client : str, float, int
         How the training data is divided, see `PartitionSpec`; "local" for clients with their own.
     validation : float
@@ -188,6 +191,7 @@ class RunConfig:
     eval_every: int = 0
     checkpoint_every: int = 0
     mean: str = "uniform"
+    aggregator: str = "mean"
     partition: str = "dirichlet"
     alpha: float = 0.5
     classes_per_client: int = 2

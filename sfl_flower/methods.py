@@ -104,7 +104,7 @@ def read_options(options: Mapping[str, Any]) -> tuple[RunConfig, Settings, dict[
     Raises
     ------
     ConfigError
-        If a key or a value is not legal.
+        If a key or a value is not legal, or values do not go together.
     """
     shared: dict[str, Any] = {}
     own: dict[str, Any] = {}
@@ -123,4 +123,6 @@ def read_options(options: Mapping[str, Any]) -> tuple[RunConfig, Settings, dict[
     for name in own:
         if name not in known:
             raise unknown(f"option of method '{method}'", name.replace("_", "-"), known)
-    return RunConfig.read(shared), read_fields(kind, own, f"method '{method}'"), task
+    config, settings = RunConfig.read(shared), read_fields(kind, own, f"method '{method}'")
+    METHODS[method].check_options(config, settings)
+    return config, settings, task

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sfl_flower.config import check_choice, check_range
 from sfl_flower.data import steps_per_epoch
 from sfl_flower.errors import ConfigError, CutError, WireError
-from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.roster import Member
@@ -283,7 +283,7 @@ class LocalLossStrategy(SplitStrategy):
         if not replies:
             return
         weights = [client_weight(self.config.mean, reply.samples) for reply in replies]
-        mean = mean_state(states, weights)
+        mean = self.aggregator.states(states, weights)
         for prefix, module in (("client.", self.client_half), ("head.", self.head)):
             if own := under(prefix, mean):
                 load_travelling(module, own)

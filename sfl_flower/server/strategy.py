@@ -6,7 +6,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from logging import INFO, getLogger
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,13 +17,15 @@ from torch import Tensor, nn
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import TrainingError, WireError
 from sfl_flower.report import RoundRecord
+from sfl_flower.server.aggregate import check_aggregator, find_aggregator
 from sfl_flower.server.checkpoint import Progress, fitting
 from sfl_flower.server.evaluation import evaluate_halves
 from sfl_flower.server.exchange import Exchange, Tally
-from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights, counts
+from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights
 from sfl_flower.server.probing import Noise
 from sfl_flower.server.records import as_record, from_record
 from sfl_flower.server.roster import Member, Roster
+from sfl_flower.server.summary import log_summary
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.unwrapped import Unwrapped
 from sfl_flower.split import (
@@ -40,8 +41,6 @@ from sfl_flower.training.modes import eval_mode, torch_threads
 from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup, Usage
 
 __all__ = ["Outcome", "SplitStrategy"]
-
-_log = getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,8 @@ class SplitStrategy(Unwrapped):
         self.task = task
         self.config = config
         self.settings = settings if settings is not None else self.settings_type()
+        self.check_options(config, self.settings)
+        self.aggregator = find_aggregator(config.aggregator)
         self.ledger = Ledger()
         self.round = 0
         self.records: list[RoundRecord] = []
@@ -124,6 +125,11 @@ class SplitStrategy(Unwrapped):
         self.prepare()
 
     # What a method brings
+
+    @classmethod
+    def check_options(cls, config: RunConfig, settings: Settings) -> None:
+        """Raise `ConfigError` where settings of the run and of the method do not go together."""
+        check_aggregator(config)
 
     def prepare(self) -> None:
         """Set up what the method needs; the halves are built. Bad settings are refused here."""
@@ -236,19 +242,9 @@ class SplitStrategy(Unwrapped):
 
     def summary(self) -> None:
         """Log what is trained and how, and warn where zeroth order is too noisy to learn."""
-        _log.log(INFO, "\t├──> Method: %s, task: %s", self.name, self.task.name)
-        pairs = [counts(module) for module in (self.client_half, self.server.module)]
-        client, server = (f"{count} ({trained} trained)" for count, trained in pairs)
-        _log.log(INFO, "\t├──> Parameters: client half %s, server half %s", client, server)
-        _log.log(
-            INFO,
-            "\t└──> Clients: %d of %d per round, batch size %d",
-            self.config.cohort,
-            self.config.clients,
-            self.config.batch_size,
-        )
-        if (noise := self.noise()) is not None and (warning := noise.warning()):
-            _log.warning(warning)
+        noise, halves = self.noise(), (self.client_half, self.server.module)
+        warnings = [noise.warning() if noise else ""]
+        log_summary(self.name, self.task.name, self.config, *halves, warnings)
 
     # The model
 

@@ -2,8 +2,9 @@
 
 The baseline without a cut and without backprop.  Per round the clients catch up, walk H local
 steps of zeroth-order SGD along directions that all of them share, P a step, send the H x P scalars
-and go back to where they started.  The mean of the scalars over clients is one journal entry,
-which everyone applies.  Plain SGD is linear in the scalars, so that is the mean of the walks.
+and go back to where they started.  The mean of the scalars over clients (or what else `aggregator`
+makes of them) is one journal entry, which everyone applies.  Plain SGD is linear in the scalars, so
+that is the mean of the walks.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ class DeComFL(JournalledStrategy):
         weights = np.array([client_weight(self.config.mean, r.samples) for r in replies.values()])
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
         scale = weights / (weights.sum() * self.settings.probes * self.settings.mu)
-        coefficients = (scalars * scale[:, None, None]).sum(axis=0, keepdims=True)
+        coefficients = self.aggregator.scalars(scalars, scale)[None]
         try:
             self.mirror.update(
                 Entry(

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from sfl_flower.config import Settings
-from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.first_order import FirstOrderSettings
 from sfl_flower.server.roster import Member
@@ -62,7 +62,7 @@ class FedAvg(SplitStrategy):
         own = travelling_state(self.whole)
         weights = [client_weight(self.config.mean, reply.samples) for reply in used.values()]
         states = (unpack_state(reply.weights, own) for reply in used.values())
-        load_travelling(self.whole, mean_state(states, weights))
+        load_travelling(self.whole, self.aggregator.states(states, weights))
 
     def _request(self, round: int, member: Member, packed: Mapping[str, np.ndarray]) -> FullRequest:
         return FullRequest(

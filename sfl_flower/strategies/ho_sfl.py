@@ -20,9 +20,9 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import RunConfig, Settings, check_choice, check_range
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.journalled import JournalledStrategy
@@ -135,6 +135,12 @@ class HOSFL(JournalledStrategy):
     name: ClassVar[str] = "ho_sfl"
     settings_type: ClassVar[type[Settings]] = HOSFLSettings
     settings: HOSFLSettings
+
+    @classmethod
+    def check_options(cls, config: RunConfig, settings: Settings) -> None:
+        """Refuse an aggregator that needs directions the clients share, where they do not."""
+        own = isinstance(settings, HOSFLSettings) and settings.directions == "own"
+        check_aggregator(config, own_directions=own)
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights.
@@ -259,10 +265,12 @@ class HOSFL(JournalledStrategy):
             ]
         )
         scale = weights / (weights.sum() * settings.probes * settings.minibatches * settings.mu)
-        coefficients = clipped * scale[:, None, None]
-        streams = tuple(self._stream(member) for member in replies)
         if settings.directions == "shared":
-            coefficients, streams = coefficients.sum(axis=0, keepdims=True), (SHARED_STREAM,)
+            coefficients = self.aggregator.scalars(clipped, scale)[None]
+            streams: tuple[int, ...] = (SHARED_STREAM,)
+        else:
+            coefficients = clipped * scale[:, None, None]
+            streams = tuple(self._stream(member) for member in replies)
         lr = settings.client_rate(round, self.config.rounds)
         try:
             self.mirror.update(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import SflError, WireError
-from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
 from sfl_flower.server.probing import check_mu
@@ -176,8 +176,12 @@ class MUSplitFed(ForwardOnlyStrategy):
     ) -> None:
         """Move both halves by η_g towards the means over the clients that finished."""
         rate, own = self.settings.global_lr, travelling_state(self.client_half)
-        clients = mean_state((unpack_state(r.weights, own) for r in done.values()), weights)
-        servers = mean_state((travelling_state(halves[m].module) for m in done), weights)
+        clients = self.aggregator.states(
+            (unpack_state(r.weights, own) for r in done.values()), weights
+        )
+        servers = self.aggregator.states(
+            (travelling_state(halves[m].module) for m in done), weights
+        )
         pairs = ((self.client_half, clients), (self.server.module, servers))
         for module, mean in pairs:
             load_travelling(module, moved(module, mean, rate))

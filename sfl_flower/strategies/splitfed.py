@@ -21,7 +21,7 @@ from torch import nn
 
 from sfl_flower.config import Settings
 from sfl_flower.errors import CutError, WireError
-from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.first_order import FirstOrderSettings
 from sfl_flower.server.roster import Member
@@ -125,7 +125,7 @@ class _SplitFed(SplitStrategy):
             return
         weights = [client_weight(self.config.mean, samples[member]) for member in done]
         states = (unpack_state(reply.weights, own) for reply in done.values())
-        load_travelling(self.client_half, mean_state(states, weights))
+        load_travelling(self.client_half, self.aggregator.states(states, weights))
         self.end_round(list(done), weights)
 
     def _request(
@@ -194,4 +194,4 @@ class SplitFedV1(_SplitFed):
     def end_round(self, members: list[Member], weights: list[float]) -> None:
         """Average the copies of the clients that finished."""
         states = (travelling_state(self._copies[member].module) for member in members)
-        load_travelling(self.server.module, mean_state(states, weights))
+        load_travelling(self.server.module, self.aggregator.states(states, weights))

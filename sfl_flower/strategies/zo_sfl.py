@@ -26,7 +26,7 @@ from torch import Tensor
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.data import steps_per_epoch
 from sfl_flower.errors import SflError, WireError
-from sfl_flower.server.aggregate import client_weight, mean_state
+from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
@@ -214,9 +214,9 @@ class ZOSFL(ForwardOnlyStrategy):
             self.book_usage(pair.usages)
         weights = [client_weight(self.config.mean, pair.samples) for pair in finished]
         clients = (pair.weights for pair in finished if pair.weights)
-        load_travelling(self.client_half, mean_state(clients, weights))
+        load_travelling(self.client_half, self.aggregator.states(clients, weights))
         servers = (travelling_state(pair.half.module) for pair in finished)
-        load_travelling(self.server.module, mean_state(servers, weights))
+        load_travelling(self.server.module, self.aggregator.states(servers, weights))
         scalars = np.concatenate([part for pair in finished for part in pair.scalars])
         return Outcome(
             [loss for pair in finished for loss in pair.losses],

@@ -17,7 +17,7 @@ from sfl_flower.methods import METHODS
 from sfl_flower.node.node import join
 from sfl_flower.report import RunDirectory
 from sfl_flower.run.client_app import make_client_app
-from sfl_flower.server import strategy as base
+from sfl_flower.server import summary
 from sfl_flower.server.probing import HOPELESS
 from sfl_flower.split import freeze_batch_norm
 from sfl_flower.wire import JoinRequest
@@ -229,7 +229,7 @@ def wide() -> nn.Module:
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr(base._log, "warning", found.append)
+    monkeypatch.setattr(summary._log, "warning", found.append)
     return found
 
 

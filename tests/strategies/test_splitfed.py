@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
-from sfl_flower.server.aggregate import mean_state
 from sfl_flower.server.first_order import FirstOrderSettings
+from sfl_flower.server.mean import Mean
 from tests import tiny
 from tests.local_grid import Fault
 from tests.tiny import begin, equal, flat, start, train
@@ -191,7 +191,7 @@ def test_a_mean_of_states_by_hand() -> None:
         {"a": torch.tensor([1.0, 3.0]), "n": torch.tensor(2)},
         {"a": torch.tensor([5.0, 3.0]), "n": torch.tensor(5)},
     ]
-    mean = mean_state(states, [3.0, 1.0])
+    mean = Mean().states(states, [3.0, 1.0])
     assert mean["a"].tolist() == [2.0, 3.0]
     assert (int(mean["n"]), mean["n"].dtype) == (3, torch.int64)
 
