@@ -16,6 +16,7 @@ from torch import Tensor
 from sfl_flower.config import RunConfig, unknown
 from sfl_flower.errors import ConfigError
 from sfl_flower.server.mean import Mean
+from sfl_flower.server.median import Median
 
 __all__ = ["AGGREGATORS", "Aggregator", "check_aggregator", "client_weight", "find_aggregator"]
 
@@ -65,7 +66,7 @@ class Aggregator(Protocol):
         """
 
 
-AGGREGATORS: Mapping[str, Callable[[], Aggregator]] = {"mean": Mean}
+AGGREGATORS: Mapping[str, Callable[[], Aggregator]] = {"mean": Mean, "median": Median}
 """The aggregators by name."""
 
 
