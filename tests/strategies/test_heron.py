@@ -678,7 +678,10 @@ LIES: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
     "round": (lambda c: changed(c, config={"round": 9}), "it answers round 9, asked was round 2"),
     "fewer probes": (array("scalars", lambda v: v[:, :0]), "scalars of shape"),
     "more probes": (array("scalars", lambda v: np.tile(v, (1, 2))), r"scalars of shape \(3, 2\)"),
-    "other steps": (array("scalars", lambda v: v[:-1]), r"scalars of shape \(2, 1\), asked was \(3, 1\)"),
+    "other steps": (
+        array("scalars", lambda v: v[:-1]),
+        r"scalars of shape \(2, 1\), asked was \(3, 1\)",
+    ),
     "scalar dimensions": (array("scalars", lambda v: v[0]), "expected 2 dimensions"),
     "scalar dtype": (array("scalars", lambda v: v.astype(np.float64)), "'scalars' as float64"),
     "no scalars": (put("scalars", None), "it has scalars of shape none, asked was"),
