@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 
 from benchmarks.figure import Figure
-from sfl_flower.zo import Direction, Key, run_key
+from sfl_flower.zo import Directions, Key, run_key
 
 __all__ = ["interleave", "run"]
 
@@ -58,7 +58,8 @@ def _sides() -> list[Callable[[], object]]:
     generator = torch.Generator().manual_seed(0)
     anchor = torch.randn(SIZE, generator=generator)
     other, work = torch.randn(SIZE, generator=generator), torch.empty(SIZE)
-    rounds, key = count(), run_key("benchmark", "probe")
+    rounds = count()
+    directions = Directions(run_key("benchmark", "probe"), "rademacher", [(SIZE,)])
 
     def add() -> None:
         torch.add(anchor, other, out=work)
@@ -72,6 +73,6 @@ def _sides() -> list[Callable[[], object]]:
         return anchor + MU * u
 
     def probe() -> None:
-        Direction(key, Key(next(rounds)), SIZE).add_to(work, anchor, MU)
+        directions.of(Key(next(rounds))).add_to(work, anchor, MU)
 
     return [add, normal, mezo, probe]

@@ -68,7 +68,7 @@ def _best_seconds(optimizer: str) -> float:
         journal.append(Entry(round_, 0.05, (0,), 1, PROBES, values[round_]))
     data, seconds = journal.tail(0) or b"", []
     for _ in range(REPEATS):
-        replica = Replica.initial(theta, header)
+        replica = Replica.initial(theta, header, [(SIZE,)])
         start = perf_counter()
         replica.replay_tail(Tail.decode(data))
         seconds.append(perf_counter() - start)

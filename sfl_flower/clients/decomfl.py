@@ -18,7 +18,7 @@ from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up, journal_key
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import StaleReply, WalkReply, WalkRequest
-from sfl_flower.zo import SHARED_STREAM, Direction, Key, loss_scalars
+from sfl_flower.zo import SHARED_STREAM, Direction, loss_scalars
 
 __all__ = ["walk"]
 
@@ -29,7 +29,8 @@ def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
     before = bring_up(node, request.sync, half)
     if isinstance(before, StaleReply):
         return before
-    key, vector = journal_key(node), half.trained
+    vector = half.trained
+    directions = vector.directions(journal_key(node), request.law)
     rows, losses, samples = [], [], 0
     with (
         metered(request.meter) as usage,
@@ -38,9 +39,9 @@ def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
         start = vector.anchor.clone()
         try:
             for step in range(request.steps):
-                directions = _directions(key, request, step, vector.size)
-                scalars, loss, count = _probe(node, request, step, directions)
-                for direction, scalar in zip(directions, scalars.tolist(), strict=True):
+                us = directions.of_step(request.round, step, SHARED_STREAM, request.probes)
+                scalars, loss, count = _probe(node, request, step, us)
+                for direction, scalar in zip(us, scalars.tolist(), strict=True):
                     scale = -request.lr * scalar / (request.probes * request.mu)
                     direction.add_to(vector.anchor, vector.anchor, scale)
                 rows.append(scalars)
@@ -56,13 +57,6 @@ def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
         loss=sum(losses) / len(losses),
         usage=usage(),
     )
-
-
-def _directions(key: bytes, request: WalkRequest, step: int, size: int) -> list[Direction]:
-    return [
-        Direction(key, Key(request.round, step, SHARED_STREAM, index), size, request.law)
-        for index in range(request.probes)
-    ]
 
 
 def _probe(

@@ -15,15 +15,19 @@ from sfl_flower.node.local_loss import LocalModel, Uploads, local_model, setting
 from sfl_flower.node.node import Node, metered
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.modes import kept_buffers
-from sfl_flower.wire import (
-    HERONRequest,
-    LocalReply,
-    heron_coefficients,
-    heron_keys,
-    heron_names,
-    pack_state,
+from sfl_flower.wire import WALKS, HERONRequest, LocalReply, pack_state
+from sfl_flower.zo import (
+    Direction,
+    OptimizerSpec,
+    ParameterVector,
+    Walk,
+    client_stream,
+    loss_scalars,
+    run_key,
+    step_coefficients,
+    step_keys,
+    trained_names,
 )
-from sfl_flower.zo import Direction, OptimizerSpec, ParameterVector, Walk, loss_scalars, run_key
 
 __all__ = ["local"]
 
@@ -36,20 +40,22 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     vector = _laid_out(node, model, request)
     settings = settings_of(request)
     lr = settings.pop("lr")
-    key = run_key("heron", node.seed)
+    directions = vector.directions(run_key("heron", node.seed), request.law)
+    stream = client_stream(node.partition)
     state = node.store.get(_OPTIMIZER) if request.keep_state else None
     uploads = Uploads(request.upload_every)
     rows, taken = [], np.zeros(request.steps, dtype=np.uint8)
     with metered(request.meter) as usage:
-        walk = Walk(vector.anchor, OptimizerSpec(**settings), key, request.law, state)
+        walk = Walk(vector.anchor, OptimizerSpec(**settings), directions, state)
         for step in range(request.steps):
-            scalars = _probe(node, model, vector, request, step, uploads)
+            keys = step_keys(request.round, step, stream, request.probes)
+            us = [directions.of(key) for key in keys]
+            scalars = _probe(node, model, vector, us, request, step, uploads)
             rows.append(scalars)
             # A step whose scalars are not finite is skipped, here and where it is rebuilt.
             if np.isfinite(scalars).all():
                 taken[step] = 1
-                keys = heron_keys(request.round, node.partition, step, request.probes)
-                walk.step(keys, heron_coefficients(scalars, request.mu, request.clip_norm), lr)
+                walk.step(keys, step_coefficients(scalars, request.mu, request.clip_norm), lr)
             else:
                 rows[-1] = np.zeros_like(scalars)
     with_scalars = request.uplink == "scalars"
@@ -72,6 +78,7 @@ def _probe(
     node: Node,
     model: LocalModel,
     vector: ParameterVector,
+    directions: list[Direction],
     request: HERONRequest,
     step: int,
     uploads: Uploads,
@@ -89,10 +96,6 @@ def _probe(
         anchor = node.task.loss(model.head(z), y)
     del z
     uploads.note(anchor)
-    directions = [
-        Direction(run_key("heron", node.seed), key, vector.size, request.law)
-        for key in heron_keys(request.round, node.partition, step, request.probes)
-    ]
     with kept_buffers(model):  # running statistics are the anchor's alone
         found = loss_scalars(loss, vector, directions, request.mu, request.central, anchor=anchor)
     scalars: np.ndarray = found.numpy()
@@ -101,7 +104,7 @@ def _probe(
 
 def _laid_out(node: Node, model: LocalModel, request: HERONRequest) -> ParameterVector:
     """Return the parameters that walk as one vector, laid out once a process."""
-    names = heron_names(model, request.trains)
+    names = trained_names(model, WALKS[request.trains])
     key = ("walk", node.seed, request.head, request.trains)
     return node.task.memo(key, lambda: ParameterVector(model, names))
 

@@ -17,9 +17,9 @@ from sfl_flower.clients.frozen import run_half
 from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
 from sfl_flower.node.node import Node, metered
-from sfl_flower.node.sync import bring_up, journal_key
-from sfl_flower.wire import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest, StaleReply, Sync
-from sfl_flower.zo import Direction, Key, ParameterVector, surrogate_scalars
+from sfl_flower.node.sync import journal_key, stand_at
+from sfl_flower.wire import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest, StaleReply
+from sfl_flower.zo import surrogate_scalars
 
 __all__ = ["forward", "probe"]
 
@@ -38,11 +38,11 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
 
 def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     """Answer with the scalars of every mini-batch, float32, shape [minibatches, probes]."""
-    here = Sync("none", request.version, request.digest, request.version, request.digest)
-    before = bring_up(node, here)
+    before = stand_at(node, request.version, request.digest)
     if isinstance(before, StaleReply):
         return before
-    key, vector, kept = journal_key(node), node.half.trained, _kept(node, request.round)
+    vector, kept = node.half.trained, _kept(node, request.round)
+    directions = vector.directions(journal_key(node), request.law)
     met = _met(node, request)
     rows, start = [], 0
     with metered(request.meter) as usage:
@@ -62,7 +62,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
                 surrogate_scalars(
                     forward,
                     vector,
-                    _directions(key, request, step, vector),
+                    directions.of_step(request.round, step, request.stream, request.probes),
                     request.mu,
                     z,
                     torch.from_numpy(lam.copy()),
@@ -97,12 +97,3 @@ def _kept(node: Node, round: int) -> np.ndarray | None:
 
 def _forward(node: Node, x: Tensor, as_eval: bool) -> Callable[[], Tensor]:
     return lambda: run_half(node, x, as_eval)
-
-
-def _directions(
-    key: bytes, request: ProbeRequest, step: int, vector: ParameterVector
-) -> list[Direction]:
-    return [
-        Direction(key, Key(request.round, step, request.stream, index), vector.size, request.law)
-        for index in range(request.probes)
-    ]

@@ -15,7 +15,7 @@ from sfl_flower.wire.mu_splitfed import (
     MUStepReply,
     MUStepRequest,
 )
-from sfl_flower.zo import Direction, Key, run_key
+from sfl_flower.zo import Direction, Key, client_stream, run_key
 
 __all__ = ["forward", "step"]
 
@@ -69,6 +69,6 @@ def step(node: Node, request: MUStepRequest) -> MUStepReply:
 
 
 def _direction(node: Node, request: MUForwardRequest | MUStepRequest) -> Direction:
-    key = Key(request.round, 0, node.partition + 1, 0)
     run = run_key("mu_splitfed client", node.seed)
-    return Direction(run, key, node.half.trained.size, request.law)
+    directions = node.half.trained.directions(run, request.law)
+    return directions.of(Key(request.round, 0, client_stream(node.partition)))

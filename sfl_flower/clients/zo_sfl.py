@@ -18,8 +18,18 @@ from sfl_flower.node.optimizer import OPTIMIZER
 from sfl_flower.node.steps import forget, remember, restore
 from sfl_flower.split import travelling_state
 from sfl_flower.wire import pack_state
-from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest, step_coefficients
-from sfl_flower.zo import Direction, Key, OptimizerSpec, ParameterVector, Walk, run_key
+from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
+from sfl_flower.zo import (
+    Directions,
+    Key,
+    OptimizerSpec,
+    ParameterVector,
+    Walk,
+    client_stream,
+    run_key,
+    step_coefficients,
+    step_keys,
+)
 
 __all__ = ["step"]
 
@@ -58,7 +68,7 @@ def _probe(
     parts = []
     with torch.no_grad():
         for key in _keys(node, request, request.step):
-            direction = Direction(_run_key(node), key, vector.size, request.law)
+            direction = _directions(node, vector, request).of(key)
             for length in (request.mu, -request.mu):
                 with vector.probe(direction, length):
                     parts.append(run_half(node, x, request.eval_mode))
@@ -72,17 +82,18 @@ def _finish(
     theta, settings = vector.anchor, json.loads(request.optimizer)
     lr = float(settings.pop("lr"))
     kept = node.store.get(OPTIMIZER)
-    walk = Walk(theta, OptimizerSpec(**settings), _run_key(node), request.law, kept)
-    walk.step(_keys(node, request, request.step - 1), step_coefficients(scalars, request.mu), lr)
+    walk = Walk(theta, OptimizerSpec(**settings), _directions(node, vector, request), kept)
+    coefficients = step_coefficients(scalars, 2.0 * request.mu)
+    walk.step(_keys(node, request, request.step - 1), coefficients, lr)
     if not torch.isfinite(theta).all():
         raise TrainingError("The step gives weights that are not finite; lower client-lr.")
     if state := walk.state():
         node.store.put(OPTIMIZER, state)
 
 
-def _run_key(node: Node) -> bytes:
-    return run_key("zo_sfl client", node.seed)
+def _directions(node: Node, vector: ParameterVector, request: ZOStepRequest) -> Directions:
+    return vector.directions(run_key("zo_sfl client", node.seed), request.law)
 
 
 def _keys(node: Node, request: ZOStepRequest, step: int) -> list[Key]:
-    return [Key(request.round, step, node.partition + 1, p) for p in range(request.probes)]
+    return step_keys(request.round, step, client_stream(node.partition), request.probes)

@@ -16,7 +16,7 @@ from sfl_flower.wire import StaleReply, Sync, pack_state, unpack_state
 from sfl_flower.zo import JournalHeader, Replica, manifest_digest
 from sfl_flower.zo.journal import Tail
 
-__all__ = ["bring_up", "forget_recent", "journal_key"]
+__all__ = ["bring_up", "forget_recent", "journal_key", "stand_at"]
 
 _REST, _REPLICA, _POSITION = "rest", "replica", "position"
 _WEIGHTS = "weights."
@@ -76,6 +76,24 @@ def bring_up(node: Node, sync: Sync, half: HeldModule | None = None) -> int | St
     return version if _load(node, half, replica, sync.digest) else StaleReply(-1, "")
 
 
+def stand_at(node: Node, version: int, digest: str) -> int | StaleReply:
+    """Load the version that a client must stand at already, or say where it stands instead.
+
+    Parameters
+    ----------
+    node : Node
+        The client.
+    version, digest : int, str
+        Where it must stand; the digest in hex.
+
+    Returns
+    -------
+    int or StaleReply
+        As `bring_up`.
+    """
+    return bring_up(node, Sync("none", version, digest, version, digest))
+
+
 def journal_key(node: Node) -> bytes:
     """Return the key of the run's directions, as the journal's header gave it at the download."""
     rest = node.store.get(_REST)
@@ -104,12 +122,12 @@ def _download(node: Node, sync: Sync, half: HeldModule) -> Replica:
             "sides run different models."
         )
     if sync.version == 0:
-        replica = Replica.initial(vector.anchor, header)
+        replica = Replica.initial(vector.anchor, header, vector.shapes)
     else:
         known = {k: v for k, v in sync.state.items() if not k.startswith((_WEIGHTS, "header"))}
         expected = known.pop("params").tobytes()
         known["theta"] = vector.anchor.numpy()
-        replica = Replica.from_arrays(known, header, vector.size)
+        replica = Replica.from_arrays(known, header, vector.shapes)
         if replica.params_digest() != expected:
             raise WireError("The downloaded parameters do not match their digest.")
     if (replica.version, replica.digest.hex()) != (sync.version, sync.digest):
@@ -156,7 +174,7 @@ def _nearest(node: Node, tail: Tail | None, half: HeldModule) -> Replica | None:
     if rest is None or arrays is None:
         return None
     header = JournalHeader.decode(rest["header"].tobytes())
-    return Replica.from_arrays(arrays, header, half.trained.size)
+    return Replica.from_arrays(arrays, header, half.trained.shapes)
 
 
 def _load(node: Node, half: HeldModule, replica: Replica, digest: str) -> bool:

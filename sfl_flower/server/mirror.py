@@ -63,7 +63,7 @@ class Mirror:
             optimizer=optimizer,
         )
         self.journal = Journal(header)
-        self.replica = Replica.initial(self.vector.anchor, header)
+        self.replica = Replica.initial(self.vector.anchor, header, self.vector.shapes)
         self._policy = policy
         self._stands: dict[int, int] = {}
 
@@ -185,6 +185,6 @@ class Mirror:
             )
         arrays = {name: value.numpy() for name, value in under("replica.", tensors).items()}
         self.journal = journal
-        self.replica = Replica.from_arrays(arrays, journal.header, self.vector.size)
+        self.replica = Replica.from_arrays(arrays, journal.header, self.vector.shapes)
         self.vector.load(self.replica.theta)
         self._stands.clear()

@@ -31,15 +31,24 @@ from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.optim import load_slots, slots
 from sfl_flower.wire import (
     UPLINKS,
+    WALKS,
     HERONRequest,
     LocalReply,
-    heron_coefficients,
-    heron_keys,
-    heron_names,
     pack_state,
     unpack_state,
 )
-from sfl_flower.zo import LAWS, OPTIMIZERS, OptimizerSpec, ParameterVector, Walk, run_key
+from sfl_flower.zo import (
+    LAWS,
+    OPTIMIZERS,
+    OptimizerSpec,
+    ParameterVector,
+    Walk,
+    client_stream,
+    run_key,
+    step_coefficients,
+    step_keys,
+    trained_names,
+)
 
 __all__ = ["HERON", "HERONSettings"]
 
@@ -134,7 +143,7 @@ class HERON(LocalLossStrategy):
         """Build the head, and lay what walks out as one vector, as clients do."""
         super().prepare()
         both = nn.ModuleDict({"client": self.client_half, "head": self.head})
-        self.vector = ParameterVector(both, heron_names(both, self.trains))
+        self.vector = ParameterVector(both, trained_names(both, WALKS[self.trains]))
         self.trainer: Trainer | None = None
         if self.settings.head_trainer == "server":
             config = dataclasses.replace(self.config, server_lr=self.settings.head_lr)
@@ -269,12 +278,13 @@ class HERON(LocalLossStrategy):
         """
         settings = self.settings
         flat = self.vector.anchor.clone()
-        key = run_key("heron", self.config.seed)
-        walk = Walk(flat, settings.spec(), key, settings.direction)
+        directions = self.vector.directions(run_key("heron", self.config.seed), settings.direction)
+        walk, stream = Walk(flat, settings.spec(), directions), client_stream(member.partition)
         lr = settings.client_rate(round, self.config.rounds)
         for step in np.flatnonzero(taken).tolist():
-            keys = heron_keys(round, member.partition, step, settings.probes)
-            walk.step(keys, heron_coefficients(scalars[step], settings.mu, settings.clip_norm), lr)
+            keys = step_keys(round, step, stream, settings.probes)
+            factors = step_coefficients(scalars[step], settings.mu, settings.clip_norm)
+            walk.step(keys, factors, lr)
         if not torch.isfinite(flat).all():
             raise WireError(
                 "its scalars lead to parameters that are not finite; lower client-lr or "

@@ -40,6 +40,7 @@ from sfl_flower.zo import (
     SHARED_STREAM,
     Entry,
     OptimizerSpec,
+    client_stream,
     clip_scalars,
     run_key,
 )
@@ -239,7 +240,8 @@ class HOSFL(JournalledStrategy):
         )
 
     def _stream(self, member: Member) -> int:
-        return SHARED_STREAM if self.settings.directions == "shared" else member.partition + 1
+        shared = self.settings.directions == "shared"
+        return SHARED_STREAM if shared else client_stream(member.partition)
 
     def _check_scalars(self, reply: ProbeReply) -> None:
         check_scalars(reply.scalars, self.settings.mu, self.settings.scalar_limit)

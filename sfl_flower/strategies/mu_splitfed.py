@@ -38,7 +38,7 @@ from sfl_flower.wire.mu_splitfed import (
     MUStepReply,
     MUStepRequest,
 )
-from sfl_flower.zo import LAWS, Direction, Key, run_key
+from sfl_flower.zo import LAWS, Key, client_stream, run_key
 
 __all__ = ["MUSplitFed", "MUSplitFedSettings"]
 
@@ -152,10 +152,10 @@ class MUSplitFed(ForwardOnlyStrategy):
     ) -> tuple[float, np.ndarray]:
         """Take the τ steps; return the loss before them, and Δ after them, float32, shape [1]."""
         (round, partition, _), settings, vector = draw, self.settings, half.vector
+        directions = vector.directions(self._key, settings.direction)
         first = 0.0
         for step in range(settings.server_steps):
-            key = Key(round, step, partition + 1, 0)
-            direction = Direction(self._key, key, vector.size, settings.direction)
+            direction = directions.of(Key(round, step, client_stream(partition)))
             z = reply.anchor
             high, low = half.probe(direction, settings.mu, z, z, reply.y, draw)
             first = (high + low) / 2.0 if step == 0 else first

@@ -38,8 +38,18 @@ from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.training.optim import optimizer_text
 from sfl_flower.wire import Usage, pack_state, unpack_state
-from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest, step_coefficients
-from sfl_flower.zo import LAWS, OPTIMIZERS, Direction, Key, OptimizerSpec, Walk, run_key
+from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
+from sfl_flower.zo import (
+    LAWS,
+    OPTIMIZERS,
+    Directions,
+    OptimizerSpec,
+    Walk,
+    client_stream,
+    run_key,
+    step_coefficients,
+    step_keys,
+)
 
 __all__ = ["ZOSFL", "ZOSFLSettings"]
 
@@ -111,6 +121,7 @@ class _Pair:
     """What the server holds of a client within a round: a copy of its half, and counts."""
 
     half: ForwardOnlyTrainer
+    directions: Directions
     walk: Walk
     steps: int
     samples: int = 0
@@ -182,21 +193,26 @@ class ZOSFL(ForwardOnlyStrategy):
 
     def _pair(self, member: Member) -> _Pair:
         half, config = ForwardOnlyTrainer(self), self.config
-        walk = Walk(half.vector.anchor, self._optimizer, self._key, self.settings.direction)
-        return _Pair(half, walk, self.settings.batches(member.samples, config.batch_size))
+        directions = half.vector.directions(self._key, self.settings.direction)
+        walk = Walk(half.vector.anchor, self._optimizer, directions)
+        return _Pair(
+            half, directions, walk, self.settings.batches(member.samples, config.batch_size)
+        )
 
     def _step(self, pair: _Pair, draw: tuple[int, int, int], reply: ZOStepReply) -> np.ndarray:
         """Return Δ of every probe, float32, shape [probes], after a step of the copy along them."""
         if reply.z is None or reply.y is None:
             raise WireError("it brings no smashed data.")
-        (round, partition, step), settings, size = draw, self.settings, pair.half.vector.size
-        keys = [Key(round, step, partition + 1, probe) for probe in range(settings.probes)]
+        (round, partition, step), settings = draw, self.settings
+        keys = step_keys(round, step, client_stream(partition), settings.probes)
         parts, losses = np.split(reply.z, 2 * settings.probes), []
         for key, plus, minus in zip(keys, parts[::2], parts[1::2], strict=True):
-            direction = Direction(self._key, key, size, settings.direction)
+            direction = pair.directions.of(key)
             losses.append(pair.half.probe(direction, settings.mu, plus, minus, reply.y, draw))
         deltas = np.array([high - low for high, low in losses])
-        coefficients = step_coefficients(deltas, settings.mu)
+        coefficients = step_coefficients(deltas, 2.0 * settings.mu)
+        if not np.isfinite(coefficients).all():
+            raise WireError("a loss difference gives a step that is not finite; lower the rates.")
         pair.walk.step(keys, coefficients, self.config.server_rate(round))
         if not torch.isfinite(pair.half.vector.anchor).all():
             raise WireError("its step gives numbers that are not finite; lower server-lr.")

@@ -13,14 +13,7 @@ from sfl_flower.wire.common import (
 )
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.wire.fedavg import FullReply, FullRequest
-from sfl_flower.wire.heron import (
-    UPLINKS,
-    CSEFSLRequest,
-    HERONRequest,
-    heron_coefficients,
-    heron_keys,
-    heron_names,
-)
+from sfl_flower.wire.heron import UPLINKS, WALKS, CSEFSLRequest, HERONRequest
 from sfl_flower.wire.ho_sfl import (
     AnchorRequest,
     ForwardReply,
@@ -40,6 +33,7 @@ __all__ = [
     "METERS",
     "NO_USAGE",
     "UPLINKS",
+    "WALKS",
     "AnchorRequest",
     "CSEFSLRequest",
     "ForwardReply",
@@ -66,9 +60,6 @@ __all__ = [
     "WalkRequest",
     "check_answer",
     "content_bytes",
-    "heron_coefficients",
-    "heron_keys",
-    "heron_names",
     "is_stale",
     "pack_state",
     "state_bytes",

@@ -89,7 +89,7 @@ class ProbeRequest(Request):
     version, digest : int, str
         Where the client must stand.
     stream : int
-        Whose directions: 0 for those shared by the round, partition + 1 for the client's own.
+        Whose directions: `SHARED_STREAM` for the round's, else the client's own.
     """
 
     TYPE: ClassVar[str] = "train.probe"

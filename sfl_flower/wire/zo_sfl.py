@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from sfl_flower.errors import WireError
 from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup
 from sfl_flower.wire.fields import BatchSize, Mu, Probes, Steps, Weights, array
@@ -15,35 +14,7 @@ from sfl_flower.wire.message import Asked, Request
 from sfl_flower.wire.splitfed import StepReply, check_step
 from sfl_flower.wire.usage import Meter
 
-__all__ = ["ZOStepReply", "ZOStepRequest", "step_coefficients"]
-
-
-def step_coefficients(scalars: np.ndarray, mu: float) -> np.ndarray:
-    """Return ``Δ_p / (2μP)``, what both sides take the directions of a step times.
-
-    Parameters
-    ----------
-    scalars : numpy.ndarray
-        Loss differences Δ, shape [P]; rounded to float32, as they travel.
-    mu : float
-        Probe length μ.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape [P].
-
-    Raises
-    ------
-    WireError
-        If one is not finite.
-    """
-    with np.errstate(over="ignore"):
-        travelled = scalars.astype(np.float32).astype(np.float64)
-        found: np.ndarray = (travelled / (2.0 * mu * len(scalars))).astype(np.float32)
-    if not np.isfinite(found).all():
-        raise WireError("A loss difference gives a step that is not finite; lower the rates.")
-    return found
+__all__ = ["ZOStepReply", "ZOStepRequest"]
 
 
 @dataclass(frozen=True)

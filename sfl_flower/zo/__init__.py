@@ -6,15 +6,17 @@ Needs torch and numpy, nothing of Flower.
 from __future__ import annotations
 
 from sfl_flower.zo.clipping import clip_scalars
-from sfl_flower.zo.directions import Direction
+from sfl_flower.zo.coefficients import step_coefficients
+from sfl_flower.zo.directions import Direction, Directions
 from sfl_flower.zo.entry import Entry
 from sfl_flower.zo.estimators import loss_scalars, surrogate_scalars
 from sfl_flower.zo.header import JournalHeader, manifest_digest, params_digest
 from sfl_flower.zo.journal import Journal, Tail, decode_tail
-from sfl_flower.zo.keys import LAWS, SHARED_STREAM, Key, run_key
+from sfl_flower.zo.keys import SHARED_STREAM, Key, client_stream, run_key, step_keys
+from sfl_flower.zo.laws import LAWS
 from sfl_flower.zo.optimizers import OPTIMIZERS, OptimizerSpec
 from sfl_flower.zo.replica import Replica
-from sfl_flower.zo.vector import ParameterVector
+from sfl_flower.zo.vector import ParameterVector, trained_names
 from sfl_flower.zo.walk import Walk
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "OPTIMIZERS",
     "SHARED_STREAM",
     "Direction",
+    "Directions",
     "Entry",
     "Journal",
     "JournalHeader",
@@ -31,11 +34,15 @@ __all__ = [
     "Replica",
     "Tail",
     "Walk",
+    "client_stream",
     "clip_scalars",
     "decode_tail",
     "loss_scalars",
     "manifest_digest",
     "params_digest",
     "run_key",
+    "step_coefficients",
+    "step_keys",
     "surrogate_scalars",
+    "trained_names",
 ]

@@ -1,71 +1,107 @@
-"""Directions ``u``: pure functions of (run, key, law, size), readable from any element on.
+"""Directions ``u``: pure functions of run, law, shapes and key, readable from any element on.
 
 The format is specified in ``docs/directions.md`` and held by golden vectors in the tests.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.zo.gaussian import normals
-from sfl_flower.zo.keys import Key, check_law, philox_key
-from sfl_flower.zo.signs import SignWriter, expand_torch
-from sfl_flower.zo.words import WordStream
+from sfl_flower.zo.keys import RUN_KEY_BYTES, Key, philox_key, step_keys
+from sfl_flower.zo.law import F32, Scratch, Shapes, Values, elements
+from sfl_flower.zo.laws import find_law
 
-__all__ = ["BLOCK", "Direction"]
+__all__ = ["BLOCK", "Direction", "Directions"]
 
 BLOCK = 65536
 """Elements worked on at a time: the float32 block and its indices stay in the L2 cache."""
 
-F32 = NDArray[np.float32]
-_FIXED_POINT = 2.0**30
 _DEVICE_BLOCK = 1 << 22
 
 
-class Direction:
-    """One random direction over the flat vector of zeroth-order-trained parameters.
+class Directions:
+    """All directions of a run over some tensors, each a pure function of its key.
 
-    Every law has ``E[u uᵀ] = I``, so the estimator scale of the papers is 1 for each of them
-    (``methods.md`` 0.3: the sphere here has radius ``√d``).
+    Every law has ``E[u uᵀ] = I``, so the scale of the papers' estimators is 1 for each of them.
 
     Parameters
     ----------
-    run_key
+    run_key : bytes
         16 bytes from `sfl_flower.zo.run_key`.
-    key
-        Round, step, stream and probe.
-    size
-        Number of elements ``d``, ≥ 1.
-    law
-        ``"rademacher"`` (±1), ``"gaussian"`` or ``"sphere"``.
+    law : str
+        A name of `sfl_flower.zo.LAWS`.
+    shapes : sequence of tuple of int
+        Shapes of the tensors that the directions move, in the order of the flat vector
+        (`ParameterVector.shapes`).
+
+    Attributes
+    ----------
+    run_key, law, shapes : bytes, str, tuple
+        As given.
+    size : int
+        Number of elements ``d``.
 
     Raises
     ------
     ConfigError
         If an argument is outside its legal range.
-
-    Notes
-    -----
-    The words of a Rademacher direction (``d / 8`` bytes) are drawn at first use and kept, so a
-    step never draws twice. Gaussian and sphere values are made again at each use: their words
-    would weigh as much as the parameters.
     """
 
-    def __init__(self, run_key: bytes, key: Key, size: int, law: str = "rademacher") -> None:
-        if type(size) is not int or size < 1:
-            raise ConfigError(f"A direction has size {size!r}; it needs at least 1 element.")
-        check_law(law)
-        self.key, self.size, self.law = key, size, law
-        self._philox_key = philox_key(run_key, key, law)
-        self._sign_bytes: NDArray[np.uint8] | None = None
-        self._radius_scale: float | None = None
+    def __init__(self, run_key: bytes, law: str, shapes: Sequence[tuple[int, ...]]) -> None:
+        if len(run_key) != RUN_KEY_BYTES:
+            raise ConfigError(
+                f"run_key must be {RUN_KEY_BYTES} bytes; make one with zo.run_key(seed)."
+            )
+        self._law = find_law(law)
+        self.run_key, self.law = run_key, law
+        self.shapes: Shapes = tuple(tuple(shape) for shape in shapes)
+        if any(type(n) is not int or n < 0 for shape in self.shapes for n in shape):
+            raise ConfigError(
+                f"Directions got the shapes {self.shapes}; each is a tuple of ints from 0 on."
+            )
+        self.size = elements(self.shapes)
+        if self.size < 1:
+            raise ConfigError(f"Directions of shapes {self.shapes} have no element; they need one.")
+
+    def of(self, key: Key) -> Direction:
+        """Return the direction that a key names; what it draws is kept for further use."""
+        return Direction(self, key)
+
+    def of_step(self, round: int, step: int, stream: int, probes: int) -> list[Direction]:
+        """Return the directions of one mini-batch or local step, see `step_keys`."""
+        return [self.of(key) for key in step_keys(round, step, stream, probes)]
+
+    def values(self, key: Key, once: bool = False) -> Values:
+        """Return the elements of the direction that a key names, see `Law.values`."""
+        stream_key = philox_key(self.run_key, key, self._law.tag)
+        return self._law.values(stream_key, self.shapes, once)
+
+
+class Direction:
+    """One random direction over the flat vector of zeroth-order-trained parameters.
+
+    Parameters
+    ----------
+    directions : Directions
+        Those of the run.
+    key : Key
+        Round, step, stream and probe.
+
+    Attributes
+    ----------
+    key, law, shapes, size
+        Of this direction, as in `Directions`.
+    """
+
+    def __init__(self, directions: Directions, key: Key) -> None:
+        self.key, self.law = key, directions.law
+        self.shapes, self.size = directions.shapes, directions.size
+        self._values = directions.values(key)
 
     def __repr__(self) -> str:
         return f"Direction({self.key}, size={self.size}, law={self.law!r})"
@@ -75,8 +111,9 @@ class Direction:
         stop = self.size if stop is None else stop
         self._check_range(start, stop)
         out = np.empty(stop - start, dtype=np.float32)
+        product = self._values.times(np.float32(1.0), _scratch())
         for low, high in _blocks(start, stop, BLOCK):
-            self.write(out[low - start : high - start], low, np.float32(1.0))
+            product.write(out[low - start : high - start], low)
         return torch.from_numpy(out)
 
     def add_to(self, out: Tensor, base: Tensor, scale: float, start: int = 0) -> None:
@@ -84,11 +121,11 @@ class Direction:
 
         Parameters
         ----------
-        out, base
+        out, base : Tensor
             Contiguous float32 vectors of one length on one device; ``out`` may be ``base``.
-        scale
+        scale : float
             Rounded to float32 first; product and sum are then two float32 operations.
-        start
+        start : int
             Element of the direction that meets ``base[0]``.
 
         Raises
@@ -109,65 +146,28 @@ class Direction:
 
     def _add_numpy(self, out: F32, base: F32, constant: np.float32, start: int) -> None:
         scratch = np.empty(min(BLOCK, len(out)), dtype=np.float32)
-        signs = SignWriter(constant, np.empty(BLOCK // 8, dtype=np.intp))
+        product = self._values.times(constant, _scratch())
         for low, high in _blocks(start, start + len(out), BLOCK):
-            step = scratch[: high - low]
-            if self.law == "rademacher":
-                signs.write(self._packed(low, high), step, low % 8)
-            else:
-                self.write(step, low, constant)
-            here = slice(low - start, high - start)
+            step, here = scratch[: high - low], slice(low - start, high - start)
+            product.write(step, low)
             np.add(base[here], step, out=out[here])
 
     def _add_device(self, out: Tensor, base: Tensor, constant: np.float32, start: int) -> None:
-        """Do the same on another device, to the same bits: the words move, not the values."""
+        """Do the same on another device, to the same bits."""
         for low, high in _blocks(start, start + out.numel(), _DEVICE_BLOCK):
             here = slice(low - start, high - start)
-            if self.law == "rademacher":
-                packed = torch.from_numpy(self._packed(low, high)).to(out.device)
-                step = expand_torch(packed, float(constant))[low % 8 :][: high - low]
-            else:
-                step = self.values(low, high).to(out.device) * float(constant)
+            step = self._values.on(out.device, low, high, constant)
             torch.add(base[here], step, out=out[here])
-
-    def _packed(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Bytes that hold the signs of elements ``start .. stop``, drawn once."""
-        if self._sign_bytes is None:
-            self._sign_bytes = WordStream(self._philox_key).read_bytes(-(-self.size // 64))
-        return self._sign_bytes[start // 8 : -(-stop // 8)]
-
-    def write(self, out: F32, start: int, constant: np.float32) -> None:
-        """Write ``constant * u[start : start + len(out)]`` into a numpy vector."""
-        if self.law == "rademacher":
-            packed = self._packed(start, start + len(out))
-            index = np.empty(len(packed), dtype=np.intp)
-            SignWriter(constant, index).write(packed, out, start % 8)
-            return
-        stream = WordStream(self._philox_key, start // 2)
-        words = stream.read_bytes((start % 2 + len(out) + 1) // 2).view("<u4")
-        values = normals(words[start % 2 :][: len(out)].astype(np.uint32, copy=False))
-        if self.law == "sphere":
-            scaled = np.multiply(values.astype(np.float64), self._sphere_scale())
-            values = scaled.astype(np.float32)
-        np.multiply(values, constant, out=out)
-
-    def _sphere_scale(self) -> float:
-        """``√(d / ‖x‖²)`` with the squared norm summed exactly, in units of ``2**-30``."""
-        if self._radius_scale is None:
-            total, stream = 0, WordStream(self._philox_key)
-            for low, high in _blocks(0, self.size, BLOCK):
-                words = stream.read_bytes((high - low + 1) // 2).view("<u4")[: high - low]
-                x = normals(words).astype(np.float64)
-                fixed = np.rint(np.multiply(np.multiply(x, x), _FIXED_POINT))
-                total += int(fixed.astype(np.int64).sum())
-            self._radius_scale = math.sqrt((self.size << 30) / max(total, 1))
-        return self._radius_scale
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.size:
             raise ConfigError(
                 f"Elements {start}..{stop} are not inside a direction of {self.size} elements."
             )
+
+
+def _scratch() -> Scratch:
+    return np.empty(BLOCK // 8 + 1, dtype=np.intp)
 
 
 def _blocks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

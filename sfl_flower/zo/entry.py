@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.zo.keys import SHARED_STREAM, Key
+from sfl_flower.zo.keys import SHARED_STREAM, Key, step_keys
 
 __all__ = ["DIGEST_BYTES", "MAX_COEFFICIENT", "MAX_COEFFICIENTS", "MAX_LR", "Entry"]
 
@@ -35,17 +35,17 @@ class Entry:
 
     Attributes
     ----------
-    round
+    round : int
         Round of the update; increases along a journal.
-    lr
+    lr : float
         Learning rate, float64, in ``0 .. 1e6``.
-    streams
+    streams : tuple of int
         ``(0,)`` for shared directions, else the clients' streams, increasing.
-    steps, probes
+    steps, probes : int
         Mini-batches per exchange and probes per mini-batch, ≥ 1.
-    coefficients
+    coefficients : numpy.ndarray
         float32 ``[len(streams), steps, probes]``, at most ±1e12; kept as a read-only copy.
-    checkpoint
+    checkpoint : bytes
         Digest of the parameters after this entry (32 bytes), or empty.
 
     Raises
@@ -95,8 +95,7 @@ class Entry:
         """Yield the keys of the directions in the order of the coefficients."""
         for stream in self.streams:
             for step in range(self.steps):
-                for probe in range(self.probes):
-                    yield Key(self.round, step, stream, probe)
+                yield from step_keys(self.round, step, stream, self.probes)
 
     def encode(self) -> bytes:
         """Return the canonical bytes (format: ``docs/journal.md``)."""

@@ -98,7 +98,7 @@ def normal_quantile(p: F64) -> F64:
 
     Parameters
     ----------
-    p
+    p : numpy.ndarray
         float64, any shape, ``exp(-25) <= p <= 1 - exp(-25)`` (the range of `normals`).
     """
     q = np.subtract(p, 0.5)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sfl_flower.errors import ConfigError, JournalError, WireError
 from sfl_flower.zo.entry import DIGEST_BYTES
-from sfl_flower.zo.keys import LAWS, RUN_KEY_BYTES, check_law
+from sfl_flower.zo.keys import RUN_KEY_BYTES
+from sfl_flower.zo.laws import LAWS, find_law
 from sfl_flower.zo.optimizers import OptimizerSpec
 
 __all__ = ["HEADER_BYTES", "JournalHeader", "chain", "manifest_digest", "params_digest"]
@@ -43,15 +44,15 @@ class JournalHeader:
 
     Attributes
     ----------
-    run_key
+    run_key : bytes
         16 bytes, `sfl_flower.zo.run_key`.
-    manifest_digest
+    manifest_digest : bytes
         Digest of names and shapes, 32 bytes.
-    params_digest
+    params_digest : bytes
         Digest of the initial parameters, 32 bytes.
-    law
+    law : str
         Law of the directions.
-    optimizer
+    optimizer : OptimizerSpec
         The client optimiser.
 
     Raises
@@ -85,7 +86,7 @@ class JournalHeader:
         return _HEAD.pack(
             _MAGIC,
             _FORMAT,
-            check_law(self.law),
+            find_law(self.law).tag,
             0,
             self.run_key,
             self.optimizer.encode(),
@@ -105,13 +106,13 @@ class JournalHeader:
         if len(data) != HEADER_BYTES:
             raise WireError(f"A journal header is {HEADER_BYTES} bytes; these are {len(data)}.")
         magic, form, law, zero, run, optimizer, manifest, params = _HEAD.unpack(data)
-        if magic != _MAGIC or form != _FORMAT or zero or law >= len(LAWS):
+        if magic != _MAGIC or form != _FORMAT or zero:
             raise WireError("These bytes are not a journal header of format 1.")
         try:
-            spec = OptimizerSpec.decode(optimizer)
+            name, spec = find_law(law).name, OptimizerSpec.decode(optimizer)
         except ConfigError as error:
             raise WireError(f"A received journal header is not legal: {error}") from error
-        return cls(run, manifest, params, LAWS[law], spec)
+        return cls(run, manifest, params, name, spec)
 
     def digest(self) -> bytes:
         """Return the start of the digest chain, ``d_0``."""

@@ -28,13 +28,13 @@ class Tail:
 
     Attributes
     ----------
-    since
+    since : int
         Version that the first entry builds on.
-    last_round
+    last_round : int
         Round of the entry before the first, -1 if there is none.
-    base, digest
+    base, digest : bytes
         Running digest before the first and after the last entry.
-    entries
+    entries : tuple of Entry
         In order; may be empty.
     """
 
@@ -129,14 +129,14 @@ class Journal:
 
     Parameters
     ----------
-    header
+    header : JournalHeader
         What the entries' meaning depends on; its digest starts the chain.
 
     Attributes
     ----------
-    header
+    header : JournalHeader
         As given.
-    base
+    base : int
         Oldest version from which a tail can still be made.
     """
 
@@ -241,9 +241,9 @@ class Journal:
 
         Parameters
         ----------
-        data
+        data : bytes
             The bytes.
-        source
+        source : str
             What they are, for the error message.
 
         Raises

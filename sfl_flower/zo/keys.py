@@ -8,13 +8,19 @@ from hashlib import blake2b
 
 from sfl_flower.errors import ConfigError
 
-__all__ = ["LAWS", "RUN_KEY_BYTES", "SHARED_STREAM", "Key", "check_law", "philox_key", "run_key"]
-
-LAWS: tuple[str, ...] = ("rademacher", "gaussian", "sphere")
-"""Laws of a direction ``u``; each has ``E[u uᵀ] = I``. The index in this tuple is the wire tag."""
+__all__ = [
+    "RUN_KEY_BYTES",
+    "SHARED_STREAM",
+    "Key",
+    "client_stream",
+    "philox_key",
+    "run_key",
+    "step_keys",
+]
 
 RUN_KEY_BYTES = 16
 SHARED_STREAM = 0
+"""The stream of directions that the clients of a round share."""
 _LIMIT = 1 << 32
 _PERSON = b"sfl.direction.1"
 _RUN_PERSON = b"sfl.run-key.1"
@@ -26,13 +32,13 @@ class Key:
 
     Attributes
     ----------
-    round
+    round : int
         Round of the journal entry.
-    step
+    step : int
         Mini-batch within the exchange (or local step).
-    stream
-        0 for directions shared by the round's clients; client ``c``'s own are stream ``c + 1``.
-    probe
+    stream : int
+        `SHARED_STREAM`, or the `client_stream` of a client with directions of its own.
+    probe : int
         Index of the probe, ``p`` in the papers.
 
     Raises
@@ -54,6 +60,24 @@ class Key:
                     f"Key.{name} is {value!r}; it must be an int in 0 .. 2**32 - 1 "
                     "(it is written on the wire as an unsigned 32-bit number)."
                 )
+
+
+def client_stream(partition: int) -> int:
+    """Return the stream of a client's own directions: 1 and up, for 0 is `SHARED_STREAM`."""
+    return partition + 1
+
+
+def step_keys(round: int, step: int, stream: int, probes: int) -> list[Key]:
+    """Return the keys of the directions of one mini-batch or local step, in their order.
+
+    Parameters
+    ----------
+    round, step, stream : int
+        As in `Key`.
+    probes : int
+        P, their number.
+    """
+    return [Key(round, step, stream, probe) for probe in range(probes)]
 
 
 def run_key(*parts: int | str | bytes) -> bytes:
@@ -84,24 +108,24 @@ def run_key(*parts: int | str | bytes) -> bytes:
     return state.digest()
 
 
-def check_law(law: str) -> int:
-    """Return the wire tag of ``law``; raise `ConfigError` naming the legal laws otherwise."""
-    if law not in LAWS:
-        raise ConfigError(f"Unknown direction law {law!r}; use one of {', '.join(LAWS)}.")
-    return LAWS.index(law)
-
-
-def philox_key(run: bytes, key: Key, law: str) -> int:
+def philox_key(run: bytes, key: Key, tag: int) -> int:
     """Return the 128-bit Philox key of a direction (format: ``docs/directions.md``).
+
+    Parameters
+    ----------
+    run : bytes
+        From `run_key`, 16 bytes.
+    key : Key
+        Of the direction.
+    tag : int
+        Of the law.
 
     Raises
     ------
     ConfigError
-        If ``run`` is not 16 bytes or the law is unknown.
+        If ``run`` is not 16 bytes.
     """
     if len(run) != RUN_KEY_BYTES:
         raise ConfigError(f"run_key must be {RUN_KEY_BYTES} bytes; make one with zo.run_key(seed).")
-    message = run + struct.pack(
-        "<BQQQQ", check_law(law), key.round, key.step, key.stream, key.probe
-    )
+    message = run + struct.pack("<BQQQQ", tag, key.round, key.step, key.stream, key.probe)
     return int.from_bytes(blake2b(message, digest_size=16, person=_PERSON).digest(), "little")

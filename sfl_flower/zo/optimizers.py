@@ -27,13 +27,13 @@ class OptimizerSpec:
 
     Attributes
     ----------
-    name
+    name : str
         ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``, with torch's update rules.
-    momentum, beta1, beta2
+    momentum, beta1, beta2 : float
         In ``[0, 1)``.
-    eps
+    eps : float
         At least 1e-30.
-    weight_decay
+    weight_decay : float
         In ``0 .. 1e3``; added to the gradient, for ``adamw`` decoupled from it.
 
     Raises
@@ -95,11 +95,11 @@ class Step:
 
     Parameters
     ----------
-    spec
+    spec : OptimizerSpec
         The optimiser.
-    lr
+    lr : float
         Learning rate of this entry.
-    powers
+    powers : tuple of float
         ``(β1**t, β2**t)`` for this step's count ``t``, kept as running float64 products.
     """
 
@@ -127,9 +127,9 @@ class Step:
 
         Parameters
         ----------
-        theta, g, scratch
+        theta, g, scratch : numpy.ndarray
             float32 vectors of one length; ``g`` sums the directions with `coefficients`.
-        slots
+        slots : dict of str to numpy.ndarray
             State blocks by name, of the same length.
         """
         spec = self._spec

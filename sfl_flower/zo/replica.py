@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError, JournalError
-from sfl_flower.zo.accumulate import Workspace
+from sfl_flower.zo.directions import Directions
 from sfl_flower.zo.entry import DIGEST_BYTES, Entry
 from sfl_flower.zo.header import JournalHeader, chain, params_digest
 from sfl_flower.zo.journal import Tail
-from sfl_flower.zo.optimizers import Step
-from sfl_flower.zo.walk import update
+from sfl_flower.zo.walk import Walk
 
 __all__ = ["Replica"]
 
@@ -27,52 +26,56 @@ class Replica:
     Two replicas that applied the same entries are equal to the bit, whatever the machine and
     however the entries were grouped.
 
+    Parameters
+    ----------
+    header : JournalHeader
+        Of the journal that is followed.
+    walk : Walk
+        Parameters and optimiser state at this version.
+    version, last_round, digest : int, int, bytes
+        As the attributes.
+
     Attributes
     ----------
-    header
-        Of the journal that is followed.
-    theta
-        Flat float32 parameters on the CPU; updated in place.
-    slots
-        Optimiser state by name, each like ``theta``.
-    powers
-        ``(β1**t, β2**t)`` as running float64 products, never ``pow``.
-    version
+    header : JournalHeader
+        As given.
+    version : int
         Number of entries applied since version 0.
-    last_round
+    last_round : int
         Round of the last entry, -1 at version 0.
-    digest
+    digest : bytes
         Running digest of the journal at `version`, 32 bytes; empty after an interrupted
         `apply`, which only a download repairs.
     """
 
     def __init__(
-        self,
-        header: JournalHeader,
-        theta: Tensor,
-        slots: dict[str, Tensor],
-        powers: tuple[float, float],
-        version: int,
-        last_round: int,
-        digest: bytes,
+        self, header: JournalHeader, walk: Walk, version: int, last_round: int, digest: bytes
     ) -> None:
         self.header = header
-        self.theta = theta
-        self.slots = slots
-        self.powers = powers
+        self._walk = walk
         self.version = version
         self.last_round = last_round
         self.digest = digest
-        self._workspace: Workspace | None = None
 
     @classmethod
-    def initial(cls, theta: Tensor, header: JournalHeader) -> Self:
+    def initial(
+        cls, theta: Tensor, header: JournalHeader, shapes: Sequence[tuple[int, ...]]
+    ) -> Self:
         """Return the replica at version 0, with a copy of ``theta``.
+
+        Parameters
+        ----------
+        theta : Tensor
+            Flat float32 parameters.
+        header : JournalHeader
+            Of the journal.
+        shapes : sequence of tuple of int
+            Of the tensors that ``theta`` holds, in its order (`ParameterVector.shapes`).
 
         Raises
         ------
         ConfigError
-            If ``theta`` is not a flat float32 vector.
+            If ``theta`` is not a flat float32 vector of these shapes.
         JournalError
             If it is not the vector that the header was made for.
         """
@@ -86,13 +89,28 @@ class Replica:
             raise JournalError(
                 "The initial parameters are not those of the journal's header; download them."
             )
-        slots = {name: torch.zeros_like(copy) for name in header.optimizer.slots}
-        return cls(header, copy, slots, (1.0, 1.0), 0, -1, header.digest())
+        directions = Directions(header.run_key, header.law, shapes)
+        return cls(header, Walk(copy, header.optimizer, directions), 0, -1, header.digest())
+
+    @property
+    def theta(self) -> Tensor:
+        """Flat float32 parameters on the CPU; updated in place."""
+        return self._walk.theta
+
+    @property
+    def slots(self) -> dict[str, Tensor]:
+        """Optimiser state by name, each like ``theta``."""
+        return {name: torch.from_numpy(slot) for name, slot in self._walk.slots.items()}
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """``(β1**t, β2**t)`` as running float64 products."""
+        return self._walk.powers
 
     @property
     def nbytes(self) -> int:
         """Bytes of parameters and optimiser state."""
-        return 4 * self.theta.numel() * (1 + len(self.slots))
+        return 4 * self.theta.numel() * (1 + len(self._walk.slots))
 
     def params_digest(self) -> bytes:
         """Return the digest of ``theta``, as a checkpoint holds it."""
@@ -100,16 +118,8 @@ class Replica:
 
     def clone(self) -> Self:
         """Return an independent copy."""
-        slots = {name: slot.clone() for name, slot in self.slots.items()}
-        return type(self)(
-            self.header,
-            self.theta.clone(),
-            slots,
-            self.powers,
-            self.version,
-            self.last_round,
-            self.digest,
-        )
+        walk = self._walk.clone()
+        return type(self)(self.header, walk, self.version, self.last_round, self.digest)
 
     def apply(self, entry: Entry) -> None:
         """Apply one entry in place and extend the digest.
@@ -126,20 +136,18 @@ class Replica:
             raise JournalError(
                 f"An entry of round {entry.round} cannot follow round {self.last_round}."
             )
-        backup = self.clone() if entry.checkpoint else None
-        digest, spec = chain(self.digest, entry.encode()), self.header.optimizer
-        powers = (self.powers[0] * spec.beta1, self.powers[1] * spec.beta2)
-        step = Step(spec, entry.lr, powers)
+        backup = self._walk.clone() if entry.checkpoint else None
+        before, digest = self.digest, chain(self.digest, entry.encode())
         self.digest = b""
-        self._update(entry, step)
+        self._walk.step(list(entry.keys()), entry.coefficients, entry.lr)
         if backup is not None and self.params_digest() != entry.checkpoint:
-            self._restore(backup)
+            self._walk.restore(backup)
+            self.digest = before
             raise JournalError(
                 f"After round {entry.round} the parameters differ from the checkpoint; "
                 "download afresh."
             )
-        self.powers, self.version, self.last_round = powers, self.version + 1, entry.round
-        self.digest = digest
+        self.version, self.last_round, self.digest = self.version + 1, entry.round, digest
 
     def replay(self, entries: Iterable[Entry]) -> None:
         """Apply entries in order; what was applied before a failing one stays applied."""
@@ -161,29 +169,6 @@ class Replica:
             )
         self.replay(tail.entries)
 
-    def _update(self, entry: Entry, step: Step) -> None:
-        theta = self.theta.numpy()
-        slots = {name: slot.numpy() for name, slot in self.slots.items()}
-        if self._workspace is None:
-            self._workspace = Workspace(len(theta))
-        header, keys = self.header, list(entry.keys())
-        update(
-            theta,
-            slots,
-            step,
-            header.run_key,
-            header.law,
-            keys,
-            entry.coefficients,
-            self._workspace,
-        )
-
-    def _restore(self, backup: Replica) -> None:
-        self.theta.copy_(backup.theta)
-        for name, slot in self.slots.items():
-            slot.copy_(backup.slots[name])
-        self.digest = backup.digest
-
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything but the header as arrays (copies), for a message or a file."""
         arrays: dict[str, NDArray[Any]] = {"theta": self.theta.numpy().copy()}
@@ -195,34 +180,34 @@ class Replica:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, NDArray[Any]], header: JournalHeader, size: int
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        header: JournalHeader,
+        shapes: Sequence[tuple[int, ...]],
     ) -> Self:
         """Rebuild a replica from `to_arrays`; arrays are copied.
 
         Parameters
         ----------
-        arrays
+        arrays : mapping of str to numpy.ndarray
             As returned by `to_arrays`.
-        header
+        header : JournalHeader
             Of the journal.
-        size
-            Number of parameters that is expected.
+        shapes : sequence of tuple of int
+            Of the tensors that are expected.
 
         Raises
         ------
         JournalError
             If a name, dtype, shape or value is not as it must be.
         """
-        _check_arrays(arrays, header, size)
-        slots = {name: _tensor(arrays[f"slot.{name}"]) for name in header.optimizer.slots}
+        directions = Directions(header.run_key, header.law, shapes)
+        _check_arrays(arrays, header, directions.size)
+        theta = torch.from_numpy(np.array(arrays["theta"], dtype=np.float32))
+        state = {k: v for k, v in arrays.items() if k == "powers" or k.startswith("slot.")}
         version, last_round = (int(value) for value in arrays["position"])
-        powers = (float(arrays["powers"][0]), float(arrays["powers"][1]))
-        digest = arrays["digest"].tobytes()
-        return cls(header, _tensor(arrays["theta"]), slots, powers, version, last_round, digest)
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.float32))
+        walk = Walk(theta, header.optimizer, directions, state)
+        return cls(header, walk, version, last_round, arrays["digest"].tobytes())
 
 
 def _check_arrays(arrays: Mapping[str, NDArray[Any]], header: JournalHeader, size: int) -> None:

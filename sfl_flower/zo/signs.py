@@ -1,4 +1,4 @@
-"""Signs from bits: the arithmetic of ±1 directions, without a product.
+"""Rademacher directions: signs from bits, without a product.
 
 Element ``8 j + b`` has its sign in bit ``b`` of byte ``j``; bit 1 means minus. On the CPU a byte
 selects a row of a table that holds the 8 signed constants: one array operation writes 8
@@ -8,37 +8,89 @@ sign bit costs the same, and needs a permuted layout.)
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["SignWriter", "expand_torch"]
+from sfl_flower.zo.law import F32, Law, Product, Scratch, Shapes, Values, elements
+from sfl_flower.zo.words import WordStream
 
-F32 = NDArray[np.float32]
+__all__ = ["Rademacher"]
 
+_WORD = 64
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _SIGNS = np.subtract(np.float32(1.0), np.multiply(np.float32(2.0), _BITS.astype(np.float32)))
 
 
-class SignWriter:
-    """Writes ``±constant`` for packed sign bits.
+class Rademacher(Law):
+    """±1 with equal chance; the lowest variance, and one random bit an element."""
 
-    Parameters
-    ----------
-    constant
-        The magnitude (and overall sign); row ``b`` of the table is ``±constant`` for byte ``b``.
-    index
-        Buffer for as many indices as one call of `write` has bytes; may be shared.
-    """
+    name: ClassVar[str] = "rademacher"
+    tag: ClassVar[int] = 0
 
-    def __init__(self, constant: np.float32, index: NDArray[np.intp]) -> None:
+    def values(self, stream_key: int, shapes: Shapes, once: bool) -> Values:
+        """Return the signs; unless read once, the words are drawn at first use and kept."""
+        return _Streamed(stream_key) if once else _Kept(stream_key, elements(shapes))
+
+
+class _Signs(Values):
+    """Signs of packed bits."""
+
+    def packed(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return the bytes that hold the signs of elements ``start .. stop``."""
+        raise NotImplementedError
+
+    def write(self, out: F32, start: int, constant: np.float32) -> None:
+        self.times(constant, np.empty(len(out) // 8 + 2, dtype=np.intp)).write(out, start)
+
+    def times(self, constant: np.float32, scratch: Scratch) -> Product:
+        return _SignProduct(self, constant, scratch)
+
+    def on(self, device: torch.device, start: int, stop: int, constant: np.float32) -> Tensor:
+        packed = torch.from_numpy(self.packed(start, stop)).to(device)
+        return _expand(packed, float(constant))[start % 8 :][: stop - start]
+
+
+class _Kept(_Signs):
+    """Words of a direction that is used again: ``d / 8`` bytes, so a step never draws twice."""
+
+    def __init__(self, stream_key: int, size: int) -> None:
+        self._key, self._size = stream_key, size
+        self._bytes: NDArray[np.uint8] | None = None
+
+    def packed(self, start: int, stop: int) -> NDArray[np.uint8]:
+        if self._bytes is None:
+            self._bytes = WordStream(self._key).read_bytes(-(-self._size // _WORD))
+        return self._bytes[start // 8 : -(-stop // 8)]
+
+
+class _Streamed(_Signs):
+    """Words read from front to back: none is kept, and one that was passed is drawn again."""
+
+    def __init__(self, stream_key: int) -> None:
+        self._key, self._words, self._at = stream_key, WordStream(stream_key), 0
+
+    def packed(self, start: int, stop: int) -> NDArray[np.uint8]:
+        first, last = start // _WORD, -(-stop // _WORD)
+        if first != self._at:
+            self._words = WordStream(self._key, first)
+        found, self._at = self._words.read_bytes(last - first), last
+        return found[start // 8 - 8 * first : -(-stop // 8) - 8 * first]
+
+
+class _SignProduct:
+    """``±constant``; row ``b`` of its table is that for the bits of byte ``b``."""
+
+    def __init__(self, signs: _Signs, constant: np.float32, scratch: Scratch) -> None:
+        self._signs, self._scratch = signs, scratch
         self._table = np.multiply(_SIGNS, constant)
-        self._index = index
 
-    def write(self, packed: NDArray[np.uint8], out: F32, skip: int = 0) -> None:
-        """Fill ``out``, whose first element is bit ``skip`` of ``packed[0]``."""
-        index = self._index[: len(packed)]
+    def write(self, out: F32, start: int) -> None:
+        packed, skip = self._signs.packed(start, start + len(out)), start % 8
+        index = self._scratch[: len(packed)]
         index[:] = packed
         if skip == 0 and len(out) == 8 * len(packed):
             self._table.take(index, axis=0, out=out.reshape(-1, 8), mode="clip")
@@ -47,7 +99,7 @@ class SignWriter:
             out[:] = rows.reshape(-1)[skip : skip + len(out)]
 
 
-def expand_torch(packed: Tensor, constant: float) -> Tensor:
+def _expand(packed: Tensor, constant: float) -> Tensor:
     """Return ``±constant`` for the 8 bits of each byte: float32, on the device of ``packed``."""
     shifts = torch.arange(8, dtype=torch.int32, device=packed.device)
     bits = (packed.to(torch.int32).unsqueeze(1) >> shifts) << 31

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.zo.directions import Direction
+from sfl_flower.zo.directions import Direction, Directions
 
-__all__ = ["ParameterVector"]
+__all__ = ["ParameterVector", "trained_names"]
 
 _MAGIC = b"SFLm\x01"
 
@@ -22,23 +22,23 @@ class ParameterVector:
 
     The current values are copied into `anchor`, and each parameter's storage becomes a view of
     it. A probe writes ``anchor + scale * u`` into a second buffer and points the parameters
-    there, so restoring is pointing back: nothing is ever subtracted (``methods.md`` 0.4, rule 2).
+    there, so restoring is pointing back: nothing is ever subtracted, and nothing drifts.
 
     Parameters
     ----------
-    module
+    module : nn.Module
         Holds the parameters. Buffers and frozen parameters stay as they are, in any dtype.
-    names
+    names : sequence of str, optional
         Qualified names to train; every parameter with ``requires_grad`` when omitted. The order
         given does not matter: canonical order is sorted by name.
 
     Attributes
     ----------
-    names, shapes
+    names, shapes : tuple
         Canonical order of the tensors, tuples of equal length.
-    size
+    size : int
         Number of elements ``d``.
-    anchor
+    anchor : Tensor
         Flat float32 vector of length ``size``, on the parameters' device.
 
     Raises
@@ -81,6 +81,10 @@ class ParameterVector:
         with torch.no_grad():
             self.anchor.copy_(flat)
 
+    def directions(self, run_key: bytes, law: str) -> Directions:
+        """Return the directions of a run and law over these parameters."""
+        return Directions(run_key, law, self.shapes)
+
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Return views of a flat vector of length `size` by name, in the tensors' shapes."""
         return dict(zip(self.names, self._views(flat), strict=True))
@@ -103,11 +107,13 @@ class ParameterVector:
         Raises
         ------
         ConfigError
-            If the direction has another size, or a probe is under way.
+            If the direction is one over other shapes, or a probe is under way.
         """
-        if direction.size != self.size:
+        if direction.shapes != self.shapes:
             raise ConfigError(
-                f"The direction has {direction.size} elements, the parameters {self.size}."
+                f"The direction has {direction.size} elements in {len(direction.shapes)} tensors, "
+                f"the parameters {self.size} in {len(self.shapes)}, or their shapes differ; make "
+                "it with ParameterVector.directions."
             )
         if self._probing:
             raise ConfigError("A probe is under way; probes of one module cannot be nested.")
@@ -133,10 +139,16 @@ class ParameterVector:
             parameter.data = view
 
 
+def trained_names(module: nn.Module, under: str = "") -> list[str]:
+    """Return the names of the trainable parameters that begin with ``under``."""
+    named = module.named_parameters()
+    return [name for name, p in named if p.requires_grad and name.startswith(under)]
+
+
 def _select(module: nn.Module, names: Sequence[str] | None) -> list[tuple[str, nn.Parameter]]:
     known = dict(module.named_parameters())
     if names is None:
-        names = [name for name, parameter in known.items() if parameter.requires_grad]
+        names = trained_names(module)
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ConfigError(f"Unknown parameters {unknown}; the module has {sorted(known)}.")

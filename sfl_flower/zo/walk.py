@@ -1,9 +1,9 @@
-"""Local steps of one client, rebuilt by whoever holds their scalars."""
+"""Flat parameters that take optimiser steps along sums of directions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,73 +12,44 @@ from torch import Tensor
 
 from sfl_flower.errors import ConfigError, JournalError
 from sfl_flower.zo.accumulate import Gradient, Workspace
+from sfl_flower.zo.directions import Directions
 from sfl_flower.zo.keys import Key
+from sfl_flower.zo.law import F32
 from sfl_flower.zo.optimizers import OptimizerSpec, Step
 
-__all__ = ["Walk", "update"]
-
-F32 = NDArray[np.float32]
-
-
-def update(
-    theta: F32,
-    slots: Mapping[str, F32],
-    step: Step,
-    run_key: bytes,
-    law: str,
-    keys: Sequence[Key],
-    coefficients: NDArray[np.float32],
-    work: Workspace,
-) -> None:
-    """Take one optimiser step along ``Σ c_i u_i``, in place and block by block.
-
-    Parameters
-    ----------
-    theta
-        Flat parameters.
-    slots
-        Optimiser state by name, each like ``theta``.
-    step
-        The step's rule and constants.
-    run_key, law, keys
-        Of the directions.
-    coefficients
-        As many as keys.
-    work
-        Made for the size of ``theta``.
-    """
-    size = len(theta)
-    scaled = step.coefficients(coefficients.reshape(-1))
-    gradient = Gradient(run_key, keys, scaled, size, law, work)
-    for low in range(0, size, work.block):
-        here = slice(low, min(size, low + work.block))
-        g, scratch = work.gradient[: here.stop - low], work.first[: here.stop - low]
-        gradient.write(g, low)
-        block = {name: slot[here] for name, slot in slots.items()}
-        step.apply(theta[here], block, g, scratch)
+__all__ = ["Walk"]
 
 
 class Walk:
-    """A client's parameters as it takes local steps from its scalars.
+    """Parameters and optimiser state that are moved by keys and coefficients alone.
 
     Two walks that took the same steps from the same start are equal to the bit, whatever the
     machine: a client whose optimiser is one of `OPTIMIZERS` can send scalars instead of weights.
 
     Parameters
     ----------
-    theta
+    theta : Tensor
         Flat float32 vector on the CPU, updated in place.
-    spec
+    spec : OptimizerSpec
         The optimiser.
-    run_key, law
-        Of the directions.
-    state
+    directions : Directions
+        Those of the run, over the tensors that the vector holds.
+    state : mapping of str to numpy.ndarray, optional
         What `state` gave, to go on with that optimiser state; it starts anew without.
+
+    Attributes
+    ----------
+    theta : Tensor
+        As given.
+    slots : dict of str to numpy.ndarray
+        Optimiser state by name, each float32 like ``theta``.
+    powers : tuple of float
+        ``(β1**t, β2**t)`` as running float64 products, never ``pow``.
 
     Raises
     ------
     ConfigError
-        If ``theta`` is not a flat float32 vector on the CPU.
+        If ``theta`` is not a flat float32 vector on the CPU, or the directions are of another size.
     JournalError
         If the state does not fit the optimiser or the vector.
     """
@@ -87,8 +58,7 @@ class Walk:
         self,
         theta: Tensor,
         spec: OptimizerSpec,
-        run_key: bytes,
-        law: str,
+        directions: Directions,
         state: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         if theta.dtype != torch.float32 or theta.dim() != 1 or theta.device.type != "cpu":
@@ -96,46 +66,70 @@ class Walk:
                 f"A walk needs a flat float32 vector on the CPU; it got {theta.dtype} of shape "
                 f"{tuple(theta.shape)} on {theta.device}."
             )
-        self._theta = theta.detach().numpy()
-        self._spec, self._run_key, self._law = spec, run_key, law
+        if theta.numel() != directions.size:
+            raise ConfigError(
+                f"A walk of {theta.numel()} parameters got directions of {directions.size} "
+                "elements; make them with ParameterVector.directions."
+            )
+        self.theta = theta.detach()
+        self._spec, self._directions = spec, directions
+        self._flat: F32 = self.theta.numpy()
         self._work: Workspace | None = None
         if state is None:
-            self._slots = {name: np.zeros_like(self._theta) for name in spec.slots}
-            self._powers = (1.0, 1.0)
+            self.slots = {name: np.zeros_like(self._flat) for name in spec.slots}
+            self.powers = (1.0, 1.0)
             return
-        wanted = {**{f"slot.{name}": self._theta.shape for name in spec.slots}, "powers": (2,)}
+        wanted = {**{f"slot.{name}": self._flat.shape for name in spec.slots}, "powers": (2,)}
         if {name: array.shape for name, array in state.items()} != wanted:
             raise JournalError(
                 f"The optimiser state holds {sorted(state)}, which does not fit '{spec.name}' over "
-                f"{self._theta.size} parameters; start it anew."
+                f"{self._flat.size} parameters; start it anew."
             )
-        self._slots = {name: np.array(state[f"slot.{name}"], np.float32) for name in spec.slots}
-        self._powers = (float(state["powers"][0]), float(state["powers"][1]))
+        self.slots = {name: np.array(state[f"slot.{name}"], np.float32) for name in spec.slots}
+        self.powers = (float(state["powers"][0]), float(state["powers"][1]))
 
     def step(self, keys: Sequence[Key], coefficients: NDArray[np.float32], lr: float) -> None:
-        """Take one step along ``Σ c_i u(key_i)``.
+        """Take one step along ``Σ c_i u(key_i)``, in place and block by block.
 
         Parameters
         ----------
-        keys
+        keys : sequence of Key
             Of the directions.
-        coefficients
+        coefficients : numpy.ndarray
             float32, as many as keys; every mean and ``1 / (P μ)`` is already in them.
-        lr
+        lr : float
             Learning rate.
         """
         if self._work is None:
-            self._work = Workspace(len(self._theta))
-        spec = self._spec
-        self._powers = (self._powers[0] * spec.beta1, self._powers[1] * spec.beta2)
-        rule = Step(spec, lr, self._powers)
-        update(
-            self._theta, self._slots, rule, self._run_key, self._law, keys, coefficients, self._work
-        )
+            self._work = Workspace(len(self._flat))
+        work, spec, size = self._work, self._spec, len(self._flat)
+        self.powers = (self.powers[0] * spec.beta1, self.powers[1] * spec.beta2)
+        step = Step(spec, lr, self.powers)
+        scaled = step.coefficients(coefficients.reshape(-1))
+        gradient = Gradient(self._directions, keys, scaled, work)
+        for low in range(0, size, work.block):
+            here = slice(low, min(size, low + work.block))
+            g, scratch = work.gradient[: here.stop - low], work.first[: here.stop - low]
+            gradient.write(g, low)
+            block = {name: slot[here] for name, slot in self.slots.items()}
+            step.apply(self._flat[here], block, g, scratch)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return the optimiser state as arrays (no copies), empty for plain SGD."""
-        if not self._slots:
+        if not self.slots:
             return {}
-        slots: dict[str, NDArray[Any]] = {f"slot.{k}": v for k, v in self._slots.items()}
-        return {**slots, "powers": np.array(self._powers, dtype=np.float64)}
+        slots: dict[str, NDArray[Any]] = {f"slot.{k}": v for k, v in self.slots.items()}
+        return {**slots, "powers": np.array(self.powers, dtype=np.float64)}
+
+    def clone(self) -> Self:
+        """Return an independent copy."""
+        copy = type(self)(self.theta.clone(), self._spec, self._directions)
+        copy.restore(self)
+        return copy
+
+    def restore(self, other: Walk) -> None:
+        """Take over parameters and optimiser state of another walk with the same optimiser."""
+        self.theta.copy_(other.theta)
+        for name, slot in self.slots.items():
+            slot[:] = other.slots[name]
+        self.powers = other.powers

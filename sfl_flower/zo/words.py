@@ -31,9 +31,9 @@ class WordStream:
 
     Parameters
     ----------
-    philox_key
+    philox_key : int
         128-bit key, see `sfl_flower.zo.keys.philox_key`.
-    start
+    start : int
         Index of the first word to read, ≥ 0.
     """
 

@@ -115,7 +115,8 @@ def replica_at(found: RunDirectory, version: int) -> Replica:
     """Replay the run's journal from the initial weights."""
     journal = Journal.decode(found.read_bytes("journal.bin"), "The run's journal")
     half = load_task("digits").build(OPTIONS["seed"]).client
-    replica = Replica.initial(ParameterVector(half).anchor, journal.header)
+    vector = ParameterVector(half)
+    replica = Replica.initial(vector.anchor, journal.header, vector.shapes)
     for entry in journal.entries[:version]:
         replica.apply(entry)
     return replica

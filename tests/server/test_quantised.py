@@ -102,7 +102,7 @@ def test_a_journal_replays_to_the_same_bits(
     forget(task.key)  # built anew, as on another machine
     vector = ParameterVector(task.build(0).client)
     assert vector.anchor.dtype == torch.float32 and all("lora_" in n for n in vector.names)
-    replica = Replica.initial(vector.anchor, journal.header)
+    replica = Replica.initial(vector.anchor, journal.header, vector.shapes)
     replica.replay(journal.entries)
     for name, value in vector.named(replica.theta).items():
         assert torch.equal(value, done.model[name])

@@ -267,7 +267,7 @@ def test_the_journal_on_disk_rebuilds_the_client_half(tmp_path: Path) -> None:
     result = run(problem, out=tmp_path / "run", rounds=4, client_optimizer="momentum")
     journal = Journal.load(tmp_path / "run" / "journal.bin")
     vector = ParameterVector(problem.build(0).client)
-    replica = Replica.initial(vector.anchor, journal.header)
+    replica = Replica.initial(vector.anchor, journal.header, vector.shapes)
     replica.replay(journal.entries)
     vector.load(replica.theta)
     expected = tiny.flat(result.model, tiny.CLIENT_NAMES)

@@ -17,7 +17,7 @@ from sfl_flower.split import Whole
 from sfl_flower.strategies.decomfl import DeComFLSettings
 from sfl_flower.training.meter import CallCounter
 from sfl_flower.wire import WalkRequest
-from sfl_flower.zo import Direction, Journal, Key, loss_scalars
+from sfl_flower.zo import Direction, Directions, Journal, Key, loss_scalars
 from tests import tiny
 from tests.local_grid import Fault, changed
 from tests.tiny import CLIENT_SIZE, Trial, begin, equal, flat, run, start, train
@@ -42,7 +42,10 @@ def directions(trial: Trial, round: int, steps: int, probes: int) -> np.ndarray:
     return np.array(
         [
             [
-                Direction(header.run_key, Key(round, h, 0, p), SIZE, header.law).values().numpy()
+                Directions(header.run_key, header.law, [(SIZE,)])
+                .of(Key(round, h, 0, p))
+                .values()
+                .numpy()
                 for p in range(probes)
             ]
             for h in range(steps)

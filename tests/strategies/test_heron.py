@@ -26,8 +26,17 @@ from sfl_flower.node.local_loss import LocalModel, Uploads, local_model
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.strategies import heron as server
 from sfl_flower.task import SplitTask
-from sfl_flower.wire import heron_coefficients, heron_keys
-from sfl_flower.zo import Direction, Key, ParameterVector, accumulate, loss_scalars, run_key
+from sfl_flower.zo import (
+    Direction,
+    Directions,
+    Key,
+    ParameterVector,
+    client_stream,
+    loss_scalars,
+    run_key,
+    step_keys,
+)
+from sfl_flower.zo.law import Values
 from tests import tiny
 from tests.local_grid import Fault, changed
 from tests.tiny import CUT, Trial, begin, equal, start
@@ -240,8 +249,8 @@ def test_a13_scalars_over_mu_are_the_derivatives_of_the_local_loss(estimator: st
             return functional.cross_entropy(functional_call(model, theta, (x,)), y)
 
         found = []
-        for key in heron_keys(1, 0, 0, 16):
-            u = Direction(run_key("heron", 0), key, SIZE).values().double()
+        for key in step_keys(1, 0, client_stream(0), 16):
+            u = Directions(run_key("heron", 0), "rademacher", [(SIZE,)]).of(key).values().double()
             tangent, low = {}, 0
             for name, value in point.items():
                 tangent[name] = u[low : low + value.numel()].view(value.shape)
@@ -255,21 +264,23 @@ def test_a13_scalars_over_mu_are_the_derivatives_of_the_local_loss(estimator: st
         assert errors[1e-1] / errors[1e-2] == pytest.approx(10, rel=0.3)
 
 
-def test_directions_are_a_clients_own_in_every_step_and_probe() -> None:
-    keys = [
-        key
-        for r, partition, step in itertools.product((1, 2), range(3), range(4))
-        for key in heron_keys(r, partition, step, 3)
-    ]
-    assert len(set(keys)) == len(keys)
-    assert heron_keys(7, 2, 5, 2) == [Key(7, 5, 3, 0), Key(7, 5, 3, 1)]
+def test_directions_are_a_clients_own_in_every_step_and_probe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys: list[Key] = []
+    of = Directions.of
 
+    def noted(directions: Directions, key: Key) -> Direction:
+        keys.append(key)
+        return of(directions, key)
 
-def test_the_coefficients_are_a_mean_over_probes() -> None:
-    found = heron_coefficients(np.array([1.0, -2.0], np.float32), 0.25)
-    assert (found.tolist(), str(found.dtype)) == ([2.0, -4.0], "float32")
-    clipped = heron_coefficients(np.array([3.0, -4.0], np.float32), 0.5, 50.0**0.5 / 2)
-    assert clipped.tolist() == pytest.approx([1.5, -2.0])  # the norm was sqrt(50)
+    monkeypatch.setattr(Directions, "of", noted)
+    train(tiny.task(), clients=3, rounds=2, local_steps=4, probes=3)
+    assert set(keys) == {
+        Key(round, step, partition + 1, probe)
+        for round, partition, step, probe in itertools.product((1, 2), range(3), range(4), range(3))
+    }
+    assert len(keys) == 72
 
 
 @contextmanager
@@ -399,15 +410,20 @@ def first_order(monkeypatch: pytest.MonkeyPatch) -> None:
         gradients[direction.key] = torch.cat([part.reshape(-1) for part in parts]).numpy()
         return torch.tensor([mu])
 
-    class Given:
-        def __init__(self, run: bytes, key: Key, size: int, law: str) -> None:
-            self._values = gradients[key]
+    class Given(Values):
+        def __init__(self, values: np.ndarray) -> None:
+            self._values = values
 
         def write(self, out: np.ndarray, start: int, constant: np.float32) -> None:
             np.multiply(self._values[start : start + len(out)], constant, out=out)
 
+    drawn = Directions.values
+
+    def values(directions: Directions, key: Key, once: bool = False) -> Values:
+        return Given(gradients[key]) if once else drawn(directions, key)
+
     monkeypatch.setattr(client, "loss_scalars", exact)
-    monkeypatch.setattr(accumulate, "Direction", Given)
+    monkeypatch.setattr(Directions, "values", values)
 
 
 FO: dict[str, Any] = {"probes": 1, "mu": EXACT_MU, "direction": "gaussian"}
@@ -475,11 +491,8 @@ def test_a3_duplicated_clients_change_no_client_half_and_no_head(mean: str) -> N
 def test_a3_with_equal_streams_duplicates_change_nothing_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def shared(round: int, partition: int, step: int, probes: int) -> list[Key]:
-        return heron_keys(round, partition % 3, step, probes)
-
-    monkeypatch.setattr(client, "heron_keys", shared)
-    monkeypatch.setattr(server, "heron_keys", shared)
+    for module in (client, server):
+        monkeypatch.setattr(module, "client_stream", lambda partition: partition % 3 + 1)
     shares = [tiny.samples(1, n) for n in range(3)]  # one sample: one order of its batch
     once = local(train(tiny.task(shares), clients=3, rounds=2, server_lr=0.0))
     twice = local(train(tiny.task(shares + shares), clients=6, rounds=2, server_lr=0.0))
@@ -502,10 +515,10 @@ def test_identical_clients_have_directions_of_their_own() -> None:
 def test_a_kept_optimizer_state_goes_on_over_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rounds of one step are one round of three, where directions are named by the step."""
 
-    def counted(round: int, partition: int, step: int, probes: int) -> list[Key]:
-        return heron_keys(0, partition, round - 1 + step, probes)
+    def counted(round: int, step: int, stream: int, probes: int) -> list[Key]:
+        return step_keys(0, round - 1 + step, stream, probes)
 
-    monkeypatch.setattr(client, "heron_keys", counted)
+    monkeypatch.setattr(client, "step_keys", counted)
     share = [tiny.samples(1)]
     options: dict[str, Any] = {"clients": 1, "uplink": "weights", "server_lr": 0.0}
     for optimizer in ("momentum", "adam"):

@@ -16,7 +16,7 @@ from sfl_flower.server.trainer import Gradients, Trainer
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
 from sfl_flower.task import Samples
 from sfl_flower.training.schedules import scheduled
-from sfl_flower.zo import Direction, ParameterVector, surrogate_scalars
+from sfl_flower.zo import Directions, ParameterVector, surrogate_scalars
 from tests import tiny
 from tests.local_grid import Fault, changed
 from tests.tiny import CLIENT_NAMES, CLIENT_SIZE, Trial, begin, equal, flat, start, train
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.flower
 class Row:
     """A direction that is given: a row of a matrix."""
 
-    def __init__(self, values: Tensor) -> None:
-        self.values, self.size = values, values.numel()
+    def __init__(self, values: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+        self.values, self.shapes = values, shapes
 
     def add_to(self, out: Tensor, base: Tensor, scale: float) -> None:
         out.copy_(base + scale * self.values)
@@ -40,7 +40,7 @@ def projected(half: nn.Module, x: Tensor, lam: Tensor, mu: float, seed: int) -> 
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((vector.size, vector.size)))[0]
     rows = torch.from_numpy(basis * vector.size**0.5).float()
-    directions: list[Any] = [Row(row) for row in rows]
+    directions: list[Any] = [Row(row, vector.shapes) for row in rows]
     with torch.no_grad():
         z = half(x)
     v = surrogate_scalars(lambda: half(x), vector, directions, mu, z, lam)
@@ -84,7 +84,10 @@ def journalled(trial: Any) -> tuple[np.ndarray, np.ndarray]:
     journal = trial.strategy.mirror.journal
     (entry,) = journal.entries
     directions = [
-        Direction(journal.header.run_key, key, CLIENT_SIZE, journal.header.law).values().numpy()
+        Directions(journal.header.run_key, journal.header.law, [(CLIENT_SIZE,)])
+        .of(key)
+        .values()
+        .numpy()
         for key in entry.keys()
     ]
     return entry.coefficients.reshape(-1) * entry.probes, np.array(directions, np.float64)
@@ -307,7 +310,7 @@ def test_momentum_is_torchs() -> None:
     for entry in journal.entries:
         grad = torch.zeros(CLIENT_SIZE, dtype=torch.float64)
         for key, value in zip(entry.keys(), entry.coefficients.reshape(-1).tolist(), strict=True):
-            direction = Direction(journal.header.run_key, key, CLIENT_SIZE, "rademacher")
+            direction = Directions(journal.header.run_key, "rademacher", [(CLIENT_SIZE,)]).of(key)
             grad += value * direction.values().double()
         theta.grad = grad
         torch_sgd.step()

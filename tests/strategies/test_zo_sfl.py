@@ -19,7 +19,6 @@ from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.strategies import zo_sfl as server
 from sfl_flower.strategies.zo_sfl import ZOSFLSettings
 from sfl_flower.training.meter import CallCounter
-from sfl_flower.wire.zo_sfl import step_coefficients
 from sfl_flower.zo import run_key
 from tests import tiny
 from tests.local_grid import Fault, changed
@@ -252,14 +251,6 @@ def test_a_server_step_that_is_not_finite_is_not_used() -> None:
     assert trial.total("rejected") >= 1
     assert "not finite" in trial.notes
     assert all(torch.isfinite(value).all() for value in trial.model.values())
-
-
-def test_coefficients_by_hand() -> None:
-    found = step_coefficients(np.array([0.5, -0.25]), 0.125)
-    assert (found.tolist(), str(found.dtype)) == ([1.0, -0.5], "float32")
-    for bad in (np.array([1e300]), np.array([np.nan]), np.array([1e38], np.float32)):
-        with pytest.raises(Exception, match="not finite"):
-            step_coefficients(bad, 1e-3)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfl_flower.node.node import HeldModule
 from sfl_flower.server.forward_only import ForwardOnlyTrainer
 from sfl_flower.training.meter import CallCounter
-from sfl_flower.zo import Direction, Key
+from sfl_flower.zo import Directions, Key
 from tests import tiny
 
 
@@ -38,7 +38,7 @@ def server_counters(patch: pytest.MonkeyPatch) -> list[CallCounter]:
 def without_streams(patch: pytest.MonkeyPatch, *modules: Any) -> None:
     """Let all clients have the same directions."""
     for module in modules:
-        patch.setattr(module, "Key", lambda round, step, stream, probe: Key(round, step, 0, probe))
+        patch.setattr(module, "client_stream", lambda partition: 0)
 
 
 def flat(module: nn.Module) -> Tensor:
@@ -60,7 +60,7 @@ def run_at(module: nn.Module, theta: Tensor, x: Tensor) -> Tensor:
 
 def direction(run: bytes, size: int, step: int = 0, probe: int = 0, law: str = "rademacher") -> Any:
     """Return a direction of client 0 in round 1, float32, shape [size]."""
-    return Direction(run, Key(1, step, 1, probe), size, law).values()
+    return Directions(run, law, [(size,)]).of(Key(1, step, 1, probe)).values()
 
 
 def double_server() -> nn.Module:

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.zo import LAWS, Direction, Key, run_key
+from sfl_flower.zo import LAWS, Directions, Key, run_key
 from sfl_flower.zo.directions import BLOCK
+from sfl_flower.zo.words import WordStream
 
 RUN = run_key("golden", 0)
 KEY = Key(round=7, step=1, stream=3, probe=2)
@@ -49,7 +50,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("law", LAWS)
 def test_golden_vectors(law: str) -> None:
-    values = Direction(RUN, KEY, 100_000, law).values().numpy().astype("<f4")
+    values = Directions(RUN, law, [(100_000,)]).of(KEY).values().numpy().astype("<f4")
     first, digest = GOLDEN[law]
     assert values[:16].tobytes().hex() == first
     assert blake2b(values.tobytes(), digest_size=16).hexdigest() == digest
@@ -78,20 +79,20 @@ def spec_words(law_tag: int, count: int) -> list[int]:
 def test_rademacher_follows_the_written_format() -> None:
     bits = [(word >> e) & 1 for word in spec_words(0, 9) for e in range(64)]
     expected = [-1.0 if bit else 1.0 for bit in bits]
-    assert Direction(RUN, KEY, 576).values().tolist() == expected
+    assert Directions(RUN, "rademacher", [(576,)]).of(KEY).values().tolist() == expected
 
 
 def test_gaussian_follows_the_written_format() -> None:
     halves = [half for word in spec_words(1, 50) for half in (word & 0xFFFFFFFF, word >> 32)]
     expected = [NormalDist().inv_cdf((half + 0.5) / 2**32) for half in halves]
-    values = Direction(RUN, KEY, 100, "gaussian").values()
+    values = Directions(RUN, "gaussian", [(100,)]).of(KEY).values()
     np.testing.assert_array_equal(values.numpy(), np.array(expected, dtype=np.float32))
 
 
 def test_sphere_is_a_scaled_gaussian_stream_of_radius_sqrt_d() -> None:
     halves = [half for word in spec_words(2, 50) for half in (word & 0xFFFFFFFF, word >> 32)]
     x = np.array([NormalDist().inv_cdf((half + 0.5) / 2**32) for half in halves]).astype("f4")
-    values = Direction(RUN, KEY, 100, "sphere").values().double()
+    values = Directions(RUN, "sphere", [(100,)]).of(KEY).values().double()
     assert float(values.square().sum()) == pytest.approx(100.0, rel=1e-6)
     scale = math.sqrt(100.0 / float((x.astype("f8") ** 2).sum()))
     np.testing.assert_allclose(values.numpy(), x * scale, rtol=1e-6)
@@ -102,16 +103,16 @@ def test_sphere_is_a_scaled_gaussian_stream_of_radius_sqrt_d() -> None:
 @given(cuts=st.lists(st.integers(0, 2 * BLOCK + 77), max_size=6))
 def test_any_chunking_gives_the_same_bits(law: str, cuts: list[int]) -> None:
     size = 2 * BLOCK + 77
-    whole = Direction(RUN, KEY, size, law).values()
-    direction = Direction(RUN, KEY, size, law)
+    whole = Directions(RUN, law, [(size,)]).of(KEY).values()
+    direction = Directions(RUN, law, [(size,)]).of(KEY)
     edges = sorted({0, size, *cuts})
     pieces = [direction.values(a, b) for a, b in pairwise(edges)]
     assert torch.equal(torch.cat(pieces), whole)
 
 
-@pytest.mark.parametrize("law", LAWS[:2])
+@pytest.mark.parametrize("law", ("rademacher", "gaussian"))
 def test_a_longer_direction_starts_with_the_shorter(law: str) -> None:
-    long, short = Direction(RUN, KEY, 1000, law), Direction(RUN, KEY, 333, law)
+    long, short = Directions(RUN, law, [(1000,)]).of(KEY), Directions(RUN, law, [(333,)]).of(KEY)
     assert torch.equal(long.values(0, 333), short.values())
 
 
@@ -119,7 +120,7 @@ def test_a_longer_direction_starts_with_the_shorter(law: str) -> None:
 @pytest.mark.parametrize("start", [0, 5, 64, BLOCK - 3])
 def test_add_to_is_one_product_and_one_sum(law: str, start: int) -> None:
     size = BLOCK + 130
-    direction = Direction(RUN, KEY, size, law)
+    direction = Directions(RUN, law, [(size,)]).of(KEY)
     generator = torch.Generator().manual_seed(1)
     base = torch.randn(size - start, generator=generator)
     scale = 0.0123456789  # not a float32: it is rounded first
@@ -137,7 +138,7 @@ def test_the_device_path_gives_the_bits_of_the_cpu_path(law: str, start: int) ->
     size = 10_007
     base = torch.randn(size - start, generator=torch.Generator().manual_seed(2))
     on_cpu, on_device = torch.empty_like(base), torch.empty_like(base)
-    direction = Direction(RUN, KEY, size, law)
+    direction = Directions(RUN, law, [(size,)]).of(KEY)
     direction.add_to(on_cpu, base, -3e-3, start)
     direction._add_device(on_device, base, np.float32(-3e-3), start)
     assert torch.equal(on_cpu, on_device)
@@ -149,7 +150,7 @@ def test_a_gpu_gives_the_bits_of_the_cpu(law: str) -> None:
     size = 5_000_011
     base = torch.randn(size, generator=torch.Generator().manual_seed(3))
     on_cpu, on_gpu = torch.empty_like(base), torch.empty(size, device="cuda")
-    direction = Direction(RUN, KEY, size, law)
+    direction = Directions(RUN, law, [(size,)]).of(KEY)
     direction.add_to(on_cpu, base, 1e-3)
     direction.add_to(on_gpu, base.cuda(), 1e-3)
     assert torch.equal(on_cpu, on_gpu.cpu())
@@ -158,32 +159,71 @@ def test_a_gpu_gives_the_bits_of_the_cpu(law: str) -> None:
 @pytest.mark.parametrize("law", LAWS)
 def test_first_two_moments_and_independence(law: str) -> None:
     d, n = 40, 2000
-    draws = torch.stack([Direction(RUN, Key(i), d, law).values() for i in range(n)]).double()
+    draws = torch.stack(
+        [Directions(RUN, law, [(d,)]).of(Key(i)).values() for i in range(n)]
+    ).double()
     second = draws.T @ draws / n
     assert float((second - torch.eye(d)).abs().max()) < 5.5 / math.sqrt(n)
     assert float(draws.mean(0).abs().max()) < 5 / math.sqrt(n)
 
 
 def test_a_sphere_of_one_element_is_a_sign() -> None:
-    values = {float(Direction(RUN, Key(i), 1, "sphere").values()) for i in range(40)}
+    values = {float(Directions(RUN, "sphere", [(1,)]).of(Key(i)).values()) for i in range(40)}
     assert {round(value, 3) for value in values} == {-1.0, 1.0}
 
 
-def test_a_direction_is_drawn_once_and_weighs_one_bit_per_element() -> None:
-    direction = Direction(RUN, KEY, 6400)
-    first = direction._packed(0, 6400)
-    assert first.nbytes == 800
-    assert direction._packed(0, 6400).base is first.base
+def test_a_direction_is_drawn_once_and_weighs_one_bit_per_element(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    direction = Directions(RUN, "rademacher", [(6400,)]).of(KEY)
+    drawn: list[int] = []
+    read = WordStream.read_bytes
+
+    def noted(stream: WordStream, count: int) -> np.ndarray:
+        drawn.append(8 * count)
+        return read(stream, count)
+
+    monkeypatch.setattr(WordStream, "read_bytes", noted)
+    for _ in range(3):
+        direction.values()
+    assert drawn == [800]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_reading_once_from_front_to_back_or_from_anywhere_gives_the_same_bits(law: str) -> None:
+    directions = Directions(RUN, law, [(1000,)])
+    whole, once = directions.of(KEY).values().numpy(), directions.values(KEY, once=True)
+    product = once.times(np.float32(1.0), np.empty(126, dtype=np.intp))
+    for start, stop in ((0, 128), (128, 640), (640, 1000), (64, 128), (3, 17), (17, 1000)):
+        out = np.empty(stop - start, dtype=np.float32)
+        product.write(out, start)
+        assert np.array_equal(out, whole[start:stop])
+
+
+def test_tensors_lie_one_after_another_in_a_direction() -> None:
+    flat, shaped = Directions(RUN, "sphere", [(12,)]), Directions(RUN, "sphere", [(2, 3), (), (5,)])
+    assert (shaped.size, shaped.shapes) == (12, ((2, 3), (), (5,)))
+    assert torch.equal(shaped.of(KEY).values(), flat.of(KEY).values())
+
+
+def test_a_law_is_known_by_its_name_and_its_tag() -> None:
+    assert [(law.name, law.tag) for law in LAWS.values()] == [
+        ("rademacher", 0), ("gaussian", 1), ("sphere", 2),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="'cauchy'; use one of rademacher, gaussian, sphere"):
+        Directions(RUN, "cauchy", [(3,)])
+    with pytest.raises(ConfigError, match="16 bytes"):
+        Directions(b"short", "sphere", [(3,)])
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.0, True])
 def test_bad_sizes_are_refused(size: object) -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
-        Direction(RUN, KEY, size)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"no element|ints from 0 on"):
+        Directions(RUN, "rademacher", [(size,)])  # type: ignore[list-item]
 
 
 def test_bad_ranges_and_tensors_are_refused() -> None:
-    direction = Direction(RUN, KEY, 10)
+    direction = Directions(RUN, "rademacher", [(10,)]).of(KEY)
     with pytest.raises(ConfigError, match=r"3\.\.11"):
         direction.values(3, 11)
     good = torch.zeros(10)

@@ -13,6 +13,7 @@ from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.zo import (
     LAWS,
     Direction,
+    Directions,
     Key,
     ParameterVector,
     loss_scalars,
@@ -35,7 +36,7 @@ def small() -> tuple[nn.Module, ParameterVector, Tensor]:
 
 
 def directions(vector: ParameterVector, count: int, law: str = "rademacher") -> list[Direction]:
-    return [Direction(RUN, Key(0, 0, 0, p), vector.size, law) for p in range(count)]
+    return [vector.directions(RUN, law).of(Key(0, 0, 0, p)) for p in range(count)]
 
 
 def derivative(net: nn.Module, vector: ParameterVector, f: Callable, u: Tensor) -> float:
@@ -212,10 +213,14 @@ def test_estimator_moments(law: str, n: int, expected: int, within: float) -> No
     d = 50
     g = randn(d, seed=11).double()
     g /= g.norm()
-    long = Direction(RUN, Key(0), d * n, "rademacher" if law == "rademacher" else "gaussian")
+    long = Directions(RUN, "rademacher" if law == "rademacher" else "gaussian", [(d * n,)]).of(
+        Key(0)
+    )
     u = long.values().double().view(n, d)
     if law == "sphere":
-        u = torch.stack([Direction(RUN, Key(i), d, law).values() for i in range(n)]).double()
+        u = torch.stack(
+            [Directions(RUN, law, [(d,)]).of(Key(i)).values() for i in range(n)]
+        ).double()
     estimate = (u @ g)[:, None] * u
     assert float(estimate.mean(0) @ g) == pytest.approx(1.0, abs=within)
     assert float(estimate.square().sum(1).mean()) == pytest.approx(expected, rel=2 * within)

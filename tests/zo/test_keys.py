@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.zo import LAWS, Key, run_key
+from sfl_flower.zo import LAWS, SHARED_STREAM, Key, client_stream, run_key, step_keys
 from sfl_flower.zo.keys import philox_key
 
 
@@ -35,13 +35,17 @@ def test_key_fields_are_unsigned_32_bit(field: str, value: object) -> None:
 def test_every_field_and_the_law_change_the_philox_key() -> None:
     run = run_key(1)
     keys = [Key(1), Key(0, 1), Key(0, 0, 1), Key(0, 0, 0, 1), Key(0)]
-    drawn = {philox_key(run, key, law) for key in keys for law in LAWS}
-    drawn |= {philox_key(run_key(2), Key(0), law) for law in LAWS}
+    drawn = {philox_key(run, key, law.tag) for key in keys for law in LAWS.values()}
+    drawn |= {philox_key(run_key(2), Key(0), law.tag) for law in LAWS.values()}
     assert len(drawn) == (len(keys) + 1) * len(LAWS)
 
 
-def test_philox_key_refuses_bad_arguments() -> None:
+def test_philox_key_refuses_a_short_run_key() -> None:
     with pytest.raises(ConfigError, match="16 bytes"):
-        philox_key(b"short", Key(0), "rademacher")
-    with pytest.raises(ConfigError, match="rademacher, gaussian, sphere"):
-        philox_key(run_key(1), Key(0), "cauchy")
+        philox_key(b"short", Key(0), 0)
+
+
+def test_a_step_has_a_key_for_each_probe_and_a_client_a_stream_of_its_own() -> None:
+    assert step_keys(7, 5, client_stream(2), 2) == [Key(7, 5, 3, 0), Key(7, 5, 3, 1)]
+    assert [client_stream(partition) for partition in range(3)] == [1, 2, 3]
+    assert SHARED_STREAM not in {client_stream(partition) for partition in range(100)}

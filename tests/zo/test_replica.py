@@ -15,7 +15,7 @@ from sfl_flower.errors import ConfigError, JournalError, WireError
 from sfl_flower.zo import (
     LAWS,
     OPTIMIZERS,
-    Direction,
+    Directions,
     Entry,
     Journal,
     JournalHeader,
@@ -60,10 +60,10 @@ def assert_equal(one: Replica, other: Replica) -> None:
 def test_one_sgd_entry_by_hand() -> None:
     start = torch.tensor([1.0, 2.0, 3.0])
     head = JournalHeader(RUN, bytes(32), params_digest(start))
-    replica = Replica.initial(start, head)
+    replica = Replica.initial(start, head, [(3,)])
     one = Entry(0, 0.5, (0,), 1, 2, np.array([[[1.0, 0.25]]]))
     replica.apply(one)
-    u, w = (Direction(RUN, key, 3).values() for key in one.keys())
+    u, w = (Directions(RUN, "rademacher", [(3,)]).of(key).values() for key in one.keys())
     assert torch.equal(replica.theta, start - (0.5 * u + 0.125 * w))
     assert replica.version == 1
 
@@ -74,7 +74,7 @@ def test_the_sum_has_one_order(law: str, count: int, monkeypatch: pytest.MonkeyP
     """Pairs, pairs of pairs, then group after group, whatever the block."""
     one = entry(3, probes=count)
     terms = [
-        Direction(RUN, key, SIZE, law).values().numpy() * np.float32(c)
+        Directions(RUN, law, [(SIZE,)]).of(key).values().numpy() * np.float32(c)
         for key, c in zip(one.keys(), one.coefficients.reshape(-1), strict=True)
     ]
     groups = []
@@ -87,7 +87,7 @@ def test_the_sum_has_one_order(law: str, count: int, monkeypatch: pytest.MonkeyP
     head = JournalHeader(RUN, bytes(32), params_digest(theta()), law, spec)
     for block in (64, 131072):
         monkeypatch.setattr(accumulate_module, "SUM_BLOCK", block)
-        replica = Replica.initial(theta(), head)
+        replica = Replica.initial(theta(), head, [(SIZE,)])
         replica.apply(one)
         assert np.array_equal(replica.slots["momentum"].numpy(), g)
 
@@ -96,9 +96,8 @@ def test_the_sum_has_one_order(law: str, count: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("missed", [1, 7, 100])
 def test_a_client_that_missed_rounds_equals_the_live_one(optimizer: str, missed: int) -> None:
     head = header(optimizer)
-    journal, live, late = (
-        Journal(head), Replica.initial(theta(), head), Replica.initial(theta(), head),
-    )  # fmt: skip
+    journal = Journal(head)
+    live, late = (Replica.initial(theta(), head, [(SIZE,)]) for _ in range(2))
     for round_ in range(3 + missed):
         one = entry(round_)
         journal.append(one)
@@ -115,7 +114,7 @@ def test_a_client_that_missed_rounds_equals_the_live_one(optimizer: str, missed:
 @settings(max_examples=25, deadline=None)
 @given(
     optimizer=st.sampled_from(OPTIMIZERS),
-    law=st.sampled_from(LAWS),
+    law=st.sampled_from(list(LAWS)),
     own=st.booleans(),
     steps=st.integers(1, 2),
     schedule=st.lists(st.booleans(), min_size=1, max_size=12),
@@ -124,9 +123,8 @@ def test_any_participation_gives_the_same_bits(
     optimizer: str, law: str, own: bool, steps: int, schedule: list[bool]
 ) -> None:
     head = header(optimizer, law)
-    journal, live, client = (
-        Journal(head), Replica.initial(theta(), head), Replica.initial(theta(), head),
-    )  # fmt: skip
+    journal = Journal(head)
+    live, client = (Replica.initial(theta(), head, [(SIZE,)]) for _ in range(2))
     for round_, takes_part in enumerate(schedule):
         one = entry(2 * round_, (1, 5, 6) if own else (0,), steps)
         live.apply(one)
@@ -153,9 +151,9 @@ def test_an_altered_or_cut_tail_is_never_applied(data: st.DataObject) -> None:
         raw[bit // 8] ^= 1 << bit % 8
     else:
         del raw[data.draw(st.integers(0, len(raw) - 1)) :]
-    replica = Replica.initial(theta(), head)
+    replica = Replica.initial(theta(), head, [(SIZE,)])
     replica.apply(journal.entries[0])
-    expected = Replica.initial(theta(), head)
+    expected = Replica.initial(theta(), head, [(SIZE,)])
     expected.replay(journal.entries)
     before = replica.clone()
     try:
@@ -174,7 +172,7 @@ def test_a_tail_cut_between_entries_leads_to_another_digest() -> None:
     shorter = Journal(head)
     for round_ in range(2):
         shorter.append(entry(round_))
-    replica = Replica.initial(theta(), head)
+    replica = Replica.initial(theta(), head, [(SIZE,)])
     replica.replay_tail(Tail.decode(shorter.tail(0) or b""))
     assert replica.digest == journal.digest_at(2) != journal.digest
     with pytest.raises(JournalError, match="does not continue"):
@@ -183,7 +181,7 @@ def test_a_tail_cut_between_entries_leads_to_another_digest() -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_failing_entry_leaves_nothing_half_applied(optimizer: str) -> None:
-    replica = Replica.initial(theta(), header(optimizer))
+    replica = Replica.initial(theta(), header(optimizer), [(SIZE,)])
     replica.replay([entry(0), entry(1)])
     before = replica.clone()
     for bad in (entry(1), entry(0), dataclasses.replace(entry(2), checkpoint=b"x" * 32)):
@@ -196,7 +194,7 @@ def test_a_failing_entry_leaves_nothing_half_applied(optimizer: str) -> None:
 
 
 def test_an_interrupted_replica_refuses_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    replica = Replica.initial(theta(), header())
+    replica = Replica.initial(theta(), header(), [(SIZE,)])
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -213,10 +211,10 @@ def test_an_interrupted_replica_refuses_to_go_on(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_arrays_carry_a_replica(optimizer: str) -> None:
     head = header(optimizer)
-    replica = Replica.initial(theta(), head)
+    replica = Replica.initial(theta(), head, [(SIZE,)])
     replica.replay([entry(0), entry(4)])
     arrays = replica.to_arrays()
-    copy = Replica.from_arrays(arrays, head, SIZE)
+    copy = Replica.from_arrays(arrays, head, [(SIZE,)])
     assert_equal(copy, replica)
     copy.apply(entry(5))
     replica.apply(entry(5))
@@ -242,17 +240,17 @@ def test_arrays_carry_a_replica(optimizer: str) -> None:
 )
 def test_bad_arrays_are_refused(change: dict[str, np.ndarray]) -> None:
     head = header("momentum")
-    arrays = Replica.initial(theta(), head).to_arrays()
+    arrays = Replica.initial(theta(), head, [(SIZE,)]).to_arrays()
     with pytest.raises(JournalError):
-        Replica.from_arrays(arrays | change, head, SIZE)
+        Replica.from_arrays(arrays | change, head, [(SIZE,)])
 
 
 def test_initial_parameters_must_be_the_journals() -> None:
     with pytest.raises(JournalError, match="initial parameters"):
-        Replica.initial(theta() + 1, header())
+        Replica.initial(theta() + 1, header(), [(SIZE,)])
     with pytest.raises(ConfigError, match="flat float32"):
-        Replica.initial(theta().double(), header())
+        Replica.initial(theta().double(), header(), [(SIZE,)])
     start = theta()
-    replica = Replica.initial(start, header())
+    replica = Replica.initial(start, header(), [(SIZE,)])
     replica.apply(entry(0))
     assert torch.equal(start, theta())

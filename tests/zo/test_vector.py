@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.zo import LAWS, Direction, Key, ParameterVector, run_key
+from sfl_flower.zo import LAWS, Directions, Key, ParameterVector, run_key
 
 RUN = run_key("vector")
 
@@ -73,7 +73,7 @@ def test_manifest_bytes() -> None:
 def test_a_probe_shows_anchor_plus_scaled_direction(law: str) -> None:
     net = model()
     vector = ParameterVector(net)
-    direction = Direction(RUN, Key(0), vector.size, law)
+    direction = vector.directions(RUN, law).of(Key(0))
     expected = vector.anchor + direction.values() * torch.tensor(0.5)
     with vector.probe(direction, 0.5):
         seen = torch.cat([dict(net.named_parameters())[n].reshape(-1) for n in vector.names])
@@ -88,7 +88,7 @@ def test_a_thousand_probes_change_no_bit(frozen: torch.dtype) -> None:
     before, anchor = bits(net), vector.anchor.clone()
     pointers = [parameter.data_ptr() for parameter in net.parameters()]
     for i in range(1000):
-        with vector.probe(Direction(RUN, Key(i), vector.size), 1e-3 if i % 2 else -0.7):
+        with vector.probe(vector.directions(RUN, "rademacher").of(Key(i)), 1e-3 if i % 2 else -0.7):
             assert not torch.equal(conv(net).weight.reshape(-1), anchor[4:40])
     assert bits(net) == before
     assert [parameter.data_ptr() for parameter in net.parameters()] == pointers
@@ -98,12 +98,15 @@ def test_an_exception_inside_a_probe_restores_exactly() -> None:
     net = model()
     vector = ParameterVector(net)
     before = bits(net)
-    with pytest.raises(RuntimeError, match="boom"), vector.probe(Direction(RUN, Key(0), 773), 1.0):
+    with (
+        pytest.raises(RuntimeError, match="boom"),
+        vector.probe(vector.directions(RUN, "rademacher").of(Key(0)), 1.0),
+    ):
         with torch.no_grad():
             conv(net).weight.zero_()  # even a forward that writes its parameters leaves no trace
         raise RuntimeError("boom")
     assert bits(net) == before
-    with vector.probe(Direction(RUN, Key(1), 773), 1.0):
+    with vector.probe(vector.directions(RUN, "rademacher").of(Key(1)), 1.0):
         pass
     assert bits(net) == before
 
@@ -114,17 +117,17 @@ def test_a_refused_scale_leaves_the_vector_usable() -> None:
     before = bits(net)
     with (
         pytest.raises(ConfigError, match="finite"),
-        vector.probe(Direction(RUN, Key(0), 773), float("nan")),
+        vector.probe(vector.directions(RUN, "rademacher").of(Key(0)), float("nan")),
     ):
         pass
-    with vector.probe(Direction(RUN, Key(0), 773), 1.0):
+    with vector.probe(vector.directions(RUN, "rademacher").of(Key(0)), 1.0):
         assert bits(net) != before
     assert bits(net) == before
 
 
 def test_probes_do_not_nest_and_load_waits() -> None:
     vector = ParameterVector(nn.Linear(2, 2))
-    direction = Direction(RUN, Key(0), 6)
+    direction = vector.directions(RUN, "rademacher").of(Key(0))
     with vector.probe(direction, 1.0):
         with pytest.raises(ConfigError, match="nested"), vector.probe(direction, 1.0):
             pass
@@ -137,14 +140,17 @@ def test_a_tied_parameter_is_counted_and_moved_once() -> None:
     net["b"].weight = net["a"].weight
     vector = ParameterVector(net)
     assert vector.names == ("a.weight",)
-    with vector.probe(Direction(RUN, Key(0), 9), 1.0):
+    with vector.probe(vector.directions(RUN, "rademacher").of(Key(0)), 1.0):
         assert net["a"].weight is net["b"].weight
 
 
 def test_inside_inference_mode() -> None:
     net = nn.Linear(4, 2)
     vector = ParameterVector(net)
-    with torch.inference_mode(), vector.probe(Direction(RUN, Key(0), 10), 1e-3):
+    with (
+        torch.inference_mode(),
+        vector.probe(vector.directions(RUN, "rademacher").of(Key(0)), 1e-3),
+    ):
         net(torch.ones(1, 4))
     net(torch.ones(1, 4)).sum().backward()
     assert net.weight.grad is not None
@@ -162,7 +168,10 @@ def test_what_cannot_be_trained_is_refused() -> None:
     vector = ParameterVector(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="6 elements"):
         vector.load(torch.zeros(5))
-    with pytest.raises(ConfigError, match="5 elements"), vector.probe(Direction(RUN, Key(0), 5), 1):
+    with (
+        pytest.raises(ConfigError, match="5 elements"),
+        vector.probe(Directions(RUN, "rademacher", [(5,)]).of(Key(0)), 1),
+    ):
         pass
 
 

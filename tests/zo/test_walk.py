@@ -13,7 +13,7 @@ from sfl_flower.errors import ConfigError, JournalError
 from sfl_flower.zo import (
     LAWS,
     OPTIMIZERS,
-    Direction,
+    Directions,
     Entry,
     JournalHeader,
     Key,
@@ -59,7 +59,7 @@ def walked(walk: Walk, steps: range) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_walk_is_torchs_optimizer_on_the_same_gradient(name: str, decay: float, law: str) -> None:
     flat = theta()
-    walk = Walk(flat, spec(name, decay), RUN, law)
+    walk = Walk(flat, spec(name, decay), Directions(RUN, law, [(SIZE,)]))
     parameter = torch.nn.Parameter(theta())
     options: dict[str, Any] = {"lr": 1.0, "weight_decay": decay}
     optimizer: torch.optim.Optimizer
@@ -70,7 +70,7 @@ def test_a_walk_is_torchs_optimizer_on_the_same_gradient(name: str, decay: float
         kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
         optimizer = kind([parameter], **options)
     for step in range(STEPS):
-        us = [Direction(RUN, key, SIZE, law).values() for key in keys(step)]
+        us = [Directions(RUN, law, [(SIZE,)]).of(key).values() for key in keys(step)]
         gradient = sum(float(c) * u for c, u in zip(coefficients(step), us, strict=True))
         optimizer.param_groups[0]["lr"] = rate(step)
         parameter.grad = torch.as_tensor(gradient)
@@ -85,9 +85,9 @@ def test_a_walk_is_torchs_optimizer_on_the_same_gradient(name: str, decay: float
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_walk_has_the_bits_of_a_replica(name: str, law: str, probes: int) -> None:
     flat = theta()
-    walk = Walk(flat, spec(name), RUN, law)
+    walk = Walk(flat, spec(name), Directions(RUN, law, [(SIZE,)]))
     header = JournalHeader(RUN, bytes(32), params_digest(theta()), law, spec(name))
-    replica = Replica.initial(theta(), header)
+    replica = Replica.initial(theta(), header, [(SIZE,)])
     for step in range(STEPS):
         values = coefficients(step, probes)
         replica.apply(Entry(step + 1, rate(step), (5,), 1, probes, values.reshape(1, 1, probes)))
@@ -102,26 +102,32 @@ def test_a_walk_has_the_bits_of_a_replica(name: str, law: str, probes: int) -> N
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_kept_state_goes_on_to_the_same_bits(name: str) -> None:
     whole, parts = theta(), theta()
-    walked(Walk(whole, spec(name), RUN, "rademacher"), range(STEPS))
-    first = Walk(parts, spec(name), RUN, "rademacher")
+    walked(Walk(whole, spec(name), Directions(RUN, "rademacher", [(SIZE,)])), range(STEPS))
+    first = Walk(parts, spec(name), Directions(RUN, "rademacher", [(SIZE,)]))
     walked(first, range(2))
     state = {key: value.copy() for key, value in first.state().items()}
     assert bool(state) == (name != "sgd")
-    walked(Walk(parts, spec(name), RUN, "rademacher", state or None), range(2, STEPS))
+    walked(
+        Walk(parts, spec(name), Directions(RUN, "rademacher", [(SIZE,)]), state or None),
+        range(2, STEPS),
+    )
     assert torch.equal(whole, parts)
     if name != "sgd":  # without the state it ends elsewhere
         anew = theta()
-        walked(Walk(anew, spec(name), RUN, "rademacher"), range(2))
-        walked(Walk(anew, spec(name), RUN, "rademacher"), range(2, STEPS))
+        walked(Walk(anew, spec(name), Directions(RUN, "rademacher", [(SIZE,)])), range(2))
+        walked(Walk(anew, spec(name), Directions(RUN, "rademacher", [(SIZE,)])), range(2, STEPS))
         assert not torch.equal(whole, anew)
 
 
 def test_a_state_is_copied_when_it_is_taken_up() -> None:
-    walk = Walk(theta(), spec("momentum"), RUN, "rademacher")
+    walk = Walk(theta(), spec("momentum"), Directions(RUN, "rademacher", [(SIZE,)]))
     walked(walk, range(1))
     state = {key: value.copy() for key, value in walk.state().items()}
     before = state["slot.momentum"].copy()
-    walked(Walk(theta(), spec("momentum"), RUN, "rademacher", state), range(1, 3))
+    walked(
+        Walk(theta(), spec("momentum"), Directions(RUN, "rademacher", [(SIZE,)]), state),
+        range(1, 3),
+    )
     assert np.array_equal(state["slot.momentum"], before)
 
 
@@ -136,14 +142,14 @@ def test_a_state_is_copied_when_it_is_taken_up() -> None:
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
-    walk = Walk(theta(), spec("momentum"), RUN, "rademacher")
+    walk = Walk(theta(), spec("momentum"), Directions(RUN, "rademacher", [(SIZE,)]))
     walked(walk, range(1))
     state = {k: v for k, v in {**walk.state(), **change}.items() if v is not None}
     with pytest.raises(JournalError, match="does not fit 'momentum' over 333 parameters"):
-        Walk(theta(), spec("momentum"), RUN, "rademacher", state)
+        Walk(theta(), spec("momentum"), Directions(RUN, "rademacher", [(SIZE,)]), state)
 
 
 @pytest.mark.parametrize("bad", [theta().double(), theta().reshape(3, 111)])
 def test_a_walk_needs_a_flat_float32_vector(bad: Tensor) -> None:
     with pytest.raises(ConfigError, match="flat float32 vector on the CPU"):
-        Walk(bad, spec("sgd"), RUN, "rademacher")
+        Walk(bad, spec("sgd"), Directions(RUN, "rademacher", [(SIZE,)]))
