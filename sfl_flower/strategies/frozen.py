@@ -1,7 +1,7 @@
 """The frozen client: the control that shows what training the client half adds.
 
 Same data order, cut, server optimiser and number of server steps as the method it stands beside;
-the client half keeps its initial weights to the bit (`methods.md`, 4.14, the streaming form).
+the client half keeps its initial weights to the bit.
 """
 
 from __future__ import annotations

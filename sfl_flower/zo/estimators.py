@@ -61,7 +61,7 @@ def surrogate_scalars(
     Notes
     -----
     The difference is taken before the product, in float32, and the products are summed in
-    float64 (``methods.md`` 0.4, rule 4).
+    float64, so that nothing small is lost in a large sum.
     """
     if lam.shape != anchor_out.shape:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""What happens to a round when clients drop, are late, repeat themselves, or die (A14)."""
+"""What happens to a round when clients drop, are late, repeat themselves, or die."""
 
 from __future__ import annotations
 

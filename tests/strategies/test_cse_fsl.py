@@ -190,7 +190,7 @@ def test_the_servers_pass_goes_by_partition_whatever_the_order_of_replies() -> N
 
 
 @pytest.mark.parametrize("averaging", ["uniform", "samples"])
-def test_a3_duplicated_clients_change_no_client_half_and_no_head(averaging: str) -> None:
+def test_duplicated_clients_change_no_client_half_and_no_head(averaging: str) -> None:
     """One batch a client. θ_s is left out: it takes a step for each upload, so twice as many."""
     shares = [tiny.samples(n, n) for n in (1, 2, 4)]
     options: dict[str, Any] = {"server_lr": 0.0, "mean": averaging, "rounds": 2}

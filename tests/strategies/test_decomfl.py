@@ -107,7 +107,7 @@ OPTIONS: dict[str, Any] = {"rounds": 2, "local_steps": 3, "mu": 1e-2, "client_lr
 
 
 @pytest.mark.parametrize("mean", ["uniform", "samples"])
-def test_a3_duplicating_every_client_changes_nothing(mean: str) -> None:
+def test_duplicating_every_client_changes_nothing(mean: str) -> None:
     # Copies of one sample: a batch has the same sum in whatever order the client draws it.
     mixed = [tiny.samples(1, n).take(np.zeros(n, np.int64)) for n in (1, 2, 3)]
     once = train(tiny.task(mixed), "decomfl", clients=3, mean=mean, **OPTIONS)
@@ -134,7 +134,7 @@ def test_the_update_is_the_mean_of_the_walks() -> None:
 @pytest.mark.parametrize(
     ("sync", "law"), [("auto", "rademacher"), ("replay", "gaussian"), ("download", "sphere")]
 )
-def test_a2_replayed_clients_equal_live_ones_and_the_server_to_the_bit(sync: str, law: str) -> None:
+def test_replayed_clients_equal_live_ones_and_the_server_to_the_bit(sync: str, law: str) -> None:
     faults = [
         Fault("drop", {0}, {2, 3}),
         Fault("forget", {1}, {4}),
@@ -319,7 +319,7 @@ def behind_the_cut() -> nn.Module:
     return nn.Sequential(*tiny.model().children(), nn.Dropout(0.5))
 
 
-def test_a12_batch_norm_and_dropout_are_refused_on_both_sides_and_eval_mode_runs() -> None:
+def test_batch_norm_and_dropout_are_refused_on_both_sides_and_eval_mode_runs() -> None:
     problem = tiny.task(build=tiny.with_batch_norm)
     with pytest.raises(CutError, match=r"'norm'.*BatchNorm.*another cut does not help"):
         begin(problem, "decomfl")

@@ -50,7 +50,7 @@ def centralised(
 
 @pytest.mark.parametrize("state", ["fresh", "kept"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a16_one_client_is_centralised_training_to_the_bit(optimizer: str, state: str) -> None:
+def test_one_client_is_centralised_training_to_the_bit(optimizer: str, state: str) -> None:
     share = tiny.samples(10)
     trial = begin(
         tiny.task([share]),
@@ -90,7 +90,7 @@ def test_the_whole_model_is_the_mean_of_clients_that_trained_alone(mean: str) ->
         assert not torch.allclose(alone[0][name], alone[1][name], atol=1e-3)
 
 
-def test_a16_the_tails_of_different_clients_are_different_objects(
+def test_the_tails_of_different_clients_are_different_objects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own, replies = fedavg.train, []

@@ -18,7 +18,7 @@ def steps(trial: tiny.Trial) -> int:
 
 
 @pytest.mark.parametrize("server_steps", ["round", "batch"])
-def test_a15_the_client_half_keeps_its_bits(server_steps: str) -> None:
+def test_the_client_half_keeps_its_bits(server_steps: str) -> None:
     trial = begin(tiny.task(), "frozen", rounds=4, server_steps=server_steps)
     before = trial.model
     after = start(trial).model
@@ -31,7 +31,7 @@ def test_a15_the_client_half_keeps_its_bits(server_steps: str) -> None:
 @pytest.mark.parametrize(
     ("server_steps", "method"), [("round", "ho_sfl"), ("batch", "splitfed_v2")]
 )
-def test_a15_as_many_server_steps_as_the_method_beside_it(server_steps: str, method: str) -> None:
+def test_as_many_server_steps_as_the_method_beside_it(server_steps: str, method: str) -> None:
     options: dict[str, Any] = {"rounds": 3, "server_optimizer": "adam"}
     frozen = train(tiny.task(), "frozen", server_steps=server_steps, **options)
     beside = train(tiny.task(), method, **options)

@@ -1,4 +1,4 @@
-"""FSL-SAGE: acceptance A6 of the method, and what may go wrong in a round with an alignment."""
+"""FSL-SAGE: the method held against SplitFed, and what may go wrong when heads are aligned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HERON-SFL: its estimate (A4, A13), its uplinks, CSE-FSL's trajectory (A5), and its faults."""
+"""HERON-SFL: its estimate, its uplinks, CSE-FSL's trajectory, and its faults."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_clients_do_not_move_a_head_that_the_server_trains(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("law", ["rademacher", "gaussian", "sphere"])
-def test_a4_the_mean_of_many_estimates_is_the_gradient_of_the_local_loss(law: str) -> None:
+def test_the_mean_of_many_estimates_is_the_gradient_of_the_local_loss(law: str) -> None:
     """One step of 1024 probes; the variance of their mean is (d + 1) / P of the gradient's."""
     share, probes = tiny.samples(4), 1024
     problem = tiny.task([share])
@@ -228,7 +228,7 @@ def test_a4_the_mean_of_many_estimates_is_the_gradient_of_the_local_loss(law: st
 
 
 @pytest.mark.parametrize("estimator", ["forward", "central"])
-def test_a13_scalars_over_mu_are_the_derivatives_of_the_local_loss(estimator: str) -> None:
+def test_scalars_over_mu_are_the_derivatives_of_the_local_loss(estimator: str) -> None:
     share = tiny.samples(4)
     errors = {}
     for mu in (1e-1, 1e-2):
@@ -341,7 +341,7 @@ def watched(trial: Trial, patch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]
 @pytest.mark.parametrize(
     ("probes", "estimator", "forwards"), [(1, "forward", 2), (3, "forward", 4), (2, "central", 5)]
 )
-def test_a4_forwards_no_graph_exact_restore_and_joint_probes(
+def test_forwards_no_graph_exact_restore_and_joint_probes(
     probes: int, estimator: str, forwards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = tiny.task(build=tiny.with_batch_norm, cut="act")
@@ -358,7 +358,7 @@ def test_a4_forwards_no_graph_exact_restore_and_joint_probes(
     assert all(all(moved.values()) for moved in seen["moved"])  # client half and head, all of them
 
 
-def test_a4_uploads_and_running_statistics_are_the_anchors_alone() -> None:
+def test_uploads_and_running_statistics_are_the_anchors_alone() -> None:
     share = tiny.samples(8)
     problem = tiny.task([share], build=tiny.with_batch_norm, cut="act")
     trial = open_run(problem, clients=1, rounds=1, local_steps=1, probes=3, uplink="weights")
@@ -437,7 +437,7 @@ SHARED = ("local_steps", "upload_every", "client_lr", "client_weight_decay", "se
     ("ours", "theirs", "momentum"),
     [("sgd", "sgd", 0.0), ("momentum", "sgd", 0.5), ("adam", "adam", 0.0)],
 )
-def test_a5_with_the_true_gradient_it_is_cse_fsl(
+def test_with_the_true_gradient_it_is_cse_fsl(
     ours: str, theirs: str, momentum: float, k: int, uplink: str
 ) -> None:
     options: dict[str, Any] = {
@@ -463,7 +463,7 @@ def test_a5_with_the_true_gradient_it_is_cse_fsl(
 
 
 @pytest.mark.usefixtures("first_order")
-def test_a5_holds_with_batch_norm() -> None:
+def test_with_the_true_gradient_and_batch_norm_it_is_cse_fsl() -> None:
     problem = tiny.task(build=tiny.with_batch_norm, cut="act")
     options: dict[str, Any] = {**{name: BASE[name] for name in SHARED}, "client_momentum": 0.0}
     heron = train(problem, client_optimizer="sgd", **{**FO, **options})
@@ -475,7 +475,7 @@ def test_a5_holds_with_batch_norm() -> None:
 
 @pytest.mark.usefixtures("first_order")
 @pytest.mark.parametrize("mean", ["uniform", "samples"])
-def test_a3_duplicated_clients_change_no_client_half_and_no_head(mean: str) -> None:
+def test_duplicated_clients_change_no_client_half_and_no_head(mean: str) -> None:
     """One batch a client. θ_s is left out: it takes a step for each upload, so twice as many."""
     shares = [tiny.samples(n, n) for n in (1, 2, 4)]
     options: dict[str, Any] = {
@@ -488,7 +488,7 @@ def test_a3_duplicated_clients_change_no_client_half_and_no_head(mean: str) -> N
     assert float((flat(once) - flat(twice)).norm()) <= 2e-5 * float(step.norm())
 
 
-def test_a3_with_equal_streams_duplicates_change_nothing_either(
+def test_with_equal_streams_duplicates_change_nothing_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in (client, server):

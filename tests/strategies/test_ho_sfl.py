@@ -62,7 +62,7 @@ def problem(linear: bool) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a1_projected_probes_give_autograds_client_gradient(seed: int) -> None:
+def test_projected_probes_give_autograds_client_gradient(seed: int) -> None:
     half, x, lam, exact = problem(linear=False)
     errors = [
         float((projected(half, x, lam, mu, seed) - exact).norm() / exact.norm())
@@ -74,7 +74,7 @@ def test_a1_projected_probes_give_autograds_client_gradient(seed: int) -> None:
 
 
 @pytest.mark.parametrize("mu", [10.0, 1.0, 0.1])
-def test_a1_is_exact_for_a_client_linear_in_its_parameters(mu: float) -> None:
+def test_probes_are_exact_for_a_client_linear_in_its_parameters(mu: float) -> None:
     half, x, lam, exact = problem(linear=True)
     assert float((projected(half, x, lam, mu, 0) - exact).norm() / exact.norm()) <= 1e-5
 
@@ -100,7 +100,7 @@ def splitfed_gradient(problem: Any, **options: Any) -> Tensor:
     return before - flat(start(trial).model, CLIENT_NAMES)
 
 
-def test_a1_a_whole_round_journals_splitfeds_client_gradient() -> None:
+def test_a_whole_round_journals_splitfeds_client_gradient() -> None:
     problem = tiny.task()
     probes = 4 * CLIENT_SIZE
     trial = train(
@@ -186,7 +186,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 2e-5) -> bool:
 
 
 @pytest.mark.parametrize("mean", ["uniform", "samples"])
-def test_a3_duplicating_every_client_leaves_the_updates_unchanged(mean: str) -> None:
+def test_duplicating_every_client_leaves_the_updates_unchanged(mean: str) -> None:
     shares = [tiny.samples(n, n) for n in (1, 2, 3)]
     once = updates(shares, mean=mean, **SHARED)
     twice = updates(repeated(shares, 2), mean=mean, **SHARED)
@@ -195,7 +195,7 @@ def test_a3_duplicating_every_client_leaves_the_updates_unchanged(mean: str) -> 
         assert close(a, b)
 
 
-def test_a3_four_identical_clients_are_one() -> None:
+def test_four_identical_clients_are_one() -> None:
     share = [tiny.samples(3)]
     one = updates(share, **SHARED)
     four = updates(repeated(share, 4), **SHARED)
@@ -203,7 +203,7 @@ def test_a3_four_identical_clients_are_one() -> None:
         assert close(a, b)
 
 
-def test_a3_finds_the_extra_division_of_the_published_runner(
+def test_duplicates_find_the_extra_division_of_the_published_runner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It scales each client's loss by 1/K, and averages over the K clients once more."""

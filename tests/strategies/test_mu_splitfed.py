@@ -1,4 +1,4 @@
-"""Acceptance test A8, and what MU-SplitFed does when clients fail."""
+"""MU-SplitFed: its round by hand, and what it does when clients fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METHOD = "mu_splitfed"
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a8_three_forwards_up_one_scalar_down_and_2_tau_plus_2_on_the_server(
+def test_three_forwards_up_one_scalar_down_and_2_tau_plus_2_on_the_server(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = zo_half.server_counters(monkeypatch)
@@ -75,7 +75,7 @@ def by_hand(problem: Any, share: Any, settings: MUSplitFedSettings) -> tuple[Ten
 
 
 @pytest.mark.parametrize("law", ["rademacher", "gaussian"])
-def test_a8_with_a_global_rate_of_1_one_client_is_the_local_step(law: str) -> None:
+def test_with_a_global_rate_of_1_one_client_is_the_local_step(law: str) -> None:
     share = tiny.samples(10)
     problem = tiny.task([share])
     options: dict[str, Any] = {
@@ -99,7 +99,7 @@ def test_a8_with_a_global_rate_of_1_one_client_is_the_local_step(law: str) -> No
         assert torch.allclose(found, expected.double(), rtol=0, atol=1e-6)
 
 
-def test_a8_the_mean_of_one_client_is_the_client_to_the_bit() -> None:
+def test_the_mean_of_one_client_is_the_client_to_the_bit() -> None:
     trial = train(tiny.task([tiny.samples(10)]), METHOD, clients=1, rounds=1, global_lr=1.0)
     (reply,) = (c for kind, _, c in trial.grid.replies if kind == "train.mu_step")
     sent = reply["arrays"]["weights.float32"].numpy()

@@ -46,7 +46,7 @@ def centralised(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_a16_one_client_is_centralised_training(method: str, optimizer: str) -> None:
+def test_one_client_is_centralised_training(method: str, optimizer: str) -> None:
     share = tiny.samples(10)
     trial = begin(
         tiny.task([share]),
@@ -76,7 +76,7 @@ def test_a16_one_client_is_centralised_training(method: str, optimizer: str) -> 
         assert torch.allclose(trial.model[name], value, rtol=1e-5, atol=1e-6), name
 
 
-def test_a16_v1_and_v2_agree_to_the_bit_for_one_client() -> None:
+def test_v1_and_v2_agree_to_the_bit_for_one_client() -> None:
     share = [tiny.samples(10)]
     v1, v2 = (train(tiny.task(share), m, clients=1, local_steps=3) for m in METHODS)
     assert equal(v1.model, v2.model)

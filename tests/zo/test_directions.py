@@ -1,4 +1,4 @@
-"""Acceptance test A11: golden vectors, and the same bits however a direction is read."""
+"""Directions: golden vectors, and the same bits however a direction is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acceptance tests A10 (precision of the scalar), A13 (probes against jvp), and moments."""
+"""Scalars of probes: precision, the derivatives they estimate, and moments of the estimates."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_the_scalar_keeps_its_precision() -> None:
     ],
 )
 def test_estimator_moments(law: str, n: int, expected: int, within: float) -> None:
-    """With scale 1 for every law: unbiased, second moment d, d + 2, d (``methods.md`` 0.3)."""
+    """With scale 1 for every law: unbiased, second moment d, d + 2, d."""
     d = 50
     g = randn(d, seed=11).double()
     g /= g.norm()

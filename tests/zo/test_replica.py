@@ -1,4 +1,4 @@
-"""Acceptance test A2 (b), (c): replay is bitwise, and an altered record is noticed."""
+"""Replay is bitwise, and an altered record is noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acceptance test A9 (exact restore) and the flat layout."""
+"""Parameters as one vector: its layout, probes, and their exact restore."""
 
 from __future__ import annotations
 
