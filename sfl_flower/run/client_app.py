@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -10,12 +10,15 @@ from flwr.clientapp import ClientApp
 from sfl_flower.methods import HANDLERS, Handler
 from sfl_flower.node.node import Node, TaskSource, join
 from sfl_flower.training.modes import torch_threads
-from sfl_flower.wire import JoinRequest
+from sfl_flower.wire import JoinRequest, StaleReply
+
+if TYPE_CHECKING:
+    from sfl_flower.node.postprocess import Postprocess
 
 __all__ = ["make_client_app"]
 
 
-def make_client_app(source: TaskSource) -> ClientApp:
+def make_client_app(source: TaskSource, postprocess: Postprocess | None = None) -> ClientApp:
     """Return a ClientApp that trains the client half of a task by whatever method is asked for.
 
     Parameters
@@ -23,6 +26,8 @@ def make_client_app(source: TaskSource) -> ClientApp:
     source : callable
         Gives the `SplitTask` from the node's `Context`; called with every message, so it should
         return a task that is built once.
+    postprocess : callable, optional
+        Makes of a method's reply the one that is sent, see `sfl_flower.node.postprocess`.
     """
     app = ClientApp()
 
@@ -33,15 +38,19 @@ def make_client_app(source: TaskSource) -> ClientApp:
 
     for request, handler in HANDLERS.items():
         action = request.TYPE.partition(".")[2]
-        app.train(action)(_answer(source, request, handler))
+        app.train(action)(_answer(source, request, handler, postprocess))
     return app
 
 
-def _answer(source: TaskSource, request: type[Any], handler: Handler) -> Any:
+def _answer(
+    source: TaskSource, request: type[Any], handler: Handler, postprocess: Postprocess | None
+) -> Any:
     def answer(message: Message, context: Context) -> Message:
         asked = request.from_content(message.content)
         with torch_threads(asked.setup.threads):
             reply = handler(Node.open(source, context, asked.setup), asked)
+        if postprocess is not None and not isinstance(reply, StaleReply):  # that tells no data
+            reply = postprocess(reply)
         return Message(reply.to_content(), reply_to=message)
 
     return answer
