@@ -36,7 +36,7 @@ def options_for(method: str, options: Mapping[str, Any], **changed: Any) -> dict
     **changed
         Further options.
     """
-    known = RunConfig.keys() | set(METHODS[method].settings_type.__dataclass_fields__)
+    known = RunConfig.keys() | set(METHODS[method].settings.__dataclass_fields__)
     kept = {k: v for k, v in options.items() if k in known or k.startswith("task.")}
     return {**kept, "method": method, **changed}
 
@@ -77,7 +77,7 @@ def train(
 
     forget_recent()
     config, settings = plan.config, plan.settings
-    strategy = METHODS[config.method](task, config, settings, on_round=note)
+    strategy = METHODS[config.method].server(task, config, settings, on_round=note)
     if before is not None:
         before(strategy)
     grid = InlineGrid(make_client_app(lambda context: task), config.clients)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sfl_flower.comparison.compare import compare, compare_runs
     from sfl_flower.config import RunConfig
-    from sfl_flower.methods import METHODS
+    from sfl_flower.methods import METHODS, Method
     from sfl_flower.profiling.profile import Profile, profile
     from sfl_flower.run.app import make_server_app
     from sfl_flower.run.client_app import make_client_app
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "TASKS",
+    "Method",
     "Profile",
     "RunConfig",
     "RunResult",
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "METHODS": "methods",
+    "Method": "methods",
     "TASKS": "tasks",
     "Profile": "profiling.profile",
     "RunConfig": "config",

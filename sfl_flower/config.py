@@ -126,6 +126,27 @@ class Settings:
         """
         return 1
 
+    def check_held(self, fewest: int, batch_size: int) -> None:
+        """Refuse settings that do not fit the data; called before training.
+
+        Parameters
+        ----------
+        fewest : int
+            Training samples of the client that holds the fewest.
+        batch_size : int
+            Samples per mini-batch.
+
+        Raises
+        ------
+        ConfigError
+            If they do not.
+        """
+
+    @property
+    def keeps_client_state(self) -> bool:
+        """Whether clients keep something of one round for the next that no checkpoint holds."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values."""
         return asdict(self)

@@ -17,6 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from sfl_flower.methods import METHODS
 from sfl_flower.run.inline import InlineGrid
 from sfl_flower.wire.flower import SUPERLINK, address
 
@@ -67,6 +68,13 @@ def changed(
     )
 
 
+def kind_of(message: Message) -> str:
+    """Return the action of a message, without the name of the method that it is of."""
+    action = message.metadata.message_type.partition(".")[2]
+    names = [name for name in METHODS if action.startswith(f"{name}_")]
+    return action.removeprefix(f"{max(names, key=len)}_") if names else action
+
+
 @dataclass(frozen=True)
 class Fault:
     """Something that goes wrong.
@@ -82,7 +90,7 @@ class Fault:
     clients, rounds : sets of int, or None for all
         Partition numbers and rounds.
     types : str
-        Prefix of the message types.
+        The action that is struck, as `kind_of` has it; empty for all of a method.
     times : int
         How often it happens.
     """
@@ -90,7 +98,7 @@ class Fault:
     kind: str
     clients: frozenset[int] | set[int] | None = None
     rounds: frozenset[int] | set[int] | range | None = None
-    types: str = "train"
+    types: str = ""
     times: int = 10**9
     change: Change | None = None
 
@@ -101,7 +109,7 @@ class Fault:
         return (
             (self.clients is None or client in self.clients)
             and (self.rounds is None or round in self.rounds)
-            and message.metadata.message_type.startswith(self.types)
+            and (kind_of(message) == self.types if self.types else kind_of(message) != "join")
         )
 
 
@@ -164,7 +172,7 @@ class LocalGrid(InlineGrid):
 
     def deliver(self, message: Message) -> Message | None:
         """Pass a message through the wire, the faults and the ClientApp."""
-        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        node, kind = message.metadata.dst_node_id, kind_of(message)
         client = self.nodes.index(node)
         self.log[kind, client] += 1
         self.requests.append((kind, client, roundtrip(message.content)))
@@ -201,7 +209,7 @@ class LocalGrid(InlineGrid):
             if fault is not None and fault.change is not None:
                 content = fault.change(content)
             reply.content = content
-            self.replies.append((message.metadata.message_type, client, content))
+            self.replies.append((kind_of(message), client, content))
         identifier = message.metadata.message_id
         if self._strike("twice", message, client):
             self._twice.add(identifier)

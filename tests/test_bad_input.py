@@ -21,7 +21,7 @@ from sfl_flower.report import RunDirectory
 from sfl_flower.task import Samples, SplitTask
 from sfl_flower.zo import Journal
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, kind_of
 from tests.tiny import begin, equal, run, start, train
 
 pytestmark = pytest.mark.flower
@@ -113,7 +113,7 @@ def test_labels_outside_the_classes_are_refused_before_training(
     trial = begin(plain(bad), method, clients=2, partition=partition)
     with pytest.raises(DataError, match=says):
         start(trial)
-    assert not [kind for kind, _ in trial.grid.log if kind.startswith("train")]
+    assert not [kind for kind, _ in trial.grid.log if kind != "join"]
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -269,7 +269,7 @@ BATCH: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
 @pytest.mark.parametrize("method", ["ho_sfl", "frozen", "splitfed_v2"])
 def test_a_bad_batch_is_skipped_counted_and_reported(method: str, name: str) -> None:
     change, says = BATCH[name]
-    kind = {"ho_sfl": "train.forward", "frozen": "train.anchor"}.get(method, "train.step")
+    kind = {"ho_sfl": "forward", "frozen": "forward"}.get(method, "step")
     # As if the client had not answered at all.
     bad = train(tiny.task(), method, [Fault("change", {1}, {2}, kind, 1, change)], rounds=3)
     model, digest = without_a_reply(method, kind)
@@ -305,9 +305,9 @@ SCALARS: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
 @pytest.mark.parametrize("name", SCALARS)
 def test_bad_scalars_are_skipped_and_never_journalled(name: str) -> None:
     change, says = SCALARS[name]
-    fault = Fault("change", {1}, {2}, "train.probe", 1, change)
+    fault = Fault("change", {1}, {2}, "probe", 1, change)
     bad = train(tiny.task(), "ho_sfl", [fault], rounds=3)
-    model, digest = without_a_reply("ho_sfl", "train.probe")
+    model, digest = without_a_reply("ho_sfl", "probe")
     assert [record.rejected for record in bad.strategy.records] == [0, 0, 1, 0]
     assert re.search(says, bad.notes), bad.notes
     assert equal(bad.model, model)
@@ -327,7 +327,7 @@ def test_bad_scalars_are_skipped_and_never_journalled(name: str) -> None:
     ],
 )
 def test_bad_weights_are_left_out_of_the_mean(change: Any, says: str) -> None:
-    final = Fault("change", {1}, {2}, "train.step", change=change)
+    final = Fault("change", {1}, {2}, "step", change=change)
     bad = train(tiny.task(), "splitfed_v1", [final], rounds=3)
     assert [record.replies for record in bad.strategy.records] == [0, 4, 3, 4]
     assert says in bad.notes
@@ -383,7 +383,7 @@ class Exploding(int):
 
 
 def test_every_client_bad_at_once_ends_the_run_but_not_the_model(tmp_path: Path) -> None:
-    fault = Fault("change", None, range(3, 99), "train.forward", change=setting(round=0))
+    fault = Fault("change", None, range(3, 99), "forward", change=setting(round=0))
     with pytest.raises(TrainingError, match="No usable reply in 5 rounds in a row"):
         run(tiny.task(), "ho_sfl", [fault], out=tmp_path, rounds=20)
     expected = train(tiny.task(), "ho_sfl", rounds=2).model
@@ -433,10 +433,7 @@ def test_a_client_that_raises_is_reported_in_one_line() -> None:
     app = trial.grid._app
 
     def broken(message: Any, context: Any) -> Any:
-        if (
-            context.node_config["partition-id"] == 1
-            and message.metadata.message_type != "query.join"
-        ):
+        if context.node_config["partition-id"] == 1 and kind_of(message) != "join":
             raise ValueError("first line\nlast line of a traceback")
         return app(message, context)
 

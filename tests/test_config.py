@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sfl_flower.config import LOCAL, RunConfig, check_choice, check_range, read_fields
 from sfl_flower.data import PartitionSpec
 from sfl_flower.errors import ConfigError
-from sfl_flower.methods import HANDLERS, METHODS, read_options
+from sfl_flower.methods import METHODS, read_options
 
 pytestmark = pytest.mark.flower
 
@@ -86,9 +86,9 @@ def test_random_values_raise_config_errors_only(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_defaults_read_back_as_they_are(method: str) -> None:
-    config, own, task = read_options({"method": method})
+    config, found, own, task = read_options({"method": method})
     again = read_options({**config.to_dict(), **own.to_dict()})
-    assert again == (config, own, {})
+    assert again == (config, found, own, {})
     assert task == {}
     # As on a command line: everything is a text, and dashes are underscores.
     texts = {k.replace("_", "-"): str(v) for k, v in {**config.to_dict(), **own.to_dict()}.items()}
@@ -96,7 +96,7 @@ def test_defaults_read_back_as_they_are(method: str) -> None:
 
 
 def test_task_options_are_told_from_the_others() -> None:
-    config, own, task = read_options(
+    config, _, own, task = read_options(
         {"task.side-length": 3, "client-lr": "0.1", "client_threads": 2, "rounds": "7"}
     )
     assert task == {"side_length": 3}
@@ -105,13 +105,19 @@ def test_task_options_are_told_from_the_others() -> None:
 
 
 def test_no_method_option_hides_an_option_of_the_run() -> None:
-    for strategy in METHODS.values():
-        assert not set(strategy.settings_type.__dataclass_fields__) & RunConfig.keys()
+    for method in METHODS.values():
+        assert not set(method.settings.__dataclass_fields__) & RunConfig.keys()
 
 
-def test_every_method_has_its_own_name_and_every_request_its_own_type() -> None:
-    assert all(name == strategy.name for name, strategy in METHODS.items())
-    types = [kind.TYPE for kind in HANDLERS]
+def test_every_method_is_what_its_value_says() -> None:
+    types = []
+    for name, method in METHODS.items():
+        assert name == method.name == method.server.name
+        assert method.facts is method.server.facts
+        for action in method.handlers:
+            _, request = method.handler(action)
+            assert request.ACTION == action
+            types.append(method.message_type(action))
     assert len(set(types)) == len(types)
     assert all(kind.startswith("train.") and kind.count(".") == 1 for kind in types)
 

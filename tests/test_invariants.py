@@ -108,7 +108,7 @@ def test_2_probes_restore_to_the_bit_and_synced_clients_equal_the_mirror(
         Fault("forget", {2}, {3}),
         Fault("late", {3}, {4}, times=1),
     ]
-    silent = Fault("drop", None, {6}, types="train.probe")  # everyone syncs, nothing changes
+    silent = Fault("drop", None, {6}, types="probe")  # everyone syncs, nothing changes
     trial = train(tiny.task(), "ho_sfl", [*faults, silent], rounds=6)
     assert len(compared) > 15 and all(compared)
     mirror = trial.strategy.mirror
@@ -163,7 +163,7 @@ def test_5_a_bad_scalar_never_reaches_the_journal(value: float) -> None:
         scalars[0, 1] = value
         return changed(content, arrays={"scalars": scalars})
 
-    faults = [Fault("change", {2}, {2}, "train.probe", change=spoil)]
+    faults = [Fault("change", {2}, {2}, "probe", change=spoil)]
     trial = train(tiny.task(), "ho_sfl", faults, rounds=3)
     assert [record.rejected for record in trial.strategy.records] == [0, 0, 1, 0]
     assert [record.replies for record in trial.strategy.records] == [0, 4, 3, 4]

@@ -36,7 +36,7 @@ def test_every_option_is_legal(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(options) == len(preset.paper) + len(preset.ours), "a value is given twice"
     assert preset.title and "arXiv" in preset.source and options["task"] in TASKS
     if options["method"] in METHODS:
-        config, settings, task = read_options(options)
+        config, _, settings, task = read_options(options)
         held = {**config.to_dict(), **settings.to_dict()}
         assert {key: held[key] for key in options if "." not in key} == {
             key: value for key, value in options.items() if "." not in key
@@ -60,7 +60,7 @@ def test_every_value_of_ours_says_why(name: str) -> None:
 
 def test_ho_sfl_as_its_scripts_have_it() -> None:
     options = load_preset("ho_sfl_resnet18_cifar10").options
-    config, settings, task = read_options(options)
+    config, _, settings, task = read_options(options)
     assert (config.rounds * config.sampled * config.batch_size) == 120_000
     assert (config.clients, config.server_optimizer, config.server_lr) == (100, "adamw", 1e-3)
     shown = settings.to_dict()
@@ -70,7 +70,7 @@ def test_ho_sfl_as_its_scripts_have_it() -> None:
 
 def test_the_language_experiments() -> None:
     options = load_preset("ho_sfl_opt125m_sst2").options
-    config, settings, task = read_options(options)
+    config, _, settings, task = read_options(options)
     samples = config.cohort * config.batch_size
     assert (config.rounds - 1) * samples < 80_000 <= config.rounds * samples
     assert (settings.to_dict()["probes"], task["cut"], task["head"]) == (2, "block:3", "verbaliser")

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig
-from sfl_flower.methods import METHODS
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.run import Plan, RunResult, execute
-from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.task import Samples, SplitTask
 from sfl_flower.wire.flower import SUPERLINK, identity
 from tests.local_grid import Fault, LocalGrid
@@ -169,7 +167,7 @@ def begin(
     if isinstance(problem, SharedOut):
         problem.given(checked.config)
     grid = LocalGrid(make_client_app(lambda context: problem), checked.config.clients, faults)
-    strategy: SplitStrategy = METHODS[method](problem, checked.config, checked.settings)
+    strategy = checked.method.server(problem, checked.config, checked.settings)
     return Trial(strategy, grid)
 
 

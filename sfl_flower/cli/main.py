@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--preset", help="a published experiment; what else is given overrides it")
     run.add_argument("--task", help=f"one of: {', '.join(TASKS)}")
-    run.add_argument("--method", help=f"one of: {', '.join(METHODS)}")
+    run.add_argument("--method", help=f"one of: {', '.join(METHODS)}; or MODULE:NAME of your own")
     run.add_argument("--rounds", type=int, help="rounds to train")
     run.add_argument("--clients", type=int, help="virtual clients")
     run.add_argument("--sampled", type=int, help="clients per round (0: all)")
@@ -143,7 +143,7 @@ def _options(parsed: argparse.Namespace) -> None:
         hint = f"methods: {', '.join(METHODS)}; tasks: {', '.join(TASKS)}"
         Console().print(f"'sfl options NAME' lists those of one ({hint}).", highlight=False)
     elif name in METHODS:
-        _print_fields(f"Options of method {name}", METHODS[name].settings_type)
+        _print_fields(f"Options of method {name}", METHODS[name].settings)
     elif name not in TASKS:
         raise unknown("method or task", name, (*METHODS, *TASKS))
     else:

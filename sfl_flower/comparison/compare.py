@@ -23,10 +23,9 @@ from sfl_flower.comparison.pages import write_comparison
 from sfl_flower.comparison.rows import CEILING, CONTROL, Comparison, Row, assemble, make_row
 from sfl_flower.config import LOCAL, check_choice, check_range
 from sfl_flower.errors import ConfigError, DataError, TrainingError
-from sfl_flower.methods import METHODS
+from sfl_flower.methods import Method, find_method
 from sfl_flower.run.run import Plan
 from sfl_flower.run.simulation import BACKENDS
-from sfl_flower.server.local_loss import LocalLossSettings
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
 
@@ -43,7 +42,7 @@ FOLLOWS = {
 
 def compare(
     task: SplitTask | str,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    methods: Sequence[str | Method] | Mapping[str, Mapping[str, Any]],
     *,
     samples: int,
     seeds: int | Sequence[int] = 3,
@@ -65,8 +64,9 @@ def compare(
     ----------
     task : SplitTask or str
         The learning problem, or the name of a ready-made one.
-    methods : sequence of str, or mapping of str to mapping
-        Keys of `sfl_flower.METHODS`; as a mapping, with options of that method's runs alone.
+    methods : sequence of str or Method, or mapping of str to mapping
+        Keys of `sfl_flower.METHODS`, ``"package.module:name"`` of methods of your own, or such
+        methods themselves; as a mapping, with options of that method's runs alone.
     samples : int
         Training samples of a run, over all clients; every run takes the whole rounds that come
         nearest.
@@ -186,14 +186,18 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
 
 
 def _settings(
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    methods: Sequence[str | Method] | Mapping[str, Mapping[str, Any]],
     options: Mapping[str, Any],
     server_lrs: Sequence[float],
 ) -> dict[str, dict[str, Any]]:
     """Return the options of each method of the table, the control and the ceiling included."""
-    own = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
+    found = [find_method(named) for named in methods]
+    given = list(methods.values()) if isinstance(methods, Mapping) else [{} for _ in found]
+    own = {method.name: options for method, options in zip(found, given, strict=True)}
+    methods_of = {method.name: method for method in found}
     if len(own) < len(methods):
-        raise ConfigError(f"methods are {', '.join(methods)}; name each once.")
+        twice = ", ".join(method.name for method in found)
+        raise ConfigError(f"methods are {twice}; name each once.")
     names = [*([] if CONTROL in own else [CONTROL]), *own, *([] if CEILING in own else [CEILING])]
     shared = {key.replace("-", "_"): value for key, value in options.items()}
     settings = {}
@@ -205,6 +209,7 @@ def _settings(
                 raise ConfigError(f"{key} of a comparison follows from {source}; leave it out.")
         if server_lrs and "server_lr" in settings[name]:
             raise ConfigError("server_lr is given twice; leave it out where server_lrs are given.")
+        settings[name]["method"] = methods_of.get(name, name)
     return settings
 
 
@@ -220,7 +225,7 @@ def _plan(
     """Return every run of the comparison, checked as far as that goes without training."""
     name = task if isinstance(task, str) else task.name
     plans = {
-        (method, seed): _read(method, {**own, "method": method, "task": name, "seed": seed})
+        (method, seed): _read({**own, "task": name, "seed": seed})
         for method, own in settings.items()
         for seed in seeds
     }
@@ -239,25 +244,26 @@ def _plan(
         budget = budgets[method, seed]
         check_equal(plan.config, budget.samples, budgets[CONTROL, seed].samples)
         if seed == seeds[0]:
-            METHODS[method](built, plan.config, plan.settings)  # refuses what it cannot train
-        tried = server_lrs if METHODS[method].uses_server_lr else ()
+            plan.method.server(built, plan.config, plan.settings)  # refuses what it cannot train
+        rated = plan.method.facts.server_lr
+        tried = server_lrs if rated else ()
         for rate in tried or [plan.config.server_lr]:
-            given = {**settings[method], "method": method, "task": name, "seed": seed}
+            given = {**settings[method], "task": name, "seed": seed}
             given |= {"rounds": budget.rounds, "server_lr": rate}
             label = f"{method} lr {float(rate):g} seed {seed}"
             directory = out / method / f"lr{float(rate):g}-seed{seed}"
-            if not METHODS[method].uses_server_lr:
+            if not rated:
                 label, directory = f"{method} seed {seed}", out / method / f"seed{seed}"
             jobs.append(Job(label, given, directory, budget.samples))
             jobs[-1].plan()
     return jobs, built
 
 
-def _read(method: str, options: Mapping[str, Any]) -> Plan:
+def _read(options: Mapping[str, Any]) -> Plan:
     try:
         return Plan.read(options)
     except ConfigError as error:
-        if method in METHODS and str(error).startswith("Unknown option of method"):
+        if str(error).startswith("Unknown option of method"):
             raise ConfigError(
                 f"{error} Every method is given this option; one that only some methods have "
                 "is written METHOD:KEY=VALUE on the command line, or methods={METHOD: {KEY: "
@@ -269,9 +275,8 @@ def _read(method: str, options: Mapping[str, Any]) -> Plan:
 def _budget(task: SplitTask, plan: Plan, samples: int) -> Budget:
     spec = plan.config.partition_spec()
     held = [len(rows) for rows in task.client_rows(spec)] if spec else []
-    if held and isinstance(plan.settings, LocalLossSettings):  # a run sees it in its first round
-        batches = plan.settings.batches(min(held), plan.config.batch_size)
-        plan.settings.check_period(batches)
+    if held:  # a run sees it in its first round
+        plan.settings.check_held(min(held), plan.config.batch_size)
     return fit(samples, held, plan.config, plan.settings)
 
 
@@ -286,8 +291,7 @@ def _best_rates(jobs: Sequence[Job], failed: Mapping[Path, str], metric: str) ->
 
 
 def _row(label: str, runs: Sequence[FinishedRun], seeds: Sequence[int], metric: str) -> Row:
-    rated = METHODS[runs[0].method].uses_server_lr
-    return make_row(label, runs, seeds, metric, rated)
+    return make_row(label, runs, seeds, metric)
 
 
 def _collect(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from sfl_flower.errors import SflError, TrainingError
+from sfl_flower.methods import find_method
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.report.files import plain
 from sfl_flower.run.run import Plan
@@ -50,7 +51,7 @@ class Job:
     @property
     def method(self) -> str:
         """Name of its method."""
-        return str(self.options["method"])
+        return find_method(self.options["method"]).name
 
     @property
     def rate(self) -> float:

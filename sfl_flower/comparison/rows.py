@@ -93,7 +93,6 @@ def make_row(
     runs: Sequence[FinishedRun],
     seeds: Sequence[int],
     metric: str,
-    uses_server_lr: bool = True,
 ) -> Row:
     """Return the row of a method: its runs at the server rate with the highest mean.
 
@@ -107,8 +106,6 @@ def make_row(
         The seeds.
     metric : str
         What is compared.
-    uses_server_lr : bool
-        Whether the method has a server rate.
     """
     by_rate: dict[float, dict[int, FinishedRun]] = {}
     for run in runs:
@@ -124,7 +121,7 @@ def make_row(
     return Row(
         label=label,
         method=chosen[0].method,
-        server_lr=best if uses_server_lr else None,
+        server_lr=best if chosen[0].summary.server_lr else None,
         rates=rates,
         runs=chosen,
         mean=rates[best],

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.methods import METHODS, Method
 from sfl_flower.profiling.costs import Cost, Setting
 from sfl_flower.profiling.cuts import WHOLE, CutProfile
 from sfl_flower.report.table import human_bytes
+from sfl_flower.server.facts import Facts
 
 __all__ = ["advise"]
-
-KINDS: dict[str, tuple[int, str]] = {
-    "splitfed_v2": (0, "backprop with the server half's gradient"),
-    "fedavg": (0, "backprop of the whole model"),
-    "cse_fsl": (0, "backprop on the loss of an auxiliary head"),
-    "fsl_sage": (0, "backprop along a gradient that an auxiliary head estimates"),
-    "ho_sfl": (1, "forwards on the client, backprop on the server"),
-    "heron": (1, "forwards on the client on the loss of an auxiliary head, backprop on the server"),
-    "decomfl": (2, "forwards alone"),
-}
-"""What each method does, and its class: how little of the model learns by backprop, which learns
-more from a sample than forwards do. The control, which trains nothing there, is not among them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +21,7 @@ class _Option:
 
     row: CutProfile
     cost: Cost
+    facts: Facts
     fits: bool
 
     @property
@@ -40,7 +31,7 @@ class _Option:
     @property
     def rank(self) -> tuple[int, float]:
         """What comes first is to be taken: the better class, then the faster step."""
-        return KINDS[self.method][0], self.cost.seconds
+        return self.facts.rank, self.cost.seconds
 
     @property
     def where(self) -> str:
@@ -53,6 +44,7 @@ def advise(
     costs: dict[str, dict[str, Cost]],
     setting: Setting,
     memory: int | None,
+    methods: Iterable[Method] = tuple(METHODS.values()),
 ) -> tuple[str, ...]:
     """Return in sentences what fits, what to take, and why not the next best.
 
@@ -66,17 +58,21 @@ def advise(
         What the costs are for.
     memory : int or None
         Bytes that a client has; None for as many as it takes.
+    methods : iterable of Method
+        The methods. One that trains nothing on the client, the control, is not among the advice.
 
     Raises
     ------
     ConfigError
         If nothing fits; it says what would.
     """
+    learning = [method for method in methods if method.facts.client != "nothing"]
+    learning.sort(key=lambda method: method.facts.rank)
     options = [
-        _Option(row, cost, memory is None or cost.memory <= memory)
+        _Option(row, cost, method.facts, memory is None or cost.memory <= memory)
         for row in rows
-        for cost in costs[row.at].values()
-        if cost.method in KINDS
+        for method in learning
+        if (cost := costs[row.at].get(method.name)) is not None
     ]
     if all(option.row.at == WHOLE for option in options):
         return ("No cut leaves the client anything to train: only frozen clients remain.",)
@@ -89,7 +85,8 @@ def advise(
             f"{human_bytes(least.cost.memory)}, of {least.where}; lower batch-size, or train "
             "fewer parameters."
         )
-    best = [_best(options, method) for method in KINDS]
+    names = list(dict.fromkeys(option.method for option in options))
+    best = [_best(options, name) for name in names]
     found = sorted((option for option in best if option), key=lambda option: option.rank)
     chosen = min(fitting, key=lambda option: option.rank)
     said = [] if memory is None else [_overview(options, have)]
@@ -112,7 +109,7 @@ def _best(options: Sequence[_Option], method: str) -> _Option | None:
 def _overview(options: Sequence[_Option], have: str) -> str:
     """Say at how many cuts each method fits."""
     fits, not_at_all = [], []
-    for method in KINDS:
+    for method in dict.fromkeys(option.method for option in options):
         own = [option for option in options if option.method == method]
         count = sum(option.fits for option in own)
         if count:
@@ -129,11 +126,11 @@ def _choice(chosen: _Option, setting: Setting) -> str:
     cost = chosen.cost
     noisy = (
         "; its steps are the noisier the more it trains, so train little of it or raise probes"
-        if KINDS[chosen.method][0]
+        if chosen.facts.rank
         else ""
     )
     return (
-        f"Recommended: {chosen.where}: {KINDS[chosen.method][1]}. A step takes "
+        f"Recommended: {chosen.where}: {chosen.facts.does}. A step takes "
         f"{human_bytes(cost.memory)} of memory and {_seconds(cost)} (up {human_bytes(cost.up)}, "
         f"down {human_bytes(cost.down)}, at {setting.bandwidth / 1e6:g} Mbit/s); the client "
         f"trains {chosen.row.trainable:,} parameters{noisy}."
@@ -145,7 +142,7 @@ def _next(other: _Option, chosen: _Option, have: str) -> str:
     if not other.fits:
         why = f"it needs {human_bytes(other.cost.memory)} or more, and a client has {have}"
     elif other.rank[0] > chosen.rank[0]:
-        why = f"less of the model learns by backprop ({KINDS[other.method][1]})"
+        why = f"less of the model learns by backprop ({other.facts.does})"
     else:
         moved = human_bytes(other.cost.up + other.cost.down)
         why = f"a step takes {_seconds(other.cost)} of {moved}"

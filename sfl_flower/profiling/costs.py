@@ -7,18 +7,18 @@ Closed forms of docs/methods.md, one exchange with one client; what does not dep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sfl_flower.config import check_range
+from sfl_flower.methods import METHODS, Method
 from sfl_flower.profiling.cuts import WHOLE, CutProfile
+from sfl_flower.server.cost import Parts
 
-__all__ = ["COSTED", "Cost", "Setting", "method_costs"]
+__all__ = ["Cost", "Setting", "method_costs"]
 
-FLOAT, LABEL, KEY = 4, 8, 4
-"""Bytes of a scalar or weight, of a label, and of the stream number of a client's directions."""
-ALIGN_EVERY = 10
-"""Rounds between two alignments of FSL-SAGE, each of which brings the head; the default."""
+FLOAT, LABEL = 4, 8
+"""Bytes of a scalar or weight, and of a label."""
 
 
 @dataclass(frozen=True)
@@ -92,100 +92,9 @@ class Cost:
         return self.compute_seconds + self.transfer_seconds
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What the closed forms are made of."""
-
-    smashed: int
-    labels: int
-    weights: int
-    head: int
-    scalars: int
-    profile: CutProfile
-    setting: Setting
-
-
-Form = Callable[[_Parts], tuple[int, int, int, float]]
-"""Bytes up and down, bytes of memory beyond the half itself, and seconds of computing."""
-
-
-def _forwards(parts: _Parts, count: int) -> float:
-    return count * parts.setting.batch_size * parts.profile.forward_seconds
-
-
-def _backprop(parts: _Parts) -> float:
-    return parts.setting.batch_size * parts.profile.backprop_seconds
-
-
-def _zeroth_order(parts: _Parts, held: int) -> int:
-    # Trained parameters are restored from a second copy of them.
-    return parts.profile.inference.bytes + FLOAT * parts.profile.trainable + held
-
-
-def _frozen(parts: _Parts) -> tuple[int, int, int, float]:
-    up = parts.smashed + parts.labels
-    return up, 0, parts.profile.inference.bytes, _forwards(parts, 1)
-
-
-def _ho_sfl(parts: _Parts) -> tuple[int, int, int, float]:
-    # Everyone's scalars of the last round come down, and whose directions they are for.
-    journal = parts.setting.sampled * (parts.scalars + KEY)
-    up = parts.smashed + parts.labels + parts.scalars
-    memory = _zeroth_order(parts, 2 * parts.smashed)  # z and λ are held
-    return up, parts.smashed + journal, memory, _forwards(parts, 1 + parts.setting.probes)
-
-
-def _heron(parts: _Parts) -> tuple[int, int, int, float]:
-    # Scalars up, weights of half and head down, once a round.
-    up = parts.smashed + parts.labels + parts.scalars
-    memory = _zeroth_order(parts, parts.smashed + parts.head)
-    return up, parts.weights + parts.head, memory, _forwards(parts, 1 + parts.setting.probes)
-
-
-def _splitfed(parts: _Parts) -> tuple[int, int, int, float]:
-    up = parts.smashed + parts.labels + parts.weights
-    # The forward that gives z keeps no graph; the one that λ is led back through is a second.
-    seconds = _forwards(parts, 1) + _backprop(parts)
-    return up, parts.smashed + parts.weights, parts.profile.backprop.bytes, seconds
-
-
-def _cse_fsl(parts: _Parts) -> tuple[int, int, int, float]:
-    sent = parts.weights + parts.head
-    memory = parts.profile.backprop.bytes + 2 * parts.head  # the head and its gradient
-    return parts.smashed + parts.labels + sent, sent, memory, _backprop(parts)
-
-
-def _fsl_sage(parts: _Parts) -> tuple[int, int, int, float]:
-    # An alignment round brings the head as well.
-    memory = parts.profile.backprop.bytes + parts.head
-    up = parts.smashed + parts.labels + parts.weights
-    return up, parts.weights + parts.head // ALIGN_EVERY, memory, _backprop(parts)
-
-
-def _fedavg(parts: _Parts) -> tuple[int, int, int, float]:
-    return parts.weights, parts.weights, parts.profile.backprop.bytes, _backprop(parts)
-
-
-def _decomfl(parts: _Parts) -> tuple[int, int, int, float]:
-    memory = _zeroth_order(parts, 0)
-    down = parts.setting.sampled * (parts.scalars + KEY)
-    return parts.scalars, down, memory, _forwards(parts, 1 + parts.setting.probes)
-
-
-CUT_FORMS: Mapping[str, Form] = {
-    "frozen": _frozen,
-    "ho_sfl": _ho_sfl,
-    "heron": _heron,
-    "splitfed_v2": _splitfed,
-    "cse_fsl": _cse_fsl,
-    "fsl_sage": _fsl_sage,
-}
-WHOLE_FORMS: Mapping[str, Form] = {"fedavg": _fedavg, "decomfl": _decomfl}
-COSTED = (*CUT_FORMS, *WHOLE_FORMS)
-"""The methods with a cost here; SplitFed V1 costs a client what V2 does."""
-
-
-def method_costs(profile: CutProfile, setting: Setting) -> dict[str, Cost]:
+def method_costs(
+    profile: CutProfile, setting: Setting, methods: Iterable[Method] = tuple(METHODS.values())
+) -> dict[str, Cost]:
     """Return the cost of a mini-batch of each method at a cut.
 
     Parameters
@@ -194,6 +103,8 @@ def method_costs(profile: CutProfile, setting: Setting) -> dict[str, Cost]:
         The cut, or the whole model for the methods that have it on the client.
     setting : Setting
         Batch, bandwidth and the methods' settings.
+    methods : iterable of Method
+        The methods; those without a closed form are left out.
 
     Returns
     -------
@@ -204,27 +115,33 @@ def method_costs(profile: CutProfile, setting: Setting) -> dict[str, Cost]:
     shape = profile.smashed_shape
     features = shape[-1] if setting.everywhere else math.prod(shape)
     positions = math.prod(shape[:-1]) if setting.everywhere else 1
-    parts = _Parts(
+    parts = Parts(
         smashed=size * profile.smashed_bytes,
         labels=size * positions * LABEL,
         weights=profile.travelling_bytes // setting.local_steps,
         head=FLOAT * (features + 1) * setting.outputs // setting.local_steps,
         scalars=FLOAT * setting.probes,
-        profile=profile,
-        setting=setting,
+        trained=FLOAT * profile.trainable,
+        inference=profile.inference.bytes,
+        backprop=profile.backprop.bytes,
+        forward_seconds=size * profile.forward_seconds,
+        backprop_seconds=size * profile.backprop_seconds,
+        probes=setting.probes,
+        sampled=setting.sampled,
     )
-    forms = WHOLE_FORMS if profile.at == WHOLE else CUT_FORMS
     found = {}
-    for name, form in forms.items():
-        if not profile.trainable and name != "frozen":
+    for method in methods:
+        learns = method.facts.client != "nothing"
+        if method.facts.whole != (profile.at == WHOLE) or (learns and not profile.trainable):
             continue
-        up, down, working, seconds = form(parts)
-        found[name] = Cost(
-            method=name,
-            up=up,
-            down=down,
-            memory=profile.state_bytes + working,
-            compute_seconds=seconds * setting.slowdown,
-            transfer_seconds=8 * (up + down) / setting.bandwidth,
+        if (cost := method.cost(parts)) is None:
+            continue
+        found[method.name] = Cost(
+            method=method.name,
+            up=cost.up,
+            down=cost.down,
+            memory=profile.state_bytes + cost.memory,
+            compute_seconds=cost.seconds * setting.slowdown,
+            transfer_seconds=8 * (cost.up + cost.down) / setting.bandwidth,
         )
     return found

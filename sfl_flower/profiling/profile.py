@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.methods import METHODS, Method, find_method
 from sfl_flower.profiling.advice import advise
 from sfl_flower.profiling.costs import Cost, Setting, method_costs
 from sfl_flower.profiling.cuts import CutProfile, profile_cuts
@@ -59,6 +60,7 @@ def profile(
     slowdown: float = 1.0,
     trained: str = "",
     seconds: float = 50.0,
+    methods: Sequence[str | Method] = tuple(METHODS),
     watch: Callable[[str], None] | None = None,
 ) -> Profile:
     """Profile the cuts of a task's model, or of a model on a batch.
@@ -87,6 +89,8 @@ def profile(
     seconds : float
         For how long to measure peaks at the whole batch, the time that predicting takes included;
         the others stay predicted.
+    methods : sequence of str or Method
+        Which methods are costed and advised, as for `simulate`.
     watch : callable, optional
         Called with each cut's name before it is profiled; the whole model comes first.
 
@@ -123,8 +127,9 @@ def profile(
     rows = profile_cuts(model, x, cuts, seconds, trained or own, watch)
     shape = rows[-1].smashed_shape
     setting = replace(given, outputs=shape[-1] if shape else 1, everywhere=len(shape) == 2)
-    costs = {row.at: method_costs(row, setting) for row in rows}
-    advice = advise(rows, costs, setting, client_memory)
+    chosen = [find_method(named) for named in methods]
+    costs = {row.at: method_costs(row, setting, chosen) for row in rows}
+    advice = advise(rows, costs, setting, client_memory, chosen)
     return Profile(name, setting, tuple(rows), costs, client_memory, advice)
 
 

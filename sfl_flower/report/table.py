@@ -64,6 +64,8 @@ class Summary:
         Wall-clock time.
     out : Path or None
         The run directory.
+    server_lr : bool
+        Whether the run's server optimiser changes what the method does.
     """
 
     method: str
@@ -75,6 +77,7 @@ class Summary:
     seconds: float = 0.0
     out: Path | None = None
     client_flops: float | None = None
+    server_lr: bool = True
 
     def total(self, direction: str) -> int:
         """Return the bytes ``"up"`` or ``"down"`` over all categories."""

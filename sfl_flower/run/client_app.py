@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from sfl_flower.methods import HANDLERS, Handler
+from sfl_flower.methods import METHODS, Method
 from sfl_flower.node.node import Node, TaskSource, join
+from sfl_flower.run.run_config import task_from_context
 from sfl_flower.training.modes import torch_threads
-from sfl_flower.wire import JoinRequest, StaleReply
+from sfl_flower.wire.common import JoinRequest, StaleReply
 
 if TYPE_CHECKING:
     from sfl_flower.node.postprocess import Postprocess
 
-__all__ = ["make_client_app"]
+__all__ = ["client_app", "make_client_app"]
 
 
-def make_client_app(source: TaskSource, postprocess: Postprocess | None = None) -> ClientApp:
+def make_client_app(
+    source: TaskSource,
+    methods: Iterable[Method] = (),
+    *,
+    postprocess: Postprocess | None = None,
+) -> ClientApp:
     """Return a ClientApp that trains the client half of a task by whatever method is asked for.
 
     Parameters
@@ -26,6 +33,8 @@ def make_client_app(source: TaskSource, postprocess: Postprocess | None = None) 
     source : callable
         Gives the `SplitTask` from the node's `Context`; called with every message, so it should
         return a task that is built once.
+    methods : iterable of Method
+        Methods of your own that it answers beside those of `METHODS`.
     postprocess : callable, optional
         Makes of a method's reply the one that is sent, see `sfl_flower.node.postprocess`.
     """
@@ -36,16 +45,19 @@ def make_client_app(source: TaskSource, postprocess: Postprocess | None = None) 
         reply = join(source, context, JoinRequest.from_content(message.content))
         return Message(reply.to_content(), reply_to=message)
 
-    for request, handler in HANDLERS.items():
-        action = request.TYPE.partition(".")[2]
-        app.train(action)(_answer(source, request, handler, postprocess))
+    for method in {**METHODS, **{own.name: own for own in methods}}.values():
+        for action in method.handlers:
+            answer = _answer(source, method, action, postprocess)
+            app.train(method.message_type(action).partition(".")[2])(answer)
     return app
 
 
 def _answer(
-    source: TaskSource, request: type[Any], handler: Handler, postprocess: Postprocess | None
+    source: TaskSource, method: Method, action: str, postprocess: Postprocess | None
 ) -> Any:
     def answer(message: Message, context: Context) -> Message:
+        # Looked up here: a process imports what answers its own message.
+        handler, request = method.handler(action)
         asked = request.from_content(message.content)
         with torch_threads(asked.setup.threads):
             reply = handler(Node.open(source, context, asked.setup), asked)
@@ -54,3 +66,6 @@ def _answer(
         return Message(reply.to_content(), reply_to=message)
 
     return answer
+
+
+client_app: ClientApp = make_client_app(task_from_context)

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError
-from sfl_flower.methods import METHODS, read_options
+from sfl_flower.methods import Method, read_options
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
 from sfl_flower.run.resume import go_on, which_checkpoint
 from sfl_flower.server.frozen_parameters import counts
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import parts
-from sfl_flower.strategies.decomfl import DeComFL
-from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import TASKS, read_task_options, task_options
 
@@ -42,6 +40,8 @@ class Plan:
     ----------
     config : RunConfig
         Settings that every method shares.
+    method : Method
+        The method.
     settings : Settings
         Settings of the method.
     task_options : Mapping[str, Any]
@@ -53,6 +53,7 @@ class Plan:
     """
 
     config: RunConfig
+    method: Method
     settings: Settings
     task_options: Mapping[str, Any]
     out: Path | None = None
@@ -63,12 +64,12 @@ class Plan:
         cls, options: Mapping[str, Any], out: Path | str | None = None, resume: bool | str = False
     ) -> Plan:
         """Check flat options, and which checkpoint to go on from; see `read_options`."""
-        config, settings, task_options = read_options(options)
+        config, method, settings, task_options = read_options(options)
         if resume and out is None:
             raise ConfigError("resume=True needs out=, the directory of the run to go on with.")
         task_options = read_task_options(config.task, task_options)
         place, which = None if out is None else Path(out).expanduser(), which_checkpoint(resume)
-        return cls(config, settings, task_options, place, which)
+        return cls(config, method, settings, task_options, place, which)
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting, defaults of a ready-made task included, for `config.json`."""
@@ -137,9 +138,7 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
             _save(directory, strategy)
             saved = strategy.round
 
-    strategy = METHODS[plan.config.method](
-        task, plan.config, plan.settings, on_round=on_round, save=save
-    )
+    strategy = plan.method.server(task, plan.config, plan.settings, on_round=on_round, save=save)
     if plan.out is None:
         _train(strategy, grid)
     else:
@@ -176,8 +175,8 @@ def _train(strategy: SplitStrategy, grid: Grid) -> None:
 
 def _save(directory: RunDirectory, strategy: SplitStrategy, checkpoint: bool = True) -> None:
     directory.save_model(strategy.state_dict())
-    if isinstance(strategy, HOSFL | DeComFL):
-        directory.write_bytes("journal.bin", strategy.mirror.journal.encode())
+    if (journal := strategy.journal) is not None:
+        directory.write_bytes("journal.bin", journal.encode())
     directory.write_ledger(strategy.ledger.to_dict())
     if checkpoint:
         directory.save_checkpoint(*strategy.checkpoint())
@@ -188,6 +187,7 @@ def _summary(strategy: SplitStrategy, history: History, out: Path | None) -> Sum
     evaluated = [record for record in history if record.metrics]
     return Summary(
         method=strategy.name,
+        server_lr=strategy.facts.server_lr,
         metrics=evaluated[-1].metrics if evaluated else {},
         samples=ledger.samples,
         ledger=ledger.to_dict()["bytes"],

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from sfl_flower.config import check_choice
 from sfl_flower.errors import ConfigError, DataError, SflError, TrainingError
+from sfl_flower.methods import Method
 from sfl_flower.node.shares import divide
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.run.client_app import make_client_app
@@ -42,7 +43,7 @@ _CRASH = (
 
 def simulate(
     task: SplitTask | str,
-    method: str = "ho_sfl",
+    method: str | Method = "ho_sfl",
     *,
     backend: str = "ray",
     out: Path | str | None = None,
@@ -57,8 +58,9 @@ def simulate(
     ----------
     task : SplitTask or str
         The learning problem, or the name of a ready-made one.
-    method : str
-        A key of `sfl_flower.METHODS`.
+    method : str or Method
+        A key of `sfl_flower.METHODS`, ``"package.module:name"`` of a method of your own, or the
+        method itself.
     backend : {"ray", "inline"}
         Flower's simulation, or the same app in this process with the same results.
     out : path, optional
@@ -108,7 +110,7 @@ def run_plan(
     """Train a task as planned; see `simulate`."""
     check_choice("backend", backend, BACKENDS)
     task.check(plan.config.seed)
-    app = make_client_app(lambda context: task)
+    app = make_client_app(lambda context: task, [plan.method])
     with _quiet(verbose), _own_state():
         _divide(task, plan)
         if backend == "ray":

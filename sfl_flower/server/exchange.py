@@ -89,10 +89,15 @@ class Exchange:
         Seconds to wait for the replies to a set of requests.
     late : set of str
         Ids of requests whose replies came too late; they are pulled and thrown away.
+    method : str
+        Name of the method, which is part of the messages' types.
     """
 
-    def __init__(self, grid: Grid, ledger: Ledger, timeout: float, late: set[str]) -> None:
+    def __init__(
+        self, grid: Grid, ledger: Ledger, timeout: float, late: set[str], method: str
+    ) -> None:
         self.tally = Tally()
+        self._method = method
         self._grid = grid
         self._ledger = ledger
         self._timeout = timeout
@@ -121,7 +126,9 @@ class Exchange:
             content = request.to_content()
             self._ledger.record("down", request.payload(), content_bytes(content))
             message = Message(
-                content=content, dst_node_id=member.node_id, message_type=request.TYPE
+                content=content,
+                dst_node_id=member.node_id,
+                message_type=request.message_type(self._method),
             )
             sent.append((message, (member, request, attempt)))
         if not sent:

@@ -43,6 +43,11 @@ class FirstOrderSettings(ClientRateSettings):
         check_choice("client_optimizer", self.client_optimizer, FIRST_ORDER)
         check_choice("client_state", self.client_state, ("fresh", "kept"))
 
+    @property
+    def keeps_client_state(self) -> bool:
+        """Whether clients keep their optimiser's state."""
+        return self.client_state == "kept"
+
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches that a client with so many samples runs in a round."""
         return self.local_steps or steps_per_epoch(samples, batch_size)

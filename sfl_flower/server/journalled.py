@@ -17,6 +17,7 @@ from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Gradients
 from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.wire import ForwardReply, ForwardRequest, Reply, Request, StaleReply, is_stale
+from sfl_flower.zo import Journal
 
 __all__ = ["JournalledStrategy"]
 
@@ -42,6 +43,11 @@ class JournalledStrategy(SplitStrategy):
     def digest(self) -> str:
         """The journal's running digest, in hex."""
         return self.mirror.digest
+
+    @property
+    def journal(self) -> Journal:
+        """The journal that clients follow."""
+        return self.mirror.journal
 
     def ask_in_step(
         self,
@@ -100,7 +106,6 @@ class JournalledStrategy(SplitStrategy):
         round: int,
         cohort: list[Member],
         exchange: Exchange,
-        kind: type[ForwardRequest],
         minibatches: int,
         eval_mode: bool,
     ) -> dict[Member, ForwardReply]:
@@ -114,8 +119,6 @@ class JournalledStrategy(SplitStrategy):
             Whom to ask.
         exchange : Exchange
             Carries the messages.
-        kind : type
-            The request to send.
         minibatches : int
             Mini-batches per client.
         eval_mode : bool
@@ -123,7 +126,7 @@ class JournalledStrategy(SplitStrategy):
         """
 
         def request(member: Member) -> ForwardRequest:
-            return kind(
+            return ForwardRequest(
                 round=round,
                 batch_size=self.config.batch_size,
                 minibatches=minibatches,

@@ -21,9 +21,10 @@ from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
 from sfl_flower.server.sequential import learn_in_turn
-from sfl_flower.server.strategy import Outcome, SplitStrategy
+from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import load_travelling, travelling_state
@@ -84,6 +85,15 @@ class LocalLossSettings(ClientRateSettings):
                 f"upload_every is {self.upload_every}, but a client takes {steps} local steps in a "
                 f"round; it must be in [1, {steps}]."
             )
+
+    def check_held(self, fewest: int, batch_size: int) -> None:
+        """Refuse an upload period that is longer than some client's round."""
+        self.check_period(self.batches(fewest, batch_size))
+
+    @property
+    def keeps_client_state(self) -> bool:
+        """Whether clients keep their optimiser's state."""
+        return self.client_state == "kept"
 
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the local steps of a client with so many samples."""
@@ -152,7 +162,7 @@ class LocalLossStrategy(SplitStrategy):
         """
         # Of all clients, not of the cohort alone: a later cohort must not end the run.
         if round == self._first + 1 and (fewest := self._roster.fewest):
-            self.settings.check_period(self.settings.batches(fewest, self.config.batch_size))
+            self.settings.check_held(fewest, self.config.batch_size)
 
     def local_request(
         self,

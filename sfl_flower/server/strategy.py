@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,9 +18,12 @@ from sfl_flower.errors import TrainingError, WireError
 from sfl_flower.report import RoundRecord
 from sfl_flower.server.aggregate import check_aggregator, find_aggregator
 from sfl_flower.server.checkpoint import Progress, fitting
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.evaluation import evaluate_halves
 from sfl_flower.server.exchange import Exchange, Tally
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import Noise
 from sfl_flower.server.records import as_record, from_record
 from sfl_flower.server.roster import Member, Roster
@@ -39,27 +41,9 @@ from sfl_flower.split import (
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import eval_mode, torch_threads
 from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup, Usage
+from sfl_flower.zo import Journal
 
-__all__ = ["Outcome", "SplitStrategy"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a method reports of a round.
-
-    Attributes
-    ----------
-    losses : list of float
-        Mean losses of the mini-batches the server used.
-    samples : int
-        Samples of those mini-batches.
-    extra : Mapping[str, float]
-        Further numbers of the method.
-    """
-
-    losses: list[float]
-    samples: int
-    extra: Mapping[str, float]
+__all__ = ["SplitStrategy"]
 
 
 class SplitStrategy(Unwrapped):
@@ -84,10 +68,7 @@ class SplitStrategy(Unwrapped):
 
     name: ClassVar[str]
     settings_type: ClassVar[type[Settings]]
-    uses_server_lr: ClassVar[bool] = True
-    """Whether `server_lr` changes what the method does."""
-    whole_on_clients: ClassVar[bool] = False
-    """Whether clients hold the whole model instead of the client half."""
+    facts: ClassVar[Facts]
 
     def __init__(
         self,
@@ -125,6 +106,11 @@ class SplitStrategy(Unwrapped):
         self.prepare()
 
     # What a method brings
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost | None:
+        """Return what a mini-batch costs a client, None where no closed form is given."""
+        return None
 
     @classmethod
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
@@ -173,6 +159,11 @@ class SplitStrategy(Unwrapped):
         return ""
 
     @property
+    def journal(self) -> Journal | None:
+        """The journal that clients follow, None for a method without one."""
+        return None
+
+    @property
     def training_samples(self) -> int:
         """Training samples of all clients, as far as they are known; 0 before training."""
         return self._roster.samples
@@ -190,7 +181,9 @@ class SplitStrategy(Unwrapped):
             self.round = self._first + server_round
             for half in self.server_halves():
                 half.begin(self.round)
-            exchange = Exchange(grid, self.ledger, self.config.timeout, self._late)
+            exchange = Exchange(
+                grid, self.ledger, self.config.timeout, self._late, method=self.name
+            )
             online = self._roster.refresh(
                 grid, lambda nodes: self._ask(nodes, exchange), exchange.tally
             )
@@ -340,7 +333,7 @@ class SplitStrategy(Unwrapped):
 
     def _on_clients(self) -> list[nn.Module]:
         """Return what of the model clients hold."""
-        return [self.client_half, *([self.server.module] if self.whole_on_clients else [])]
+        return [self.client_half, *([self.server.module] if self.facts.whole else [])]
 
     def _frozen(self) -> tuple[list[nn.Module], str]:
         """Return what clients hold and may be frozen, and the kind of a head among it."""
@@ -354,7 +347,7 @@ class SplitStrategy(Unwrapped):
             modules, kind = self._frozen()
             self._base = base_digest(*modules), kind
         digest, kind = self._base
-        request = JoinRequest(self.setup, digest or None, self.whole_on_clients, kind)
+        request = JoinRequest(self.setup, digest or None, self.facts.whole, kind)
         return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_content)
 
     def _check_patience(self) -> None:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sfl_flower.config import Settings, check_choice
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import travelling_state
 from sfl_flower.training.optim import FIRST_ORDER
-from sfl_flower.wire import CSEFSLRequest, pack_state
+from sfl_flower.wire import LocalRequest, pack_state
 
 __all__ = ["CSEFSL", "CSEFSLSettings"]
 
@@ -41,7 +43,24 @@ class CSEFSL(LocalLossStrategy):
 
     name: ClassVar[str] = "cse_fsl"
     settings_type: ClassVar[type[Settings]] = CSEFSLSettings
+    facts: ClassVar[Facts] = Facts(
+        "backprop on the loss of an auxiliary head",
+        client="first order",
+        server="first order",
+        head=True,
+    )
     settings: CSEFSLSettings
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost:
+        """Return what a mini-batch costs a client."""
+        sent = parts.weights + parts.head
+        return ClientCost(
+            up=parts.smashed + parts.labels + sent,
+            down=sent,
+            memory=parts.backprop + 2 * parts.head,  # the head and its gradient
+            seconds=parts.backprop_seconds,
+        )
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of CSE-FSL: local steps everywhere, the server's pass, the means."""
@@ -49,7 +68,7 @@ class CSEFSL(LocalLossStrategy):
         client = pack_state(travelling_state(self.client_half))
         head = pack_state(travelling_state(self.head))
         requests = {
-            member: self.local_request(CSEFSLRequest, round, member, client, head)
+            member: self.local_request(LocalRequest, round, member, client, head)
             for member in cohort
         }
         replies = self.ask_local(requests, exchange, self.check_both)

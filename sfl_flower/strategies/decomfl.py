@@ -22,12 +22,14 @@ from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import ConfigError, CutError, JournalError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.client_rate import ClientRateSettings
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import Noise, check_mu, check_scalars
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import WalkReply, WalkRequest
@@ -99,9 +101,26 @@ class DeComFL(JournalledStrategy):
 
     name: ClassVar[str] = "decomfl"
     settings_type: ClassVar[type[Settings]] = DeComFLSettings
-    uses_server_lr: ClassVar[bool] = False
-    whole_on_clients: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        "forwards alone",
+        client="zeroth order",
+        server="averages",
+        journal=True,
+        labels=False,
+        whole=True,
+        server_lr=False,
+    )
     settings: DeComFLSettings
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost:
+        """Return what a mini-batch costs a client."""
+        return ClientCost(
+            up=parts.scalars,
+            down=parts.journal,
+            memory=parts.probing(),
+            seconds=(1 + parts.probes) * parts.forward_seconds,
+        )
 
     def prepare(self) -> None:
         """Check the model, and start the journal at its current weights.

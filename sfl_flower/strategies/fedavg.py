@@ -15,10 +15,13 @@ import numpy as np
 
 from sfl_flower.config import Settings
 from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.first_order import FirstOrderSettings
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome, SplitStrategy
+from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import Whole, load_travelling, travelling_state
 from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
 
@@ -37,9 +40,20 @@ class FedAvg(SplitStrategy):
 
     name: ClassVar[str] = "fedavg"
     settings_type: ClassVar[type[Settings]] = FedAvgSettings
-    uses_server_lr: ClassVar[bool] = False
-    whole_on_clients: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        "backprop of the whole model",
+        client="first order",
+        server="averages",
+        labels=False,
+        whole=True,
+        server_lr=False,
+    )
     settings: FedAvgSettings
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost:
+        """Return what a mini-batch costs a client."""
+        return ClientCost(parts.weights, parts.weights, parts.backprop, parts.backprop_seconds)
 
     def prepare(self) -> None:
         """Join the halves; the cut sees to it that something is trainable."""

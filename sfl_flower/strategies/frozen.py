@@ -12,13 +12,14 @@ from typing import ClassVar
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import WireError
 from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import Mirror
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome
 from sfl_flower.server.turns import SERVER_STEPS, turns
-from sfl_flower.wire import AnchorRequest
 from sfl_flower.zo import OptimizerSpec, run_key
 
 __all__ = ["Frozen", "FrozenSettings"]
@@ -58,7 +59,19 @@ class Frozen(JournalledStrategy):
 
     name: ClassVar[str] = "frozen"
     settings_type: ClassVar[type[Settings]] = FrozenSettings
+    facts: ClassVar[Facts] = Facts(
+        "nothing on the client, backprop on the server",
+        client="nothing",
+        server="first order",
+        journal=True,
+    )
     settings: FrozenSettings
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost:
+        """Return what a mini-batch costs a client."""
+        up = parts.smashed + parts.labels
+        return ClientCost(up, 0, parts.inference, parts.forward_seconds)
 
     def prepare(self) -> None:
         """Keep the client half as it is; its journal stays empty."""
@@ -77,7 +90,6 @@ class Frozen(JournalledStrategy):
             round,
             cohort,
             exchange,
-            AnchorRequest,
             settings.minibatches,
             settings.client_mode == "eval",
         )

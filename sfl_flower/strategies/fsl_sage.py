@@ -22,12 +22,14 @@ from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.data import generator, seeded_torch
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.server.alignment import REFRESH_MODES, check_alignable, refresh
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.head_bank import HeadBank
 from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
 from sfl_flower.server.sequential import learn_in_turn
-from sfl_flower.server.strategy import Outcome
 from sfl_flower.server.tensors import named
 from sfl_flower.split import travelling_state
 from sfl_flower.training.modes import eval_mode
@@ -106,7 +108,24 @@ class FSLSAGE(LocalLossStrategy):
 
     name: ClassVar[str] = "fsl_sage"
     settings_type: ClassVar[type[Settings]] = FSLSAGESettings
+    facts: ClassVar[Facts] = Facts(
+        "backprop along a gradient that an auxiliary head estimates",
+        client="first order",
+        server="first order",
+        head=True,
+    )
     settings: FSLSAGESettings
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost:
+        """Return what a mini-batch costs a client."""
+        # An alignment round brings the head as well.
+        return ClientCost(
+            up=parts.smashed + parts.labels + parts.weights,
+            down=parts.weights + parts.head // FSLSAGESettings.align_every,
+            memory=parts.backprop + parts.head,
+            seconds=parts.backprop_seconds,
+        )
 
     def prepare(self) -> None:
         """Build the head that all clients start from.

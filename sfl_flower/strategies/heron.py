@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import Noise, check_mu, check_scalars
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import buffers_of, travelling_state
@@ -137,7 +139,24 @@ class HERON(LocalLossStrategy):
 
     name: ClassVar[str] = "heron"
     settings_type: ClassVar[type[Settings]] = HERONSettings
+    facts: ClassVar[Facts] = Facts(
+        "forwards on the client on the loss of an auxiliary head, backprop on the server",
+        client="zeroth order",
+        server="first order",
+        head=True,
+    )
     settings: HERONSettings
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost:
+        """Return what a mini-batch costs a client."""
+        # Scalars up, weights of half and head down, once a round.
+        return ClientCost(
+            up=parts.smashed + parts.labels + parts.scalars,
+            down=parts.weights + parts.head,
+            memory=parts.probing(held=parts.smashed + parts.head),
+            seconds=(1 + parts.probes) * parts.forward_seconds,
+        )
 
     def prepare(self) -> None:
         """Build the head, and lay what walks out as one vector, as clients do."""

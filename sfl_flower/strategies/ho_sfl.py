@@ -24,16 +24,18 @@ from sfl_flower.config import RunConfig, Settings, check_choice, check_range
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.client_rate import ClientRateSettings
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import Noise, check_mu, check_scalars
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome
 from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire import ForwardRequest, ProbeReply, ProbeRequest
+from sfl_flower.wire import ProbeReply, ProbeRequest
 from sfl_flower.zo import (
     LAWS,
     OPTIMIZERS,
@@ -135,7 +137,24 @@ class HOSFL(JournalledStrategy):
 
     name: ClassVar[str] = "ho_sfl"
     settings_type: ClassVar[type[Settings]] = HOSFLSettings
+    facts: ClassVar[Facts] = Facts(
+        "forwards on the client, backprop on the server",
+        client="zeroth order",
+        server="first order",
+        journal=True,
+    )
     settings: HOSFLSettings
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost:
+        """Return what a mini-batch costs a client."""
+        # z and λ are held; everyone's scalars of the last round come down.
+        return ClientCost(
+            up=parts.smashed + parts.labels + parts.scalars,
+            down=parts.smashed + parts.journal,
+            memory=parts.probing(held=2 * parts.smashed),
+            seconds=(1 + parts.probes) * parts.forward_seconds,
+        )
 
     @classmethod
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
@@ -189,7 +208,6 @@ class HOSFL(JournalledStrategy):
             round,
             cohort,
             exchange,
-            ForwardRequest,
             settings.minibatches,
             settings.client_mode == "eval",
         )

@@ -25,10 +25,11 @@ from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import SflError, WireError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import check_mu
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import pack_state, unpack_state
@@ -101,7 +102,12 @@ class MUSplitFed(ForwardOnlyStrategy):
 
     name: ClassVar[str] = "mu_splitfed"
     settings_type: ClassVar[type[Settings]] = MUSplitFedSettings
-    uses_server_lr: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        "forwards on both sides, one direction a round",
+        client="zeroth order",
+        server="zeroth order",
+        server_lr=False,
+    )
     settings: MUSplitFedSettings
 
     def prepare(self) -> None:

@@ -22,10 +22,13 @@ from torch import nn
 from sfl_flower.config import Settings
 from sfl_flower.errors import CutError, WireError
 from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.first_order import FirstOrderSettings
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome, SplitStrategy
+from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.turns import turns
 from sfl_flower.split import load_travelling, travelling_state
@@ -36,6 +39,9 @@ __all__ = ["SplitFedV1", "SplitFedV2"]
 
 class _SplitFed(SplitStrategy):
     settings_type: ClassVar[type[Settings]] = FirstOrderSettings
+    facts: ClassVar[Facts] = Facts(
+        "backprop with the server half's gradient", client="first order", server="first order"
+    )
     settings: FirstOrderSettings
 
     def prepare(self) -> None:
@@ -160,6 +166,17 @@ class SplitFedV2(_SplitFed):
     """Server side of SplitFed V2: one server half; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "splitfed_v2"
+
+    @staticmethod
+    def cost(parts: Parts) -> ClientCost:
+        """Return what a mini-batch costs a client, of V1 as of V2."""
+        return ClientCost(
+            up=parts.smashed + parts.labels + parts.weights,
+            down=parts.smashed + parts.weights,
+            memory=parts.backprop,
+            # One forward gives z and keeps no graph; λ is led back through a second.
+            seconds=parts.forward_seconds + parts.backprop_seconds,
+        )
 
     def order(self, round: int, members: list[Member]) -> list[Member]:
         """Return the clients in an order drawn from the run's seed, a new one each round."""

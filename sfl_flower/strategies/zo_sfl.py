@@ -29,11 +29,12 @@ from sfl_flower.errors import SflError, WireError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.facts import Facts
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
 from sfl_flower.server.frozen_parameters import counts
+from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import Noise, check_mu
 from sfl_flower.server.roster import Member
-from sfl_flower.server.strategy import Outcome
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.training.optim import optimizer_text
@@ -111,6 +112,11 @@ class ZOSFLSettings(ClientRateSettings):
         )  # fmt: skip
         return optimizer_text(self.client_optimizer, lr, momentum, decay)
 
+    @property
+    def keeps_client_state(self) -> bool:
+        """Whether clients keep their optimiser's state."""
+        return self.client_state == "kept"
+
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches of a client in a round."""
         return self.local_steps or steps_per_epoch(samples, batch_size)
@@ -136,6 +142,9 @@ class ZOSFL(ForwardOnlyStrategy):
 
     name: ClassVar[str] = "zo_sfl"
     settings_type: ClassVar[type[Settings]] = ZOSFLSettings
+    facts: ClassVar[Facts] = Facts(
+        "forwards on both sides", client="zeroth order", server="zeroth order"
+    )
     settings: ZOSFLSettings
 
     def prepare(self) -> None:

@@ -13,9 +13,8 @@ from sfl_flower.wire.common import (
 )
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.wire.fedavg import FullReply, FullRequest
-from sfl_flower.wire.heron import UPLINKS, WALKS, CSEFSLRequest, HERONRequest
+from sfl_flower.wire.heron import UPLINKS, WALKS, HERONRequest
 from sfl_flower.wire.ho_sfl import (
-    AnchorRequest,
     ForwardReply,
     ForwardRequest,
     ProbeReply,
@@ -34,8 +33,6 @@ __all__ = [
     "NO_USAGE",
     "UPLINKS",
     "WALKS",
-    "AnchorRequest",
-    "CSEFSLRequest",
     "ForwardReply",
     "ForwardRequest",
     "FullReply",

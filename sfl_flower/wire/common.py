@@ -114,7 +114,12 @@ class JoinRequest(Request):
         With a digest: kind of an auxiliary head that has frozen parts too, empty for none.
     """
 
-    TYPE: ClassVar[str] = "query.join"
+    ACTION: ClassVar[str] = "join"
+
+    @classmethod
+    def message_type(cls, method: str) -> str:
+        """Return Flower's type of the message, the same for every method."""
+        return "query.join"
 
     setup: Setup
     base: Annotated[str, hexadecimal()] | None = None

@@ -37,7 +37,7 @@ class WalkRequest(Request):
         Learning rate of the local steps.
     """
 
-    TYPE: ClassVar[str] = "train.walk"
+    ACTION: ClassVar[str] = "walk"
 
     round: int
     steps: Steps

@@ -23,7 +23,7 @@ class FullRequest(Request):
         Mini-batches to train on, one optimiser step each.
     """
 
-    TYPE: ClassVar[str] = "train.full"
+    ACTION: ClassVar[str] = "train"
 
     round: int
     steps: Steps

@@ -24,7 +24,7 @@ class FSLSAGEUploadRequest(LocalRequest):
     The reply is a `ForwardReply`.
     """
 
-    TYPE: ClassVar[str] = "train.fsl_sage_upload"
+    ACTION: ClassVar[str] = "upload"
 
     def asks(self) -> Asked:
         """Ask for one mini-batch."""
@@ -46,7 +46,7 @@ class FSLSAGERequest(LocalRequest):
         Whether step 0's smashed data were sent ahead, and are not to be sent again.
     """
 
-    TYPE: ClassVar[str] = "train.fsl_sage_steps"
+    ACTION: ClassVar[str] = "local"
 
     digest: Annotated[str, text(longest=64, empty="none")] = ""
     ahead: bool = False
@@ -61,7 +61,7 @@ class FSLSAGERequest(LocalRequest):
 class FSLSAGEWarmUpRequest(LocalRequest):
     """Ask for local steps on client half and head as in CSE-FSL; the reply brings both."""
 
-    TYPE: ClassVar[str] = "train.fsl_sage_warm_up"
+    ACTION: ClassVar[str] = "warm_up"
 
 
 def head_digest(packed: Mapping[str, np.ndarray]) -> str:

@@ -1,4 +1,4 @@
-"""The requests of CSE-FSL and HERON-SFL."""
+"""The request of HERON-SFL."""
 
 from __future__ import annotations
 
@@ -10,18 +10,11 @@ from sfl_flower.wire.local import LocalRequest
 from sfl_flower.wire.message import Asked
 from sfl_flower.zo import LAWS
 
-__all__ = ["UPLINKS", "WALKS", "CSEFSLRequest", "HERONRequest"]
+__all__ = ["UPLINKS", "WALKS", "HERONRequest"]
 
 UPLINKS = ("weights", "scalars")
 WALKS = {"both": "", "client": "client."}
 """What walks, and how the names of its parameters begin in a model of ``client`` and ``head``."""
-
-
-@dataclass(frozen=True)
-class CSEFSLRequest(LocalRequest):
-    """Ask for first-order local steps."""
-
-    TYPE: ClassVar[str] = "train.cse_fsl"
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class HERONRequest(LocalRequest):
         Scalars that tell of a gradient of a larger norm are scaled down to it; 0: no clipping.
     """
 
-    TYPE: ClassVar[str] = "train.heron"
+    ACTION: ClassVar[str] = "local"
 
     probes: Probes = 1
     law: Annotated[str, text(LAWS)] = "rademacher"

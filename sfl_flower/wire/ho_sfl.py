@@ -23,12 +23,12 @@ from sfl_flower.wire.fields import (
 from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
-__all__ = ["AnchorRequest", "ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]
+__all__ = ["ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]
 
 
 @dataclass(frozen=True)
 class ForwardRequest(Request):
-    """Ask for the anchor forward of a round, to be followed by probes.
+    """Ask for the anchor forward of a round; in HO-SFL probes follow.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class ForwardRequest(Request):
         How to come to the current version first.
     """
 
-    TYPE: ClassVar[str] = "train.forward"
+    ACTION: ClassVar[str] = "forward"
 
     round: int
     batch_size: BatchSize
@@ -49,13 +49,6 @@ class ForwardRequest(Request):
     def asks(self) -> Asked:
         """Ask for a mini-batch of smashed data each."""
         return Asked(batches=self.minibatches)
-
-
-@dataclass(frozen=True)
-class AnchorRequest(ForwardRequest):
-    """Ask for the anchor forward of a round, with nothing to follow."""
-
-    TYPE: ClassVar[str] = "train.anchor"
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class ProbeRequest(Request):
         Whose directions: `SHARED_STREAM` for the round's, else the client's own.
     """
 
-    TYPE: ClassVar[str] = "train.probe"
+    ACTION: ClassVar[str] = "probe"
 
     round: int
     version: int

@@ -45,7 +45,7 @@ class LocalRequest(Request):
         Kind of the auxiliary head.
     """
 
-    TYPE: ClassVar[str] = "train.local"
+    ACTION: ClassVar[str] = "local"
 
     round: int
     steps: Steps

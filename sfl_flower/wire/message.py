@@ -155,12 +155,17 @@ class Request(Message):
     - `meter`: what to measure.
     """
 
-    TYPE: ClassVar[str]
-    """Flower's type of the message."""
+    ACTION: ClassVar[str]
+    """What is asked; with the method's name it is Flower's type of the message."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.WHAT = cls.TYPE
+        cls.WHAT = f"'{cls.ACTION}' request"
+
+    @classmethod
+    def message_type(cls, method: str) -> str:
+        """Return Flower's type of the message when this method sends it."""
+        return f"train.{method}_{cls.ACTION}"
 
     def asks(self) -> Asked:
         """Return what the reply has to bring; `check_answer` holds it against that."""

@@ -20,7 +20,7 @@ __all__ = ["MUForwardReply", "MUForwardRequest", "MUStepReply", "MUStepRequest"]
 class MUForwardRequest(Request):
     """Ask for the three forwards of a round."""
 
-    TYPE: ClassVar[str] = "train.mu_forward"
+    ACTION: ClassVar[str] = "forward"
 
     round: int
     batch_size: BatchSize
@@ -73,7 +73,7 @@ class MUStepRequest(Request):
         Δ, the loss at θ_c + μu less the loss at θ_c - μu, float32, shape [1].
     """
 
-    TYPE: ClassVar[str] = "train.mu_step"
+    ACTION: ClassVar[str] = "step"
 
     round: int
     setup: Setup

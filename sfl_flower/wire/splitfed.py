@@ -38,7 +38,7 @@ class StepRequest(Request):
         λ of step - 1; None at step 0.
     """
 
-    TYPE: ClassVar[str] = "train.step"
+    ACTION: ClassVar[str] = "step"
 
     round: int
     step: int

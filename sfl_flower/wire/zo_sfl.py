@@ -31,7 +31,7 @@ class ZOStepRequest(Request):
         Loss differences Δ of the probes of step - 1, float32, shape [probes]; None at step 0.
     """
 
-    TYPE: ClassVar[str] = "train.zo_step"
+    ACTION: ClassVar[str] = "step"
 
     round: int
     step: int

@@ -18,7 +18,7 @@ from sfl_flower.node.node import join, node_partition
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.wire import JoinRequest, Setup
 from tests import tiny
-from tests.local_grid import Fault
+from tests.local_grid import Fault, kind_of
 from tests.tiny import Trial, begin, equal, start, train
 
 pytestmark = pytest.mark.flower
@@ -116,7 +116,7 @@ def test_anchor_smashed_data_that_is_lost_is_computed_again(in_files: None) -> N
     deliver = trial.grid.deliver
 
     def losing(message: Message) -> Message | None:
-        if message.metadata.message_type == "train.probe":
+        if kind_of(message) == "probe":
             for path in state_root().rglob("anchor-*.safetensors"):
                 path.unlink()
         return deliver(message)
@@ -157,7 +157,7 @@ def test_probes_leave_nothing_in_the_state_but_position_and_parameters() -> None
 
 
 def test_a_probe_request_without_its_anchor_is_refused_by_a_client_elsewhere() -> None:
-    faults = [Fault("rollback", {1}, {2}, types="train.forward")]
+    faults = [Fault("rollback", {1}, {2}, types="forward")]
     trial = train(tiny.task(), "ho_sfl", faults, rounds=3)
     # Its parameters are those of another version than λ belongs to.
     assert [record.replies for record in trial.strategy.records[1:]] == [4, 3, 4]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.profiling.advice import KINDS, advise
-from sfl_flower.profiling.costs import COSTED, Cost, Setting
+from sfl_flower.profiling.advice import advise
+from sfl_flower.profiling.costs import Cost, Setting
 from sfl_flower.profiling.cuts import WHOLE, CutProfile
 from sfl_flower.profiling.peaks import Peak
 
@@ -42,10 +42,6 @@ COSTS = table(
 )
 
 
-def test_every_costed_method_but_the_control_is_looked_at() -> None:
-    assert set(KINDS) == set(COSTED) - {"frozen"}
-
-
 def test_with_any_memory_the_fastest_backprop() -> None:
     chosen, other = advise(ROWS, COSTS, SETTING, None)
     assert chosen == (
@@ -71,7 +67,7 @@ def test_another_cut_where_that_one_needs_too_much() -> None:
 
 def test_forwards_where_backprop_does_not_fit() -> None:
     fits, chosen, other = advise(ROWS, COSTS, SETTING, 30 * MIB)
-    assert "not splitfed_v2 (needs 40.0 MiB), fedavg (needs 200.0 MiB), cse_fsl" in fits
+    assert "not splitfed_v2 (needs 40.0 MiB), cse_fsl (needs 50.0 MiB), fedavg" in fits
     # decomfl is faster, but the server half learns by backprop here.
     assert chosen.startswith("Recommended: ho_sfl, cut at 'late': forwards on the client, ")
     assert chosen.endswith("so train little of it or raise probes.")

@@ -80,7 +80,7 @@ def test_a_worker_that_died_is_asked_again(method: str) -> None:
 
 
 def test_a16_a_join_that_is_asked_again_says_so_and_why() -> None:
-    faults = [Fault("die", {1}, times=1, types="query.join")]
+    faults = [Fault("die", {1}, times=1, types="join")]
     trial = train(tiny.task(), "ho_sfl", faults, rounds=2)
     (note,) = trial.strategy.records[1].notes
     assert "is asked again: " in note and "Flower error" in note
@@ -90,13 +90,13 @@ def test_a16_a_join_that_is_asked_again_says_so_and_why() -> None:
 def test_a_worker_that_keeps_dying_is_given_up() -> None:
     trial = train(tiny.task(), "ho_sfl", [Fault("die", {1}, {2})], rounds=3)
     assert counts(trial) == [(4, 0, 0), (3, 1, 0), (4, 0, 0)]
-    assert trial.grid.log["train.forward", 1] == 1 + 3 + 1
+    assert trial.grid.log["forward", 1] == 1 + 3 + 1
     assert "ActorDiedError (Flower error 0)" in trial.notes
 
 
 def test_a_client_that_sends_smashed_data_and_no_scalars_trains_the_server() -> None:
     """`methods.md` 2.3: the server half keeps its gradient, the mean is over the replies."""
-    faults = [Fault("drop", {3}, {1}, types="train.probe")]
+    faults = [Fault("drop", {3}, {1}, types="probe")]
     trial = train(tiny.task(), "ho_sfl", faults, rounds=1)
     assert counts(trial) == [(3, 1, 0)]
     (entry,) = trial.strategy.mirror.journal.entries
@@ -108,7 +108,7 @@ def test_a_client_that_sends_smashed_data_and_no_scalars_trains_the_server() -> 
 
 
 def test_a_round_without_any_scalars_leaves_the_client_half_alone() -> None:
-    trial = train(tiny.task(), "ho_sfl", [Fault("drop", None, {2}, types="train.probe")], rounds=3)
+    trial = train(tiny.task(), "ho_sfl", [Fault("drop", None, {2}, types="probe")], rounds=3)
     assert [record.version for record in trial.strategy.records] == [0, 1, 1, 2]
     assert [e.round for e in trial.strategy.mirror.journal.entries] == [1, 3]
     in_step(trial)
@@ -144,7 +144,7 @@ def test_patience_begins_anew_with_every_reply() -> None:
 @pytest.mark.parametrize("sync", ["auto", "replay", "download"])
 def test_a_lost_or_old_state_is_noticed_and_repaired(method: str, kind: str, sync: str) -> None:
     options: dict[str, Any] = {"sync": sync} if method == "ho_sfl" else {}
-    struck = "train.probe" if method == "ho_sfl" else "train.anchor"
+    struck = "probe" if method == "ho_sfl" else "forward"
     faults = [Fault(kind, {1, 2}, {1, 3}, types=struck), Fault(kind, {0}, {2}, types=struck)]
     trial = train(tiny.task(), method, faults, rounds=5, **options)
     assert counts(trial) == [(4, 0, 0)] * 5
@@ -153,7 +153,7 @@ def test_a_lost_or_old_state_is_noticed_and_repaired(method: str, kind: str, syn
 
 
 def test_a_state_lost_between_anchor_and_probes_costs_the_round_only() -> None:
-    faults = [Fault("forget", {1}, {2}, types="train.forward")]
+    faults = [Fault("forget", {1}, {2}, types="forward")]
     trial = train(tiny.task(), "ho_sfl", faults, rounds=4)
     assert counts(trial)[1][0] == 3
     assert counts(trial)[2:] == [(4, 0, 0)] * 2
@@ -190,7 +190,7 @@ def test_everyone_equals_the_server_after_a_last_round_that_changes_nothing() ->
     faults = [
         Fault("drop", {0}, {2, 3}),
         Fault("forget", {1}, {4}),
-        Fault("raise", None, {7}, types="train.probe"),
+        Fault("raise", None, {7}, types="probe"),
     ]
     trial = train(tiny.task(), "ho_sfl", faults, rounds=7)
     mirror = trial.strategy.mirror
@@ -206,13 +206,13 @@ def test_a_client_that_names_a_version_it_cannot_prove_gets_a_download() -> None
             content, arrays={"z": None, "y": None, "sizes": None}, config={**config, "round": None}
         )
 
-    faults = [Fault("change", {2}, {3}, "train.forward", 1, lie)]
+    faults = [Fault("change", {2}, {3}, "forward", 1, lie)]
     trial = train(tiny.task(), "ho_sfl", faults, sync="replay")
     assert counts(trial) == [(4, 0, 0)] * 3
     kinds = [
         content["config"]["sync"]
         for kind, client, content in trial.grid.requests
-        if (kind, client) == ("train.forward", 2)
+        if (kind, client) == ("forward", 2)
     ]
     assert kinds == ["full", "tail", "tail", "full"]
 
@@ -222,7 +222,7 @@ def test_a_client_that_is_always_stale_is_left_out() -> None:
         config = {"status": "stale", "version": -1, "digest": "none", "round": None}
         return changed(content, arrays={"z": None, "y": None, "sizes": None}, config=config)
 
-    trial = train(tiny.task(), "ho_sfl", [Fault("change", {2}, {2}, "train.forward", change=lie)])
+    trial = train(tiny.task(), "ho_sfl", [Fault("change", {2}, {2}, "forward", change=lie)])
     assert counts(trial) == [(4, 0, 0), (3, 1, 0), (4, 0, 0)]
     assert "cannot be brought to the current version" in trial.notes
 
@@ -244,7 +244,7 @@ def test_a_node_that_is_started_again_takes_its_share_back() -> None:
     start(trial)
     assert counts(trial) == [(4, 0, 0)] * 4
     assert equal(trial.model, train(tiny.task(), "ho_sfl", rounds=4).model)
-    assert trial.grid.log["query.join", 3] == 2
+    assert trial.grid.log["join", 3] == 2
     in_step(trial)
 
 
@@ -355,13 +355,13 @@ def test_c4_a_node_that_is_started_again_while_its_old_id_is_listed_takes_its_sh
 
 
 def test_nodes_that_never_answer_the_join_end_the_run() -> None:
-    trial = begin(tiny.task(), "ho_sfl", [Fault("drop", types="query")])
+    trial = begin(tiny.task(), "ho_sfl", [Fault("drop", types="join")])
     with pytest.raises(TrainingError, match="None of the 4 nodes answered"):
         start(trial)
 
 
 def test_a_node_that_answers_the_join_later_is_asked_again() -> None:
-    faults = [Fault("drop", {1}, types="query", times=1)]
+    faults = [Fault("drop", {1}, types="join", times=1)]
     trial = train(tiny.task(), "ho_sfl", faults, rounds=3)
     assert [record.replies for record in trial.strategy.records[1:]] == [3, 4, 4]
 
@@ -385,7 +385,7 @@ def test_the_cohort_follows_seed_and_round_alone() -> None:
 
 def exchange(trial: Trial) -> tuple[Exchange, Ledger]:
     ledger = Ledger()
-    return Exchange(trial.grid, ledger, 0.05, set()), ledger
+    return Exchange(trial.grid, ledger, 0.05, set(), "ho_sfl"), ledger
 
 
 def test_a_refused_reply_is_booked_as_control() -> None:
@@ -404,12 +404,12 @@ def test_replies_come_in_the_order_of_the_requests() -> None:
     trial = begin(tiny.task(), "frozen")
     strategy = trial.strategy
     members = [Member(i, trial.grid.nodes[i]) for i in (2, 0, 3, 1)]
-    from sfl_flower.wire import AnchorRequest
+    from sfl_flower.wire import ForwardRequest
 
     sent, _ = exchange(trial)
     with identity(1, SUPERLINK):
         replies = sent.send(
-            {m: AnchorRequest(1, 4, 1, strategy.setup, strategy.mirror.sync(m)) for m in members},
+            {m: ForwardRequest(1, 4, 1, strategy.setup, strategy.mirror.sync(m)) for m in members},
             ForwardReply.from_content,
         )
     assert list(replies) == members

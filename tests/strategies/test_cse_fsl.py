@@ -209,7 +209,7 @@ def test_uploads_are_pre_step() -> None:
     trial = open_run(tiny.task([share]), clients=1, rounds=1, upload_every=1, local_steps=2)
     half = copy.deepcopy(trial.strategy.client_half)
     start(trial)
-    ((_, _, reply),) = [r for r in trial.grid.replies if r[0] == "train.cse_fsl"]
+    ((_, _, reply),) = [r for r in trial.grid.replies if r[0] == "local"]
     z = reply["arrays"]["z"].numpy()
     rows = batch_indices(0, 0, 1, 0, 8, 4).copy()
     with torch.no_grad():
@@ -220,8 +220,8 @@ def test_uploads_are_pre_step() -> None:
 
 def test_nothing_comes_back_within_a_round() -> None:
     trial = train(rounds=2)
-    assert trial.grid.log == {("query.join", c): 1 for c in range(4)} | {
-        ("train.cse_fsl", c): 2 for c in range(4)
+    assert trial.grid.log == {("join", c): 1 for c in range(4)} | {
+        ("local", c): 2 for c in range(4)
     }
     assert trial.strategy.ledger.down["gradients"] == 0
     assert trial.strategy.ledger.samples == 2 * 4 * 4 * 4  # uploaded or not

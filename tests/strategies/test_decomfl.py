@@ -188,7 +188,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
         seen.append((calls.forwards, calls.backwards, back, len(set(moved) - {theta.tobytes()})))
         return reply
 
-    monkeypatch.setattr("sfl_flower.run.client_app.HANDLERS", {WalkRequest: walk})
+    monkeypatch.setattr(decomfl, "walk", walk)
 
 
 @pytest.mark.parametrize(("estimator", "forwards"), [("forward", 6), ("central", 10)])
@@ -255,9 +255,9 @@ def test_a_scalar_that_is_not_finite_or_too_large_never_reaches_the_journal() ->
 
 def test_nothing_but_scalars_goes_up() -> None:
     trial = train(tiny.task(), "decomfl", **OPTIONS)
-    sent = [content for kind, _, content in trial.grid.replies if kind == "train.walk"]
+    sent = [content for kind, _, content in trial.grid.replies if kind == "walk"]
     assert {tuple(content["arrays"]) for content in sent} == {("scalars",)}
-    assert trial.grid.log["train.walk", 0] == 2  # one exchange a round
+    assert trial.grid.log["walk", 0] == 2  # one exchange a round
 
 
 def test_a_schedule_reaches_the_walks_and_the_journal() -> None:

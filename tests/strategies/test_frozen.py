@@ -48,6 +48,6 @@ def test_ho_sfl_that_never_moves_its_clients_is_the_frozen_client() -> None:
 def test_it_is_one_exchange_a_round() -> None:
     trial = train(tiny.task(), "frozen", rounds=3)
     assert dict(trial.grid.log) == {
-        **{("query.join", c): 1 for c in range(4)},
-        **{("train.anchor", c): 3 for c in range(4)},
+        **{("join", c): 1 for c in range(4)},
+        **{("forward", c): 3 for c in range(4)},
     }

@@ -256,9 +256,9 @@ def test_what_is_uploaded_is_from_before_the_step_and_comes_once() -> None:
     sent = [
         (kind, content["arrays"]["z"].numpy())
         for kind, client, content in trial.grid.replies
-        if client == 1 and kind.startswith("train")
+        if client == 1 and kind != "join"
     ]
-    assert [kind for kind, _ in sent] == ["train.fsl_sage_upload", "train.fsl_sage_steps"]
+    assert [kind for kind, _ in sent] == ["upload", "local"]
     assert [len(z) for _, z in sent] == [4, 4]
     problem = tiny.task()
     config = trial.strategy.config
@@ -344,7 +344,7 @@ def test_the_warm_start_is_a_round_of_cse_fsl() -> None:
 
 @pytest.mark.parametrize("kind", ["drop", "mute", "raise"])
 def test_a_client_that_drops_out_during_alignment_keeps_its_head(kind: str) -> None:
-    faults = [Fault(kind, {2}, {3}, "train.fsl_sage_upload")]
+    faults = [Fault(kind, {2}, {3}, "upload")]
     trial = begin(tiny.task(), "fsl_sage", faults, **{**BRIEF, "align_every": 2, "rounds": 5})
     seen = watched(trial)
     records = trial.strategy.records[1:]
@@ -356,25 +356,25 @@ def test_a_client_that_drops_out_during_alignment_keeps_its_head(kind: str) -> N
 
 @pytest.mark.parametrize("kind", ["drop", "mute", "raise"])
 def test_one_that_drops_out_after_it_is_sent_its_head_again(kind: str) -> None:
-    faults = [Fault(kind, {2}, {1}, "train.fsl_sage_steps")]
+    faults = [Fault(kind, {2}, {1}, "local")]
     trial = sage(faults, align_every=10, rounds=3)
     assert [(r.replies, r.failures) for r in trial.strategy.records[1:]] == [(3, 1), (4, 0), (4, 0)]
     assert trial.strategy.ledger.down["auxiliary"] == 5 * HEAD
 
 
 def test_no_client_at_all_is_a_round_without_a_step() -> None:
-    trial = sage([Fault("drop", None, {1}, "train.fsl_sage_upload")], rounds=2)
+    trial = sage([Fault("drop", None, {1}, "upload")], rounds=2)
     assert [(r.replies, r.failures) for r in trial.strategy.records[1:]] == [(0, 4), (4, 0)]
 
 
-@pytest.mark.parametrize("type_", ["train.fsl_sage_upload", "train.fsl_sage_steps"])
+@pytest.mark.parametrize("type_", ["upload", "local"])
 @pytest.mark.parametrize("round", [1, 2])
 def test_a_client_that_lost_its_state_gets_weights_and_head_again(type_: str, round: int) -> None:
     plain = sage(align_every=3, rounds=4)
     trial = sage([Fault("forget", {1}, {round}, type_)], align_every=3, rounds=4)
     assert equal(plain.model, trial.model) and trial.notes == ""
     ledger, before = trial.strategy.ledger, plain.strategy.ledger
-    struck = (type_, round) != ("train.fsl_sage_upload", 2)  # round 2 has no such message
+    struck = (type_, round) != ("upload", 2)  # round 2 has no such message
     assert ledger.down["auxiliary"] - before.down["auxiliary"] == struck * HEAD
     assert ledger.down["weights"] - before.down["weights"] == struck * 4 * tiny.CLIENT_SIZE
 
@@ -389,9 +389,7 @@ def test_replies_twice_and_in_another_order_change_no_bit() -> None:
 
 def test_a_reply_with_a_head_or_too_few_uploads_is_refused() -> None:
     extra: Any = {"head.float32": np.zeros(18, np.float32)}
-    fault = Fault(
-        "change", {0}, {2}, "train.fsl_sage_steps", change=lambda c: changed(c, arrays=extra)
-    )
+    fault = Fault("change", {0}, {2}, "local", change=lambda c: changed(c, arrays=extra))
     trial = sage([fault])
     assert trial.strategy.records[2].rejected == 1
     assert "more than the weights of the client half" in trial.notes
@@ -400,9 +398,7 @@ def test_a_reply_with_a_head_or_too_few_uploads_is_refused() -> None:
         "y": np.zeros(0, np.int64),
         "sizes": np.zeros(0, np.int64),
     }
-    fault = Fault(
-        "change", {0}, {2}, "train.fsl_sage_steps", change=lambda c: changed(c, arrays=empty)
-    )
+    fault = Fault("change", {0}, {2}, "local", change=lambda c: changed(c, arrays=empty))
     trial = sage([fault])
     assert trial.strategy.records[2].rejected == 1
     assert "smashed data of 0 mini-batches, asked were 2" in trial.notes
@@ -522,7 +518,7 @@ def test_a_head_without_second_derivatives_is_refused() -> None:
 
 
 def test_the_preset_of_the_paper_is_read() -> None:
-    config, settings, _ = read_options(load_preset("fsl_sage_resnet18_cifar10").options)
+    config, _, settings, _ = read_options(load_preset("fsl_sage_resnet18_cifar10").options)
     shown = settings.to_dict()
     assert (config.method, shown["align_every"], shown["buffer"]) == ("fsl_sage", 10, 1000)
     assert (shown["head"], shown["head_optimizer"], shown["head_lr"]) == (

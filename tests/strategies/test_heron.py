@@ -178,7 +178,7 @@ def test_a_head_that_the_server_trains_takes_a_step_for_each_upload() -> None:
     replies = sorted(
         (client, content["arrays"])
         for kind, client, content in trial.grid.replies
-        if kind == "train.heron"
+        if kind == "local"
     )
     for _, arrays in replies:
         z, y = (torch.from_numpy(arrays[name].numpy().copy()) for name in ("z", "y"))
@@ -542,7 +542,7 @@ def test_a_local_epoch_has_as_many_steps_as_a_client_has_batches(uplink: str) ->
     assert ledger.up["smashed"] == 40 * 4 * CUT
     assert ledger.up["scalars"] == (2 * 7 * 2 * 4 if uplink == "scalars" else 0)
     assert sorted(int(c["config"]["steps"]) for kind, _, c in trial.grid.requests
-                  if kind == "train.heron") == [1, 1, 1, 1, 2, 2, 3, 3]  # fmt: skip
+                  if kind == "local") == [1, 1, 1, 1, 2, 2, 3, 3]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -875,11 +875,11 @@ def test_k_beyond_the_shortest_local_epoch_is_refused_before_training(sampled: i
     trial = open_run(tiny.task(shares), local_steps=0, upload_every=2, sampled=sampled)
     with pytest.raises(ConfigError, match=r"upload_every is 2, .* 1 local steps .* in \[1, 1\]"):
         start(trial)
-    assert not [kind for kind, _ in trial.grid.log if kind.startswith("train")]
+    assert not [kind for kind, _ in trial.grid.log if kind != "join"]
 
 
 def test_a_round_without_clients_is_a_round_without_replies() -> None:
     trial = open_run()
-    exchange = Exchange(trial.grid, trial.strategy.ledger, 1.0, set())
+    exchange = Exchange(trial.grid, trial.strategy.ledger, 1.0, set(), "heron")
     outcome = trial.strategy.train_round(1, [], exchange)
     assert (outcome.losses, outcome.samples) == ([], 0)

@@ -444,7 +444,7 @@ def test_a2_lambda_is_taken_at_the_clients_turn_before_the_step_on_its_batch(
     sent = {
         client: torch.from_numpy(content["arrays"]["lam"].numpy())
         for kind, client, content in trial.grid.requests
-        if kind == "train.probe"
+        if kind == "probe"
     }
     assert list(sent) == order != sorted(order)
     for client, found in sent.items():
@@ -499,7 +499,7 @@ def test_a2_a_client_whose_second_batch_is_refused_moves_nothing(
         y[-1] = tiny.CLASSES  # no such class
         return changed(content, {"y": y})
 
-    asked = "train.forward" if method == "ho_sfl" else "train.anchor"
+    asked = "forward"
     options: dict[str, Any] = {
         "minibatches": 2,
         "server_steps": server_steps,

@@ -43,8 +43,8 @@ def test_three_forwards_up_one_scalar_down_and_2_tau_plus_2_on_the_server(
         start(trial)
     assert (counter.forwards, counter.backwards) == (2 * 3, 0)
     assert [(c.forwards, c.backwards) for c in counters] == [(2 * steps + 2, 0)] * 2
-    forwards = [c for kind, _, c in trial.grid.replies if kind == "train.mu_forward"]
-    scalars = [c for kind, _, c in trial.grid.requests if kind == "train.mu_step"]
+    forwards = [c for kind, _, c in trial.grid.replies if kind == "forward"]
+    scalars = [c for kind, _, c in trial.grid.requests if kind == "step"]
     assert [set(c["arrays"]) for c in forwards] == [{"anchor", "plus", "minus", "y"}] * 2
     assert [list(c["arrays"]) for c in scalars] == [["scalar"]] * 2
     assert [c["arrays"]["scalar"].numpy().size for c in scalars] == [1, 1]
@@ -101,7 +101,7 @@ def test_with_a_global_rate_of_1_one_client_is_the_local_step(law: str) -> None:
 
 def test_the_mean_of_one_client_is_the_client_to_the_bit() -> None:
     trial = train(tiny.task([tiny.samples(10)]), METHOD, clients=1, rounds=1, global_lr=1.0)
-    (reply,) = (c for kind, _, c in trial.grid.replies if kind == "train.mu_step")
+    (reply,) = (c for kind, _, c in trial.grid.replies if kind == "step")
     sent = reply["arrays"]["weights.float32"].numpy()
     assert flat(trial.model, tiny.CLIENT_NAMES).float().numpy().tobytes() == sent.tobytes()
 
@@ -141,7 +141,7 @@ def test_a_mean_by_samples() -> None:
     sent = {
         client: c["arrays"]["weights.float32"].numpy().astype(np.float64)
         for kind, client, c in trial.grid.replies
-        if kind == "train.mu_step"
+        if kind == "step"
     }
     expected = 0.25 * sent[0] + 0.75 * sent[1]
     assert np.allclose(flat(trial.model, tiny.CLIENT_NAMES).numpy(), expected, rtol=0, atol=1e-7)
@@ -170,9 +170,9 @@ def test_buffers_of_the_server_half_move_once_a_batch_and_masks_are_those_of_the
 
 def test_a_client_that_breaks_off_is_left_out_and_not_booked() -> None:
     faults = [
-        Fault("drop", {2}, {1}, types="train.mu_step", times=1),
-        Fault("forget", {1}, {2}, types="train.mu_forward", times=1),
-        Fault("raise", {3}, {2}, types="train.mu_forward", times=1),
+        Fault("drop", {2}, {1}, types="step", times=1),
+        Fault("forget", {1}, {2}, types="forward", times=1),
+        Fault("raise", {3}, {2}, types="forward", times=1),
     ]
     trial = train(tiny.task(), METHOD, faults, rounds=3)
     records = trial.strategy.records[1:]
@@ -207,7 +207,7 @@ def test_a_bad_reply_is_not_used_and_the_round_goes_on(arrays: Any, says: str) -
     def damage(content: Any) -> Any:
         return changed(content, arrays=arrays)
 
-    faults = [Fault("change", {1}, {1}, types="train.mu_forward", change=damage)]
+    faults = [Fault("change", {1}, {1}, types="forward", change=damage)]
     trial = train(tiny.task(), METHOD, faults, rounds=2)
     assert [(r.replies, r.rejected) for r in trial.strategy.records[1:]] == [(3, 1), (4, 0)]
     assert re.search(says, trial.notes), trial.notes

@@ -13,7 +13,7 @@ from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.server.first_order import FirstOrderSettings
 from sfl_flower.server.mean import Mean
 from tests import tiny
-from tests.local_grid import Fault
+from tests.local_grid import Fault, kind_of
 from tests.tiny import begin, equal, flat, start, train
 
 pytestmark = pytest.mark.flower
@@ -90,7 +90,7 @@ def test_two_clients_differ_between_v1_and_v2() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_h_local_steps_are_h_plus_1_exchanges(method: str) -> None:
     trial = train(tiny.task(), method, rounds=2, local_steps=3)
-    assert trial.grid.log["train.step", 0] == 2 * 4
+    assert trial.grid.log["step", 0] == 2 * 4
     assert trial.strategy.ledger.samples == 2 * 3 * 4 * 4
 
 
@@ -105,7 +105,7 @@ def test_a_local_epoch_has_as_many_steps_as_the_client_has_batches(method: str) 
     shares = [tiny.samples(n, seed) for seed, n in enumerate((9, 4, 1, 6))]
     trial = train(tiny.task(shares), method, rounds=2, local_steps=0, mean="samples")
     ledger = trial.strategy.ledger
-    assert [trial.grid.log["train.step", client] for client in range(4)] == [8, 4, 4, 6]
+    assert [trial.grid.log["step", client] for client in range(4)] == [8, 4, 4, 6]
     assert (ledger.samples, trial.total("replies"), trial.total("rejected")) == (40, 8, 0)
     assert ledger.up["smashed"] == ledger.down["gradients"] == 40 * 4 * tiny.CUT
     assert ledger.up["weights"] == ledger.down["weights"] == 8 * 4 * tiny.CLIENT_SIZE
@@ -141,7 +141,7 @@ def test_a_client_has_its_gradient_before_the_server_takes_the_next_batch() -> N
     deliver, gradients = trial.grid.deliver, trial.strategy.server.gradients
 
     def delivered(message: Any) -> Any:
-        if message.metadata.message_type == "train.step":
+        if kind_of(message) == "step":
             client = trial.grid.nodes.index(message.metadata.dst_node_id)
             events.append(("request", client))
         return deliver(message)

@@ -32,7 +32,7 @@ SGD: dict[str, Any] = {"client_optimizer": "sgd", "client_weight_decay": 0.0}
 
 
 def messages(log: Any, client: int = 0) -> list[Any]:
-    return [content for kind, who, content in log if kind == "train.zo_step" and who == client]
+    return [content for kind, who, content in log if kind == "step" and who == client]
 
 
 def scalars_of(trial: Any) -> list[np.ndarray]:
@@ -161,7 +161,7 @@ def test_duplicated_clients_change_nothing(mean: str, monkeypatch: pytest.Monkey
 def test_a_local_epoch_is_each_clients_own() -> None:
     shares = [tiny.samples(n, n) for n in (3, 8, 10)]
     trial = train(tiny.task(shares), METHOD, clients=3, rounds=2)
-    assert [trial.grid.log["train.zo_step", c] for c in range(3)] == [2 * n for n in (2, 3, 4)]
+    assert [trial.grid.log["step", c] for c in range(3)] == [2 * n for n in (2, 3, 4)]
     assert trial.strategy.ledger.samples == 2 * (3 + 8 + 10)
     assert [r.replies for r in trial.strategy.records[1:]] == [3, 3]
     settings = ZOSFLSettings()

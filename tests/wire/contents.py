@@ -9,8 +9,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import strategies as st
 
 from sfl_flower.wire import (
-    AnchorRequest,
-    CSEFSLRequest,
     ForwardReply,
     ForwardRequest,
     FullReply,
@@ -19,6 +17,7 @@ from sfl_flower.wire import (
     JoinReply,
     JoinRequest,
     LocalReply,
+    LocalRequest,
     ProbeReply,
     ProbeRequest,
     Setup,
@@ -74,7 +73,7 @@ MESSAGES: dict[str, Any] = {
     "forward, none": ForwardRequest(4, 8, 2, SETUP, NONE),
     "forward, tail": ForwardRequest(4, 8, 1, SETUP, TAIL, True, "memory"),
     "forward, full": ForwardRequest(4, 8, 1, SETUP, FULL),
-    "anchor": AnchorRequest(4, 8, 1, SETUP, NONE),
+    "anchor": ForwardRequest(4, 8, 1, SETUP, NONE),
     "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), Usage(99, 2)),
     "forward reply, texts": ForwardReply(4, -1, TEXTS, Y, np.array([1, 3], np.int64)),
     "probe, texts": ProbeRequest(4, 3, "aa", 8, 1, SETUP, TEXTS, 0, 5, "gaussian", 1e-3),
@@ -90,7 +89,7 @@ MESSAGES: dict[str, Any] = {
     "walk, tail": WalkRequest(4, 3, 5, 8, SETUP, TAIL, "gaussian", 1e-3, 0.0),
     "walk, full": WalkRequest(4, 3, 5, 8, SETUP, FULL, "rademacher", 1e-3, 0.1),
     "walk reply": WalkReply(4, -1, np.ones((3, 5), np.float32), 20, 0.5, Usage(7, 2)),
-    "cse-fsl": CSEFSLRequest(
+    "cse-fsl": LocalRequest(
         4,
         3,
         2,

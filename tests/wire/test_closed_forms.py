@@ -92,7 +92,7 @@ def test_ho_sfl_charges_every_missed_round_once() -> None:
     missed = 0
     stands: dict[int, int] = {}
     for kind, client, content in trial.grid.requests:
-        if kind == "train.forward":
+        if kind == "forward":
             version = content["config"]["version"]
             missed += version - stands.get(client, version)
             stands[client] = version
@@ -175,7 +175,7 @@ def test_heron_with_scalars_sends_4_h_p_bytes_in_place_of_weights(steps: int, pr
         "weights": (0, rounds * W),
         "auxiliary": (0, rounds * HEAD),
     }
-    masks = [c["arrays"]["taken"] for kind, _, c in trial.grid.replies if kind == "train.heron"]
+    masks = [c["arrays"]["taken"] for kind, _, c in trial.grid.replies if kind == "local"]
     assert [mask.numpy().nbytes for mask in masks] == [steps] * rounds  # h bytes, in control
 
 
@@ -212,7 +212,7 @@ def test_fsl_sage_with_a_warm_start_and_clients_that_come_later() -> None:
     came: set[int] = set()
     sent = 0
     for kind, client, content in some.grid.requests:
-        if kind == "train.fsl_sage_steps":
+        if kind == "local":
             aligned = content["config"]["round"] in (1, 11)
             sent += aligned or client not in came
             came.add(client)
@@ -253,7 +253,7 @@ def test_decomfl_pays_for_each_round_a_client_missed() -> None:
     missed = 0
     stands: dict[int, int] = {}
     for kind, client, content in trial.grid.requests:
-        if kind == "train.walk":
+        if kind == "walk":
             version = content["config"]["version"]
             missed += version - stands.get(client, version)
             stands[client] = version

@@ -24,6 +24,7 @@ from sfl_flower.wire import (
     is_stale,
 )
 from sfl_flower.wire.codec import PROTOCOL
+from sfl_flower.wire.common import JoinRequest
 from tests.local_grid import changed, roundtrip
 from tests.wire.contents import KINDS, MESSAGES, SCALARS, WORDS, Z, records
 
@@ -235,6 +236,8 @@ def test_payloads_are_the_bytes_of_the_arrays() -> None:
 
 
 def test_message_types_are_legal_in_flower() -> None:
-    assert (ForwardRequest.TYPE, StepRequest.TYPE) == ("train.forward", "train.step")
+    assert ForwardRequest.message_type("ho_sfl") == "train.ho_sfl_forward"
+    assert StepRequest.message_type("zo_sfl") == "train.zo_sfl_step"
+    assert JoinRequest.message_type("ho_sfl") == "query.join"
     for kind in (ForwardReply, ProbeReply, StepReply):
-        assert not hasattr(kind, "TYPE")
+        assert not hasattr(kind, "ACTION")

@@ -41,7 +41,7 @@ class Place(Part):
 
 @dataclass(frozen=True)
 class Order(Request):
-    TYPE: ClassVar[str] = "train.order"
+    ACTION: ClassVar[str] = "order"
 
     round: int
     place: Place
@@ -134,7 +134,7 @@ def test_bytes_of_a_category_are_summed_over_fields_and_parts() -> None:
 @pytest.mark.parametrize(
     ("says", "change"),
     [
-        (r"A train.order message has share=2.0, expected a number", {"config": {"share": 2.0}}),
+        (r"A .order. request message has share=2.0, expected a number", {"config": {"share": 2.0}}),
         ("lacks the setting 'street-name'", {"config": {"street-name": None}}),
         ("'map' of shape", {"arrays": {"map": np.zeros((1, 1), np.int64)}}),
         ("expected hexadecimal digits", {"config": {"seal": "../x"}}),
@@ -168,13 +168,13 @@ def test_a_reply_brings_its_status_and_how_many_samples_it_stands_for() -> None:
 def test_a_field_that_does_not_say_how_it_travels_is_an_error() -> None:
     @dataclass(frozen=True)
     class Vague(Request):
-        TYPE: ClassVar[str] = "train.vague"
+        ACTION: ClassVar[str] = "vague"
 
         share: float = 0.5
 
     @dataclass(frozen=True)
     class Torn(Request):
-        TYPE: ClassVar[str] = "train.torn"
+        ACTION: ClassVar[str] = "torn"
 
         share: int | str = 0
 
@@ -192,13 +192,13 @@ def test_a_class_is_read_once() -> None:
 def test_a_subclass_adds_its_own_fields() -> None:
     @dataclass(frozen=True)
     class Express(Order):
-        TYPE: ClassVar[str] = "train.express"
+        ACTION: ClassVar[str] = "express"
 
         hours: Annotated[int, whole(low=1, high=48)] = 24
 
     content = Express(4, HERE, 0.5, hours=3).to_content()
     assert Express.from_content(content).hours == 3
-    with pytest.raises(WireError, match=r"A train\.express message has hours=0"):
+    with pytest.raises(WireError, match=r"A .express. request message has hours=0"):
         Express.from_content(changed(content, config={"hours": 0}))
-    with pytest.raises(WireError, match=r"A train\.order message carries unknown entries: hours"):
+    with pytest.raises(WireError, match=r"A .order. request message carries unknown"):
         Order.from_content(content)

@@ -1,0 +1,49 @@
+"""What a method is, for whoever sets methods side by side without running them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Facts"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method is.
+
+    Attributes
+    ----------
+    does : str
+        What it does, in a few words.
+    client : {"first order", "zeroth order", "nothing"}
+        How clients learn.
+    server : {"first order", "zeroth order", "averages"}
+        How the server half learns; "averages" where the server trains nothing itself.
+    head : bool
+        Whether there is an auxiliary head at the cut.
+    journal : bool
+        Whether clients follow a journal of keys and scalars.
+    labels : bool
+        Whether labels reach the server.
+    whole : bool
+        Whether clients hold the whole model instead of the client half.
+    server_lr : bool
+        Whether the run's server optimiser changes what the method does.
+    """
+
+    does: str
+    client: Literal["first order", "zeroth order", "nothing"]
+    server: Literal["first order", "zeroth order", "averages"]
+    head: bool = False
+    journal: bool = False
+    labels: bool = True
+    whole: bool = False
+    server_lr: bool = True
+
+    @property
+    def rank(self) -> int:
+        """How little of the model learns by backprop, which learns more from a sample: 0 to 2."""
+        if self.client == "first order":
+            return 0
+        return 1 if self.server == "first order" else 2
