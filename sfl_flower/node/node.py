@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.config import LOCAL
 from sfl_flower.data import PartitionSpec, batch_indices, seeded_torch
+from sfl_flower.data.identity import data_digest
 from sfl_flower.data.repeats import UNREPEATED
 from sfl_flower.errors import ConfigError, DataError, SflError
 from sfl_flower.node.shares import divide
@@ -199,7 +200,8 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
         return JoinReply(number, 0, str(error)[:2000])
     if len(node.rows) == 0:
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
-    return JoinReply(node.partition, len(node.rows))
+    data = data_digest(node.task.samples("train"))
+    return JoinReply(node.partition, len(node.rows), data=data)
 
 
 def _check_base(node: Node, request: JoinRequest) -> None:

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from sfl_flower.config import RunConfig
 from sfl_flower.data import generator
 from sfl_flower.errors import DataError, TrainingError, printable
+from sfl_flower.server.same_data import SameData
 from sfl_flower.wire import JoinReply
 
 __all__ = ["Ask", "Member", "Notes", "Roster", "draw_cohort"]
@@ -67,6 +68,7 @@ class Roster:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._divided = config.partition_spec() is not None
+        self._data = SameData(self._divided)
         self._members: dict[int, Member] = {}
         # Which node keeps it out by being online: the one that holds its share, or itself.
         self._refused: dict[int, int] = {}
@@ -97,6 +99,8 @@ class Roster:
         if strangers := self._strangers(online):
             answers = ask([Member(node, node) for node in strangers])
             self._wait_longer(set(strangers) - {member.node_id for member in answers})
+            if alike := self._data.hear(r for r in answers.values() if not self._problem(r)):
+                notes.note(alike)
             reasons = self._admit(answers, online, ask, notes)
             if not self._members:
                 none = f"None of the {len(strangers)} nodes"
@@ -153,7 +157,7 @@ class Roster:
         new: dict[int, Member] = {}
         for stranger, reply in answers.items():
             other = new.get(reply.partition)
-            problem = self._problem(reply)
+            problem = self._problem(reply) or self._data.problem(reply)
             if other is not None and not problem:
                 problem = (
                     f"it says that it holds partition {reply.partition}, as node {other.node_id} "

@@ -139,6 +139,8 @@ class JoinReply(Reply):
         Training samples it holds, below 2**31.
     problem : str
         Why it cannot take part, empty where it can.
+    data : str
+        Digest in hex of the training set it has loaded, before it is divided; empty with a problem.
     """
 
     WHAT: ClassVar[str] = "join reply"
@@ -147,6 +149,7 @@ class JoinReply(Reply):
     partition: Annotated[int, whole(low=-1, high=LARGEST_COUNT).called("partition-id")]
     samples: Annotated[int, metric(high=LARGEST_COUNT).called("num-examples")]
     problem: Annotated[str, text(empty=_NONE)] = ""
+    data: Annotated[str, text(empty=_NONE)] = ""
 
     def check(self, reader: Reader) -> None:
         """Refuse a node without a number that says it can take part."""

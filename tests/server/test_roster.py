@@ -219,3 +219,47 @@ def test_a_node_that_does_not_answer_is_asked_less_and_less_often() -> None:
         assert roster.refresh(_grid(1000, 1001), nodes.ask, Tally()) == [Member(0, 1000, 5)]
         rounds += [round] if len(nodes.asked) > before else []
     assert rounds == [1, 2, 4, 8]
+
+
+def _with_data(partition: int, data: str) -> JoinReply:
+    return JoinReply(partition, 5, data=data)
+
+
+@pytest.mark.parametrize("sets", [("aa", "bb", "aa"), ("aa", "aa", "bb"), ("bb", "aa", "aa")])
+def test_e5_a_node_with_another_training_set_than_the_others_is_left_out_by_name(
+    sets: tuple[str, str, str],
+) -> None:
+    says: dict[int, JoinReply | None] = {
+        1000 + index: _with_data(index, name * 16) for index, name in enumerate(sets)
+    }
+    tally, odd = Tally(), sets.index("bb")
+    members = _roster(3).refresh(_grid(*says), Nodes(says).ask, tally)
+    assert [member.partition for member in members] == [p for p in range(3) if p != odd]
+    assert tally.notes[0].startswith(
+        f"Node {1000 + odd} is left out: client {odd} has loaded another training set (digest "
+        "bbbbbbbb) than the nodes it divides one with (aaaaaaaa)"
+    )
+    assert "seed what it draws and sort what it lists" in tally.notes[0]
+
+
+def test_e5_a_node_that_comes_late_with_another_training_set_is_left_out() -> None:
+    says: dict[int, JoinReply | None] = {
+        1000: _with_data(0, "aa" * 16), 1001: _with_data(1, "bb" * 16)
+    }  # fmt: skip
+    roster, tally = _roster(1 + 1), Tally()
+    roster._config = RunConfig(clients=1, partition="iid", join_timeout=0.01)
+    assert len(roster.refresh(_grid(1000), Nodes(says).ask, tally)) == 1
+    roster._config = RunConfig(clients=2, partition="iid", join_timeout=0.01)
+    assert len(roster.refresh(_grid(1000, 1001), Nodes(says).ask, tally)) == 1
+    assert "client 1 has loaded another training set" in tally.notes[0]
+
+
+def test_a6_nodes_with_data_of_their_own_that_all_hold_the_same_are_remarked() -> None:
+    for sets, said in ((("aa", "aa"), True), (("aa", "bb"), False), (("aa",), False)):
+        says: dict[int, JoinReply | None] = {
+            1000 + index: _with_data(index, name * 16) for index, name in enumerate(sets)
+        }
+        tally = Tally()
+        roster = _roster(len(sets), partition="local")
+        assert len(roster.refresh(_grid(*says), Nodes(says).ask, tally)) == len(sets)
+        assert ("All 2 nodes hold the same training set" in " ".join(tally.notes)) == said

@@ -66,7 +66,7 @@ MESSAGES: dict[str, Any] = {
     "join request": JoinRequest(SETUP),
     "join request with a base": JoinRequest(SETUP, "0f" * 16, True),
     "join request with a head": JoinRequest(SETUP, "0f" * 16, False, "blocks:block:3"),
-    "join reply": JoinReply(2, 30),
+    "join reply": JoinReply(2, 30, data="0af3"),
     "join problem": JoinReply(2, 0, "no data"),
     "stale": StaleReply(2, "ab"),
     "stale, none": StaleReply(-1, ""),

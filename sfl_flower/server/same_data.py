@@ -1,0 +1,63 @@
+"""Whether nodes that divide one training set among them have loaded the same one.
+
+Each node divides the set for itself, by the same rule. If one lists its files in another order, or
+shuffles without a seed, its share overlaps the others' and, worse, the test set's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from sfl_flower.errors import printable
+from sfl_flower.wire import JoinReply
+
+__all__ = ["SameData"]
+
+
+class SameData:
+    """What nodes say of the training set that they have loaded, before it is divided.
+
+    Parameters
+    ----------
+    divided : bool
+        Whether the nodes divide one set; if not, each has data of its own.
+    """
+
+    def __init__(self, divided: bool) -> None:
+        self._divided = divided
+        self._digest = ""
+
+    def hear(self, replies: Iterable[JoinReply]) -> str:
+        """Take the digest that most nodes name as that of the run, the first time.
+
+        Returns
+        -------
+        str
+            What a person should know: that nodes with data of their own all hold the same.
+        """
+        found = sorted((reply.partition, reply.data) for reply in replies if reply.data)
+        counts = Counter(data for _, data in found)
+        if not counts:
+            return ""
+        if self._divided:
+            # Of equally many the one of the lowest partition.
+            self._digest = self._digest or counts.most_common(1)[0][0]
+        elif len(found) > 1 and len(counts) == 1:
+            return (
+                f"All {len(found)} nodes hold the same training set, each of them all of it. With "
+                "partition=local a node's train() should load that node's own data: give it a "
+                "parameter, and it gets Flower's Context; or divide the set, with partition=iid."
+            )
+        return ""
+
+    def problem(self, reply: JoinReply) -> str:
+        """Return why a node's training set is not that of the run, empty where it is."""
+        if not self._divided or not reply.data or reply.data == self._digest:
+            return ""
+        return (
+            f"client {reply.partition} has loaded another training set (digest {printable(reply.data[:8])}) "
+            f"than the nodes it divides one with ({printable(self._digest[:8])}): its labels, their number or "
+            "their order differ. train() must return the same on every node: seed what it draws "
+            "and sort what it lists; or set partition=local for nodes with data of their own."
+        )
