@@ -25,7 +25,7 @@ from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import SplitTask
 from sfl_flower.training.meter import PeakMemory
 from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
-from sfl_flower.zo import ParameterVector
+from sfl_flower.zo import ParameterVector, trained_names
 
 __all__ = ["HeldModule", "Node", "TaskSource", "join", "metered", "node_partition"]
 
@@ -73,8 +73,8 @@ class HeldModule:
 
     @cached_property
     def trained(self) -> ParameterVector:
-        """The zeroth-order-trained parameters, laid out at first use."""
-        return ParameterVector(self.module)
+        """The zeroth-order-trained parameters, laid out at first use; maybe none."""
+        return ParameterVector(self.module, trained_names(self.module))
 
 
 @dataclass(frozen=True)

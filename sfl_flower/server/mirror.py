@@ -22,6 +22,7 @@ from sfl_flower.zo import (
     ParameterVector,
     Replica,
     manifest_digest,
+    trained_names,
 )
 from sfl_flower.zo.header import params_digest
 
@@ -54,7 +55,7 @@ class Mirror:
         self, half: nn.Module, run_key: bytes, law: str, optimizer: OptimizerSpec, policy: str
     ) -> None:
         self.half = half
-        self.vector = ParameterVector(half)
+        self.vector = ParameterVector(half, trained_names(half))  # none under a frozen client
         header = JournalHeader(
             run_key=run_key,
             manifest_digest=manifest_digest(self.vector.manifest()),

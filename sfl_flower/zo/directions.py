@@ -65,7 +65,7 @@ class Directions:
                 f"Directions got the shapes {self.shapes}; each is a tuple of ints from 0 on."
             )
         self.size = elements(self.shapes)
-        if self.size < 1:
+        if self.shapes and self.size < 1:
             raise ConfigError(f"Directions of shapes {self.shapes} have no element; they need one.")
 
     def of(self, key: Key) -> Direction:

@@ -79,7 +79,7 @@ class Replica:
         JournalError
             If it is not the vector that the header was made for.
         """
-        if theta.dtype != torch.float32 or theta.dim() != 1 or theta.numel() == 0:
+        if theta.dtype != torch.float32 or theta.dim() != 1:
             raise ConfigError(
                 f"A replica needs a flat float32 vector; it got {theta.dtype} of shape "
                 f"{tuple(theta.shape)}."

@@ -30,7 +30,8 @@ class ParameterVector:
         Holds the parameters. Buffers and frozen parameters stay as they are, in any dtype.
     names : sequence of str, optional
         Qualified names to train; every parameter with ``requires_grad`` when omitted. The order
-        given does not matter: canonical order is sorted by name.
+        given does not matter: canonical order is sorted by name. No name at all gives an empty
+        vector, which a journal without updates may follow.
 
     Attributes
     ----------
@@ -44,8 +45,8 @@ class ParameterVector:
     Raises
     ------
     ConfigError
-        If nothing is trainable, a name is unknown, or the parameters are not all dense float32
-        on one device.
+        If names are omitted and nothing is trainable, a name is unknown, or the parameters are not
+        all dense float32 on one device.
     """
 
     def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
@@ -56,7 +57,7 @@ class ParameterVector:
         self.size = sum(parameter.numel() for parameter in self._parameters)
         with torch.inference_mode(False), torch.no_grad():
             flat = [parameter.detach().reshape(-1) for parameter in self._parameters]
-            self.anchor = torch.cat(flat)
+            self.anchor = torch.cat(flat) if flat else torch.empty(0)
         self._anchor_views = self._views(self.anchor)
         self._work: Tensor | None = None
         self._work_views: list[Tensor] = []
@@ -147,15 +148,13 @@ def trained_names(module: nn.Module, under: str = "") -> list[str]:
 
 def _select(module: nn.Module, names: Sequence[str] | None) -> list[tuple[str, nn.Parameter]]:
     known = dict(module.named_parameters())
-    if names is None:
-        names = trained_names(module)
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise ConfigError(f"Unknown parameters {unknown}; the module has {sorted(known)}.")
-    if not names:
+    if names is None and not (names := trained_names(module)):
         raise ConfigError(
             "The module has no trainable parameter; set requires_grad on what is to be trained."
         )
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ConfigError(f"Unknown parameters {unknown}; the module has {sorted(known)}.")
     if len(set(names)) != len(names):
         raise ConfigError(f"A parameter is named twice in {sorted(names)}; name each once.")
     chosen = [(name, known[name]) for name in sorted(names)]
@@ -169,6 +168,6 @@ def _select(module: nn.Module, names: Sequence[str] | None) -> list[tuple[str, n
                 "training needs dense float32 masters (a probe is lost in half precision). "
                 "Use .float() on it, or freeze it."
             )
-    if sum(parameter.numel() for _, parameter in chosen) == 0:
+    if chosen and sum(parameter.numel() for _, parameter in chosen) == 0:
         raise ConfigError("The trainable parameters have no element; nothing can be trained.")
     return chosen

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests import tiny
-from tests.tiny import CLIENT_NAMES, begin, equal, start, train
+from tests.local_grid import Fault
+from tests.tiny import CLIENT_NAMES, begin, equal, run, start, train
 
 pytestmark = pytest.mark.flower
 
@@ -51,3 +54,29 @@ def test_it_is_one_exchange_a_round() -> None:
         **{("join", c): 1 for c in range(4)},
         **{("forward", c): 3 for c in range(4)},
     }
+
+
+def still() -> nn.Module:
+    """Return a model whose client half has nothing to train, but statistics that travel."""
+    model = tiny.with_batch_norm()
+    for name in ("first", "norm"):
+        model.get_submodule(name).requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("server_steps", ["round", "batch"])
+def test_e6_a_client_half_that_is_frozen_is_no_hindrance(server_steps: str) -> None:
+    options: dict[str, Any] = {"rounds": 3, "server_steps": server_steps, "server_momentum": 0.9}
+    frozen = train(tiny.task(build=still), "frozen", **options)
+    trained = train(tiny.task(build=tiny.with_batch_norm), "frozen", **options)
+    assert frozen.total("replies") == 12 and frozen.notes == ""
+    assert equal(frozen.model, trained.model)  # the option of the task, not the method, differs
+    again = train(tiny.task(build=still), "frozen", [Fault("forget", {1}, {2})], **options)
+    assert equal(frozen.model, again.model) and again.notes == ""
+
+
+def test_e6_such_a_run_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    whole = run(tiny.task(build=still), "frozen", rounds=4)
+    run(tiny.task(build=still), "frozen", out=tmp_path / "run", rounds=2)
+    resumed = run(tiny.task(build=still), "frozen", out=tmp_path / "run", resume=True, rounds=4)
+    assert equal(whole.model, resumed.model)
