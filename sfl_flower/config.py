@@ -27,6 +27,7 @@ __all__ = [
     "Settings",
     "check_choice",
     "check_range",
+    "nearest",
     "read_fields",
     "unknown",
 ]
@@ -38,9 +39,16 @@ LOCAL = "local"
 def unknown(kind: str, name: object, legal: Iterable[str]) -> ConfigError:
     """Return the error for a name that is not among the legal ones."""
     names = sorted(legal)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, names)
+    hint = f" Did you mean '{near}'?" if near else ""
     return ConfigError(f"Unknown {kind} '{name}'; legal are {', '.join(names)}.{hint}")
+
+
+def nearest(name: object, legal: Iterable[str]) -> str:
+    """Return the legal name that is most like this one, whatever its case; "" if none is."""
+    names = {known.lower().replace("-", "_"): known for known in legal}
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), names, n=1)
+    return names[near[0]] if near else ""
 
 
 def check_choice(name: str, value: str, legal: Iterable[str]) -> None:
@@ -52,8 +60,15 @@ def check_choice(name: str, value: str, legal: Iterable[str]) -> None:
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise `ConfigError` unless low <= value <= high."""
     if not low <= value <= high or math.isinf(value):
-        bound = f"finite, at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
-        raise ConfigError(f"{name} is {value}; it must be {bound}.")
+        raise ConfigError(f"{name} is {value}; it must be {legal_range(low, high, type(value))}.")
+
+
+def legal_range(low: float, high: float, kind: type[Any]) -> str:
+    """Return a range in words: whole numbers are never called finite, nor rounded."""
+    if kind is int:
+        low, high = (bound if math.isinf(bound) else int(bound) for bound in (low, high))
+        return f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
+    return f"finite, at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sfl_flower.cli.given import TASK_HELP, given_task
 from sfl_flower.comparison.compare import compare, compare_runs
 from sfl_flower.comparison.jobs import Job
 from sfl_flower.comparison.pages import print_comparison
@@ -17,7 +18,6 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS
 from sfl_flower.report import RoundRecord, RunProgress
 from sfl_flower.run.simulation import BACKENDS
-from sfl_flower.tasks import TASKS
 
 __all__ = ["add_compare"]
 
@@ -26,6 +26,7 @@ def add_compare(commands: Any) -> None:
     """Add the command to the parser of `sfl`."""
     parser = commands.add_parser(
         "compare",
+        allow_abbrev=False,
         help="train methods at equal samples and put them side by side",
         description=(
             "Train methods at equal samples, on the same partition and initial weights, and put "
@@ -33,7 +34,7 @@ def add_compare(commands: Any) -> None:
             "goes on with a comparison that was broken off."
         ),
     )
-    parser.add_argument("--task", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--task", help=TASK_HELP)
     parser.add_argument("--methods", help=f"with commas between them, of: {', '.join(METHODS)}")
     parser.add_argument("--samples", type=int, help="training samples of a run, over all clients")
     parser.add_argument("--seeds", default="3", help="how many seeds, or which: 3,7 (default: 3)")
@@ -114,7 +115,7 @@ def _train(parsed: argparse.Namespace) -> Any:
             raise ConfigError(f"--set got '{pair}'; the methods of this comparison are {known}.")
     with RunProgress(keep=False) as progress:
         return compare(
-            parsed.task,
+            given_task(parsed.task, {}) if ":" in parsed.task else parsed.task,
             methods,
             samples=parsed.samples,
             seeds=_seeds(parsed.seeds),

@@ -8,12 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
+from sfl_flower.cli.places import free_place
 from sfl_flower.report import RunProgress, accuracy_plot, print_tables
 from sfl_flower.run.run import Plan
-from sfl_flower.run.simulation import run_plan
+from sfl_flower.run.simulation import BACKENDS, run_plan
 from sfl_flower.tasks import load_task
 
-__all__ = ["DEMO_METHODS", "run_demo"]
+__all__ = ["DEMO_METHODS", "add_demo", "run_demo"]
 
 SHARED: Mapping[str, Any] = {"task": "digits", "rounds": 150, "clients": 10, "eval_every": 10}
 """What the three runs have in common, and so the samples they see."""
@@ -26,6 +27,16 @@ DEMO_METHODS: Mapping[str, Mapping[str, Any]] = {
 """The methods and the settings that are their own."""
 
 
+def add_demo(commands: Any) -> None:
+    """Add the command to the parser of `sfl`."""
+    demo = commands.add_parser(
+        "demo", help=f"train {', '.join(DEMO_METHODS)} on the digits and compare them"
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="where results go")
+    demo.add_argument("--backend", choices=BACKENDS, default="ray", help="Ray, or this process")
+    demo.set_defaults(action=lambda parsed: run_demo(parsed.out, parsed.backend))
+
+
 def run_demo(out: Path, backend: str = "ray") -> None:
     """Train the three methods, print a table, draw a plot and keep the models.
 
@@ -36,7 +47,7 @@ def run_demo(out: Path, backend: str = "ray") -> None:
     backend : {"ray", "inline"}
         Flower's simulation, or one process.
     """
-    out = _free(out)
+    out = free_place(out)
     console = Console()
     console.print(
         f"Digits (1797 real images) over {SHARED['clients']} non-IID clients, "
@@ -58,11 +69,3 @@ def run_demo(out: Path, backend: str = "ray") -> None:
     console.print(
         f"Trained model: {out / 'ho_sfl' / 'model.safetensors'}", highlight=False, soft_wrap=True
     )
-
-
-def _free(path: Path) -> Path:
-    """Return the path, or with the first free number where something is there."""
-    number, candidate = 2, path
-    while candidate.exists():
-        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return candidate

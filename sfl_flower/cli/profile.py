@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import sys
@@ -13,11 +12,11 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor, nn
 
+from sfl_flower.cli.given import TASK_HELP, build, find, given_task, read_pairs
 from sfl_flower.errors import ConfigError
 from sfl_flower.profiling.profile import Profile, batch_like, profile
 from sfl_flower.profiling.tables import print_profile, profile_numbers, profile_plot, write_profile
 from sfl_flower.task import SplitTask
-from sfl_flower.tasks import TASKS, load_task, read_task_options
 
 __all__ = ["add_profile"]
 
@@ -29,13 +28,14 @@ def add_profile(commands: Any) -> None:
     """Add the command to the parser of `sfl`."""
     parser = commands.add_parser(
         "profile",
+        allow_abbrev=False,
         help="say what each cut of a model asks of a client, and which to take",
         description=(
             "Profile every legal cut of a model: parameters, operations, smashed data, peak memory "
             "of forwards and of backprop, and each method's memory, bytes and seconds a step."
         ),
     )
-    parser.add_argument("--task", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--task", help=TASK_HELP)
     parser.add_argument("--model", metavar="MODULE:FUNCTION", help="builds a model of your own")
     parser.add_argument("--input", metavar="SHAPE", help="of one of its inputs: 3x32x32")
     parser.add_argument("--tokens", type=int, default=0, help="inputs are ids below this number")
@@ -107,13 +107,12 @@ def _subject(parsed: argparse.Namespace) -> tuple[SplitTask | nn.Module, Tensor 
     if (parsed.task is None) == (parsed.model is None):
         raise ConfigError("Name what to profile: --task TASK, or --model MODULE:FUNCTION.")
     if parsed.model is None:
-        options = {}
-        for pair in parsed.settings:
-            key, equals, value = pair.partition("=")
-            if not equals or not key.startswith("task."):
-                raise ConfigError(f"--set got '{pair}'; it takes task.KEY=VALUE here.")
-            options[key.removeprefix("task.").replace("-", "_")] = value
-        return load_task(parsed.task, **read_task_options(parsed.task, options)), None
+        options = read_pairs(parsed.settings, "task.trained=norm")
+        for key in options:
+            if not key.startswith("task."):
+                raise ConfigError(f"--set got '{key}'; it takes task.KEY=VALUE here.")
+        options = {key.removeprefix("task."): value for key, value in options.items()}
+        return given_task(parsed.task, options), None
     if parsed.input is None:
         raise ConfigError("--input is missing; a model needs the shape of one input: 3x32x32.")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", parsed.input):
@@ -125,17 +124,7 @@ def _subject(parsed: argparse.Namespace) -> tuple[SplitTask | nn.Module, Tensor 
 
 
 def _model(text: str) -> nn.Module:
-    module, colon, name = text.partition(":")
-    if not colon or not module or not name:
-        raise ConfigError(f"--model is '{text}'; it must be MODULE:FUNCTION, such as nets:small.")
-    sys.path.insert(0, "")  # as `python -m` does
-    try:
-        build = getattr(importlib.import_module(module), name)
-        found = build()
-    except Exception as error:
-        raise ConfigError(f"--model '{text}' cannot be built: {error}") from error
-    finally:
-        sys.path.remove("")
+    found = build("--model", text, find("--model", text))
     if not isinstance(found, nn.Module):
         raise ConfigError(f"--model '{text}' gives a {type(found).__name__}; a Module is needed.")
     return found

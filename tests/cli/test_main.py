@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from sfl_flower import simulate
 from sfl_flower.cli.demo import DEMO_METHODS, run_demo
 from sfl_flower.cli.main import main
+from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS
 from sfl_flower.report import RunDirectory
 
@@ -181,3 +184,119 @@ def test_the_demo_compares_at_equal_samples(
     assert all(method in shown for method in DEMO_METHODS)
     run_demo(tmp_path / "demo", backend="inline")
     assert (tmp_path / "demo-2" / "accuracy.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--probes", "8"], "write --set probes=8."),
+        (["--client-lr=0.1"], "write --set client-lr=0.1."),
+        (["--set", "probes", "8"], "write --set probes=8."),
+        (["probes=8"], "write --set probes=8."),
+        (["--prbes", "8"], "did you mean --set probes=8?"),
+        (["--nothing-like-it", "8"], "see sfl run --help"),
+        (["--method", "HO-SFL"], "Did you mean 'ho_sfl'?"),
+        (["--method", "SplitFed_V2"], "Did you mean 'splitfed_v2'?"),
+        (["--clients", "0"], "clients is 0; it must be at least 1."),
+        (["--seed", "-1"], "it must be in [0, 9223372036854775807]."),
+        (["--set", "server-lr=-1"], "server_lr is -1.0; it must be finite, at least 0."),
+        (["--clients", "2000"], "samples cannot give each of 2000 clients"),
+    ],
+)
+def test_a19_a_wrong_word_is_told_how_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    out = tmp_path / "run"
+    assert main(["run", "--backend", "inline", *arguments, "--out", str(out)]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run the command in an empty directory, with a module of a user's own in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_own_nets.py").write_text(
+        "from dataclasses import replace\n"
+        "from sfl_flower.tasks import load_task\n"
+        "task = replace(load_task('digits'), name='my own', token='mine')\n"
+        "def build():\n    return task\n"
+        "def broken():\n    raise KeyError('x')\n"
+        "number = 3\n"
+    )
+    return tmp_path
+
+
+def test_a15_a_second_run_without_out_gets_a_directory_of_its_own(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = elsewhere / "runs"
+    short = [*INLINE, "--rounds", "1"]
+    assert main(short) == 0
+    assert main([*short, "--set", "probes=2"]) == 0
+    assert f"Run directory: {Path('runs/digits-ho_sfl-seed0-2')}" in capsys.readouterr().out
+    assert RunDirectory(runs / "digits-ho_sfl-seed0-2").config["probes"] == 2
+    assert RunDirectory(runs / "digits-ho_sfl-seed0").config["probes"] == 4
+    # Without a name a resume goes on with the last of them.
+    assert main([*INLINE, "--rounds", "2", "--set", "probes=2", "--resume"]) == 0
+    assert len(RunDirectory(runs / "digits-ho_sfl-seed0-2").history) == 3
+    capsys.readouterr()
+    assert main([*short, "--seed", "9", "--resume"]) == 2
+    assert "--resume finds no run" in capsys.readouterr().err
+
+
+def test_a15_errors_speak_the_words_of_where_they_are_read(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [*INLINE, "--rounds", "1", "--out", "here"]
+    assert main(short) == 0
+    for arguments in ([], ["--resume", "--set", "probes=2"]):
+        capsys.readouterr()
+        assert main([*short, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert "--out" in error and "out=" not in error and "True" not in error
+    with pytest.raises(ConfigError, match=r"with out=, or go on with that run with resume=True"):
+        simulate("digits", backend="inline", rounds=1, clients=3, out="here")
+
+
+@pytest.mark.parametrize("attribute", ["task", "build"])
+def test_a9_run_takes_a_task_of_ones_own(elsewhere: Path, attribute: str) -> None:
+    assert main([*INLINE, "--rounds", "1", "--task", f"my_own_nets:{attribute}"]) == 0
+    assert RunDirectory(elsewhere / "runs" / "my_own-ho_sfl-seed0").config["task"] == "my own"
+
+
+def test_a9_compare_and_profile_take_a_task_of_ones_own(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--task", "my_own_nets:task"]
+    few = ["--samples", "64", "--seeds", "1", "--clients", "2", "--set", "partition=iid"]
+    assert main(["compare", *own, "--methods", "ho_sfl", *few, "--out", "compared"]) == 0
+    assert "ho_sfl" in capsys.readouterr().out
+    assert main(["profile", *own, "--cuts", "tanh1", "--seconds", "0"]) == 0
+    assert "tanh1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("my_own_nets:other", ["cannot be imported", "other"]),
+        ("no_such_nets:task", ["cannot be imported", "no_such_nets"]),
+        ("my_own_nets:", ["MODULE:ATTRIBUTE"]),
+        ("my_own_nets:number", ["int", "SplitTask"]),
+        ("my_own_nets:broken", ["cannot be built", "KeyError"]),
+    ],
+)
+@pytest.mark.usefixtures("elsewhere")
+def test_a9_what_is_no_task_is_said(
+    capsys: pytest.CaptureFixture[str], task: str, words: list[str]
+) -> None:
+    assert main([*INLINE, "--task", task]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a9_options_of_a_ready_made_task_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*INLINE, "--task", "my_own_nets:task", "--set", "task.trained=bias"]) == 2
+    assert "task.trained" in capsys.readouterr().err
