@@ -58,7 +58,27 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     digests = {name: tensor_digest(value) for name, value in own.items()}
     metadata = {**header, _DIGESTS: json.dumps(digests, sort_keys=True)}
     metadata[_SUM] = _sum(metadata)
-    atomic_write(path, lambda tmp: save_file(own, tmp, metadata=metadata))
+
+    def write(tmp: Path) -> None:
+        save_file(own, tmp, metadata=metadata)
+        _sort_metadata(tmp)
+
+    atomic_write(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: they are written in another one each time.
+
+    So equal tensors and metadata give equal files.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # never over the tensors behind it
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def load_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
