@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from sfl_flower.methods import METHODS, Method
 from sfl_flower.node.node import Node, TaskSource, join
+from sfl_flower.run.mods import Mod, check_mods
 from sfl_flower.run.run_config import task_from_context
 from sfl_flower.training.modes import torch_threads
 from sfl_flower.wire.common import JoinRequest, StaleReply
@@ -25,6 +26,7 @@ def make_client_app(
     methods: Iterable[Method] = (),
     *,
     postprocess: Postprocess | None = None,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Return a ClientApp that trains the client half of a task by whatever method is asked for.
 
@@ -37,8 +39,15 @@ def make_client_app(
         Methods of your own that it answers beside those of `METHODS`.
     postprocess : callable, optional
         Makes of a method's reply the one that is sent, see `sfl_flower.node.postprocess`.
+    mods : sequence of callable
+        Flower's client mods, around every message; the first is the outermost.
+
+    Raises
+    ------
+    ConfigError
+        If a mod cannot work with the messages of this package.
     """
-    app = ClientApp()
+    app = ClientApp(mods=check_mods(mods))
 
     @app.query("join")
     def joined(message: Message, context: Context) -> Message:

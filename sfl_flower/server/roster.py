@@ -195,10 +195,11 @@ class Roster:
             if owner is not None:
                 del self._members[owner.node_id]
                 self._refused[owner.node_id] = owner.node_id
-                notes.note(
-                    f"Node {member.node_id} takes the place of node {owner.node_id}, which is "
-                    f"gone, as client {partition}."
-                )
+                if owner in doubted:
+                    notes.note(
+                        f"Node {member.node_id} takes the place of node {owner.node_id}, which "
+                        f"does not answer, as client {partition}."
+                    )
             self._members[member.node_id] = member
         return reasons
 

@@ -43,6 +43,7 @@ class Unwrapped(Strategy):
                 f"A round of {type(self).__name__} was asked for outside its own start(), as "
                 "Flower's DifferentialPrivacy wrappers and others do. They change the messages "
                 "that configure_train returns; the exchanges here happen inside it, so a wrapper "
-                "would protect nothing. Call start() of the strategy itself; to bound what one "
-                "client changes use clip-norm (ho_sfl, heron)."
+                "would protect nothing. Call start() of the strategy itself; to clip or noise what "
+                "a client sends use make_client_app(..., postprocess=...), and clip-norm of ho_sfl "
+                "and heron."
             )
