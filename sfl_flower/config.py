@@ -129,6 +129,9 @@ def read_fields(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 class Settings:
     """Base of a method's own settings; a frozen dataclass whose fields are the options."""
 
+    def __post_init__(self) -> None:
+        """Check the options; a subclass that checks its own calls this first."""
+
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches that a client with so many samples runs in a round.
 

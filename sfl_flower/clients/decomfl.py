@@ -29,8 +29,8 @@ def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
     before = bring_up(node, request.sync, half)
     if isinstance(before, StaleReply):
         return before
-    vector = half.trained
-    directions = vector.directions(journal_key(node), request.law)
+    vector, probing = half.trained, request.probing
+    directions = vector.directions(journal_key(node), probing.law)
     rows, losses, samples = [], [], 0
     with (
         metered(request.meter) as usage,
@@ -39,10 +39,10 @@ def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
         start = vector.anchor.clone()
         try:
             for step in range(request.steps):
-                us = directions.of_step(request.round, step, SHARED_STREAM, request.probes)
+                us = directions.of_step(request.round, step, SHARED_STREAM, probing.probes)
                 scalars, loss, count = _probe(node, request, step, us)
                 for direction, scalar in zip(us, scalars.tolist(), strict=True):
-                    scale = -request.lr * scalar / (request.probes * request.mu)
+                    scale = -request.lr * scalar / (probing.probes * probing.unit)
                     direction.add_to(vector.anchor, vector.anchor, scale)
                 rows.append(scalars)
                 losses.append(loss)
@@ -72,11 +72,12 @@ def _probe(
         seen.append(float(value))
         return value
 
-    scalars = loss_scalars(loss, half.trained, directions, request.mu, request.central)
+    scalars = loss_scalars(loss, half.trained, directions, request.probing)
     if not torch.isfinite(scalars).all():
         raise TrainingError(
             f"The scalars of local step {step} are not finite, so the client is left out of the "
             "round; lower client-lr or mu if this repeats."
         )
-    # Central differences have no forward at θ itself; the mean of each pair is as good.
-    return scalars, sum(seen) / len(seen) if request.central else seen[0], len(y)
+    # Without a forward at θ itself the mean over all is as good.
+    anchored = request.probing.rule.anchored
+    return scalars, seen[0] if anchored else sum(seen) / len(seen), len(y)

@@ -40,7 +40,8 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     vector = _laid_out(node, model, request)
     settings = settings_of(request)
     lr = settings.pop("lr")
-    directions = vector.directions(run_key("heron", node.seed), request.law)
+    probing = request.probing
+    directions = vector.directions(run_key("heron", node.seed), probing.law)
     stream = client_stream(node.partition)
     state = node.store.get(_OPTIMIZER) if request.keep_state else None
     uploads = Uploads(request.upload_every)
@@ -48,14 +49,14 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     with metered(request.meter) as usage:
         walk = Walk(vector.anchor, OptimizerSpec(**settings), directions, state)
         for step in range(request.steps):
-            keys = step_keys(request.round, step, stream, request.probes)
+            keys = step_keys(request.round, step, stream, probing.probes)
             us = [directions.of(key) for key in keys]
             scalars = _probe(node, model, vector, us, request, step, uploads)
             rows.append(scalars)
             # A step whose scalars are not finite is skipped, here and where it is rebuilt.
             if np.isfinite(scalars).all():
                 taken[step] = 1
-                walk.step(keys, step_coefficients(scalars, request.mu, request.clip_norm), lr)
+                walk.step(keys, step_coefficients(scalars, probing.unit, request.clip_norm), lr)
             else:
                 rows[-1] = np.zeros_like(scalars)
     with_scalars = request.uplink == "scalars"
@@ -97,7 +98,7 @@ def _probe(
     del z
     uploads.note(anchor)
     with kept_buffers(model):  # running statistics are the anchor's alone
-        found = loss_scalars(loss, vector, directions, request.mu, request.central, anchor=anchor)
+        found = loss_scalars(loss, vector, directions, request.probing, anchor=anchor)
     scalars: np.ndarray = found.numpy()
     return scalars
 

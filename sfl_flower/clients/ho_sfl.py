@@ -41,8 +41,8 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     before = stand_at(node, request.version, request.digest)
     if isinstance(before, StaleReply):
         return before
-    vector, kept = node.half.trained, _kept(node, request.round)
-    directions = vector.directions(journal_key(node), request.law)
+    vector, kept, probing = node.half.trained, _kept(node, request.round), request.probing
+    directions = vector.directions(journal_key(node), probing.law)
     met = _met(node, request)
     rows, start = [], 0
     with metered(request.meter) as usage:
@@ -62,11 +62,10 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
                 surrogate_scalars(
                     forward,
                     vector,
-                    directions.of_step(request.round, step, request.stream, request.probes),
-                    request.mu,
+                    directions.of_step(request.round, step, request.stream, probing.probes),
+                    probing,
                     z,
                     torch.from_numpy(lam.copy()),
-                    request.central,
                 )
             )
     if start != request.lam.shape[0]:

@@ -31,9 +31,9 @@ def forward(node: Node, request: MUForwardRequest) -> MUForwardReply:
         x, y = node.batch(request.round, 0, request.batch_size)
         direction = _direction(node, request)
         anchor = run_half(node, x, request.eval_mode)
-        with half.trained.probe(direction, request.mu):
+        with half.trained.probe(direction, request.probing.mu):
             plus = run_half(node, x, request.eval_mode)
-        with half.trained.probe(direction, -request.mu):
+        with half.trained.probe(direction, -request.probing.mu):
             minus = run_half(node, x, request.eval_mode)
     node.store.put(_WEIGHTS, request.weights)
     node.store.put_text(_AT, {"round": request.round})
@@ -59,7 +59,7 @@ def step(node: Node, request: MUStepRequest) -> MUStepReply:
     load_travelling(half.module, unpack_state(packed, travelling_state(half.module)))
     vector = half.trained
     with metered(request.meter) as usage:
-        rate = request.lr * float(request.scalar[0]) / (2.0 * request.mu)
+        rate = request.lr * float(request.scalar[0]) / (2.0 * request.probing.mu)
         _direction(node, request).add_to(vector.anchor, vector.anchor, -rate)
         if not torch.isfinite(vector.anchor).all():
             raise TrainingError("The step gives weights that are not finite; lower client-lr.")
@@ -70,5 +70,5 @@ def step(node: Node, request: MUStepRequest) -> MUStepReply:
 
 def _direction(node: Node, request: MUForwardRequest | MUStepRequest) -> Direction:
     run = run_key("mu_splitfed client", node.seed)
-    directions = node.half.trained.directions(run, request.law)
+    directions = node.half.trained.directions(run, request.probing.law)
     return directions.of(Key(request.round, 0, client_stream(node.partition)))

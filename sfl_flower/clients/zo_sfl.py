@@ -69,7 +69,7 @@ def _probe(
     with torch.no_grad():
         for key in _keys(node, request, request.step):
             direction = _directions(node, vector, request).of(key)
-            for length in (request.mu, -request.mu):
+            for length in (request.probing.mu, -request.probing.mu):
                 with vector.probe(direction, length):
                     parts.append(run_half(node, x, request.eval_mode))
     return torch.cat(parts).numpy(), y.to(torch.int64).numpy()
@@ -83,7 +83,7 @@ def _finish(
     lr = float(settings.pop("lr"))
     kept = node.store.get(OPTIMIZER)
     walk = Walk(theta, OptimizerSpec(**settings), _directions(node, vector, request), kept)
-    coefficients = step_coefficients(scalars, 2.0 * request.mu)
+    coefficients = step_coefficients(scalars, 2.0 * request.probing.mu)
     walk.step(_keys(node, request, request.step - 1), coefficients, lr)
     if not torch.isfinite(theta).all():
         raise TrainingError("The step gives weights that are not finite; lower client-lr.")
@@ -92,8 +92,9 @@ def _finish(
 
 
 def _directions(node: Node, vector: ParameterVector, request: ZOStepRequest) -> Directions:
-    return vector.directions(run_key("zo_sfl client", node.seed), request.law)
+    return vector.directions(run_key("zo_sfl client", node.seed), request.probing.law)
 
 
 def _keys(node: Node, request: ZOStepRequest, step: int) -> list[Key]:
-    return step_keys(request.round, step, client_stream(node.partition), request.probes)
+    stream, probes = client_stream(node.partition), request.probing.probes
+    return step_keys(request.round, step, stream, probes)

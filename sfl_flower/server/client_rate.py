@@ -29,6 +29,7 @@ class ClientRateSettings(Settings):
     client_lr_warmup: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("client_lr", self.client_lr, 0, 1e6)
         check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
         check_range("client_lr_warmup", self.client_lr_warmup, 0)

@@ -1,14 +1,29 @@
-"""What methods with probes check alike: the probe length, the scalars, and whether probes do."""
+"""What methods with probes have alike: their options, and what is said of scalars and noise."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.config import Settings
+from sfl_flower.errors import WireError
+from sfl_flower.server.exchange import Tally
+from sfl_flower.training.modes import kept_buffers
+from sfl_flower.zo import ParameterVector, Probing
 
-__all__ = ["HOPELESS", "Noise", "check_mu", "check_scalars"]
+__all__ = [
+    "HOPELESS",
+    "DirectionSettings",
+    "Noise",
+    "ProbingSettings",
+    "check_estimator",
+    "check_scalars",
+    "note_zeros",
+]
 
 HOPELESS = 500
 """d/P above which the noise of zeroth order is warned of.
@@ -16,6 +31,51 @@ HOPELESS = 500
 On Fashion-MNIST, from scratch, d = 5 056 learns with 160 directions an update (d/P = 32) and with
 40 (126); d = 10 186 with 5 (2 037) hardly does.  This is half way, by ratio.
 """
+
+
+@dataclass(frozen=True)
+class DirectionSettings(Settings):
+    """Options of every method that probes.
+
+    Attributes
+    ----------
+    mu : float
+        μ, the probe length, in [1e-12, 1e6].
+    direction : {"rademacher", "gaussian", "sphere"}
+        Direction law; each has E[u uᵀ] = I.
+    """
+
+    mu: float = 1e-3
+    direction: str = "rademacher"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.probing()  # refuses its own settings
+
+    def probing(self) -> Probing:
+        """Return how a mini-batch is probed: once, on both sides of the anchor."""
+        return Probing(1, self.direction, self.mu, "central")
+
+
+@dataclass(frozen=True)
+class ProbingSettings(DirectionSettings):
+    """Options of methods that average probes by an estimator of choice.
+
+    Attributes
+    ----------
+    probes : int
+        P, probes of a mini-batch, in [1, 4096].
+    estimator : {"forward", "central"}
+        What is computed along each direction: forward differences, one forward a probe, or
+        central ones, two (`sfl_flower.zo.ESTIMATORS`).
+    """
+
+    probes: int = 1
+    estimator: str = "forward"
+
+    def probing(self) -> Probing:
+        """Return how a mini-batch is probed."""
+        return Probing(self.probes, self.direction, self.mu, self.estimator)
 
 
 @dataclass(frozen=True)
@@ -60,16 +120,53 @@ class Noise:
         )
 
 
-def check_mu(mu: float) -> None:
-    """Raise `ConfigError` unless a probe length can be used."""
-    if not 1e-12 <= mu <= 1e6:
-        raise ConfigError(f"mu is {mu}; it must be in [1e-12, 1e+06].")
-
-
-def check_scalars(scalars: np.ndarray, mu: float, limit: float) -> None:
-    """Raise `WireError` if a scalar has |v| / μ above the method's `scalar_limit`."""
-    largest = float(np.abs(scalars).max()) / mu
+def check_scalars(scalars: np.ndarray, probing: Probing, limit: float) -> None:
+    """Raise `WireError` if a scalar tells of a derivative above the method's `scalar_limit`."""
+    largest = float(np.abs(scalars).max()) / probing.unit
     if largest > limit:
+        what = "|v| / mu" if probing.unit == probing.mu else "|v|"
         raise WireError(
-            f"a scalar gives |v| / mu = {largest:.3g}, more than scalar-limit = {limit:g}."
+            f"a scalar gives {what} = {largest:.3g}, more than scalar-limit = {limit:g}."
         )
+
+
+def check_estimator(
+    probing: Probing,
+    module: nn.Module,
+    evaluate: Callable[[], Tensor],
+    names: Sequence[str] | None = None,
+) -> None:
+    """Refuse a module that the estimator cannot differentiate; module and buffers stay as they are.
+
+    Parameters
+    ----------
+    probing : Probing
+        Names the estimator.
+    module : nn.Module
+        What clients probe.
+    evaluate : callable
+        Runs it on a few samples.
+    names : sequence of str, optional
+        Of the parameters that move; all trainable ones by default.
+
+    Raises
+    ------
+    ConfigError
+        See `Estimator.check`.
+    """
+    with torch.no_grad(), kept_buffers(module):
+        probing.rule.check(evaluate, ParameterVector(module, names))
+
+
+def note_zeros(tally: Tally, scalars: Iterable[np.ndarray], probing: Probing) -> None:
+    """Note in a round that every scalar of its cohort was exactly 0, so that nothing moved."""
+    parts = [part for part in scalars if part.size]
+    if not parts or any(part.any() for part in parts):
+        return
+    says = "Every scalar of every client is exactly 0, so zeroth order moves nothing"
+    if probing.unit == probing.mu:
+        says += (
+            f": a probe of mu = {probing.mu:g} is lost in the rounding of float32; raise mu "
+            "(1e-3 is usual)"
+        )
+    tally.note(f"{says}. If it stays so, the loss does not depend on what clients train.")

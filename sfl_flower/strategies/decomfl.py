@@ -28,33 +28,31 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.probing import Noise, check_mu, check_scalars
+from sfl_flower.server.probing import (
+    Noise,
+    ProbingSettings,
+    check_estimator,
+    check_scalars,
+    note_zeros,
+)
 from sfl_flower.server.roster import Member
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import WalkReply, WalkRequest
-from sfl_flower.zo import LAWS, SHARED_STREAM, Entry, OptimizerSpec, run_key
+from sfl_flower.zo import SHARED_STREAM, Entry, OptimizerSpec, run_key
 from sfl_flower.zo.entry import MAX_COEFFICIENTS
 
 __all__ = ["DeComFL", "DeComFLSettings"]
 
 
 @dataclass(frozen=True)
-class DeComFLSettings(ClientRateSettings):
-    """Settings of DeComFL.
+class DeComFLSettings(ProbingSettings, ClientRateSettings):
+    """Settings of DeComFL, beside those of probes.
 
     Attributes
     ----------
     local_steps : int
         H, zeroth-order steps per client and round, a mini-batch each.
-    probes : int
-        P, probes per step.
-    mu : float
-        μ, the probe length.
-    direction : {"rademacher", "gaussian", "sphere"}
-        Direction law; each has E[u uᵀ] = I.
-    estimator : {"forward", "central"}
-        P + 1 or 2 P forwards per step.
     client_lr : float
         Learning rate of the local steps and of the update that everyone applies.
     scalar_limit : float
@@ -67,9 +65,6 @@ class DeComFLSettings(ClientRateSettings):
 
     local_steps: int = 1
     probes: int = 5
-    mu: float = 1e-3
-    direction: str = "rademacher"
-    estimator: str = "forward"
     client_lr: float = 0.005
     scalar_limit: float = 1e6
     sync: str = "auto"
@@ -78,16 +73,12 @@ class DeComFLSettings(ClientRateSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("local_steps", self.local_steps, 1, 4096)
-        check_range("probes", self.probes, 1, 4096)
         if self.local_steps * self.probes > MAX_COEFFICIENTS:
             raise ConfigError(
                 f"local_steps x probes is {self.local_steps * self.probes}; a journal entry holds "
                 f"at most {MAX_COEFFICIENTS} scalars."
             )
-        check_mu(self.mu)
         check_range("scalar_limit", self.scalar_limit, 0)
-        check_choice("direction", self.direction, LAWS)
-        check_choice("estimator", self.estimator, ("forward", "central"))
         check_choice("sync", self.sync, SYNC_POLICIES)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
@@ -132,7 +123,7 @@ class DeComFL(JournalledStrategy):
         """
         whole = Whole(self.client_half, self.server.module)
         with eval_mode(whole) if self.settings.client_mode == "eval" else nullcontext():
-            self._check()
+            self._check(whole)
         self.mirror = Mirror(
             whole,
             run_key("decomfl", self.config.seed),
@@ -141,8 +132,8 @@ class DeComFL(JournalledStrategy):
             self.settings.sync,
         )
 
-    def _check(self) -> None:
-        x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
+    def _check(self, whole: Whole) -> None:
+        x, y = self.task.batch(self.task.samples("test"), slice(0, 2))
         try:
             check_zeroth_order(self.client_half, example=(x,), frozen_ok=True)
             with torch.no_grad():
@@ -153,6 +144,8 @@ class DeComFL(JournalledStrategy):
                 f"{error} DeComFL trains both halves by forwards, so another cut does not help; "
                 "client-mode=eval runs both in eval mode."
             ) from error
+        probing, loss = self.settings.probing(), self.task.loss
+        check_estimator(probing, whole, lambda: loss(whole(x), y))
 
     def load_client(self, state: Mapping[str, Tensor]) -> None:
         """Put the whole model's weights in place before the first round."""
@@ -193,20 +186,17 @@ class DeComFL(JournalledStrategy):
         return WalkRequest(
             round=round,
             steps=settings.local_steps,
-            probes=settings.probes,
+            probing=settings.probing(),
             batch_size=self.config.batch_size,
             setup=self.setup,
             sync=self.mirror.sync(member),
-            law=settings.direction,
-            mu=settings.mu,
             lr=lr,
-            central=settings.estimator == "central",
             eval_mode=settings.client_mode == "eval",
             meter=self.metering(round),
         )
 
     def _check_scalars(self, reply: WalkReply) -> None:
-        check_scalars(reply.scalars, self.settings.mu, self.settings.scalar_limit)
+        check_scalars(reply.scalars, self.settings.probing(), self.settings.scalar_limit)
 
     def _update(
         self, round: int, lr: float, replies: Mapping[Member, WalkReply], exchange: Exchange
@@ -215,8 +205,10 @@ class DeComFL(JournalledStrategy):
         if not replies:
             return {}
         weights = np.array([client_weight(self.config.mean, r.samples) for r in replies.values()])
+        probing = self.settings.probing()
+        note_zeros(exchange.tally, (reply.scalars for reply in replies.values()), probing)
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
-        scale = weights / (weights.sum() * self.settings.probes * self.settings.mu)
+        scale = weights / (weights.sum() * self.settings.probes * probing.unit)
         coefficients = self.aggregator.scalars(scalars, scale)[None]
         try:
             self.mirror.update(

@@ -25,7 +25,13 @@ from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.probing import Noise, check_mu, check_scalars
+from sfl_flower.server.probing import (
+    Noise,
+    ProbingSettings,
+    check_estimator,
+    check_scalars,
+    note_zeros,
+)
 from sfl_flower.server.roster import Member
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
@@ -40,7 +46,6 @@ from sfl_flower.wire import (
     unpack_state,
 )
 from sfl_flower.zo import (
-    LAWS,
     OPTIMIZERS,
     OptimizerSpec,
     ParameterVector,
@@ -58,22 +63,14 @@ _TRAINER = "trainer."
 
 
 @dataclass(frozen=True)
-class HERONSettings(LocalLossSettings):
-    """Settings of HERON-SFL.
+class HERONSettings(ProbingSettings, LocalLossSettings):
+    """Settings of HERON-SFL, beside those of probes (the paper has one a step).
 
     The defaults are those that learned best on Fashion-MNIST (``docs/results/heron.md``); the
     paper's recipe is the preset ``heron_resnet18_cifar10``.
 
     Attributes
     ----------
-    probes : int
-        P, probes per local step; the paper has 1.
-    mu : float
-        μ, the probe length.
-    direction : {"rademacher", "gaussian", "sphere"}
-        Direction law; each has E[u uᵀ] = I.
-    estimator : {"forward", "central"}
-        One or two forwards per probe.
     client_optimizer : {"sgd", "momentum", "adam", "adamw"}
         Replayable optimiser of client half and head.
     uplink : {"scalars", "weights"}
@@ -95,9 +92,6 @@ class HERONSettings(LocalLossSettings):
     client_lr_schedule: str = "cosine"
     client_lr_warmup: float = 0.05
     probes: int = 32
-    mu: float = 1e-3
-    direction: str = "rademacher"
-    estimator: str = "forward"
     client_optimizer: str = "sgd"
     uplink: str = "scalars"
     head_trainer: str = "server"
@@ -107,10 +101,6 @@ class HERONSettings(LocalLossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("probes", self.probes, 1, 4096)
-        check_mu(self.mu)
-        check_choice("direction", self.direction, LAWS)
-        check_choice("estimator", self.estimator, ("forward", "central"))
         check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
         check_choice("uplink", self.uplink, UPLINKS)
         check_choice("head_trainer", self.head_trainer, ("client", "server"))
@@ -162,7 +152,15 @@ class HERON(LocalLossStrategy):
         """Build the head, and lay what walks out as one vector, as clients do."""
         super().prepare()
         both = nn.ModuleDict({"client": self.client_half, "head": self.head})
-        self.vector = ParameterVector(both, trained_names(both, WALKS[self.trains]))
+        names = trained_names(both, WALKS[self.trains])
+        x, y = self.task.batch(self.task.samples("test"), slice(0, 2))
+        check_estimator(
+            self.settings.probing(),
+            both,
+            lambda: self.task.loss(self.head(self.client_half(x)), y),
+            names,
+        )
+        self.vector = ParameterVector(both, names)
         self.trainer: Trainer | None = None
         if self.settings.head_trainer == "server":
             config = dataclasses.replace(self.config, server_lr=self.settings.head_lr)
@@ -204,6 +202,12 @@ class HERON(LocalLossStrategy):
         requests = {member: self._request(round, member, client, head) for member in cohort}
         replies = self.ask_local(requests, exchange, self._check)
         arrived = self._arrived(round, replies, exchange)
+        sent = [
+            reply.scalars[reply.taken > 0]
+            for reply in replies.values()
+            if reply.scalars is not None and reply.taken is not None
+        ]
+        note_zeros(exchange.tally, sent, self.settings.probing())
         used, losses = self.serve(
             {member: replies[member] for member in arrived}, exchange, self.server_halves()
         )
@@ -224,10 +228,7 @@ class HERON(LocalLossStrategy):
             member,
             client,
             head,
-            probes=settings.probes,
-            law=settings.direction,
-            mu=settings.mu,
-            central=settings.estimator == "central",
+            probing=settings.probing(),
             uplink=settings.uplink,
             trains=self.trains,
             clip_norm=settings.clip_norm,
@@ -242,7 +243,7 @@ class HERON(LocalLossStrategy):
         if reply.taken is None or reply.taken.max(initial=0) > 1:
             raise WireError("it does not say which steps it took.")
         if reply.scalars is not None:
-            check_scalars(reply.scalars, settings.mu, settings.scalar_limit)
+            check_scalars(reply.scalars, settings.probing(), settings.scalar_limit)
 
     def _sent(self, reply: LocalReply) -> dict[str, Tensor]:
         """Return the tensors that a reply brings of client half and head; buffers with scalars."""
@@ -299,10 +300,10 @@ class HERON(LocalLossStrategy):
         flat = self.vector.anchor.clone()
         directions = self.vector.directions(run_key("heron", self.config.seed), settings.direction)
         walk, stream = Walk(flat, settings.spec(), directions), client_stream(member.partition)
-        lr = settings.client_rate(round, self.config.rounds)
+        lr, unit = settings.client_rate(round, self.config.rounds), settings.probing().unit
         for step in np.flatnonzero(taken).tolist():
             keys = step_keys(round, step, stream, settings.probes)
-            factors = step_coefficients(scalars[step], settings.mu, settings.clip_norm)
+            factors = step_coefficients(scalars[step], unit, settings.clip_norm)
             walk.step(keys, factors, lr)
         if not torch.isfinite(flat).all():
             raise WireError(

@@ -30,14 +30,19 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.probing import Noise, check_mu, check_scalars
+from sfl_flower.server.probing import (
+    Noise,
+    ProbingSettings,
+    check_estimator,
+    check_scalars,
+    note_zeros,
+)
 from sfl_flower.server.roster import Member
 from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import ProbeReply, ProbeRequest
 from sfl_flower.zo import (
-    LAWS,
     OPTIMIZERS,
     SHARED_STREAM,
     Entry,
@@ -51,24 +56,16 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(ClientRateSettings):
-    """Settings of HO-SFL, beside those of the client's rate.
+class HOSFLSettings(ProbingSettings, ClientRateSettings):
+    """Settings of HO-SFL, beside those of probes and of the client's rate.
 
     Attributes
     ----------
-    probes : int
-        P, probes per mini-batch.
-    mu : float
-        μ, the probe length.
     minibatches : int
         Mini-batches per exchange, each with its own λ and its own directions at the same anchor.
-    direction : {"rademacher", "gaussian", "sphere"}
-        Direction law; each has E[u uᵀ] = I.
     directions : {"own", "shared"}
         Whether each client probes along directions of its own, K x P of them in all, or the
         round's clients share P (the paper).
-    estimator : {"forward", "central"}
-        One or two forwards per probe.
     client_optimizer : {"sgd", "momentum", "adam", "adamw"}
         Replayable optimiser of the client half.
     client_momentum, client_weight_decay : float
@@ -88,11 +85,8 @@ class HOSFLSettings(ClientRateSettings):
     """
 
     probes: int = 4
-    mu: float = 1e-3
     minibatches: int = 1
-    direction: str = "rademacher"
     directions: str = "own"
-    estimator: str = "forward"
     client_optimizer: str = "sgd"
     client_lr: float = 0.02
     client_momentum: float = 0.9
@@ -105,14 +99,10 @@ class HOSFLSettings(ClientRateSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("probes", self.probes, 1, 4096)
         check_range("minibatches", self.minibatches, 1, 4096)
-        check_mu(self.mu)
         check_range("scalar_limit", self.scalar_limit, 0)
         check_range("clip_norm", self.clip_norm, 0, 1e30)
-        check_choice("direction", self.direction, LAWS)
         check_choice("directions", self.directions, ("own", "shared"))
-        check_choice("estimator", self.estimator, ("forward", "central"))
         check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
         check_choice("server_steps", self.server_steps, SERVER_STEPS)
         check_choice("sync", self.sync, SYNC_POLICIES)
@@ -170,15 +160,17 @@ class HOSFL(JournalledStrategy):
         CutError
             If something in the client half breaks zeroth-order training.
         """
-        with eval_mode(self.client_half) if self.settings.client_mode == "eval" else nullcontext():
+        settings = self.settings
+        with eval_mode(self.client_half) if settings.client_mode == "eval" else nullcontext():
             x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
             check_zeroth_order(self.client_half, example=(x,))
+            check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
         self.mirror = Mirror(
             self.client_half,
             run_key("ho_sfl", self.config.seed),
-            self.settings.direction,
-            self.settings.optimizer(),
-            self.settings.sync,
+            settings.direction,
+            settings.optimizer(),
+            settings.sync,
         )
 
     def noise(self) -> Noise:
@@ -249,10 +241,7 @@ class HOSFL(JournalledStrategy):
             setup=self.setup,
             lam=lam,
             stream=self._stream(member),
-            probes=settings.probes,
-            law=settings.direction,
-            mu=settings.mu,
-            central=settings.estimator == "central",
+            probing=settings.probing(),
             eval_mode=settings.client_mode == "eval",
             meter=self.metering(round),
         )
@@ -262,7 +251,7 @@ class HOSFL(JournalledStrategy):
         return SHARED_STREAM if shared else client_stream(member.partition)
 
     def _check_scalars(self, reply: ProbeReply) -> None:
-        check_scalars(reply.scalars, self.settings.mu, self.settings.scalar_limit)
+        check_scalars(reply.scalars, self.settings.probing(), self.settings.scalar_limit)
 
     def _update(
         self,
@@ -276,15 +265,16 @@ class HOSFL(JournalledStrategy):
             return {}
         self.book_usage(reply.usage for reply in replies.values())
         weights = np.array([client_weight(self.config.mean, used[member]) for member in replies])
-        settings = self.settings
+        settings, probing = self.settings, self.settings.probing()
+        note_zeros(exchange.tally, (reply.scalars for reply in replies.values()), probing)
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
         clipped = np.stack(
             [
-                [clip_scalars(step, settings.mu, settings.clip_norm) for step in reply.scalars]
+                [clip_scalars(step, probing.unit, settings.clip_norm) for step in reply.scalars]
                 for reply in replies.values()
             ]
         )
-        scale = weights / (weights.sum() * settings.probes * settings.minibatches * settings.mu)
+        scale = weights / (weights.sum() * settings.probes * settings.minibatches * probing.unit)
         if settings.directions == "shared":
             coefficients = self.aggregator.scalars(clipped, scale)[None]
             streams: tuple[int, ...] = (SHARED_STREAM,)

@@ -28,7 +28,7 @@ from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.probing import check_mu
+from sfl_flower.server.probing import DirectionSettings, note_zeros
 from sfl_flower.server.roster import Member
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
@@ -39,7 +39,7 @@ from sfl_flower.wire.mu_splitfed import (
     MUStepReply,
     MUStepRequest,
 )
-from sfl_flower.zo import LAWS, Key, client_stream, run_key
+from sfl_flower.zo import Key, client_stream, run_key
 
 __all__ = ["MUSplitFed", "MUSplitFedSettings"]
 
@@ -47,23 +47,21 @@ _log = getLogger("flwr")
 
 
 @dataclass(frozen=True)
-class MUSplitFedSettings(Settings):
-    """Settings of MU-SplitFed; it takes plain steps, so no optimiser of the run is used.
+class MUSplitFedSettings(DirectionSettings):
+    """Settings of MU-SplitFed, beside those of directions, which hold on both sides.
+
+    It takes plain steps, so no optimiser of the run is used.
 
     Attributes
     ----------
     server_steps : int
         τ, steps of the server half per client and round.
-    mu : float
-        μ, the probe length on both sides.
     server_zo_lr : float
         Learning rate of the server half, in place of the run's server-lr.
     client_lr : float
         Learning rate of the client half.
     global_lr : float
         η_g, how far both halves go towards the mean over clients; 1 is all the way.
-    direction : {"rademacher", "gaussian", "sphere"}
-        Direction law; each has E[u uᵀ] = I.
     client_mode : {"as_built", "eval"}
         Mode of the client half's modules: as the task built them, or eval.
     """
@@ -73,15 +71,13 @@ class MUSplitFedSettings(Settings):
     server_zo_lr: float = 0.01
     client_lr: float = 0.005
     global_lr: float = 0.3
-    direction: str = "rademacher"
     client_mode: str = "as_built"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("server_steps", self.server_steps, 1, 10**6)
-        check_mu(self.mu)
         for name in ("server_zo_lr", "client_lr", "global_lr"):
             check_range(name, getattr(self, name), 0, 1e6)
-        check_choice("direction", self.direction, LAWS)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
 
@@ -147,6 +143,7 @@ class MUSplitFed(ForwardOnlyStrategy):
         samples = {member: int(replies[member].y.shape[0]) for member in done}
         self._move(done, halves, [client_weight(self.config.mean, n) for n in samples.values()])
         used = np.array([scalars[member] for member in done])
+        note_zeros(exchange.tally, [used], self.settings.probing())
         return Outcome(
             [losses[member] for member in done],
             sum(samples.values()),
@@ -197,8 +194,7 @@ class MUSplitFed(ForwardOnlyStrategy):
             round=round,
             batch_size=self.config.batch_size,
             setup=self.setup,
-            law=self.settings.direction,
-            mu=self.settings.mu,
+            probing=self.settings.probing(),
             weights=pack_state(travelling_state(self.client_half)),
             eval_mode=self.settings.client_mode == "eval",
             meter=self.metering(round),
@@ -208,8 +204,7 @@ class MUSplitFed(ForwardOnlyStrategy):
         return MUStepRequest(
             round=round,
             setup=self.setup,
-            law=self.settings.direction,
-            mu=self.settings.mu,
+            probing=self.settings.probing(),
             lr=self.settings.client_lr,
             scalar=delta,
             meter=self.metering(round),

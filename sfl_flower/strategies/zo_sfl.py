@@ -33,7 +33,7 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
 from sfl_flower.server.frozen_parameters import counts
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.probing import Noise, check_mu
+from sfl_flower.server.probing import DirectionSettings, Noise, note_zeros
 from sfl_flower.server.roster import Member
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
@@ -41,10 +41,10 @@ from sfl_flower.training.optim import optimizer_text
 from sfl_flower.wire import Usage, pack_state, unpack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import (
-    LAWS,
     OPTIMIZERS,
     Directions,
     OptimizerSpec,
+    Probing,
     Walk,
     client_stream,
     run_key,
@@ -58,8 +58,10 @@ _log = getLogger("flwr")
 
 
 @dataclass(frozen=True)
-class ZOSFLSettings(ClientRateSettings):
-    """Settings of ZO-SFL, beside those of the client's rate; the server's optimiser is the run's.
+class ZOSFLSettings(DirectionSettings, ClientRateSettings):
+    """Settings of ZO-SFL, beside those of directions (on both sides) and the client's rate.
+
+    The server's optimiser is the run's.
 
     Attributes
     ----------
@@ -67,10 +69,6 @@ class ZOSFLSettings(ClientRateSettings):
         h, mini-batches per client and round; 0 takes one pass over the client's samples.
     probes : int
         P, probes per mini-batch.
-    mu : float
-        μ, the probe length on both sides.
-    direction : {"rademacher", "gaussian", "sphere"}
-        Direction law; each has E[u uᵀ] = I.
     client_optimizer : {"sgd", "momentum", "adam", "adamw"}
         Optimiser of the client half.
     client_momentum, client_weight_decay : float
@@ -84,8 +82,6 @@ class ZOSFLSettings(ClientRateSettings):
 
     local_steps: int = 0
     probes: int = 1
-    mu: float = 1e-3
-    direction: str = "rademacher"
     client_optimizer: str = "adamw"
     client_lr: float = 1e-3
     client_momentum: float = 0.9
@@ -96,9 +92,6 @@ class ZOSFLSettings(ClientRateSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("local_steps", self.local_steps, 0, 10**6)
-        check_range("probes", self.probes, 1, 4096)
-        check_mu(self.mu)
-        check_choice("direction", self.direction, LAWS)
         check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
         check_range("client_momentum", self.client_momentum, 0, 0.9999)
         check_range("client_weight_decay", self.client_weight_decay, 0, 1e3)
@@ -116,6 +109,10 @@ class ZOSFLSettings(ClientRateSettings):
     def keeps_client_state(self) -> bool:
         """Whether clients keep their optimiser's state."""
         return self.client_state == "kept"
+
+    def probing(self) -> Probing:
+        """Return how a mini-batch is probed."""
+        return Probing(self.probes, self.direction, self.mu, "central")
 
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches of a client in a round."""
@@ -242,6 +239,8 @@ class ZOSFL(ForwardOnlyStrategy):
         load_travelling(self.client_half, self.aggregator.states(clients, weights))
         servers = (travelling_state(pair.half.module) for pair in finished)
         load_travelling(self.server.module, self.aggregator.states(servers, weights))
+        parts = (part for pair in finished for part in pair.scalars)
+        note_zeros(exchange.tally, parts, self.settings.probing())
         scalars = np.concatenate([part for pair in finished for part in pair.scalars])
         return Outcome(
             [loss for pair in finished for loss in pair.losses],
@@ -264,9 +263,7 @@ class ZOSFL(ForwardOnlyStrategy):
             steps=pair.steps,
             batch_size=self.config.batch_size,
             setup=self.setup,
-            probes=settings.probes,
-            law=settings.direction,
-            mu=settings.mu,
+            probing=settings.probing(),
             optimizer=settings.optimizer(round, self.config.rounds),
             keep_state=settings.client_state == "kept",
             eval_mode=settings.client_mode == "eval",

@@ -9,8 +9,6 @@ from sfl_flower.wire.common import Setup, Sync
 from sfl_flower.wire.fields import (
     BatchSize,
     Loss,
-    Mu,
-    Probes,
     Rate,
     Scalars,
     Steps,
@@ -18,6 +16,7 @@ from sfl_flower.wire.fields import (
     Version,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
+from sfl_flower.wire.probing import Probes
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["WalkReply", "WalkRequest"]
@@ -29,8 +28,8 @@ class WalkRequest(Request):
 
     Attributes
     ----------
-    steps, probes : int
-        H local steps, a mini-batch each, and P probes a step.
+    steps : int
+        H local steps, a mini-batch each.
     sync : Sync
         How to come to the current version first.
     lr : float
@@ -41,20 +40,17 @@ class WalkRequest(Request):
 
     round: int
     steps: Steps
-    probes: Probes
+    probing: Probes
     batch_size: BatchSize
     setup: Setup
     sync: Sync
-    law: str
-    mu: Mu
     lr: Rate
-    central: bool = False
     eval_mode: bool = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:
         """Ask for a row of scalars for each step."""
-        return Asked(scalars=(self.steps, self.probes), steps=self.steps)
+        return Asked(scalars=(self.steps, self.probing.probes), steps=self.steps)
 
 
 @dataclass(frozen=True)

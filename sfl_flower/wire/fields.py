@@ -26,8 +26,6 @@ __all__ = [
     "HeadWeights",
     "Labels",
     "Loss",
-    "Mu",
-    "Probes",
     "Rate",
     "Samples",
     "Scalars",
@@ -211,10 +209,6 @@ Version = Annotated[int, whole(low=-1)]
 Steps = Annotated[int, whole(low=1, high=1_000_000)]
 """How many steps or mini-batches a request asks for."""
 BatchSize = Annotated[int, whole(low=1)]
-Probes = Annotated[int, whole(low=1, high=65_536)]
-"""P, probes of a mini-batch."""
-Mu = Annotated[float, number(1e-30, 1e30)]
-"""μ, the probe length."""
 Rate = Annotated[float, number(0.0, 1e30)]
 """A learning rate."""
 Loss = Annotated[float, number(-1e30, 1e30)]

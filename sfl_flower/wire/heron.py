@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from sfl_flower.wire.fields import Probes, number, text
+from sfl_flower.wire.fields import number, text
 from sfl_flower.wire.local import LocalRequest
 from sfl_flower.wire.message import Asked
-from sfl_flower.zo import LAWS
+from sfl_flower.wire.probing import Probes
+from sfl_flower.zo import Probing
 
 __all__ = ["UPLINKS", "WALKS", "HERONRequest"]
 
@@ -33,15 +34,12 @@ class HERONRequest(LocalRequest):
 
     ACTION: ClassVar[str] = "local"
 
-    probes: Probes = 1
-    law: Annotated[str, text(LAWS)] = "rademacher"
-    mu: Annotated[float, number(1e-12, 1e6)] = 1e-3
-    central: bool = False
+    probing: Probes = field(default_factory=Probing)
     uplink: Annotated[str, text(UPLINKS)] = "weights"
     trains: Annotated[str, text(WALKS)] = "both"
     clip_norm: Annotated[float, number(0.0, 1e30)] = 0.0
 
     def asks(self) -> Asked:
         """Ask for scalars of every step, where they stand for the weights."""
-        scalars = (self.steps, self.probes) if self.uplink == "scalars" else None
+        scalars = (self.steps, self.probing.probes) if self.uplink == "scalars" else None
         return super().asks()._replace(scalars=scalars)

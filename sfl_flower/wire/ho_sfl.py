@@ -11,8 +11,6 @@ from sfl_flower.wire.fields import (
     BatchSize,
     CutGradients,
     Labels,
-    Mu,
-    Probes,
     Samples,
     Scalars,
     Sizes,
@@ -21,6 +19,7 @@ from sfl_flower.wire.fields import (
     Version,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
+from sfl_flower.wire.probing import Probes
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]
@@ -95,16 +94,13 @@ class ProbeRequest(Request):
     setup: Setup
     lam: CutGradients
     stream: int
-    probes: Probes
-    law: str
-    mu: Mu
-    central: bool = False
+    probing: Probes
     eval_mode: bool = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:
         """Ask for a row of scalars for each mini-batch."""
-        return Asked(scalars=(self.minibatches, self.probes))
+        return Asked(scalars=(self.minibatches, self.probing.probes))
 
 
 @dataclass(frozen=True)

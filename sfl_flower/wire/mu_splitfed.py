@@ -9,8 +9,9 @@ import numpy as np
 
 from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup, check_batch
-from sfl_flower.wire.fields import BatchSize, Labels, Mu, Rate, Smashed, Weights, array
+from sfl_flower.wire.fields import BatchSize, Labels, Rate, Smashed, Weights, array
 from sfl_flower.wire.message import Asked, Reply, Request
+from sfl_flower.wire.probing import Probes
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["MUForwardReply", "MUForwardRequest", "MUStepReply", "MUStepRequest"]
@@ -25,8 +26,7 @@ class MUForwardRequest(Request):
     round: int
     batch_size: BatchSize
     setup: Setup
-    law: str
-    mu: Mu
+    probing: Probes
     weights: Weights
     eval_mode: bool = False
     meter: Meter = "none"
@@ -77,8 +77,7 @@ class MUStepRequest(Request):
 
     round: int
     setup: Setup
-    law: str
-    mu: Mu
+    probing: Probes
     lr: Rate
     scalar: Annotated[np.ndarray, array("float32", "scalars", shape=(1,))]
     meter: Meter = "none"

@@ -9,8 +9,9 @@ import numpy as np
 
 from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup
-from sfl_flower.wire.fields import BatchSize, Mu, Probes, Steps, Weights, array
+from sfl_flower.wire.fields import BatchSize, Steps, Weights, array
 from sfl_flower.wire.message import Asked, Request
+from sfl_flower.wire.probing import Probes
 from sfl_flower.wire.splitfed import StepReply, check_step
 from sfl_flower.wire.usage import Meter
 
@@ -28,7 +29,7 @@ class ZOStepRequest(Request):
     weights : Packed
         The client half at step 0, else empty.
     scalars : numpy.ndarray or None
-        Loss differences Δ of the probes of step - 1, float32, shape [probes]; None at step 0.
+        Loss differences Δ of the probes of step - 1, float32, shape [P]; None at step 0.
     """
 
     ACTION: ClassVar[str] = "step"
@@ -38,9 +39,7 @@ class ZOStepRequest(Request):
     steps: Steps
     batch_size: BatchSize
     setup: Setup
-    probes: Probes
-    law: str
-    mu: Mu
+    probing: Probes
     optimizer: str
     keep_state: bool
     eval_mode: bool = False
@@ -50,12 +49,12 @@ class ZOStepRequest(Request):
 
     def asks(self) -> Asked:
         """Ask for two forwards a probe and sample, or for weights after the last step."""
-        return Asked(1, rows=2 * self.probes, weights=self.step == self.steps)
+        return Asked(1, rows=2 * self.probing.probes, weights=self.step == self.steps)
 
     def check(self, reader: Reader) -> None:
         """Refuse a step without what it begins from."""
         check_step(reader, self.step, self.steps)
-        first, scalars, shape = self.step == 0, self.scalars, (self.probes,)
+        first, scalars, shape = self.step == 0, self.scalars, (self.probing.probes,)
         if first != bool(self.weights) or first == (scalars is not None):
             raise reader.fail("must bring weights at step 0 and scalars at later steps")
         if scalars is not None and scalars.shape != shape:

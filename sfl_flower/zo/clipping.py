@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 __all__ = ["clip_scalars"]
 
 
-def clip_scalars(scalars: NDArray[np.floating], mu: float, limit: float) -> NDArray[np.float64]:
+def clip_scalars(scalars: NDArray[np.floating], unit: float, limit: float) -> NDArray[np.float64]:
     """Scale the scalars of one step so that the gradient they tell of is not above a norm.
 
-    ``v_p / μ`` is ``<∇L, u_p>`` up to O(μ), and E[u uᵀ] = I, so the root mean square of ``v_p / μ``
-    estimates ‖∇L‖. Nothing else of the estimate has to be known, so who holds the scalars clips to
+    ``v_p / unit`` is ``<∇L, u_p>`` or nearly so, and E[u uᵀ] = I, so its root mean square estimates
+    ‖∇L‖. Nothing else of the estimate has to be known, so who holds the scalars clips to
     the same bits as who made them.
 
     Parameters
     ----------
     scalars : NDArray
         v of one mini-batch, shape [P].
-    mu : float
-        μ, the probe length.
+    unit : float
+        What a scalar is divided by to be a derivative (`Probing.unit`): μ for differences.
     limit : float
         The largest norm; 0 leaves the scalars as they are.
 
@@ -35,5 +35,5 @@ def clip_scalars(scalars: NDArray[np.floating], mu: float, limit: float) -> NDAr
     if limit <= 0:
         return found
     # An exact sum: the order of additions differs between processors.
-    norm = math.sqrt(math.fsum((found * found).tolist()) / found.size) / mu
+    norm = math.sqrt(math.fsum((found * found).tolist()) / found.size) / unit
     return found * (limit / norm) if norm > limit else found

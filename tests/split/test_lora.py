@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.language_models import BLOCKS, build, lively, tokens, whole_logits
 from sfl_flower.errors import CutError
 from sfl_flower.split import check_zeroth_order, cut, legal_cuts
-from sfl_flower.zo import Key, ParameterVector, run_key, surrogate_scalars
+from sfl_flower.zo import Key, ParameterVector, Probing, run_key, surrogate_scalars
 
 cloudpickle: Any = importlib.import_module("ray.cloudpickle")
 
@@ -180,7 +180,7 @@ def test_a_zeroth_order_step_restores_exactly_and_moves_adapters_only() -> None:
         vector.directions(run_key("lora"), "rademacher").of(Key(0, probe=p)) for p in range(3)
     ]
     mu = 1e-3
-    scalars = surrogate_scalars(lambda: client(ids), vector, directions, mu, z, lam)
+    scalars = surrogate_scalars(lambda: client(ids), vector, directions, Probing(mu=mu), z, lam)
     after = client.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert torch.equal(client(ids), z)

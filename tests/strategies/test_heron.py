@@ -31,6 +31,7 @@ from sfl_flower.zo import (
     Directions,
     Key,
     ParameterVector,
+    Probing,
     client_stream,
     loss_scalars,
     run_key,
@@ -402,13 +403,13 @@ def first_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def exact(
         loss: Callable[[], Tensor], vector: ParameterVector, directions: list[Direction],
-        mu: float, central: bool, anchor: Tensor,
+        probing: Probing, anchor: Tensor,
     ) -> Tensor:  # fmt: skip
         with torch.enable_grad():
             parts = torch.autograd.grad(loss(), vector._parameters)
         (direction,) = directions
         gradients[direction.key] = torch.cat([part.reshape(-1) for part in parts]).numpy()
-        return torch.tensor([mu])
+        return torch.tensor([probing.unit])
 
     class Given(Values):
         def __init__(self, values: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from sfl_flower.server.trainer import Gradients, Trainer
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
 from sfl_flower.task import Samples
 from sfl_flower.training.schedules import scheduled
-from sfl_flower.zo import Directions, ParameterVector, surrogate_scalars
+from sfl_flower.zo import Directions, ParameterVector, Probing, surrogate_scalars
 from tests import tiny
 from tests.local_grid import Fault, changed
 from tests.tiny import CLIENT_NAMES, CLIENT_SIZE, Trial, begin, equal, flat, start, train
@@ -43,7 +43,7 @@ def projected(half: nn.Module, x: Tensor, lam: Tensor, mu: float, seed: int) -> 
     directions: list[Any] = [Row(row, vector.shapes) for row in rows]
     with torch.no_grad():
         z = half(x)
-    v = surrogate_scalars(lambda: half(x), vector, directions, mu, z, lam)
+    v = surrogate_scalars(lambda: half(x), vector, directions, Probing(mu=mu), z, lam)
     return (v.double() / mu) @ rows.double() / len(rows)
 
 

@@ -37,6 +37,7 @@ from sfl_flower.wire.mu_splitfed import (
     MUStepRequest,
 )
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
+from sfl_flower.zo import Probing
 
 SETUP = Setup(seed=7, partition="local", threads=1)
 Z = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -76,8 +77,10 @@ MESSAGES: dict[str, Any] = {
     "anchor": ForwardRequest(4, 8, 1, SETUP, NONE),
     "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), Usage(99, 2)),
     "forward reply, texts": ForwardReply(4, -1, TEXTS, Y, np.array([1, 3], np.int64)),
-    "probe, texts": ProbeRequest(4, 3, "aa", 8, 1, SETUP, TEXTS, 0, 5, "gaussian", 1e-3),
-    "probe": ProbeRequest(4, 3, "aa", 8, 1, SETUP, Z, 0, 5, "gaussian", 1e-3, True, True, "flops"),
+    "probe, texts": ProbeRequest(4, 3, "aa", 8, 1, SETUP, TEXTS, 0, Probing(5, "gaussian")),
+    "probe": ProbeRequest(
+        4, 3, "aa", 8, 1, SETUP, Z, 0, Probing(5, "gaussian", 1e-3, "central"), True, "flops"
+    ),
     "probe reply": ProbeReply(4, 3, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
     "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),
@@ -85,9 +88,11 @@ MESSAGES: dict[str, Any] = {
     "last step reply": StepReply(4, 2, 0, weights=WEIGHTS, usage=Usage(5, 7)),
     "full": FullRequest(4, 3, 8, SETUP, "{}", True, WEIGHTS, "flops"),
     "full reply": FullReply(4, 20, 0.5, WEIGHTS, Usage(5, 7)),
-    "walk, none": WalkRequest(4, 3, 5, 8, SETUP, NONE, "sphere", 1e-3, 0.1, True, True, "memory"),
-    "walk, tail": WalkRequest(4, 3, 5, 8, SETUP, TAIL, "gaussian", 1e-3, 0.0),
-    "walk, full": WalkRequest(4, 3, 5, 8, SETUP, FULL, "rademacher", 1e-3, 0.1),
+    "walk, none": WalkRequest(
+        4, 3, Probing(5, "sphere", 1e-3, "central"), 8, SETUP, NONE, 0.1, True, "memory"
+    ),
+    "walk, tail": WalkRequest(4, 3, Probing(5, "gaussian"), 8, SETUP, TAIL, 0.0),
+    "walk, full": WalkRequest(4, 3, Probing(5), 8, SETUP, FULL, 0.1),
     "walk reply": WalkReply(4, -1, np.ones((3, 5), np.float32), 20, 0.5, Usage(7, 2)),
     "cse-fsl": LocalRequest(
         4,
@@ -114,10 +119,7 @@ MESSAGES: dict[str, Any] = {
         WEIGHTS,
         {"float32": np.ones(2, np.float32)},
         "memory",
-        5,
-        "sphere",
-        1e-2,
-        True,
+        Probing(5, "sphere", 1e-2, "central"),
         "scalars",
         "client",
     ),
@@ -166,13 +168,30 @@ MESSAGES: dict[str, Any] = {
         scalars=np.ones((3, 5), np.float32),
         taken=np.array([1, 0, 1], np.uint8),
     ),
-    "three forwards": MUForwardRequest(4, 8, SETUP, "sphere", 1e-3, WEIGHTS, True, "memory"),
+    "three forwards": MUForwardRequest(
+        4, 8, SETUP, Probing(1, "sphere", 1e-3, "central"), WEIGHTS, True, "memory"
+    ),
     "three forwards reply": MUForwardReply(4, Z, Z + 1, Z - 1, Y, Usage(99, 2)),
-    "one scalar": MUStepRequest(4, SETUP, "sphere", 1e-3, 0.5, np.ones(1, np.float32), "flops"),
+    "one scalar": MUStepRequest(
+        4, SETUP, Probing(1, "sphere"), 0.5, np.ones(1, np.float32), "flops"
+    ),
     "one scalar reply": MUStepReply(4, WEIGHTS, Usage(5, 7)),
-    "first zo step": ZOStepRequest(4, 0, 2, 8, SETUP, 1, "sphere", 0.1, "{}", False, True, WEIGHTS),
+    "first zo step": ZOStepRequest(
+        4, 0, 2, 8, SETUP, Probing(1, "sphere", 0.1, "central"), "{}", False, True, WEIGHTS
+    ),
     "later zo step": ZOStepRequest(
-        4, 1, 2, 8, SETUP, 3, "gaussian", 1e-3, "{}", True, False, {}, Z[0], "memory"
+        4,
+        1,
+        2,
+        8,
+        SETUP,
+        Probing(3, "gaussian", 1e-3, "central"),
+        "{}",
+        True,
+        False,
+        {},
+        Z[0],
+        "memory",
     ),
     "zo step reply": ZOStepReply(4, 1, 2, Z, Y[:2]),
     "last zo step reply": ZOStepReply(4, 2, 0, weights=WEIGHTS, usage=Usage(5, 7)),
@@ -220,7 +239,7 @@ ARRAYS = st.one_of(
 )
 WORDS = st.sampled_from(
     """protocol status round version digest sync base-version base-digest partition seed threads
-    batch-size minibatches eval-mode meter stream probes law mu central step steps optimizer
+    batch-size minibatches eval-mode meter stream probes law mu estimator step steps optimizer
     keep-state partition-id problem z.positions lam.positions other""".split()
 )
 SCALARS = st.one_of(

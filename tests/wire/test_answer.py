@@ -10,6 +10,7 @@ import pytest
 
 from sfl_flower.errors import WireError
 from sfl_flower.wire import StaleReply, check_answer
+from sfl_flower.zo import Probing
 from tests.wire.contents import MESSAGES, Y, Z
 
 pytestmark = pytest.mark.flower
@@ -27,7 +28,7 @@ PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "walk reply": ("walk, none", {}),
     "three forwards reply": ("three forwards", {}),
     "one scalar reply": ("one scalar", {}),
-    "zo step reply": ("later zo step", {"probes": 1}),
+    "zo step reply": ("later zo step", {"probing": Probing(1)}),
     "last zo step reply": ("later zo step", {"step": 2}),
     "local reply, weights": ("cse-fsl", {}),
     "local reply, scalars": ("heron", {}),

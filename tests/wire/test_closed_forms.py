@@ -23,6 +23,7 @@ from sfl_flower.wire import (
     Sync,
     content_bytes,
 )
+from sfl_flower.zo import Probing
 from tests import tiny
 from tests.tiny import CLIENT_SIZE, CUT, Trial, train
 from tests.wire.contents import SETUP
@@ -370,7 +371,7 @@ def published(method: str) -> Ledger:
     forward = ForwardReply(1, 1, z, none, none)
     if method == "ho_sfl":
         tail = Sync("tail", 0, "", 1, "", b"", scalar_bytes=4 * 5)
-        lam = ProbeRequest(1, 1, "", 32, 1, SETUP, z, 0, 5, "rademacher", 1e-3)
+        lam = ProbeRequest(1, 1, "", 32, 1, SETUP, z, 0, Probing(5))
         for _ in range(375 * 10):
             book(ledger, "down", ForwardRequest(1, 32, 1, SETUP, tail))
             book(ledger, "up", forward)

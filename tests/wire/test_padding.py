@@ -27,6 +27,7 @@ from sfl_flower.wire.codec import Reader, pack
 from sfl_flower.wire.mu_splitfed import MUForwardReply
 from sfl_flower.wire.padding import PADDINGS, restore, sent_bytes, shorten
 from sfl_flower.wire.zo_sfl import ZOStepReply
+from sfl_flower.zo import Probing
 from tests.local_grid import changed, roundtrip, serde
 from tests.wire.contents import SETUP
 
@@ -136,7 +137,7 @@ def test_it_is_left_out_from_the_first_byte_that_it_saves() -> None:
 MESSAGES: dict[str, tuple[Any, tuple[str, ...], dict[str, int]]] = {
     "forward reply": (ForwardReply(1, 0, Z, Y, SIZES), ("z",), {"smashed": 1, "labels": 0}),
     "probe": (
-        ProbeRequest(4, 3, "aa", 8, 1, SETUP, Z, 0, 5, "gaussian", 1e-3),
+        ProbeRequest(4, 3, "aa", 8, 1, SETUP, Z, 0, Probing(5, "gaussian")),
         ("lam",),
         {"gradients": 1},
     ),

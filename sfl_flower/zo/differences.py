@@ -1,0 +1,57 @@
+"""Estimators that compare forwards: at θ + μu and at the anchor, or on both sides of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from sfl_flower.zo.directions import Direction
+from sfl_flower.zo.estimator import Estimator, Target
+from sfl_flower.zo.vector import ParameterVector
+
+__all__ = ["Central", "Forward"]
+
+
+class Forward(Estimator):
+    """Forward differences, the papers' choice; the error of v / μ is linear in μ.
+
+    Of a loss ``v_p = L(θ + μ u_p) - L(θ)``, of a surrogate ``v_p = <λ, f_c(θ + μ u_p) - z>``.
+    """
+
+    name: ClassVar[str] = "forward"
+    forwards: ClassVar[int] = 1
+    anchored: ClassVar[bool] = True
+
+    def scalars(
+        self, target: Target, vector: ParameterVector, directions: Sequence[Direction], mu: float
+    ) -> list[float]:
+        """Return the difference to the anchor along each direction."""
+        anchor, found = target.anchor(), []
+        for direction in directions:
+            with vector.probe(direction, mu):
+                found.append(target.difference(target.evaluate(), anchor))
+        return found
+
+
+class Central(Estimator):
+    """Central differences, two forwards a probe; the error of v / μ is quadratic in μ.
+
+    Of a loss ``v_p = (L(θ + μ u_p) - L(θ - μ u_p)) / 2``, of a surrogate
+    ``v_p = <λ, f_c(θ + μ u_p) - f_c(θ - μ u_p)> / 2``.
+    """
+
+    name: ClassVar[str] = "central"
+    forwards: ClassVar[int] = 2
+    anchored: ClassVar[bool] = False
+
+    def scalars(
+        self, target: Target, vector: ParameterVector, directions: Sequence[Direction], mu: float
+    ) -> list[float]:
+        """Return half of the difference between both sides along each direction."""
+        found = []
+        for direction in directions:
+            with vector.probe(direction, mu):
+                high = target.evaluate()
+            with vector.probe(direction, -mu):
+                found.append(target.difference(high, target.evaluate()) / 2.0)
+        return found

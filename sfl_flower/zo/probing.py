@@ -1,0 +1,71 @@
+"""How a mini-batch is probed, as one value: what settings give, messages carry, clients do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.zo.estimator import Estimator
+from sfl_flower.zo.estimators import ESTIMATORS
+from sfl_flower.zo.laws import LAWS
+
+__all__ = ["MOST_PROBES", "MU_RANGE", "Probing"]
+
+MOST_PROBES = 4096
+MU_RANGE = (1e-12, 1e6)
+
+
+@dataclass(frozen=True)
+class Probing:
+    """P probes a mini-batch, along directions of a law, of length μ, by an estimator.
+
+    Attributes
+    ----------
+    probes : int
+        P, in 1 … `MOST_PROBES`.
+    law : str
+        A name of `LAWS`.
+    mu : float
+        μ, in `MU_RANGE`.
+    estimator : str
+        A name of `ESTIMATORS`.
+
+    Raises
+    ------
+    ConfigError
+        If one is outside its range; it is called as the options are.
+    """
+
+    probes: int = 1
+    law: str = "rademacher"
+    mu: float = 1e-3
+    estimator: str = "forward"
+
+    def __post_init__(self) -> None:
+        low, high = MU_RANGE
+        if type(self.probes) is not int or not 1 <= self.probes <= MOST_PROBES:
+            raise ConfigError(f"probes is {self.probes}; it must be in [1, {MOST_PROBES}].")
+        if not (math.isfinite(self.mu) and low <= self.mu <= high):
+            raise ConfigError(f"mu is {self.mu}; it must be in [{low:g}, {high:g}].")
+        for name, value, legal in (
+            ("direction", self.law, LAWS),
+            ("estimator", self.estimator, ESTIMATORS),
+        ):
+            if value not in legal:
+                raise ConfigError(f"{name} is '{value}'; it must be one of {', '.join(legal)}.")
+
+    @property
+    def rule(self) -> Estimator:
+        """The estimator itself."""
+        return ESTIMATORS[self.estimator]
+
+    @property
+    def unit(self) -> float:
+        """What a scalar is divided by to be a derivative; see `Estimator.unit`."""
+        return self.rule.unit(self.mu)
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of a mini-batch in all, where the anchor's output serves nothing else."""
+        return self.rule.anchored + self.rule.forwards * self.probes

@@ -1,0 +1,121 @@
+"""Scalars of probes: what a zeroth-order client computes and sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sfl_flower.errors import TrainingError
+from sfl_flower.zo.directions import Direction
+from sfl_flower.zo.estimator import Target
+from sfl_flower.zo.probing import Probing
+from sfl_flower.zo.vector import ParameterVector
+
+__all__ = ["loss_scalars", "surrogate_scalars"]
+
+
+def surrogate_scalars(
+    forward: Callable[[], Tensor],
+    vector: ParameterVector,
+    directions: Sequence[Direction],
+    probing: Probing,
+    anchor_out: Tensor,
+    lam: Tensor,
+) -> Tensor:
+    """Project what each probe changes at the cut on the cut-layer gradient (HO-SFL).
+
+    By forward differences ``v_p = sum(λ * (z~_p - z))``. Whatever the estimator,
+    ``v_p / probing.unit`` estimates the derivative of ``<λ, f_c>`` along ``u_p``.
+
+    Parameters
+    ----------
+    forward : callable
+        Computes the smashed data on the batch of the anchor, in the anchor's mode.
+    vector : ParameterVector
+        The client half's trainable parameters.
+    directions : sequence of Direction
+        ``P`` directions of the vector's shapes.
+    probing : Probing
+        Estimator and probe length.
+    anchor_out : Tensor
+        ``z``, float32, any shape. Not the copy that was compressed for the wire.
+    lam : Tensor
+        ``λ``, float32, shape of ``z``.
+
+    Returns
+    -------
+    Tensor
+        ``[P]`` float32 on the CPU. Not checked for finiteness: the caller reports and skips.
+
+    Raises
+    ------
+    TrainingError
+        If a shape differs from the anchor's.
+
+    Notes
+    -----
+    The difference is taken before the product, in float32, and the products are summed in
+    float64, so that nothing small is lost in a large sum.
+    """
+    if lam.shape != anchor_out.shape:
+        raise TrainingError(
+            f"λ has shape {tuple(lam.shape)}, the smashed data {tuple(anchor_out.shape)}; "
+            "they must be equal."
+        )
+    anchor, weight = anchor_out.detach().float(), lam.detach().float()
+
+    def output() -> Tensor:
+        out = forward().float()
+        if out.shape != anchor.shape:
+            raise TrainingError(
+                f"A probe gave shape {tuple(out.shape)}, the anchor {tuple(anchor.shape)}; "
+                "both must see the same batch."
+            )
+        return out
+
+    def project(high: Tensor, low: Tensor) -> float:
+        return float(torch.sum((high - low).mul_(weight), dtype=torch.float64))
+
+    return _scalars(Target(output, project, anchor), vector, directions, probing)
+
+
+def loss_scalars(
+    loss: Callable[[], Tensor],
+    vector: ParameterVector,
+    directions: Sequence[Direction],
+    probing: Probing,
+    anchor: Tensor | None = None,
+) -> Tensor:
+    """Difference of a local loss along each direction (HERON-SFL, DeComFL, MeZO).
+
+    By forward differences ``v_p = L(θ + μ u_p) - L(θ)``.
+
+    Parameters
+    ----------
+    loss : callable
+        Computes the loss of the batch, one element. Called `Probing.forwards` times.
+    vector, directions, probing
+        As in `surrogate_scalars`.
+    anchor : Tensor, optional
+        The loss at the anchor, where the caller has it already; one call of `loss` less.
+
+    Returns
+    -------
+    Tensor
+        ``[P]`` float32 on the CPU.
+    """
+
+    def difference(high: Tensor, low: Tensor) -> float:
+        return float(high.double() - low.double())
+
+    return _scalars(Target(loss, difference, anchor), vector, directions, probing)
+
+
+def _scalars(
+    target: Target, vector: ParameterVector, directions: Sequence[Direction], probing: Probing
+) -> Tensor:
+    with torch.no_grad():
+        found = probing.rule.scalars(target, vector, directions, probing.mu)
+    return torch.tensor(found, dtype=torch.float64).to(torch.float32)
