@@ -390,6 +390,40 @@ def test_every_client_bad_at_once_ends_the_run_but_not_the_model(tmp_path: Path)
     assert equal(RunDirectory(tmp_path).load_model(), expected)
 
 
+UNUSED: dict[str, tuple[str, dict[str, Any], list[Fault], str]] = {
+    "scalars above their limit": ("ho_sfl", {"scalar_limit": 0}, [], "more than scalar-limit = 0"),
+    "scalars that never come": (
+        "ho_sfl", {}, [Fault("raise", types="train.probe")], "a test says so",
+    ),
+    "weights that cannot be used": (
+        "splitfed_v2", {},
+        [Fault("change", types="train", change=array("weights.float32", spoiled(np.nan)))],
+        "not finite",
+    ),
+    "local steps that fail": ("cse_fsl", {}, [Fault("raise", types="train")], "a test says so"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNUSED)
+def test_e3_a_run_in_which_no_reply_was_used_is_no_success(case: str, tmp_path: Path) -> None:
+    """Smashed data that trained the server half are no client that learned."""
+    method, options, faults, reason = UNUSED[case]
+    with pytest.raises(TrainingError, match=rf"No usable reply in any of the 3 rounds.*{reason}"):
+        run(tiny.task(), method, faults, out=tmp_path / "a", rounds=3, **options)
+    assert not RunDirectory(tmp_path / "a").finished
+    with pytest.raises(TrainingError, match=rf"No usable reply in 2 rounds in a row.*{reason}"):
+        run(tiny.task(), method, faults, out=tmp_path / "b", rounds=9, patience=2, **options)
+    with pytest.raises(TrainingError, match="No usable reply in any of the 2 rounds"):
+        run(tiny.task(), method, faults, out=tmp_path / "c", rounds=2, **options)
+
+
+def test_e3_one_reply_that_was_used_is_enough_also_after_a_resume(tmp_path: Path) -> None:
+    faults = [Fault("raise", None, range(2, 9))]
+    run(tiny.task(), "splitfed_v2", faults, out=tmp_path, rounds=2)
+    result = run(tiny.task(), "splitfed_v2", faults, out=tmp_path, rounds=3, resume=True)
+    assert [record.replies for record in result.history] == [0, 4, 0, 0]
+
+
 # What was trained stays on disk
 
 

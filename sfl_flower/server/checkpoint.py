@@ -24,17 +24,20 @@ class Progress:
         The last whole round.
     seconds : float
         Wall-clock seconds up to then.
+    replies : int
+        Replies that were used up to then.
     ledger : Ledger
         What it had cost.
     """
 
     round: int
     seconds: float
+    replies: int
     ledger: Ledger
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"round": self.round, "seconds": self.seconds, "ledger": self.ledger.to_dict()}
+        return {**vars(self), "ledger": self.ledger.to_dict()}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Progress:
@@ -46,17 +49,17 @@ class Progress:
             If a value is missing, or is none that a run can have.
         """
         with fitting("its counters"):
-            round, seconds = values["round"], float(values["seconds"])
-            ledger = Ledger.from_dict(values["ledger"])
-            whole = isinstance(round, int) and not isinstance(round, bool)
-            if not whole or round < 0:
-                raise ValueError(f"round is {round!r}; it must be a whole number, at least 0")
+            seconds, ledger = float(values["seconds"]), Ledger.from_dict(values["ledger"])
+            for name in ("round", "replies"):
+                value = values[name]
+                if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                    raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 0")
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"seconds is {seconds}; it must be finite, at least 0")
             counts = (*ledger.up.values(), *ledger.down.values(), ledger.exchanges, ledger.samples)
             if min(counts) < 0:
                 raise ValueError("the ledger has a count below 0")
-        return cls(round, seconds, ledger)
+        return cls(values["round"], seconds, values["replies"], ledger)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ class LocalLossStrategy(SplitStrategy):
             If a client takes fewer steps in a round.
         """
         # Of all clients, not of the cohort alone: a later cohort must not end the run.
-        if round == self._first + 1 and (fewest := self._roster.fewest):
+        if round == self.account.first + 1 and (fewest := self._roster.fewest):
             self.settings.check_held(fewest, self.config.batch_size)
 
     def local_request(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -14,13 +13,14 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import TrainingError, WireError
+from sfl_flower.errors import WireError
 from sfl_flower.report import RoundRecord
+from sfl_flower.server.account import Account
 from sfl_flower.server.aggregate import check_aggregator, find_aggregator
 from sfl_flower.server.checkpoint import Progress, fitting
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.evaluation import evaluate_halves
-from sfl_flower.server.exchange import Exchange, Tally
+from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights
 from sfl_flower.server.outcome import Outcome
@@ -84,23 +84,15 @@ class SplitStrategy(Unwrapped):
         self.settings = settings if settings is not None else self.settings_type()
         self.check_options(config, self.settings)
         self.aggregator = find_aggregator(config.aggregator)
-        self.ledger = Ledger()
+        self.account = Account(config, on_round)
         self.round = 0
-        self.records: list[RoundRecord] = []
         self.setup = Setup(config.seed, config.partition_text(), config.client_threads)
         halves = task.build(config.seed)
         self.client_half: nn.Module = halves.client
         self.server = Trainer(halves.server, task.loss, task.classes, config, task.ignore_label)
         self._roster = Roster(config)
         self._late: set[str] = set()
-        self._empty = 0
-        self._tally = Tally()
-        self._outcome = Outcome([], 0, {})
-        self._on_round = on_round
         self._save = save
-        self._began = time.monotonic()
-        self._first = 0
-        self._flops = 0
         self._z_shape: tuple[int, ...] | None = None
         self._base: tuple[str, str] | None = None
         self.prepare()
@@ -149,6 +141,16 @@ class SplitStrategy(Unwrapped):
         return None
 
     @property
+    def ledger(self) -> Ledger:
+        """Bytes, exchanges and samples so far."""
+        return self.account.ledger
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        """A record for each round since the run began or went on."""
+        return self.account.records
+
+    @property
     def version(self) -> int:
         """Version of the client half."""
         return self.round
@@ -178,7 +180,7 @@ class SplitStrategy(Unwrapped):
         with torch_threads(self.config.server_threads):
             if server_round == 1:
                 self._start(arrays)
-            self.round = self._first + server_round
+            self.round = self.account.first + server_round
             for half in self.server_halves():
                 half.begin(self.round)
             exchange = Exchange(
@@ -188,13 +190,8 @@ class SplitStrategy(Unwrapped):
                 grid, lambda nodes: self._ask(nodes, exchange), exchange.tally
             )
             cohort = self._roster.cohort(self.round, online)
-            self._outcome = self.train_round(self.round, cohort, exchange)
-            self._tally = exchange.tally
-        self.ledger.samples += self._outcome.samples
-        if self._flops and self._outcome.samples:
-            self.ledger.client_flops = self._flops / self._outcome.samples
-        self._flops = 0
-        self._check_patience()
+            outcome = self.train_round(self.round, cohort, exchange)
+        self.account.close(self.round, outcome, exchange.tally)
         return []
 
     def aggregate_train(
@@ -216,7 +213,7 @@ class SplitStrategy(Unwrapped):
             self._save(self)
         record = self.records[-1]
         metrics: dict[str, Any] = {"samples": record.samples, "num-examples": 0}
-        metrics["num-examples"] = max(1, self._outcome.samples)
+        metrics["num-examples"] = max(1, self.account.samples)
         if record.loss is not None:
             metrics["loss"] = record.loss
         return (self.arrays() if due else None), MetricRecord(metrics)
@@ -256,20 +253,17 @@ class SplitStrategy(Unwrapped):
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Give Flower the metrics of a round that was evaluated; pass it as `evaluate_fn`."""
         for record in reversed(self.records):
-            if record.round == self._first + server_round and record.metrics:
+            if record.round == self.account.first + server_round and record.metrics:
                 return MetricRecord(dict(record.metrics))
         return None
 
     def metering(self, round: int) -> str:
         """Return what clients measure in a round: memory in the first, operations in the second."""
-        return {1: "memory", 2: "flops"}.get(round - self._first, "none")
+        return self.account.metering(round)
 
     def book_usage(self, usages: Iterable[Usage]) -> None:
         """Book what clients measured in this round."""
-        for usage in usages:
-            peak = max(self.ledger.client_peak_bytes, usage.peak_bytes)
-            self.ledger.client_peak_bytes = peak
-            self._flops += usage.flops
+        self.account.book_usage(usages)
 
     def evaluate_model(self) -> dict[str, float]:
         """Return loss and metrics of the whole model, see `evaluate_halves`."""
@@ -296,8 +290,7 @@ class SplitStrategy(Unwrapped):
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and plain values from which the run goes on exactly."""
         tensors = {**self.method_tensors(), **self.server.tensors()}
-        seconds = self.records[-1].seconds if self.records else 0.0
-        progress = Progress(self.round, seconds, self.ledger)
+        progress = self.account.progress(self.round)
         return tensors, {**progress.to_dict(), "base": base_digest(*self._frozen()[0])}
 
     def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -313,16 +306,15 @@ class SplitStrategy(Unwrapped):
         with fitting("its tensors"):
             self.server.load_tensors(tensors)
             self.load_method_tensors(tensors)
-        self.ledger = progress.ledger
-        self.round = self._first = progress.round
-        self._began = time.monotonic() - progress.seconds
+        self.account.go_on(progress)
+        self.round = progress.round
 
     # Inside
 
     def _start(self, arrays: ArrayRecord) -> None:
-        if self._first:
+        if self.account.first:
             return
-        self._began = time.monotonic()
+        self.account.begin()
         own = self.state_dict()
         state = from_record(arrays, own)
         if any(not torch.equal(state[k], own[k]) for k in own):
@@ -350,35 +342,5 @@ class SplitStrategy(Unwrapped):
         request = JoinRequest(self.setup, digest or None, self.facts.whole, kind)
         return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_content)
 
-    def _check_patience(self) -> None:
-        self._empty = 0 if self._outcome.samples else self._empty + 1
-        if self._empty >= self.config.patience:
-            reason = self._tally.notes[0] if self._tally.notes else "no client answered"
-            raise TrainingError(
-                f"No usable reply in {self._empty} rounds in a row, so training stops at round "
-                f"{self.round}; the last reason: {reason}"
-            )
-
     def _record(self, metrics: dict[str, float]) -> None:
-        outcome, tally, ledger = self._outcome, self._tally, self.ledger
-        losses = outcome.losses
-        record = RoundRecord(
-            round=self.round,
-            samples=ledger.samples,
-            exchanges=ledger.exchanges,
-            seconds=time.monotonic() - self._began,
-            loss=sum(losses) / len(losses) if losses else None,
-            metrics=metrics,
-            bytes_up=ledger.bytes_up,
-            bytes_down=ledger.bytes_down,
-            replies=tally.replies,
-            failures=tally.failures,
-            rejected=tally.rejected,
-            notes=tuple(tally.notes),
-            version=self.version,
-            digest=self.digest,
-            extra=dict(outcome.extra),
-        )
-        self.records.append(record)
-        if self._on_round:
-            self._on_round(record)
+        self.account.record(self.round, metrics, self.version, self.digest)

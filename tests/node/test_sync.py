@@ -48,7 +48,7 @@ def test_files_or_context_give_the_same_bits(
 
 
 def between_rounds(trial: Trial, act: Callable[[int], None]) -> Trial:
-    trial.strategy._on_round = lambda record: act(record.round)
+    trial.strategy.account._on_round = lambda record: act(record.round)
     return start(trial)
 
 

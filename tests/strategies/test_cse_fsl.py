@@ -265,7 +265,7 @@ def test_a_round_that_fails_leaves_the_kept_state_as_it_was(
         options["uplink"] = "weights"
     trial = begin(tiny.task([tiny.samples(1)]), method, **options)
     kept = []
-    trial.strategy._on_round = lambda record: kept.append(
+    trial.strategy.account._on_round = lambda record: kept.append(
         {p.name: p.read_bytes() for p in tmp_path.rglob("*.safetensors")}
     )
     start(trial)

@@ -71,7 +71,7 @@ def watched(
         if models is not None:
             models.append(trial.model)
 
-    trial.strategy._on_round = note
+    trial.strategy.account._on_round = note
     start(trial)
     return seen
 

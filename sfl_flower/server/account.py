@@ -1,0 +1,141 @@
+"""What a run has cost and brought so far: its ledger, a record a round, and whether it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from sfl_flower.config import RunConfig
+from sfl_flower.errors import TrainingError
+from sfl_flower.report import RoundRecord
+from sfl_flower.server.checkpoint import Progress
+from sfl_flower.server.exchange import Tally
+from sfl_flower.server.outcome import Outcome
+from sfl_flower.wire import Ledger, Usage
+
+__all__ = ["Account"]
+
+
+class Account:
+    """The books of a run.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Says how many rounds there are, and how many may pass without a reply that is used.
+    on_round : callable, optional
+        Called with the record of each round, round 0 (before training) included.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        Bytes, exchanges and samples.
+    records : list of RoundRecord
+        A record for each round since the run began or went on.
+    first : int
+        The round after which it began or went on.
+    """
+
+    def __init__(
+        self, config: RunConfig, on_round: Callable[[RoundRecord], None] | None = None
+    ) -> None:
+        self.ledger = Ledger()
+        self.records: list[RoundRecord] = []
+        self.first = 0
+        self._rounds, self._patience = config.rounds, config.patience
+        self._on_round = on_round
+        self._replies, self._empty = 0, 0
+        self._flops = 0
+        self._outcome, self._tally = Outcome([], 0, {}), Tally()
+        self._began = time.monotonic()
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
+
+    def go_on(self, progress: Progress) -> None:
+        """Go on from where a checkpoint was made."""
+        self.ledger, self.first = progress.ledger, progress.round
+        self._replies = progress.replies
+        self._began = time.monotonic() - progress.seconds
+
+    def progress(self, round: int) -> Progress:
+        """Return what `go_on` takes, at the end of a round."""
+        seconds = self.records[-1].seconds if self.records else 0.0
+        return Progress(round, seconds, self._replies, self.ledger)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the last round."""
+        return self._outcome.samples
+
+    def metering(self, round: int) -> str:
+        """Return what clients measure in a round: memory in the first, operations in the second."""
+        return {1: "memory", 2: "flops"}.get(round - self.first, "none")
+
+    def book_usage(self, usages: Iterable[Usage]) -> None:
+        """Book what clients measured in this round."""
+        for usage in usages:
+            peak = max(self.ledger.client_peak_bytes, usage.peak_bytes)
+            self.ledger.client_peak_bytes = peak
+            self._flops += usage.flops
+
+    def close(self, round: int, outcome: Outcome, tally: Tally) -> None:
+        """Book a round.
+
+        Raises
+        ------
+        TrainingError
+            If no reply was used for too many rounds in a row, or in the whole run.
+        """
+        self._outcome, self._tally = outcome, tally
+        self.ledger.samples += outcome.samples
+        if self._flops and outcome.samples:
+            self.ledger.client_flops = self._flops / outcome.samples
+        self._flops = 0
+        # Replies, not samples: smashed data that train the server half are no client that learns.
+        self._replies += tally.replies
+        self._empty = 0 if tally.replies else self._empty + 1
+        if self._empty >= self._patience:
+            what = f"in {self._empty} rounds in a row, so training stops at round {round}"
+        elif round >= self._rounds and not self._replies:
+            what = f"in any of the {round} rounds, so no client has trained anything"
+        else:
+            return
+        reason = tally.notes[0] if tally.notes else "no client answered"
+        raise TrainingError(f"No usable reply {what}; the last reason: {reason}")
+
+    def record(self, round: int, metrics: dict[str, float], version: int, digest: str) -> None:
+        """Add the record of a round.
+
+        Parameters
+        ----------
+        round : int
+            Its number.
+        metrics : dict[str, float]
+            The result of its evaluation, empty without one.
+        version, digest : int, str
+            Version of the client half and the journal's digest after it.
+        """
+        outcome, tally, ledger = self._outcome, self._tally, self.ledger
+        losses = outcome.losses
+        record = RoundRecord(
+            round=round,
+            samples=ledger.samples,
+            exchanges=ledger.exchanges,
+            seconds=time.monotonic() - self._began,
+            loss=sum(losses) / len(losses) if losses else None,
+            metrics=metrics,
+            bytes_up=ledger.bytes_up,
+            bytes_down=ledger.bytes_down,
+            replies=tally.replies,
+            failures=tally.failures,
+            rejected=tally.rejected,
+            notes=tuple(tally.notes),
+            version=version,
+            digest=digest,
+            extra=dict(outcome.extra),
+        )
+        self.records.append(record)
+        if self._on_round:
+            self._on_round(record)
