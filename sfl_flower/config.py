@@ -202,6 +202,8 @@ class RunConfig:
     validation : float
         Share of the training data that no client is given and every evaluation measures too, class
         by class, as ``validation_...``; in [0, 0.5].
+    smashed, gradients : {"float32", "float16"}
+        How smashed data and cut gradients travel, in methods that send them.
     server_optimizer : {"sgd", "adam", "adamw"}
         Optimiser of the server half.
     server_lr, server_momentum, server_weight_decay : float
@@ -235,6 +237,8 @@ class RunConfig:
     alpha: float = 0.5
     classes_per_client: int = 2
     validation: float = 0.0
+    smashed: str = "float32"
+    gradients: str = "float32"
     server_optimizer: str = "sgd"
     server_lr: float = 0.05
     server_lr_schedule: str = "constant"

@@ -72,7 +72,7 @@ def _answer(
             reply = handler(Node.open(source, context, asked.setup), asked)
         if postprocess is not None and not isinstance(reply, StaleReply):  # that tells no data
             reply = postprocess(reply)
-        return Message(reply.to_content(), reply_to=message)
+        return Message(reply.draft(asked.encodings).content(), reply_to=message)
 
     return answer
 

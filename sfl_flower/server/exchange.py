@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from logging import WARNING, getLogger
 from typing import TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from sfl_flower.errors import SflError, printable
+from sfl_flower.errors import SflError, WireError, printable
 from sfl_flower.server.roster import Member
-from sfl_flower.wire import Ledger, Reply, Request, check_answer, content_bytes
+from sfl_flower.wire import Ledger, Reader, Reply, Request, check_answer, content_bytes
 
 __all__ = ["Exchange", "Tally"]
 
@@ -108,7 +108,7 @@ class Exchange:
     def send(
         self,
         requests: Mapping[Member, Request],
-        read: Callable[[RecordDict], R],
+        read: Callable[[Reader], R],
         check: Callable[[R], None] | None = None,
     ) -> dict[Member, R]:
         """Send requests and return the valid replies in their order; see `collect`."""
@@ -123,8 +123,13 @@ class Exchange:
     def _push(self, items: Iterable[tuple[Member, Request, int]], pending: Pending) -> None:
         sent = []
         for member, request, attempt in items:
-            content = request.to_content()
-            self._ledger.record("down", request.payload(), content_bytes(content))
+            try:
+                draft = request.draft()
+            except WireError as error:  # a value that the run's encoding cannot hold
+                self.tally.fail(member, str(error))
+                continue
+            content = draft.content()
+            self._ledger.record("down", draft.booked, content_bytes(content))
             message = Message(
                 content=content,
                 dst_node_id=member.node_id,
@@ -142,7 +147,7 @@ class Exchange:
                 self.tally.fail(item[0], "Flower did not accept the request (is it too large?).")
 
     def collect(
-        self, read: Callable[[RecordDict], R], check: Callable[[R], None] | None = None
+        self, read: Callable[[Reader], R], check: Callable[[R], None] | None = None
     ) -> dict[Member, R]:
         """Wait for the replies to everything pushed so far.
 
@@ -152,7 +157,7 @@ class Exchange:
         Parameters
         ----------
         read : callable
-            Turns the content of a reply into a message.
+            Turns what arrived into a message, `Reply.from_reader` of some kind.
         check : callable, optional
             Raises where a reply breaks a rule of the method.
 
@@ -167,7 +172,7 @@ class Exchange:
     def in_turn(
         self,
         order: Iterable[Member],
-        read: Callable[[RecordDict], R],
+        read: Callable[[Reader], R],
         check: Callable[[R], None] | None = None,
     ) -> Iterator[tuple[Member, R]]:
         """Yield the replies to everything pushed so far, one after another.
@@ -211,7 +216,7 @@ class Exchange:
     def _receive(
         self,
         message: Message,
-        read: Callable[[RecordDict], R],
+        read: Callable[[Reader], R],
         check: Callable[[R], None] | None,
         found: dict[Member, R],
         pending: Pending,
@@ -232,7 +237,8 @@ class Exchange:
                 self.tally.fail(member, f"{_last_line(reason)} (Flower error {code})")
             return
         try:
-            reply = read(message.content)
+            reader = Reader(message.content, "reply", request.encodings)
+            reply = read(reader)
             check_answer(reply, request, member.samples)
             if check is not None:
                 check(reply)
@@ -241,7 +247,7 @@ class Exchange:
             self._ledger.record("up", {}, content_bytes(message.content))
             self.tally.reject(member, _reason(error))
             return
-        self._ledger.record("up", reply.payload(), content_bytes(message.content))
+        self._ledger.record("up", reader.booked, content_bytes(message.content))
         found[member] = reply
 
     def _give_up(self, pending: Pending) -> None:

@@ -24,6 +24,8 @@ class Facts:
         Whether there is an auxiliary head at the cut.
     journal : bool
         Whether clients follow a journal of keys and scalars.
+    gradients : bool
+        Whether clients get λ, the gradient at the cut.
     labels : bool
         Whether labels reach the server.
     whole : bool
@@ -37,6 +39,7 @@ class Facts:
     server: Literal["first order", "zeroth order", "averages"]
     head: bool = False
     journal: bool = False
+    gradients: bool = False
     labels: bool = True
     whole: bool = False
     server_lr: bool = True

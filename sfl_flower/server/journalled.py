@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import RecordDict
 from torch import Tensor
 
 from sfl_flower.server.exchange import Exchange
@@ -16,7 +15,15 @@ from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Gradients
 from sfl_flower.training.modes import buffers_put_back
-from sfl_flower.wire import ForwardReply, ForwardRequest, Reply, Request, StaleReply, is_stale
+from sfl_flower.wire import (
+    ForwardReply,
+    ForwardRequest,
+    Reader,
+    Reply,
+    Request,
+    StaleReply,
+    is_stale,
+)
 from sfl_flower.zo import Journal
 
 __all__ = ["JournalledStrategy"]
@@ -54,7 +61,7 @@ class JournalledStrategy(SplitStrategy):
         cohort: list[Member],
         exchange: Exchange,
         request: Callable[[Member], Request],
-        read: Callable[[RecordDict], R],
+        read: Callable[[Reader], R],
         check: Callable[[R], None],
     ) -> dict[Member, R]:
         """Send requests with a sync in them; clients that lost their state get theirs again.
@@ -78,8 +85,8 @@ class JournalledStrategy(SplitStrategy):
             Valid replies in the order of the cohort, of clients at the current version.
         """
 
-        def either(content: RecordDict) -> R | StaleReply:
-            return StaleReply.from_content(content) if is_stale(content) else read(content)
+        def either(reader: Reader) -> R | StaleReply:
+            return (StaleReply.from_reader if is_stale(reader.content) else read)(reader)
 
         def rules(reply: R | StaleReply) -> None:
             if not isinstance(reply, StaleReply):
@@ -140,7 +147,7 @@ class JournalledStrategy(SplitStrategy):
             cohort,
             exchange,
             request,
-            ForwardReply.from_content,
+            ForwardReply.from_reader,
             lambda reply: self.expect_z(reply.z),
         )
         self.book_usage(reply.usage for reply in found.values())

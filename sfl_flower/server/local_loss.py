@@ -208,7 +208,7 @@ class LocalLossStrategy(SplitStrategy):
         self, requests: Mapping[Member, LocalRequest], exchange: Exchange, check: Check
     ) -> dict[Member, LocalReply]:
         """Send requests for local steps; return the replies that answer them."""
-        return exchange.send(requests, LocalReply.from_content, self.rules(check))
+        return exchange.send(requests, LocalReply.from_reader, self.rules(check))
 
     def rules(self, check: Check) -> Check:
         """Return what to check of a reply that answers its request.

@@ -129,14 +129,7 @@ class Mirror:
         data = self.journal.tail(stands)
         if data is None or (self._policy == "auto" and len(data) > self._download_bytes()):
             return self._full()
-        entries = self.journal.entries[stands - self.journal.base :]
-        return dataclasses.replace(
-            plan,
-            kind="tail",
-            tail=data,
-            scalar_bytes=sum(entry.scalar_bytes for entry in entries),
-            key_bytes=sum(entry.key_bytes for entry in entries),
-        )
+        return dataclasses.replace(plan, kind="tail", tail=data)
 
     def _full(self) -> Sync:
         state = {f"weights.{k}": v for k, v in pack_state(travelling_state(self.half)).items()}

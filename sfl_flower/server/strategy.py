@@ -86,10 +86,11 @@ class SplitStrategy(Unwrapped):
         self.aggregator = find_aggregator(config.aggregator)
         self.account = Account(config, on_round)
         self.round = 0
-        self.setup = Setup(config.seed, config.partition_text(), config.client_threads)
+        ways = config.smashed, config.gradients
+        self.setup = Setup(config.seed, config.partition_text(), config.client_threads, *ways)
         halves = task.build(config.seed)
         self.client_half: nn.Module = halves.client
-        self.server = Trainer(halves.server, task.loss, task.classes, config, task.ignore_label)
+        self.server = self.new_trainer(halves.server)
         self._roster = Roster(config)
         self._late: set[str] = set()
         self._save = save
@@ -115,6 +116,12 @@ class SplitStrategy(Unwrapped):
     @abstractmethod
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round with these clients."""
+
+    def new_trainer(self, module: nn.Module) -> Trainer:
+        """Return what trains a server half by backprop as this run does."""
+        task, config = self.task, self.config
+        sent = config.gradients if self.facts.gradients else "float32"
+        return Trainer(module, task.loss, task.classes, config, task.ignore_label, sent)
 
     def server_halves(self) -> list[Trainer]:
         """Return what the server trains by backprop and keeps; each round sets its rate."""
@@ -340,7 +347,7 @@ class SplitStrategy(Unwrapped):
             self._base = base_digest(*modules), kind
         digest, kind = self._base
         request = JoinRequest(self.setup, digest or None, self.facts.whole, kind)
-        return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_content)
+        return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_reader)
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.account.record(self.round, metrics, self.version, self.digest)

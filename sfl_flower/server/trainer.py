@@ -16,6 +16,7 @@ from sfl_flower.errors import WireError
 from sfl_flower.server.tensors import load_trained, trained_tensors, under
 from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.training.optim import make_optimizer
+from sfl_flower.wire.encodings import ENCODINGS
 
 __all__ = ["Gradients", "Trainer"]
 
@@ -56,6 +57,9 @@ class Trainer:
         Names the optimiser.
     ignore : int, optional
         The label that does not count.
+    encoding : str
+        How λ travels to clients; a mini-batch whose λ cannot is refused like one without a finite
+        loss.
     """
 
     def __init__(
@@ -65,11 +69,13 @@ class Trainer:
         classes: int,
         config: RunConfig,
         ignore: int | None = None,
+        encoding: str = "float32",
     ) -> None:
         self.module = module
         self._loss = loss
         self._classes, self._ignore = classes, ignore
         self._config = config
+        self._encoding = ENCODINGS[encoding]
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
             self._parameters,
@@ -136,6 +142,7 @@ class Trainer:
                     "its loss or a gradient is not finite; lower the learning rates if this "
                     "repeats."
                 )
+            self._encoding.encode(lam.numpy(), "gradients")
         return Gradients(lam.numpy(), float(loss.detach()), weights)
 
     def add(self, gradients: Iterable[Gradients], weight: float) -> None:

@@ -172,7 +172,7 @@ class DeComFL(JournalledStrategy):
             cohort,
             exchange,
             lambda member: self._request(round, member, lr),
-            WalkReply.from_content,
+            WalkReply.from_reader,
             self._check_scalars,
         )
         self.book_usage(reply.usage for reply in replies.values())

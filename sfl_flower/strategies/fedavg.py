@@ -63,7 +63,7 @@ class FedAvg(SplitStrategy):
         """Run one round of FedAvg: the model to every client, local steps, the mean."""
         packed = pack_state(travelling_state(self.whole))
         requests = {member: self._request(round, member, packed) for member in cohort}
-        used = exchange.send(requests, FullReply.from_content, self._check_weights)
+        used = exchange.send(requests, FullReply.from_reader, self._check_weights)
         self.book_usage(reply.usage for reply in used.values())
         self._average(used)
         exchange.tally.replies = len(used)

@@ -15,7 +15,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
 from torch import Tensor
 
 from sfl_flower.config import Settings, check_choice, check_range
@@ -37,6 +36,7 @@ from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.wire import (
     ForwardReply,
     LocalReply,
+    Reader,
     StaleReply,
     is_stale,
     pack_state,
@@ -239,7 +239,7 @@ class FSLSAGE(LocalLossStrategy):
         uploaded: dict[Member, int] = {}
         losses: list[float] = []
         replies = exchange.send(
-            requests, ForwardReply.from_content, lambda reply: self.expect_z(reply.z)
+            requests, ForwardReply.from_reader, lambda reply: self.expect_z(reply.z)
         )
         for member, reply in replies.items():
             batch = (reply.z, reply.y, (round, member.partition, 0))
@@ -296,8 +296,8 @@ class FSLSAGE(LocalLossStrategy):
     ) -> dict[Member, LocalReply]:
         """Return the replies; clients that lost weights or head get both and are asked again."""
 
-        def read(content: RecordDict) -> LocalReply | StaleReply:
-            return (StaleReply if is_stale(content) else LocalReply).from_content(content)
+        def read(reader: Reader) -> LocalReply | StaleReply:
+            return (StaleReply if is_stale(reader.content) else LocalReply).from_reader(reader)
 
         def rules(reply: LocalReply | StaleReply) -> None:
             if isinstance(reply, LocalReply):

@@ -132,6 +132,7 @@ class HOSFL(JournalledStrategy):
         client="zeroth order",
         server="first order",
         journal=True,
+        gradients=True,
     )
     settings: HOSFLSettings
 
@@ -224,7 +225,7 @@ class HOSFL(JournalledStrategy):
         if not each_batch:
             total = sum(client_weight(self.config.mean, count) for count in used.values())
             self.server.step(total * settings.minibatches)
-        answers = exchange.collect(ProbeReply.from_content, self._check_scalars)
+        answers = exchange.collect(ProbeReply.from_reader, self._check_scalars)
         scalars = {member: answers[member] for member in anchors if member in answers}
         exchange.tally.replies = len(scalars)
         extra = self._update(round, used, scalars, exchange)

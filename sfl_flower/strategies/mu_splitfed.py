@@ -124,7 +124,7 @@ class MUSplitFed(ForwardOnlyStrategy):
         halves: dict[Member, ForwardOnlyTrainer] = {}
         losses: dict[Member, float] = {}
         scalars: dict[Member, float] = {}
-        forwards = exchange.in_turn(cohort, MUForwardReply.from_content, self._check_forwards)
+        forwards = exchange.in_turn(cohort, MUForwardReply.from_reader, self._check_forwards)
         for member, reply in forwards:
             replies[member] = reply
             try:
@@ -135,7 +135,7 @@ class MUSplitFed(ForwardOnlyStrategy):
                 continue
             scalars[member] = float(delta[0])
             exchange.push({member: self._step_request(round, delta)})
-        done = exchange.collect(MUStepReply.from_content, self._check_weights)
+        done = exchange.collect(MUStepReply.from_reader, self._check_weights)
         exchange.tally.replies = len(done)
         if not done:
             return Outcome([], 0, {})

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from torch import nn
 
 from sfl_flower.config import Settings
 from sfl_flower.errors import CutError, WireError
@@ -40,7 +39,10 @@ __all__ = ["SplitFedV1", "SplitFedV2"]
 class _SplitFed(SplitStrategy):
     settings_type: ClassVar[type[Settings]] = FirstOrderSettings
     facts: ClassVar[Facts] = Facts(
-        "backprop with the server half's gradient", client="first order", server="first order"
+        "backprop with the server half's gradient",
+        client="first order",
+        server="first order",
+        gradients=True,
     )
     settings: FirstOrderSettings
 
@@ -71,7 +73,7 @@ class _SplitFed(SplitStrategy):
         active = cohort
         for step in range(max(self._steps.values(), default=0) + 1):
             turns, active = self._turns(step, order, active), []
-            for member, reply in exchange.in_turn(turns, StepReply.from_content, self._check_step):
+            for member, reply in exchange.in_turn(turns, StepReply.from_reader, self._check_step):
                 self.book_usage([reply.usage])
                 if reply.z is None or reply.y is None:
                     done[member] = reply
@@ -200,11 +202,7 @@ class SplitFedV1(_SplitFed):
     def half_of(self, member: Member) -> Trainer:
         """Return the client's own copy of the server half."""
         if member not in self._copies:
-            module: nn.Module = copy.deepcopy(self.server.module)
-            task = self.task
-            self._copies[member] = Trainer(
-                module, task.loss, task.classes, self.config, task.ignore_label
-            )
+            self._copies[member] = self.new_trainer(copy.deepcopy(self.server.module))
             self._copies[member].begin(self.round)
         return self._copies[member]
 

@@ -180,7 +180,7 @@ class ZOSFL(ForwardOnlyStrategy):
         step, active = 0, cohort
         while active:
             asked, active = active, []
-            replies = exchange.in_turn(asked, ZOStepReply.from_content, self._check_step)
+            replies = exchange.in_turn(asked, ZOStepReply.from_reader, self._check_step)
             for member, reply in replies:
                 pair = pairs[member]
                 pair.usages.append(reply.usage)

@@ -23,6 +23,7 @@ from sfl_flower.wire.ho_sfl import (
 from sfl_flower.wire.ledger import CATEGORIES, Ledger, content_bytes
 from sfl_flower.wire.local import LocalReply, LocalRequest
 from sfl_flower.wire.message import Reply, Request
+from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.splitfed import StepReply, StepRequest
 from sfl_flower.wire.usage import METERS, NO_USAGE, Usage
 from sfl_flower.wire.weights import pack_state, state_bytes, unpack_state
@@ -45,6 +46,7 @@ __all__ = [
     "LocalRequest",
     "ProbeReply",
     "ProbeRequest",
+    "Reader",
     "Reply",
     "Request",
     "Setup",

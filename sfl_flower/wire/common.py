@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from flwr.app import RecordDict
 
-from sfl_flower.wire.codec import Reader
+from sfl_flower.errors import WireError
+from sfl_flower.wire.draft import Draft, Encodings
+from sfl_flower.wire.encodings import ENCODINGS
 from sfl_flower.wire.fields import (
-    STAYS,
     Version,
     flag,
     group,
@@ -22,6 +23,8 @@ from sfl_flower.wire.fields import (
     whole,
 )
 from sfl_flower.wire.message import Part, Reply, Request
+from sfl_flower.wire.reader import Reader
+from sfl_flower.zo import tail_bytes
 
 __all__ = [
     "JoinReply",
@@ -34,6 +37,21 @@ __all__ = [
 ]
 
 _NONE = "none"
+
+
+def _state_category(name: str) -> str:
+    """Return what an array of a download is booked as: weights and optimiser state as weights."""
+    return "weights" if name.startswith(("weights.", "slot.")) else ""
+
+
+def _tail_bytes(data: bytes) -> dict[str, int]:
+    """Return the bytes of coefficients, and of what names directions, in a journal's tail."""
+    try:
+        return tail_bytes(data)
+    except WireError:  # whoever replays it refuses it, and says why
+        return {}
+
+
 LARGEST_COUNT = 2**31 - 1
 """Largest number of a partition, and of samples that a node may say it holds."""
 
@@ -54,8 +72,6 @@ class Sync(Part):
         For `tail`: encoded journal entries.
     state : Mapping[str, numpy.ndarray]
         For `full`: flat arrays of parameters, buffers and optimiser state.
-    scalar_bytes, key_bytes : int
-        What of the tail are coefficients, and what names directions; for the sender's ledger.
     """
 
     kind: Annotated[Literal["none", "tail", "full"], text(("none", "tail", "full")).called("sync")]
@@ -63,21 +79,11 @@ class Sync(Part):
     base_digest: Annotated[str, text(empty=_NONE)]
     version: int
     digest: Annotated[str, hexadecimal()]
-    tail: Annotated[bytes, octets().when(lambda sync: sync["kind"] == "tail")] = b""
+    tail: Annotated[bytes, octets(_tail_bytes).when(lambda sync: sync["kind"] == "tail")] = b""
     state: Annotated[
-        Mapping[str, np.ndarray], group("state.", "").when(lambda sync: sync["kind"] == "full")
+        Mapping[str, np.ndarray],
+        group("state.", _state_category).when(lambda sync: sync["kind"] == "full"),
     ] = field(default_factory=dict)
-    scalar_bytes: Annotated[int, STAYS] = 0
-    key_bytes: Annotated[int, STAYS] = 0
-
-    def payload(self) -> dict[str, int]:
-        """Return the bytes by ledger category."""
-        weights = sum(
-            value.nbytes
-            for name, value in self.state.items()
-            if name.startswith(("weights.", "slot."))
-        )
-        return {"scalars": self.scalar_bytes, "keys": self.key_bytes, "weights": weights}
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,32 @@ class Setup(Part):
         The partitioning of the data as JSON, "local" for clients with data of their own.
     threads : int
         Threads that torch uses on the client.
+    smashed, gradients : str
+        How smashed data and cut gradients travel, keys of `ENCODINGS`.
     """
 
     seed: int
     partition: str
     threads: Annotated[int, whole(low=1, high=1024)] = 1
+    smashed: Annotated[str, text(ENCODINGS)] = "float32"
+    gradients: Annotated[str, text(ENCODINGS)] = "float32"
+
+    @property
+    def encodings(self) -> Encodings:
+        """How smashed data and cut gradients travel."""
+        return Encodings(self.smashed, self.gradients)
+
+    def write(self, draft: Draft) -> None:
+        """Add the fields; what of the message follows travels as they say."""
+        super().write(draft)
+        draft.encodings = self.encodings
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read the fields; what of the message follows travels as they say."""
+        setup = super().read(reader)
+        reader.encodings = setup.encodings
+        return setup
 
 
 @dataclass(frozen=True)

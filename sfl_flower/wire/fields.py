@@ -1,4 +1,4 @@
-"""How a field of a message travels: its codec reads, writes and counts it.
+"""How a field of a message travels: its codec reads and writes it, and books its bytes.
 
 A message declares each field once, with its codec in the annotation: ``steps: Steps``, or
 ``share: Annotated[float, number(0.0, 1.0)]``.  What several messages declare alike has a name at
@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 
-from sfl_flower.wire.codec import Reader
-from sfl_flower.wire.padding import sent_bytes
-from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed, packed_bytes, prefixed
+from sfl_flower.wire.draft import Draft
+from sfl_flower.wire.reader import Reader
+from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed
 
 __all__ = [
-    "STAYS",
     "BatchSize",
     "Codec",
     "CutGradients",
-    "Draft",
     "HeadWeights",
     "Labels",
     "Loss",
@@ -42,28 +40,12 @@ __all__ = [
     "metric",
     "number",
     "octets",
-    "padded",
+    "samples",
     "text",
     "whole",
 ]
 
 LARGEST = 2**63 - 1
-
-
-class Draft(NamedTuple):
-    """What a message that is being written holds so far; the arguments of `pack`."""
-
-    arrays: dict[str, np.ndarray]
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-
-
-def _setting(draft: Draft, name: str, value: Any) -> None:
-    draft.config[name] = value
-
-
-def _nothing(name: str, value: Any) -> int:
-    return 0
 
 
 def _always(told: Mapping[str, Any]) -> bool:
@@ -80,10 +62,6 @@ class Codec:
         Gives the checked value of this name, or raises `WireError`.
     write : callable
         Puts a value under a name; as a setting unless told otherwise.
-    category : str
-        The ledger's category, empty for control.
-    size : callable
-        Bytes under that category, of None too.
     name : str
         What the field is called on the wire, empty for its own name with dashes.
     travels : callable
@@ -91,9 +69,7 @@ class Codec:
     """
 
     read: Callable[[Reader, str], Any]
-    write: Callable[[Draft, str, Any], None] = _setting
-    category: str = ""
-    size: Callable[[str, Any], int] = _nothing
+    write: Callable[[Draft, str, Any], None] = Draft.setting
     name: str = ""
     travels: Callable[[Mapping[str, Any]], bool] = _always
 
@@ -128,7 +104,7 @@ def text(choices: Collection[str] | None = None, longest: int = 4096, empty: str
         value = reader.text(name, choices, longest)
         return "" if value == empty else value
 
-    return Codec(read, lambda draft, name, value: _setting(draft, name, value or empty))
+    return Codec(read, lambda draft, name, value: draft.setting(name, value or empty))
 
 
 def hexadecimal() -> Codec:
@@ -145,15 +121,7 @@ def hexadecimal() -> Codec:
 
 def metric(low: int = 0, high: int = LARGEST) -> Codec:
     """Return the codec of a whole number within [low, high] in the metrics."""
-
-    def write(draft: Draft, name: str, value: int) -> None:
-        draft.metrics[name] = value
-
-    return Codec(lambda reader, name: reader.metric(name, low, high), write)
-
-
-def _array(draft: Draft, name: str, value: np.ndarray) -> None:
-    draft.arrays[name] = value
+    return Codec(lambda reader, name: reader.metric(name, low), Draft.metric)
 
 
 def array(
@@ -165,44 +133,62 @@ def array(
 ) -> Codec:
     """Return the codec of an array of this dtype, and of these dimensions if given."""
     return Codec(
-        lambda reader, name: reader.array(name, dtype, ndim=ndim, shape=shape),
-        _array,
-        category,
-        lambda name, value: 0 if value is None else value.nbytes,
+        lambda reader, name: reader.array(name, dtype, ndim=ndim, shape=shape, category=category),
+        lambda draft, name, value: draft.array(name, value, category),
     )
 
 
-def padded(dtype: str, category: str) -> Codec:
-    """Return the codec of an array of samples, float32 or int64, whose padding does not travel."""
-    return Codec(lambda reader, name: reader.padded(name, dtype), _array, category, sent_bytes)
+def samples(category: str) -> Codec:
+    """Return the codec of an array of samples: smashed data, cut gradients or labels."""
+    return Codec(
+        lambda reader, name: reader.samples(name, category),
+        lambda draft, name, value: draft.samples(name, value, category),
+    )
 
 
-def group(prefix: str, category: str) -> Codec:
-    """Return the codec of packed weights, each array under `prefix` and the name of its dtype."""
+def group(prefix: str, category: Callable[[str], str] | str) -> Codec:
+    """Return the codec of packed weights, each array under `prefix` and the name of its dtype.
+
+    Parameters
+    ----------
+    prefix : str
+        What the names on the wire begin with.
+    category : str or callable
+        The ledger's category, or what gives it for what follows the prefix.
+    """
+    of = (lambda key: category) if isinstance(category, str) else category
 
     def write(draft: Draft, name: str, value: Packed) -> None:
-        draft.arrays.update(prefixed(name, value))
+        for key, part in value.items():
+            draft.array(name + key, part, of(key))
 
-    return Codec(
-        lambda reader, name: reader.group(name, WEIGHT_DTYPES),
-        write,
-        category,
-        lambda name, value: packed_bytes(value),
-        name=prefix,
-    )
+    return Codec(lambda reader, name: reader.group(name, WEIGHT_DTYPES, of), write, name=prefix)
 
 
-def octets() -> Codec:
-    """Return the codec of bytes, an array of uint8 on the wire."""
+def octets(parts: Callable[[bytes], Mapping[str, int]] = lambda data: {}) -> Codec:
+    """Return the codec of bytes, an array of uint8 on the wire.
+
+    Parameters
+    ----------
+    parts : callable
+        Gives how many of the bytes are of which of the ledger's categories; the rest is control.
+    """
 
     def write(draft: Draft, name: str, value: bytes) -> None:
-        draft.arrays[name] = np.frombuffer(value, dtype=np.uint8)
+        draft.array(name, np.frombuffer(value, dtype=np.uint8))
+        _book(draft, value)
 
-    return Codec(lambda reader, name: reader.array(name, "uint8", ndim=1).tobytes(), write)
+    def read(reader: Reader, name: str) -> bytes:
+        value = reader.array(name, "uint8", ndim=1).tobytes()
+        _book(reader, value)
+        return value
 
+    def _book(side: Draft | Reader, value: bytes) -> None:
+        for category, count in parts(value).items():
+            side.book(category, count)
 
-STAYS = Codec(lambda reader, name: None, travels=lambda told: False)
-"""For a field that the sender alone needs: it never travels."""
+    return Codec(read, write)
+
 
 Version = Annotated[int, whole(low=-1)]
 """The version that a client had before the sync, -1 for none."""
@@ -219,11 +205,11 @@ Samples = Annotated[int, metric().called("num-examples")]
 Trained = Annotated[int, metric(low=1).called("num-examples")]
 """Samples of all mini-batches of a client that took steps."""
 
-Smashed = Annotated[np.ndarray, padded("float32", "smashed")]
+Smashed = Annotated[np.ndarray, samples("smashed")]
 """Smashed data, float32 [n, ...]."""
-Labels = Annotated[np.ndarray, padded("int64", "labels")]
+Labels = Annotated[np.ndarray, samples("labels")]
 """Labels, int64 [n, ...]."""
-CutGradients = Annotated[np.ndarray, padded("float32", "gradients")]
+CutGradients = Annotated[np.ndarray, samples("gradients")]
 """λ, the gradient of each mini-batch's mean loss at z, float32, shape of z."""
 Scalars = Annotated[np.ndarray, array("float32", "scalars", ndim=2)]
 """v, float32 [steps or mini-batches, probes]."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup, Sync, check_batch
 from sfl_flower.wire.fields import (
     BatchSize,
@@ -20,6 +19,7 @@ from sfl_flower.wire.fields import (
 )
 from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.probing import Probes
+from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]

@@ -21,8 +21,9 @@ from typing import (
 from flwr.app import RecordDict
 
 from sfl_flower.errors import SflError, WireError
-from sfl_flower.wire.codec import Reader, pack
-from sfl_flower.wire.fields import Codec, Draft, flag, text, whole
+from sfl_flower.wire.draft import PLAIN, Draft, Encodings
+from sfl_flower.wire.fields import Codec, flag, text, whole
+from sfl_flower.wire.reader import Reader
 
 __all__ = ["Asked", "Message", "Part", "Reply", "Request"]
 
@@ -55,16 +56,6 @@ class Part:
         make: Callable[..., Self] = cls
         return make(**told)
 
-    def payload(self) -> dict[str, int]:
-        """Return the bytes by ledger category, control left out."""
-        found: dict[str, int] = {}
-        for field in self._fields():
-            value, codec = getattr(self, field.attribute), field.codec
-            sizes = {codec.category: codec.size(field.name, value)} if codec.category else {}
-            for category, size in (value.payload() if isinstance(value, Part) else sizes).items():
-                found[category] = found.get(category, 0) + size
-        return found
-
     @classmethod
     def _fields(cls) -> tuple[_Field, ...]:
         part: Any = cls  # mypy takes no class of frozen dataclasses for hashable
@@ -82,23 +73,43 @@ class Message(Part):
     WHAT: ClassVar[str]
     """What errors call it."""
 
+    def draft(self, encodings: Encodings = PLAIN) -> Draft:
+        """Return the written message: its content, and its bytes by category.
+
+        Parameters
+        ----------
+        encodings : Encodings
+            How smashed data and cut gradients travel; a message that says so itself sets it.
+
+        Raises
+        ------
+        WireError
+            If a value cannot be sent in that encoding.
+        """
+        draft = Draft(encodings)
+        self.write(draft)
+        return draft
+
     def to_content(self) -> RecordDict:
         """Return the content of the Flower message."""
-        draft = Draft({}, {}, {})
-        self.write(draft)
-        return pack(*draft)
+        return self.draft().content()
 
     @classmethod
     def from_content(cls, content: RecordDict) -> Self:
-        """Read and check what arrived.
+        """Read and check the content of a Flower message; see `from_reader`."""
+        return cls.from_reader(Reader(content, cls.WHAT))
+
+    @classmethod
+    def from_reader(cls, reader: Reader) -> Self:
+        """Read and check what arrived; the reader then knows its bytes by category.
 
         Raises
         ------
         WireError
             If anything is missing, not as declared, or was not asked for.
         """
+        reader.what = cls.WHAT
         try:
-            reader = Reader(content, cls.WHAT)
             message = cls.read(reader)
             reader.done()
             message.check(reader)
@@ -166,6 +177,12 @@ class Request(Message):
         """Return Flower's type of the message when this method sends it."""
         return f"train.{method}_{cls.ACTION}"
 
+    @property
+    def encodings(self) -> Encodings:
+        """How smashed data and cut gradients travel, in the reply too."""
+        setup: Any = vars(self).get("setup")
+        return PLAIN if setup is None else setup.encodings
+
     def asks(self) -> Asked:
         """Return what the reply has to bring; `check_answer` holds it against that."""
         return Asked()
@@ -185,8 +202,8 @@ class Reply(Message):
     def write(self, draft: Draft) -> None:
         """Add the status and the fields to a message."""
         if self.STATUS:
-            draft.config["status"] = self.STATUS
-        draft.metrics["num-examples"] = self.examples()
+            draft.setting("status", self.STATUS)
+        draft.metric("num-examples", self.examples())
         super().write(draft)
 
     @classmethod

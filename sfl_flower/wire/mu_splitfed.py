@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup, check_batch
 from sfl_flower.wire.fields import BatchSize, Labels, Rate, Smashed, Weights, array
 from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.probing import Probes
+from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["MUForwardReply", "MUForwardRequest", "MUStepReply", "MUStepRequest"]

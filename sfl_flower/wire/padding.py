@@ -24,7 +24,6 @@ __all__ = [
     "Shortened",
     "lengths_dtype",
     "restore",
-    "sent_bytes",
     "shorten",
 ]
 
@@ -110,16 +109,6 @@ def shorten(name: str, array: np.ndarray) -> Shortened | None:
     positions = array.shape[1]
     kept = np.arange(positions) < lengths[:, None]
     return Shortened(array[kept], lengths.astype(lengths_dtype(positions)), positions)
-
-
-def sent_bytes(name: str, array: np.ndarray | None) -> int:
-    """Count the bytes of an array as it travels: its rows and their lengths, headers left out."""
-    if array is None:
-        return 0
-    lengths = _lengths(array)
-    if lengths is None or _cost(name, array, lengths) >= array.nbytes:
-        return array.nbytes
-    return _values(array, lengths)
 
 
 def restore(

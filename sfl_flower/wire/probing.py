@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from sfl_flower.wire.codec import Reader
-from sfl_flower.wire.fields import Codec, Draft
+from sfl_flower.wire.draft import Draft
+from sfl_flower.wire.fields import Codec
+from sfl_flower.wire.reader import Reader
 from sfl_flower.zo import ESTIMATORS, LAWS, Probing
 from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
@@ -22,10 +23,10 @@ def _read(reader: Reader, name: str) -> Probing:
 
 
 def _write(draft: Draft, name: str, probing: Probing) -> None:
-    draft.config["probes"] = probing.probes
-    draft.config["law"] = probing.law
-    draft.config["mu"] = probing.mu
-    draft.config["estimator"] = probing.estimator
+    draft.setting("probes", probing.probes)
+    draft.setting("law", probing.law)
+    draft.setting("mu", probing.mu)
+    draft.setting("estimator", probing.estimator)
 
 
 Probes = Annotated[Probing, Codec(_read, _write)]

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup, check_batch
 from sfl_flower.wire.fields import (
     BatchSize,
@@ -19,6 +18,7 @@ from sfl_flower.wire.fields import (
     Weights,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
+from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["StepReply", "StepRequest"]

@@ -18,8 +18,6 @@ __all__ = [
     "WEIGHT_DTYPES",
     "Packed",
     "pack_state",
-    "packed_bytes",
-    "prefixed",
     "state_bytes",
     "unpack_state",
 ]
@@ -58,16 +56,6 @@ def _groups(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
 def state_bytes(state: Mapping[str, Tensor]) -> int:
     """Count the bytes of all tensors of a state dict, parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-
-
-def prefixed(prefix: str, packed: Packed) -> dict[str, np.ndarray]:
-    """Return packed weights under names that `Reader.group` finds by their prefix."""
-    return {f"{prefix}{name}": value for name, value in packed.items()}
-
-
-def packed_bytes(packed: Packed) -> int:
-    """Count the bytes of packed weights."""
-    return sum(value.nbytes for value in packed.values())
 
 
 def pack_state(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

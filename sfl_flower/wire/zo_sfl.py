@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from sfl_flower.wire.codec import Reader
 from sfl_flower.wire.common import Setup
 from sfl_flower.wire.fields import BatchSize, Steps, Weights, array
 from sfl_flower.wire.message import Asked, Request
 from sfl_flower.wire.probing import Probes
+from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.splitfed import StepReply, check_step
 from sfl_flower.wire.usage import Meter
 

@@ -11,7 +11,7 @@ from sfl_flower.zo.directions import Direction, Directions
 from sfl_flower.zo.entry import Entry
 from sfl_flower.zo.estimators import ESTIMATORS
 from sfl_flower.zo.header import JournalHeader, manifest_digest, params_digest
-from sfl_flower.zo.journal import Journal, Tail, decode_tail
+from sfl_flower.zo.journal import Journal, Tail, decode_tail, tail_bytes
 from sfl_flower.zo.keys import SHARED_STREAM, Key, client_stream, run_key, step_keys
 from sfl_flower.zo.laws import LAWS
 from sfl_flower.zo.optimizers import OPTIMIZERS, OptimizerSpec
@@ -48,5 +48,6 @@ __all__ = [
     "step_coefficients",
     "step_keys",
     "surrogate_scalars",
+    "tail_bytes",
     "trained_names",
 ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.zo.keys import SHARED_STREAM, Key, step_keys
 
-__all__ = ["DIGEST_BYTES", "MAX_COEFFICIENT", "MAX_COEFFICIENTS", "MAX_LR", "Entry"]
+__all__ = ["DIGEST_BYTES", "MAX_COEFFICIENT", "MAX_COEFFICIENTS", "MAX_LR", "Entry", "entry_bytes"]
 
 DIGEST_BYTES = 32
 MAX_COEFFICIENTS = 1 << 20
@@ -136,26 +136,11 @@ class Entry:
         WireError
             As `decode`.
         """
-        if len(data) - offset < _HEAD.size:
-            raise WireError("A journal entry is cut short before the end of its head.")
-        magic, form, flags, zero, round_, streams, steps, probes, lr = _HEAD.unpack_from(
-            data, offset
-        )
-        if magic != _MAGIC or form != _FORMAT or flags > 3 or zero:
-            raise WireError("These bytes are not a journal entry of format 1.")
-        count = streams * steps * probes
-        if not 1 <= count <= MAX_COEFFICIENTS:
-            raise WireError(
-                f"A journal entry declares {count} coefficients; legal: 1..{MAX_COEFFICIENTS}."
-            )
-        if not flags & _HAS_STREAMS and streams != 1:
-            raise WireError("A journal entry declares several streams and names none.")
+        round_, streams, steps, probes, lr, flags = _head(data, offset)
         at = offset + _HEAD.size
-        after_streams = at + (4 * streams if flags & _HAS_STREAMS else 0)
-        after_values = after_streams + 4 * count
-        end = after_values + (DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0)
-        if end > len(data):
-            raise WireError(f"A journal entry is cut short by {end - len(data)} bytes.")
+        keys, scalars, end = entry_bytes(data, offset)
+        after_streams, count = at + keys, scalars // 4
+        after_values = after_streams + scalars
         names: Sequence[int] = _SHARED
         if flags & _HAS_STREAMS:
             names = tuple(np.frombuffer(data, "<u4", streams, at).tolist())
@@ -167,6 +152,47 @@ class Entry:
         except JournalError as error:
             raise WireError(f"A received journal entry is not legal: {error}") from error
         return entry, end
+
+
+def entry_bytes(data: bytes, offset: int) -> tuple[int, int, int]:
+    """Return the bytes of stream numbers and of coefficients of an encoded entry, and its end.
+
+    Parameters
+    ----------
+    data : bytes
+        Encoded entries.
+    offset : int
+        Where the entry begins.
+
+    Raises
+    ------
+    WireError
+        If these are not the bytes of an entry.
+    """
+    _, streams, steps, probes, _, flags = _head(data, offset)
+    keys = 4 * streams if flags & _HAS_STREAMS else 0
+    scalars = 4 * streams * steps * probes
+    end = offset + _HEAD.size + keys + scalars + (DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0)
+    if end > len(data):
+        raise WireError(f"A journal entry is cut short by {end - len(data)} bytes.")
+    return keys, scalars, end
+
+
+def _head(data: bytes, offset: int) -> tuple[int, int, int, int, float, int]:
+    """Return round, streams, steps, probes, lr and flags of an encoded entry."""
+    if len(data) - offset < _HEAD.size:
+        raise WireError("A journal entry is cut short before the end of its head.")
+    magic, form, flags, zero, round_, streams, steps, probes, lr = _HEAD.unpack_from(data, offset)
+    if magic != _MAGIC or form != _FORMAT or flags > 3 or zero:
+        raise WireError("These bytes are not a journal entry of format 1.")
+    count = streams * steps * probes
+    if not 1 <= count <= MAX_COEFFICIENTS:
+        raise WireError(
+            f"A journal entry declares {count} coefficients; legal: 1..{MAX_COEFFICIENTS}."
+        )
+    if not flags & _HAS_STREAMS and streams != 1:
+        raise WireError("A journal entry declares several streams and names none.")
+    return round_, streams, steps, probes, lr, flags
 
 
 def _check_fields(entry: Any) -> None:

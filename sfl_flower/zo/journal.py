@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Self
 
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.zo.entry import Entry
+from sfl_flower.zo.entry import Entry, entry_bytes
 from sfl_flower.zo.header import HEADER_BYTES, JournalHeader, chain
 
-__all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "decode_tail"]
+__all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "decode_tail", "tail_bytes"]
 
 MAX_TAIL_ENTRIES = 1 << 20
 _TAIL = struct.Struct("<4sBBHIIq32s32s")
@@ -118,6 +118,24 @@ class Tail:
 def decode_tail(data: bytes, *, max_entries: int = MAX_TAIL_ENTRIES) -> list[Entry]:
     """Return the entries of an encoded tail; see `Tail.decode` for what is verified."""
     return list(Tail.decode(data, max_entries=max_entries).entries)
+
+
+def tail_bytes(data: bytes) -> dict[str, int]:
+    """Count the coefficients (scalars) and stream numbers (keys) in an encoded tail, in bytes.
+
+    Nothing but the heads of the entries is read.
+
+    Raises
+    ------
+    WireError
+        If the bytes are not those of a tail.
+    """
+    found, offset = {"scalars": 0, "keys": 0}, _TAIL.size
+    while offset < len(data):
+        keys, scalars, offset = entry_bytes(data, offset)
+        found["keys"] += keys
+        found["scalars"] += scalars
+    return found
 
 
 def _checksum(body: bytes) -> bytes:

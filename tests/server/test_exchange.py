@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from flwr.app import RecordDict
 
 from sfl_flower.errors import WireError
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.roster import Member
-from sfl_flower.wire import JoinReply, JoinRequest, Ledger, content_bytes
+from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Reader, content_bytes
 from sfl_flower.wire.flower import SUPERLINK, identity
 from tests import tiny
 
@@ -34,8 +33,8 @@ def test_c1_whatever_reading_raises_refuses_that_reply_and_books_it(
     members = [Member(index, node) for index, node in enumerate(trial.grid.nodes)]
     request = JoinRequest(trial.strategy.setup)
 
-    def read(content: RecordDict) -> JoinReply:
-        reply = JoinReply.from_content(content)
+    def read(reader: Reader) -> JoinReply:
+        reply = JoinReply.from_reader(reader)
         if reply.partition == 1:
             raise error
         return reply

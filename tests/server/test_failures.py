@@ -414,7 +414,7 @@ def test_replies_come_in_the_order_of_the_requests() -> None:
     with identity(1, SUPERLINK):
         replies = sent.send(
             {m: ForwardRequest(1, 4, 1, strategy.setup, strategy.mirror.sync(m)) for m in members},
-            ForwardReply.from_content,
+            ForwardReply.from_reader,
         )
     assert list(replies) == members
 

@@ -29,6 +29,7 @@ from sfl_flower.wire import (
     WalkReply,
     WalkRequest,
 )
+from sfl_flower.wire.draft import Draft
 from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
 from sfl_flower.wire.mu_splitfed import (
     MUForwardReply,
@@ -37,7 +38,7 @@ from sfl_flower.wire.mu_splitfed import (
     MUStepRequest,
 )
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
-from sfl_flower.zo import Probing
+from sfl_flower.zo import Entry, Probing, Tail
 
 SETUP = Setup(seed=7, partition="local", threads=1)
 Z = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -45,7 +46,21 @@ Y = np.array([0, 1, 2, 0], dtype=np.int64)
 TEXTS = np.pad(np.ones((4, 2, 30), np.float32), ((0, 0), (0, 9), (0, 0)))
 """Smashed data of four texts of 2 positions, padded to 11."""
 NONE = Sync("none", 3, "aa", 3, "aa")
-TAIL = Sync("tail", 1, "aa", 3, "bb", tail=b"entries", scalar_bytes=4, key_bytes=2)
+TAIL = Sync(
+    "tail",
+    1,
+    "aa",
+    3,
+    "bb",
+    tail=Tail(
+        1,
+        5,
+        bytes(32),
+        bytes(32),
+        tuple(Entry(round, 0.1, (1, 4), 1, 1, np.ones((2, 1, 1), np.float32)) for round in (6, 7)),
+    ).encode(),
+)
+"""Two entries of two scalars, for two streams."""
 FULL = Sync(
     "full",
     0,
@@ -196,6 +211,30 @@ MESSAGES: dict[str, Any] = {
     "zo step reply": ZOStepReply(4, 1, 2, Z, Y[:2]),
     "last zo step reply": ZOStepReply(4, 2, 0, weights=WEIGHTS, usage=Usage(5, 7)),
 }
+
+
+def booked(message: Any) -> dict[str, int]:
+    """Return the bytes by category of a message that is written."""
+    found: dict[str, int] = message.draft().booked
+    return found
+
+
+def pack(
+    arrays: dict[str, np.ndarray],
+    config: dict[str, Any] | None = None,
+    metrics: dict[str, int] | None = None,
+) -> RecordDict:
+    """Return a content with these entries; arrays go without their padding, as labels do."""
+    draft = Draft()
+    for name, value in arrays.items():
+        draft.samples(name, value, "")
+    for setting in (config or {}).items():
+        draft.setting(*setting)
+    for metric in (metrics or {}).items():
+        draft.metric(*metric)
+    return draft.content()
+
+
 KINDS = sorted({type(message) for message in MESSAGES.values()}, key=lambda kind: kind.__name__)
 
 NAMES = st.sampled_from(

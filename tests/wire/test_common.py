@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sfl_flower.errors import WireError
 from sfl_flower.wire import (
+    CATEGORIES,
     ForwardReply,
     ForwardRequest,
     ProbeReply,
@@ -23,10 +24,11 @@ from sfl_flower.wire import (
     content_bytes,
     is_stale,
 )
-from sfl_flower.wire.codec import PROTOCOL
 from sfl_flower.wire.common import JoinRequest
+from sfl_flower.wire.draft import PROTOCOL
+from sfl_flower.wire.reader import Reader
 from tests.local_grid import changed, roundtrip
-from tests.wire.contents import KINDS, MESSAGES, SCALARS, WORDS, Z, records
+from tests.wire.contents import KINDS, MESSAGES, SCALARS, WORDS, Z, booked, records
 
 pytestmark = pytest.mark.flower
 
@@ -35,9 +37,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, Sync):
-        # What of the tail is what is for the sender's ledger and does not travel.
-        names = ("kind", "base_version", "version", "digest", "tail", "state")
-        return all(same(getattr(a, n), getattr(b, n)) for n in names)
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     return bool(a == b)
@@ -49,6 +49,17 @@ def test_every_message_comes_back_through_flowers_encoding(name: str) -> None:
     back = type(message).from_content(roundtrip(message.to_content()))
     for field in fields(message):
         assert same(getattr(message, field.name), getattr(back, field.name)), field.name
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_what_is_booked_when_it_is_read_is_what_was_booked_when_it_was_written(name: str) -> None:
+    draft = MESSAGES[name].draft()
+    content = roundtrip(draft.content())
+    reader = Reader(content, "test")
+    type(MESSAGES[name]).from_reader(reader)
+    assert reader.booked == draft.booked
+    assert all(draft.booked.values()) and set(draft.booked) <= set(CATEGORIES) - {"control"}
+    assert sum(draft.booked.values()) < content_bytes(content)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -106,7 +117,7 @@ def test_a_damaged_message_raises_wire_errors_only(data: st.DataObject) -> None:
     except WireError:
         return
     assert isinstance(back, type(message))
-    assert content_bytes(content) >= sum(back.payload().values())
+    assert content_bytes(content) >= sum(booked(back).values())
 
 
 @settings(deadline=None, max_examples=400)
@@ -200,24 +211,23 @@ def test_what_counts_as_stale() -> None:
 
 def test_payloads_are_the_bytes_of_the_arrays() -> None:
     expected: dict[str, dict[str, int]] = {
-        "forward, none": {"scalars": 0, "keys": 0, "weights": 0},
-        "forward, tail": {"scalars": 4, "keys": 2, "weights": 0},
-        "forward, full": {"scalars": 0, "keys": 0, "weights": 40},
+        "forward, none": {},
+        "forward, tail": {"scalars": 16, "keys": 16},
+        "forward, full": {"weights": 40},
         "forward reply": {"smashed": 48, "labels": 32},
         "forward reply, texts": {"smashed": 4 * 2 * 30 * 4 + 4, "labels": 32},
         "probe": {"gradients": 48},
         "probe, texts": {"gradients": 4 * 2 * 30 * 4 + 4},
         "probe reply": {"scalars": 20},
-        "first step": {"weights": 28, "gradients": 0},
-        "later step": {"weights": 0, "gradients": 48},
-        "step reply": {"smashed": 48, "labels": 32, "weights": 0},
-        "last step reply": {"smashed": 0, "labels": 0, "weights": 28},
+        "first step": {"weights": 28},
+        "later step": {"gradients": 48},
+        "step reply": {"smashed": 48, "labels": 32},
+        "last step reply": {"weights": 28},
         "cse-fsl": {"weights": 28, "auxiliary": 8},
         "heron": {"weights": 28, "auxiliary": 8},
         "local reply, weights": {
             "smashed": 48,
             "labels": 32,
-            "scalars": 0,
             "weights": 28,
             "auxiliary": 8,
         },
@@ -226,13 +236,12 @@ def test_payloads_are_the_bytes_of_the_arrays() -> None:
             "labels": 32,
             "scalars": 60,
             "weights": 8,
-            "auxiliary": 0,
         },
         "join request": {},
         "join reply": {},
         "stale": {},
     }
-    assert {name: MESSAGES[name].payload() for name in expected} == expected
+    assert {name: booked(MESSAGES[name]) for name in expected} == expected
 
 
 def test_message_types_are_legal_in_flower() -> None:

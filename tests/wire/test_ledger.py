@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from sfl_flower.errors import WireError
 from sfl_flower.wire import CATEGORIES, ForwardReply, Ledger, StaleReply, content_bytes
 from tests.local_grid import changed, serde
-from tests.wire.contents import MESSAGES
+from tests.wire.contents import MESSAGES, booked
 
 pytestmark = pytest.mark.flower
 
@@ -43,10 +43,10 @@ def test_payload_and_control_are_the_content(name: str) -> None:
     message = MESSAGES[name]
     total = content_bytes(message.to_content())
     ledger = Ledger()
-    ledger.record("down", message.payload(), total)
+    ledger.record("down", booked(message), total)
     assert ledger.bytes_down == total
     assert ledger.down["control"] >= 0
-    assert total - ledger.down["control"] == sum(message.payload().values())
+    assert total - ledger.down["control"] == sum(booked(message).values())
 
 
 def test_content_bytes_by_hand() -> None:

@@ -23,13 +23,14 @@ from sfl_flower.wire import (
     StepRequest,
     content_bytes,
 )
-from sfl_flower.wire.codec import Reader, pack
+from sfl_flower.wire.draft import Draft
 from sfl_flower.wire.mu_splitfed import MUForwardReply
-from sfl_flower.wire.padding import PADDINGS, restore, sent_bytes, shorten
+from sfl_flower.wire.padding import PADDINGS, restore, shorten
+from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.zo_sfl import ZOStepReply
 from sfl_flower.zo import Probing
 from tests.local_grid import changed, roundtrip, serde
-from tests.wire.contents import SETUP
+from tests.wire.contents import SETUP, booked, pack
 
 pytestmark = pytest.mark.flower
 
@@ -49,17 +50,24 @@ def texts(lengths: tuple[int, ...], positions: int = T, width: int = H) -> np.nd
 Z = texts((4, 0, 2))
 
 
+def sent_bytes(name: str, value: np.ndarray) -> int:
+    """Return the bytes that are booked for an array of smashed data or labels."""
+    draft = Draft()
+    draft.samples(name, value, "smashed" if name == "z" else "labels")
+    return sum(draft.booked.values())
+
+
 def bits(array: np.ndarray) -> bytes:
     return array.tobytes()
 
 
 def sent(z: np.ndarray) -> RecordDict:
-    return roundtrip(pack({"z": z}, {}, {}))
+    return roundtrip(pack({"z": z}))
 
 
 def arrived(content: RecordDict) -> np.ndarray:
     reader = Reader(content, "test")
-    z = reader.padded("z", "float32")
+    z = reader.samples("z", "smashed")
     reader.done()
     return z
 
@@ -88,9 +96,9 @@ def test_any_zeros_come_back_to_the_bit(data: st.DataObject) -> None:
     for message in (z, z[:, ::-1], np.asfortranarray(z)):
         back = arrived(sent(message))
         assert (back.dtype, back.shape, bits(back)) == (z.dtype, z.shape, bits(message))
-        content = pack({"z": message}, {}, {})
+        content = pack({"z": message})
         Ledger().record("up", {"smashed": sent_bytes("z", message)}, content_bytes(content))
-        assert content_bytes(content) <= content_bytes(pack({"z": message[None]}, {}, {}))
+        assert content_bytes(content) <= content_bytes(pack({"z": message[None]}))
 
 
 def test_a_row_of_negative_zeros_is_no_padding() -> None:
@@ -113,7 +121,7 @@ def test_a_row_of_negative_zeros_is_no_padding() -> None:
     ],
 )
 def test_what_would_save_nothing_travels_as_it_is(z: np.ndarray) -> None:
-    content = pack({"z": z}, {}, {})
+    content = pack({"z": z})
     assert (list(content["arrays"]), list(content["config"])) == (["z"], ["protocol"])
     assert content.array_records["arrays"]["z"].data[-z.nbytes :] == bits(z) or not z.size
     assert shorten("z", z) is None
@@ -126,8 +134,8 @@ def test_it_is_left_out_from_the_first_byte_that_it_saves() -> None:
     smallest = None
     for width in range(1, 64):
         z = texts((1,), 2, width)
-        packed = pack({"z": z}, {}, {})
-        plain = content_bytes(pack({"z": z.reshape(1, -1)}, {}, {}))
+        packed = pack({"z": z})
+        plain = content_bytes(pack({"z": z.reshape(1, -1)}))
         assert content_bytes(packed) == min(plain, plain - 4 * width + overhead)
         if smallest is None and "z.lengths" in packed["arrays"]:
             smallest = 4 * width
@@ -162,7 +170,7 @@ def test_every_message_with_smashed_data_leaves_it_out(name: str) -> None:
         assert f"{field}.lengths" in content["arrays"]
         assert bits(getattr(back, field)) == bits(getattr(message, field))
     for side in (message, back):
-        found = side.payload()
+        found = booked(side)
         for category, times in payload.items():
             if times:
                 assert found[category] == times * (6 * H * 4 + N)
@@ -189,7 +197,7 @@ def test_a_long_batch_costs_what_its_texts_cost() -> None:
     z = texts(tuple(lengths.tolist()), 128, 384)
     reply = ForwardReply(1, 0, z, np.zeros(32, np.int64), np.array([32], np.int64))
     content = reply.to_content()
-    assert reply.payload()["smashed"] == int(lengths.sum()) * 384 * 4 + 32
+    assert booked(reply)["smashed"] == int(lengths.sum()) * 384 * 4 + 32
     assert content_bytes(content) < z.nbytes / 7
 
 
@@ -276,13 +284,13 @@ LABELS[0, [1, 3]], LABELS[2, :2] = (7, 0), (5, 6)
 
 def labels_of(content: RecordDict) -> np.ndarray:
     reader = Reader(content, "test")
-    y = reader.padded("y", "int64")
+    y = reader.samples("y", "labels")
     reader.done()
     return y
 
 
 def test_labels_travel_up_to_the_last_that_counts() -> None:
-    content = roundtrip(pack({"y": LABELS}, {}, {}))
+    content = roundtrip(pack({"y": LABELS}))
     reader = Reader(content, "test")
     found = reader.array("y", "int64", shape=(6,))
     assert found.tolist() == [IGNORED, 7, IGNORED, 0, 5, 6]
@@ -308,10 +316,10 @@ def test_any_labels_come_back(data: st.DataObject) -> None:
             back = restore(short.rows, short.lengths, short.positions, PADDINGS["int64"])
             assert isinstance(back, np.ndarray)
             assert (back.dtype, back.shape, bits(back)) == (y.dtype, y.shape, bits(labels))
-        content = pack({"y": labels}, {}, {})
+        content = pack({"y": labels})
         assert bits(labels_of(roundtrip(content))) == bits(labels)
         Ledger().record("up", {"labels": sent_bytes("y", labels)}, content_bytes(content))
-        assert content_bytes(content) <= content_bytes(pack({"y": labels[None]}, {}, {}))
+        assert content_bytes(content) <= content_bytes(pack({"y": labels[None]}))
 
 
 @pytest.mark.parametrize(
@@ -337,10 +345,10 @@ def test_every_message_with_labels_leaves_their_padding_out(name: str) -> None:
     back = type(message).from_content(content)
     assert np.array_equal(back.y, LABELS)
     for side in (message, back):
-        assert side.payload()["labels"] == 6 * 8 + N
-        assert side.payload()["smashed"] == message.payload()["smashed"]
+        assert booked(side)["labels"] == 6 * 8 + N
+        assert booked(side)["smashed"] == booked(message)["smashed"]
         ledger = Ledger()
-        ledger.record("up", side.payload(), content_bytes(content))
+        ledger.record("up", booked(side), content_bytes(content))
         assert 0 < ledger.up["control"] < 1600
 
 
@@ -364,7 +372,7 @@ LABEL_LIES: list[tuple[dict[str, Any], str]] = [
 def test_lies_about_labels_are_refused_before_they_are_written(
     change: dict[str, Any], says: str
 ) -> None:
-    content = changed(roundtrip(pack({"y": LABELS}, {}, {})), **change)
+    content = changed(roundtrip(pack({"y": LABELS})), **change)
     tracemalloc.start()
     try:
         with pytest.raises(WireError, match=says):

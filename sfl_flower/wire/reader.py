@@ -1,4 +1,4 @@
-"""Reading and writing Flower records without trusting them.
+"""Reading Flower records without trusting them.
 
 A record that arrives may be anything.  The reader checks names, types, declared and actual shapes
 and sizes before numpy allocates a single byte from them, and gives views of the received buffer
@@ -9,28 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import RecordDict
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire.padding import (
-    LENGTHS,
-    MAX_BYTES,
-    PADDINGS,
-    POSITIONS,
-    lengths_dtype,
-    restore,
-    shorten,
-)
+from sfl_flower.wire.draft import ARRAYS, CONFIG, METRICS, PLAIN, PROTOCOL, Encodings
+from sfl_flower.wire.encodings import ENCODINGS
+from sfl_flower.wire.padding import LENGTHS, MAX_BYTES, PADDINGS, POSITIONS, lengths_dtype, restore
 
-__all__ = ["PROTOCOL", "Reader", "pack"]
+__all__ = ["Reader"]
 
-PROTOCOL = 1
-
-_ARRAYS, _CONFIG, _METRICS = "arrays", "config", "metrics"
 _STYPE = "numpy.ndarray"
 _LONGEST_HEAD = 4096
 _MOST_DIMENSIONS = 32
@@ -42,33 +33,6 @@ _NPY_HEAD = re.compile(
 )
 
 
-def pack(
-    arrays: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-) -> RecordDict:
-    """Build the content of a message: one array, one config and one metric record.
-
-    Flower's mods and wrappers expect exactly one record of each kind.  An array travels
-    without its padding where that saves bytes; `Reader.padded` reads it.
-    """
-    sent: dict[str, Array] = {}
-    positions: dict[str, int] = {}
-    for name, value in arrays.items():
-        if (short := shorten(name, value)) is None:
-            sent[name] = Array(np.ascontiguousarray(value))
-        else:
-            sent[name], sent[name + LENGTHS] = Array(short.rows), Array(short.lengths)
-            positions[name + POSITIONS] = short.positions
-    return RecordDict(
-        {
-            _ARRAYS: ArrayRecord(sent),
-            _CONFIG: ConfigRecord({"protocol": PROTOCOL, **config, **positions}),
-            _METRICS: MetricRecord(dict(metrics)),
-        }
-    )
-
-
 class Reader:
     """One pass over the content of a message; every method raises `WireError` on bad input.
 
@@ -78,15 +42,27 @@ class Reader:
         What arrived.
     what : str
         Name of the message, for errors.
+    encodings : Encodings
+        How smashed data and cut gradients travel; a message that says so itself sets it.
+
+    Attributes
+    ----------
+    content : RecordDict
+        What arrived.
+    booked : dict[str, int]
+        Bytes by ledger category of what was read so far, control left out.
     """
 
-    def __init__(self, content: RecordDict, what: str) -> None:
-        self._what = what
+    def __init__(self, content: RecordDict, what: str, encodings: Encodings = PLAIN) -> None:
+        self.content = content
+        self.what = what
+        self.encodings = encodings
+        self.booked: dict[str, int] = {}
         self._read: set[str] = {"protocol"}
         try:
-            self._arrays = content.array_records[_ARRAYS]
-            self._config = content.config_records[_CONFIG]
-            self._metrics = content.metric_records[_METRICS]
+            self._arrays = content.array_records[ARRAYS]
+            self._config = content.config_records[CONFIG]
+            self._metrics = content.metric_records[METRICS]
         except KeyError as missing:
             raise WireError(
                 f"A {what} message lacks the record {missing}; it needs the records "
@@ -101,7 +77,7 @@ class Reader:
 
     def fail(self, problem: str) -> WireError:
         """Return the error for a problem of this message."""
-        return WireError(f"A {self._what} message {problem}.")
+        return WireError(f"A {self.what} message {problem}.")
 
     def has(self, name: str) -> bool:
         """Tell whether an array or a setting of this name came along."""
@@ -115,6 +91,7 @@ class Reader:
         ndim: int | None = None,
         shape: tuple[int, ...] | None = None,
         max_bytes: int = MAX_BYTES,
+        category: str = "",
     ) -> np.ndarray:
         """Read one array as a read-only view of the received bytes.
 
@@ -128,6 +105,8 @@ class Reader:
             The shape it must have.
         max_bytes : int
             The most bytes that are accepted.
+        category : str
+            What its bytes are booked as, empty for control.
         """
         self._read.add(name)
         if name not in self._arrays:
@@ -150,33 +129,59 @@ class Reader:
             raise self.fail(f"has '{name}' whose bytes do not match {dtype} of shape {declared}")
         if view.dtype.kind == "f" and not np.isfinite(view).all():
             raise self.fail(f"has a value in '{name}' that is not finite")
+        self.book(category, view.nbytes)
         return view
 
-    def padded(self, name: str, dtype: str) -> np.ndarray:
+    def book(self, category: str, count: int) -> None:
+        """Add bytes to a category; those of none are control."""
+        if category and count:
+            self.booked[category] = self.booked.get(category, 0) + count
+
+    def samples(self, name: str, category: str) -> np.ndarray:
         """Read an array of samples, of any shape, whose padding may have been left out.
 
-        A view of the received bytes if nothing was left out, else a new array; read-only.
+        A view of the received bytes if nothing was left out nor encoded, else a new array.
 
         Parameters
         ----------
         name : str
             The array's name.
-        dtype : {"float32", "int64"}
-            The dtype it must have.
+        category : {"smashed", "gradients", "labels"}
+            What it is; the first two come in the run's encoding and are float32 afterwards, labels
+            are int64.
         """
-        if not self.has(name + LENGTHS):
-            return self.array(name, dtype)
-        padding = PADDINGS[dtype]
-        positions = self.integer(name + POSITIONS, low=1, high=MAX_BYTES)
-        rows = self.array(name, dtype, ndim=padding.ndim - 1)
-        lengths = self.array(name + LENGTHS, str(lengths_dtype(positions)), ndim=1)
+        encoding = self.encodings._asdict().get(category, "")
+        dtype = "float32" if encoding else "int64"
+        ndim, positions, padding = None, 0, PADDINGS[dtype]
+        if short := self.has(name + LENGTHS):
+            positions = self.integer(name + POSITIONS, low=1, high=MAX_BYTES)
+            ndim = padding.ndim - 1
+        if encoding:
+            way = ENCODINGS[encoding]
+            rows = way.decode(
+                {
+                    suffix: self.array(
+                        name + suffix, dtype, category=category, ndim=None if suffix else ndim
+                    )
+                    for suffix, dtype in way.parts.items()
+                }
+            )
+        else:
+            rows = self.array(name, dtype, ndim=ndim, category=category)
+        if not short:
+            return rows
+        kind = str(lengths_dtype(positions))
+        lengths = self.array(name + LENGTHS, kind, ndim=1, category=category)
         whole = restore(rows, lengths, positions, padding)
         if isinstance(whole, str):
             raise self.fail(f"has '{name}' {whole}")
         return whole
 
     def group(
-        self, prefix: str, dtypes: Iterable[str], max_bytes: int = MAX_BYTES
+        self,
+        prefix: str,
+        dtypes: Iterable[str],
+        category: Callable[[str], str] = lambda name: "",
     ) -> dict[str, np.ndarray]:
         """Read every flat array whose name starts with `prefix`, keyed by what follows it."""
         allowed = tuple(dtypes)
@@ -185,7 +190,8 @@ class Reader:
             dtype = self._arrays[name].dtype
             if dtype not in allowed:
                 raise self.fail(f"has '{name}' as {dtype}, expected one of {', '.join(allowed)}")
-            found[name.removeprefix(prefix)] = self.array(name, dtype, ndim=1, max_bytes=max_bytes)
+            key = name.removeprefix(prefix)
+            found[key] = self.array(name, dtype, ndim=1, category=category(key))
         return found
 
     def integer(self, name: str, low: int = 0, high: int = 2**63 - 1) -> int:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire.codec import PROTOCOL, Reader, pack
-from tests.wire.contents import ARRAYS, HEADERS
+from sfl_flower.wire.draft import PROTOCOL
+from sfl_flower.wire.reader import Reader
+from tests.wire.contents import ARRAYS, HEADERS, pack
 
 pytestmark = pytest.mark.flower
 
@@ -39,7 +40,7 @@ def reader(arrays: dict[str, Any] | None = None, config: dict[str, Any] | None =
     ],
 )
 def test_an_array_comes_back_equal_and_cannot_be_written(value: np.ndarray) -> None:
-    content = pack({"a": value}, {}, {})
+    content = pack({"a": value})
     read = Reader(content, "test").array("a", str(value.dtype), shape=value.shape)
     assert np.array_equal(read, value)
     assert value.size == 0 or not read.flags.writeable
@@ -115,7 +116,7 @@ def test_random_headers_are_never_evaluated(data: bytes) -> None:
 
 @pytest.mark.parametrize("record", ["arrays", "config", "metrics"])
 def test_a_missing_record_is_named(record: str) -> None:
-    content = pack({}, {}, {})
+    content = pack({})
     del content[record]
     with pytest.raises(WireError, match=f"lacks the record '{record}'"):
         Reader(content, "test")
