@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfl_flower.config import check_range
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.profiling.peaks import Growth, Peak, backprop, inference, output_tensor
-from sfl_flower.split.cut import every_cut
+from sfl_flower.split.cutting import every_cut
 from sfl_flower.split.parameters.quantised import held_bytes
 from sfl_flower.split.parameters.trained import check_trained, restrict
 from sfl_flower.split.parameters.travelling import travelling_state

@@ -56,8 +56,9 @@ class SameData:
         if not self._divided or not reply.data or reply.data == self._digest:
             return ""
         return (
-            f"client {reply.partition} has loaded another training set (digest {printable(reply.data[:8])}) "
-            f"than the nodes it divides one with ({printable(self._digest[:8])}): its labels, their number or "
-            "their order differ. train() must return the same on every node: seed what it draws "
+            f"client {reply.partition} has loaded another training set (digest "
+            f"{printable(reply.data[:8])}) than the nodes it divides one with "
+            f"({printable(self._digest[:8])}): its labels, their number or their order "
+            "differ. train() must return the same on every node: seed what it draws "
             "and sort what it lists; or set partition=local for nodes with data of their own."
         )

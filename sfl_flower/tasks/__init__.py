@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, get_type_hints
 
 from sfl_flower.config import coerce
 from sfl_flower.errors import ConfigError
 from sfl_flower.task import SplitTask
-from sfl_flower.tasks.cifar10 import cifar10
-from sfl_flower.tasks.digits import digits
-from sfl_flower.tasks.e2e import e2e
-from sfl_flower.tasks.fashion_mnist import fashion_mnist
-from sfl_flower.tasks.rte import rte
-from sfl_flower.tasks.sst2 import sst2
-from sfl_flower.tasks.synthetic import synthetic
 
 __all__ = ["TASKS", "load_task", "read_task_options", "task_options"]
 
-TASKS: dict[str, Callable[..., SplitTask]] = {
-    "cifar10": cifar10,
-    "digits": digits,
-    "e2e": e2e,
-    "fashion_mnist": fashion_mnist,
-    "rte": rte,
-    "sst2": sst2,
-    "synthetic": synthetic,
-}
-"""Task builders by name. Whoever adds a task adds its line here."""
+_NAMES = ("cifar10", "digits", "e2e", "fashion_mnist", "rte", "sst2", "synthetic")
+"""Each is a module of this room and the builder in it. Whoever adds a task adds its name here."""
+
+
+class _Tasks(Mapping[str, Callable[..., SplitTask]]):
+    """The builders by name, each imported at first use."""
+
+    def __getitem__(self, name: str) -> Callable[..., SplitTask]:
+        if name not in _NAMES:
+            raise KeyError(name)
+        builder: Callable[..., SplitTask] = getattr(import_module(f"sfl_flower.tasks.{name}"), name)
+        return builder
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+
+TASKS: Mapping[str, Callable[..., SplitTask]] = _Tasks()
+"""Task builders by name."""
 
 
 def task_options(name: str) -> dict[str, Any]:
@@ -91,6 +97,6 @@ def load_task(name: str, **options: Any) -> SplitTask:
     return TASKS[name](**options)
 
 
-def _hint(word: str, known: dict[str, Any]) -> str:
+def _hint(word: str, known: Mapping[str, Any]) -> str:
     close = get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

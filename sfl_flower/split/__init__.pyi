@@ -1,0 +1,75 @@
+from .checks.checks import (
+    Problem as Problem,
+)
+from .checks.checks import (
+    check_zeroth_order as check_zeroth_order,
+)
+from .checks.checks import (
+    freeze_batch_norm as freeze_batch_norm,
+)
+from .checks.checks import (
+    problems as problems,
+)
+from .cutting import (
+    Halves as Halves,
+)
+from .cutting import (
+    cut as cut,
+)
+from .cutting import (
+    every_cut as every_cut,
+)
+from .cutting import (
+    legal_cuts as legal_cuts,
+)
+from .graph.half import (
+    Half as Half,
+)
+from .heads import (
+    HEADS as HEADS,
+)
+from .heads import (
+    make_head as make_head,
+)
+from .parameters.quantised import (
+    dequantised as dequantised,
+)
+from .parameters.quantised import (
+    held_bytes as held_bytes,
+)
+from .parameters.quantised import (
+    load_dequantised as load_dequantised,
+)
+from .parameters.quantised import (
+    parts as parts,
+)
+from .parameters.quantised import (
+    stay_frozen as stay_frozen,
+)
+from .parameters.trained import (
+    TRAINED as TRAINED,
+)
+from .parameters.trained import (
+    check_trained as check_trained,
+)
+from .parameters.trained import (
+    restrict as restrict,
+)
+from .parameters.travelling import (
+    base_digest as base_digest,
+)
+from .parameters.travelling import (
+    base_state as base_state,
+)
+from .parameters.travelling import (
+    buffers_of as buffers_of,
+)
+from .parameters.travelling import (
+    load_travelling as load_travelling,
+)
+from .parameters.travelling import (
+    travelling_state as travelling_state,
+)
+from .whole import (
+    Whole as Whole,
+)

@@ -1,0 +1,102 @@
+from .answer import (
+    check_answer as check_answer,
+)
+from .common import (
+    JoinReply as JoinReply,
+)
+from .common import (
+    JoinRequest as JoinRequest,
+)
+from .common import (
+    Setup as Setup,
+)
+from .common import (
+    StaleReply as StaleReply,
+)
+from .common import (
+    Sync as Sync,
+)
+from .common import (
+    is_stale as is_stale,
+)
+from .decomfl import (
+    WalkReply as WalkReply,
+)
+from .decomfl import (
+    WalkRequest as WalkRequest,
+)
+from .fedavg import (
+    FullReply as FullReply,
+)
+from .fedavg import (
+    FullRequest as FullRequest,
+)
+from .heron import (
+    UPLINKS as UPLINKS,
+)
+from .heron import (
+    WALKS as WALKS,
+)
+from .heron import (
+    HERONRequest as HERONRequest,
+)
+from .ho_sfl import (
+    ForwardReply as ForwardReply,
+)
+from .ho_sfl import (
+    ForwardRequest as ForwardRequest,
+)
+from .ho_sfl import (
+    ProbeReply as ProbeReply,
+)
+from .ho_sfl import (
+    ProbeRequest as ProbeRequest,
+)
+from .ledger import (
+    CATEGORIES as CATEGORIES,
+)
+from .ledger import (
+    Ledger as Ledger,
+)
+from .ledger import (
+    content_bytes as content_bytes,
+)
+from .local import (
+    LocalReply as LocalReply,
+)
+from .local import (
+    LocalRequest as LocalRequest,
+)
+from .message import (
+    Reply as Reply,
+)
+from .message import (
+    Request as Request,
+)
+from .reader import (
+    Reader as Reader,
+)
+from .splitfed import (
+    StepReply as StepReply,
+)
+from .splitfed import (
+    StepRequest as StepRequest,
+)
+from .usage import (
+    METERS as METERS,
+)
+from .usage import (
+    NO_USAGE as NO_USAGE,
+)
+from .usage import (
+    Usage as Usage,
+)
+from .weights import (
+    pack_state as pack_state,
+)
+from .weights import (
+    state_bytes as state_bytes,
+)
+from .weights import (
+    unpack_state as unpack_state,
+)

@@ -1,0 +1,84 @@
+from .clipping import (
+    clip_scalars as clip_scalars,
+)
+from .coefficients import (
+    step_coefficients as step_coefficients,
+)
+from .directions import (
+    Direction as Direction,
+)
+from .directions import (
+    Directions as Directions,
+)
+from .entry import (
+    Entry as Entry,
+)
+from .estimators import (
+    ESTIMATORS as ESTIMATORS,
+)
+from .header import (
+    JournalHeader as JournalHeader,
+)
+from .header import (
+    manifest_digest as manifest_digest,
+)
+from .header import (
+    params_digest as params_digest,
+)
+from .journal import (
+    Journal as Journal,
+)
+from .journal import (
+    Tail as Tail,
+)
+from .journal import (
+    decode_tail as decode_tail,
+)
+from .journal import (
+    tail_bytes as tail_bytes,
+)
+from .keys import (
+    SHARED_STREAM as SHARED_STREAM,
+)
+from .keys import (
+    Key as Key,
+)
+from .keys import (
+    client_stream as client_stream,
+)
+from .keys import (
+    run_key as run_key,
+)
+from .keys import (
+    step_keys as step_keys,
+)
+from .laws import (
+    LAWS as LAWS,
+)
+from .optimizers import (
+    OPTIMIZERS as OPTIMIZERS,
+)
+from .optimizers import (
+    OptimizerSpec as OptimizerSpec,
+)
+from .probing import (
+    Probing as Probing,
+)
+from .replica import (
+    Replica as Replica,
+)
+from .scalars import (
+    loss_scalars as loss_scalars,
+)
+from .scalars import (
+    surrogate_scalars as surrogate_scalars,
+)
+from .vector import (
+    ParameterVector as ParameterVector,
+)
+from .vector import (
+    trained_names as trained_names,
+)
+from .walk import (
+    Walk as Walk,
+)
