@@ -22,6 +22,7 @@ from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import Halves
 from sfl_flower.task import Samples, SplitTask
 from sfl_flower.training.meter import CallCounter
+from sfl_flower.zo import ESTIMATORS
 
 __all__ = ["CASES", "Case", "Counts", "count", "run"]
 
@@ -68,6 +69,17 @@ CASES = (
     Case("heron", "heron", {**_LOCAL, "probes": 1}, 2, 0, note="P + 1, P = 1"),
     Case("heron_3_probes", "heron", {**_LOCAL, "probes": 3}, 4, 0, note="P + 1, P = 3"),
     Case("ho_sfl", "ho_sfl", {"minibatches": STEPS, "probes": 5}, 6, 0, note="P + 1, P = 5"),
+    *(
+        Case(
+            f"ho_sfl_{name}",
+            "ho_sfl",
+            {"minibatches": STEPS, "probes": 2, "estimator": name},
+            1 + 2 * rule.forwards,
+            0,
+            note=f"the anchor and 2 probes, estimator {name}",
+        )
+        for name, rule in ESTIMATORS.items()
+    ),
     Case("cse_fsl", "cse_fsl", _LOCAL, 1, 1),
     Case("fsl_sage", "fsl_sage", {**_LOCAL, "buffer": BATCH, "align_epochs": 1}, 1, 1),
     Case(

@@ -49,6 +49,7 @@ def add_profile(commands: Any) -> None:
     parser.add_argument("--client-memory", help="what a client has, such as 64MiB")
     parser.add_argument("--bandwidth", default="10Mbit/s", help="such as 10Mbit/s, each way")
     parser.add_argument("--probes", type=int, default=8, help="P of zeroth-order methods")
+    parser.add_argument("--estimator", default="forward", help="of zeroth-order methods")
     parser.add_argument("--sampled", type=int, default=5, help="clients of a round")
     parser.add_argument("--local-steps", type=int, default=1, help="steps between weights")
     parser.add_argument("--slowdown", type=float, default=1.0, help="of a client to this machine")
@@ -78,6 +79,7 @@ def _profile(parsed: argparse.Namespace) -> None:
         sampled=parsed.sampled,
         local_steps=parsed.local_steps,
         slowdown=parsed.slowdown,
+        estimator=parsed.estimator,
         trained=parsed.trained,
         seconds=parsed.seconds,
         watch=_watch,

@@ -14,6 +14,7 @@ from sfl_flower.config import check_range
 from sfl_flower.methods import METHODS, Method
 from sfl_flower.profiling.cuts import WHOLE, CutProfile
 from sfl_flower.server.cost import Parts
+from sfl_flower.zo import Probing
 
 __all__ = ["Cost", "Setting", "method_costs"]
 
@@ -43,6 +44,8 @@ class Setting:
         Outputs of the model, for the size of a linear head.
     everywhere : bool
         Whether the model gives them at every position of a text, and so does the head.
+    estimator : str
+        That of the zeroth-order methods, a name of `sfl_flower.zo.ESTIMATORS`.
     """
 
     batch_size: int
@@ -53,14 +56,20 @@ class Setting:
     slowdown: float = 1.0
     outputs: int = 10
     everywhere: bool = False
+    estimator: str = "forward"
 
     def __post_init__(self) -> None:
         check_range("batch-size", self.batch_size, 1)
         check_range("bandwidth", self.bandwidth, 1.0)
-        check_range("probes", self.probes, 1, 4096)
+        Probing(self.probes, estimator=self.estimator)  # refuses what is out of range
         check_range("sampled", self.sampled, 1)
         check_range("local-steps", self.local_steps, 1)
         check_range("slowdown", self.slowdown, 1e-6)
+
+    @property
+    def probing(self) -> Probing:
+        """How a mini-batch is probed."""
+        return Probing(self.probes, estimator=self.estimator)
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ def method_costs(
         backprop=profile.backprop.bytes,
         forward_seconds=size * profile.forward_seconds,
         backprop_seconds=size * profile.backprop_seconds,
-        probes=setting.probes,
+        probes=setting.probing,
         sampled=setting.sampled,
     )
     found = {}

@@ -58,6 +58,7 @@ def profile(
     sampled: int = 5,
     local_steps: int = 1,
     slowdown: float = 1.0,
+    estimator: str = "forward",
     trained: str = "",
     seconds: float = 50.0,
     methods: Sequence[str | Method] = tuple(METHODS),
@@ -83,6 +84,8 @@ def profile(
         As the methods' settings: P, clients of a round, and mini-batches between weights.
     slowdown : float
         How many times slower than this machine a client computes.
+    estimator : str
+        Of the zeroth-order methods, as their setting.
     trained : str
         Which client parameters are trained, as of `SplitTask`; by default those of the task, or
         all.
@@ -114,7 +117,9 @@ def profile(
     >>> [cut.at for cut in found.cuts][-1]
     '(whole model)'
     """
-    given = Setting(batch_size, bandwidth, probes, sampled, local_steps, slowdown)
+    given = Setting(
+        batch_size, bandwidth, probes, sampled, local_steps, slowdown, estimator=estimator
+    )
     if isinstance(subject, SplitTask):
         name, model = subject.name, subject.whole(0)
         x = subject.batch(subject.samples("test"), slice(0, batch_size))[0]

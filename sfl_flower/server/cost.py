@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sfl_flower.zo import Probing
+
 __all__ = ["KEY_BYTES", "ClientCost", "Parts"]
 
 KEY_BYTES = 4
@@ -29,8 +31,10 @@ class Parts:
         Peak bytes of its forward without a graph, and of forward and backward, parameters left out.
     forward_seconds, backprop_seconds : float
         Seconds of a forward, and of forward and backward.
-    probes, sampled : int
-        P, and the clients of a round.
+    probes : Probing
+        How the mini-batch is probed.
+    sampled : int
+        Clients of a round.
     """
 
     smashed: int
@@ -43,13 +47,19 @@ class Parts:
     backprop: int
     forward_seconds: float
     backprop_seconds: float
-    probes: int
+    probes: Probing
     sampled: int
 
     @property
     def journal(self) -> int:
         """Bytes of a round's journal entry: everyone's scalars, and whose directions they are."""
         return self.sampled * (self.scalars + KEY_BYTES)
+
+    def probe_seconds(self, beside_anchor: bool) -> float:
+        """Seconds of probing; beside an anchor that the method runs anyway, or on its own."""
+        rule = self.probes.rule
+        anchor = 1 if beside_anchor or rule.anchored else 0
+        return (anchor + rule.cost * self.probes.probes) * self.forward_seconds
 
     def probing(self, held: int = 0) -> int:
         """Peak bytes of probes: trained parameters are restored from a second copy of them."""

@@ -65,9 +65,8 @@ class ProbingSettings(DirectionSettings):
     ----------
     probes : int
         P, probes of a mini-batch, in [1, 4096].
-    estimator : {"forward", "central"}
-        What is computed along each direction: forward differences, one forward a probe, or
-        central ones, two (`sfl_flower.zo.ESTIMATORS`).
+    estimator : str
+        What is computed along each direction, by name: `sfl_flower.zo.ESTIMATORS`.
     """
 
     probes: int = 1

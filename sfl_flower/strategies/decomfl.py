@@ -110,7 +110,7 @@ class DeComFL(JournalledStrategy):
             up=parts.scalars,
             down=parts.journal,
             memory=parts.probing(),
-            seconds=(1 + parts.probes) * parts.forward_seconds,
+            seconds=parts.probe_seconds(beside_anchor=False),
         )
 
     def prepare(self) -> None:

@@ -145,7 +145,7 @@ class HERON(LocalLossStrategy):
             up=parts.smashed + parts.labels + parts.scalars,
             down=parts.weights + parts.head,
             memory=parts.probing(held=parts.smashed + parts.head),
-            seconds=(1 + parts.probes) * parts.forward_seconds,
+            seconds=parts.probe_seconds(beside_anchor=True),
         )
 
     def prepare(self) -> None:

@@ -144,7 +144,7 @@ class HOSFL(JournalledStrategy):
             up=parts.smashed + parts.labels + parts.scalars,
             down=parts.smashed + parts.journal,
             memory=parts.probing(held=2 * parts.smashed),
-            seconds=(1 + parts.probes) * parts.forward_seconds,
+            seconds=parts.probe_seconds(beside_anchor=True),
         )
 
     @classmethod

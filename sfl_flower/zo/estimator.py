@@ -49,7 +49,7 @@ class Estimator(ABC):
     name : str
         What settings and messages call it.
     forwards : int
-        What a probe costs, in forwards of the mini-batch.
+        How often a probe runs the mini-batch.
     anchored : bool
         Whether it needs the output at the anchor besides, one forward for all probes.
     """
@@ -57,6 +57,11 @@ class Estimator(ABC):
     name: ClassVar[str]
     forwards: ClassVar[int]
     anchored: ClassVar[bool]
+
+    @property
+    def cost(self) -> float:
+        """What a probe computes, in plain forwards of the mini-batch."""
+        return float(self.forwards)
 
     def unit(self, mu: float) -> float:
         """Return what a scalar is divided by to be a derivative: μ, or 1 where there is no μ."""

@@ -64,6 +64,11 @@ class ParameterVector:
         self._probing = False
         self._point(self._anchor_views)
 
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The tensors of the module that the vector holds, in canonical order."""
+        return tuple(self._parameters)
+
     def load(self, flat: Tensor) -> None:
         """Copy a flat float32 vector of length `size` into the anchor.
 

@@ -62,6 +62,24 @@ def test_local_steps_share_weights_and_a_slow_client_computes_longer() -> None:
     assert costs["splitfed_v2"].compute_seconds == pytest.approx(10 * 32 * 0.004)
 
 
+def test_an_estimator_says_what_its_probes_cost() -> None:
+    seconds = {
+        (estimator, method): cost.compute_seconds / (32 * ROW.forward_seconds)
+        for estimator in ("forward", "central")
+        for at, methods in ((ROW.at, ("ho_sfl", "heron")), (WHOLE, ("decomfl",)))
+        for method, cost in method_costs(
+            replace(ROW, at=at), replace(SETTING, probes=4, estimator=estimator)
+        ).items()
+        if method in methods
+    }
+    assert {name: round(value, 6) for name, value in seconds.items()} == {
+        ("forward", "ho_sfl"): 5, ("forward", "heron"): 5, ("forward", "decomfl"): 5,
+        ("central", "ho_sfl"): 9, ("central", "heron"): 9, ("central", "decomfl"): 8,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="estimator is 'x'; it must be one of forward, central"):
+        replace(SETTING, estimator="x")
+
+
 def test_a_head_on_texts_with_an_output_at_every_position() -> None:
     row = replace(ROW, smashed_shape=(7, 10), smashed_bytes=280)
     z, of_one, of_each = 32 * 280, Y + 4 * 71 * 3, 7 * Y + 4 * 11 * 3  # labels and head

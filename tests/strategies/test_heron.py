@@ -406,7 +406,7 @@ def first_order(monkeypatch: pytest.MonkeyPatch) -> None:
         probing: Probing, anchor: Tensor,
     ) -> Tensor:  # fmt: skip
         with torch.enable_grad():
-            parts = torch.autograd.grad(loss(), vector._parameters)
+            parts = torch.autograd.grad(loss(), vector.parameters)
         (direction,) = directions
         gradients[direction.key] = torch.cat([part.reshape(-1) for part in parts]).numpy()
         return torch.tensor([probing.unit])
