@@ -154,7 +154,7 @@ def check_estimator(
         See `Estimator.check`.
     """
     with torch.no_grad(), kept_buffers(module):
-        probing.rule.check(evaluate, ParameterVector(module, names))
+        probing.rule.check(evaluate, module, ParameterVector(module, names))
 
 
 def note_zeros(tally: Tally, scalars: Iterable[np.ndarray], probing: Probing) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfl_flower.zo.directions import Direction
 from sfl_flower.zo.vector import ParameterVector
@@ -90,7 +90,7 @@ class Estimator(ABC):
         """
 
     def check(  # noqa: B027  forwards alone need nothing
-        self, evaluate: Callable[[], Tensor], vector: ParameterVector
+        self, evaluate: Callable[[], Tensor], module: nn.Module, vector: ParameterVector
     ) -> None:
         """Refuse a module that this estimator cannot differentiate; called before training.
 
@@ -98,6 +98,8 @@ class Estimator(ABC):
         ----------
         evaluate : callable
             Runs the module on a small mini-batch.
+        module : nn.Module
+            What clients probe.
         vector : ParameterVector
             Its parameters.
 
