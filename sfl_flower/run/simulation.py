@@ -32,6 +32,8 @@ __all__ = ["BACKENDS", "run_plan", "simulate"]
 
 BACKENDS = ("ray", "inline")
 
+_RUNNING = threading.RLock()
+
 _CRASH = (
     "An exception occur",  # twice, in two spellings
     "Traceback (most recent call last)",
@@ -82,7 +84,8 @@ def simulate(
     Raises
     ------
     ConfigError
-        If an option is unknown or out of range; nothing has been started then.
+        If an option is unknown or out of range, or another thread of this process simulates;
+        nothing has been started then.
     SflError
         If training cannot go on; what was trained so far is in `out`.
 
@@ -109,9 +112,9 @@ def run_plan(
 ) -> RunResult:
     """Train a task as planned; see `simulate`."""
     check_choice("backend", backend, BACKENDS)
-    task.check(plan.config.seed)
     app = make_client_app(lambda context: task, [plan.method])
-    with _quiet(verbose), _own_state():
+    with _alone(), _quiet(verbose), _own_state():
+        task.check(plan.config.seed)
         _divide(task, plan)
         if backend == "ray":
             return _on_ray(app, task, plan, observer, verbose)
@@ -229,6 +232,24 @@ def _quiet(verbose: bool) -> Iterator[None]:
     finally:
         log.removeFilter(_news)
         log.setLevel(level)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse a second run in another thread of this process.
+
+    The two would draw from one torch generator, swap Flower's identity of the process and share
+    the halves of a task.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise ConfigError(
+            "Another simulation is running in a thread of this process, and both would draw from "
+            "one generator of torch; run them one after another, or each in a process of its own."
+        )
+    try:
+        yield
+    finally:
+        _RUNNING.release()
 
 
 @contextmanager
