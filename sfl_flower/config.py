@@ -145,12 +145,12 @@ class Settings:
         return 1
 
     def check_held(self, fewest: int, batch_size: int) -> None:
-        """Refuse settings that do not fit the data; called before training.
+        """Refuse settings that do not fit the data; called before training, and for late nodes.
 
         Parameters
         ----------
         fewest : int
-            Training samples of the client that holds the fewest.
+            Training samples of a client, or of the one that holds the fewest.
         batch_size : int
             Samples per mini-batch.
 

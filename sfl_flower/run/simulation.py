@@ -129,7 +129,8 @@ def _divide(task: SplitTask, plan: Plan) -> None:
     Raises
     ------
     ConfigError
-        If the data cannot be divided as the configuration says.
+        If the data cannot be divided as the configuration says, or leave some client too few
+        samples for the method's settings.
     """
     spec = plan.config.partition_spec()
     if spec is None:
@@ -138,6 +139,9 @@ def _divide(task: SplitTask, plan: Plan) -> None:
         divide(task, spec)
     except DataError as error:
         raise ConfigError(str(error)) from error
+    fewest = min(len(rows) for rows in task.client_rows(spec))
+    if fewest:
+        plan.settings.check_held(fewest, plan.config.batch_size)
 
 
 def _on_ray(

@@ -152,18 +152,6 @@ class LocalLossStrategy(SplitStrategy):
 
     # The steps of a round, in the order in which a method takes them
 
-    def check_uploads(self, round: int) -> None:
-        """Before the first round, refuse an upload period too long for some client.
-
-        Raises
-        ------
-        ConfigError
-            If a client takes fewer steps in a round.
-        """
-        # Of all clients, not of the cohort alone: a later cohort must not end the run.
-        if round == self.account.first + 1 and (fewest := self._roster.fewest):
-            self.settings.check_held(fewest, self.config.batch_size)
-
     def local_request(
         self,
         kind: type[Q],

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from flwr.serverapp import Grid
 
-from sfl_flower.config import RunConfig
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.data import generator
-from sfl_flower.errors import DataError, TrainingError, printable
+from sfl_flower.errors import ConfigError, DataError, TrainingError, printable
 from sfl_flower.server.same_data import SameData
 from sfl_flower.wire import JoinReply
 
@@ -63,10 +63,13 @@ class Roster:
     config : RunConfig
         How many nodes to wait for before the first round and how long, how the data is divided,
         and, with the round, which clients take part.
+    settings : Settings
+        Settings of the method, which a client's samples must allow.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, settings: Settings) -> None:
         self._config = config
+        self._settings = settings
         self._divided = config.partition_spec() is not None
         self._data = SameData(self._divided)
         self._members: dict[int, Member] = {}
@@ -214,6 +217,10 @@ class Roster:
             )
         if reply.samples < 1:
             return f"it says that it holds {reply.samples} samples; a client needs at least 1."
+        try:
+            self._settings.check_held(reply.samples, self._config.batch_size)
+        except ConfigError as error:
+            return f"it holds {reply.samples} samples, too few for the method's settings: {error}"
         return ""
 
     def _wait_longer(self, silent: Iterable[int]) -> None:
@@ -236,11 +243,6 @@ class Roster:
         """
         chosen = draw_cohort(self._config.seed, round, len(online), self._config.cohort)
         return [online[index] for index in chosen]
-
-    @property
-    def fewest(self) -> int:
-        """Training samples of the member that holds the fewest, 0 without members."""
-        return min((member.samples for member in self._members.values()), default=0)
 
     @property
     def samples(self) -> int:

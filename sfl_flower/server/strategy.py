@@ -91,7 +91,7 @@ class SplitStrategy(Unwrapped):
         halves = task.build(config.seed)
         self.client_half: nn.Module = halves.client
         self.server = self.new_trainer(halves.server)
-        self._roster = Roster(config)
+        self._roster = Roster(config, self.settings)
         self._late: set[str] = set()
         self._save = save
         self._z_shape: tuple[int, ...] | None = None

@@ -64,7 +64,6 @@ class CSEFSL(LocalLossStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of CSE-FSL: local steps everywhere, the server's pass, the means."""
-        self.check_uploads(round)
         client = pack_state(travelling_state(self.client_half))
         head = pack_state(travelling_state(self.head))
         requests = {

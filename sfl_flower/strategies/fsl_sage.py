@@ -168,7 +168,6 @@ class FSLSAGE(LocalLossStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round: where heads are aligned, uploads and alignment; then local steps."""
-        self.check_uploads(round)
         if self.settings.warm_start and round == 1:
             return self._warm_up(round, cohort, exchange)
         ahead = self.aligns(round)

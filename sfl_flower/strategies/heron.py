@@ -196,7 +196,6 @@ class HERON(LocalLossStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of HERON-SFL: forward-only steps everywhere, the server's pass, means."""
-        self.check_uploads(round)
         client = pack_state(travelling_state(self.client_half))
         head = pack_state(travelling_state(self.head))
         requests = {member: self._request(round, member, client, head) for member in cohort}

@@ -44,3 +44,11 @@ def test_e12_a_run_that_failed_leaves_the_way_free() -> None:
         with pytest.raises(ConfigError, match="cannot give each of 9 clients"):
             simulate(tiny.task(clients=2, each=4), **{**OPTIONS, "clients": 9})
     assert simulate(tiny.task(clients=2), **OPTIONS).history
+
+
+def test_too_long_an_upload_period_for_the_smallest_share_is_refused_before_anything_starts() -> (
+    None
+):
+    options = {**OPTIONS, "local_steps": 0, "upload_every": 3}
+    with pytest.raises(ConfigError, match=r"upload_every is 3, .* must be in \[1, 2\]"):
+        simulate(tiny.task(clients=2, each=8), "cse_fsl", **options)

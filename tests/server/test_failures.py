@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sfl_flower.config import RunConfig
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import TrainingError
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.roster import Member, Roster
@@ -301,7 +301,7 @@ def test_c3_no_claim_of_a_joining_node_ends_a_run(method: str, claim: str, late:
     if late:
         trial.grid.nodes = trial.grid.nodes[:3]
         trial.strategy.config = replace(trial.strategy.config, clients=3)
-        trial.strategy._roster = Roster(trial.strategy.config)
+        trial.strategy._roster = Roster(trial.strategy.config, trial.strategy.settings)
 
     def come(record: Any) -> None:
         if record.round == 2 and late:
@@ -316,7 +316,7 @@ def test_c3_no_claim_of_a_joining_node_ends_a_run(method: str, claim: str, late:
     honest = begin(tiny.task(), method, rounds=4, clients=4)
     honest.grid.nodes = honest.grid.nodes[:3]
     honest.strategy.config = replace(honest.strategy.config, clients=3)
-    honest.strategy._roster = Roster(honest.strategy.config)
+    honest.strategy._roster = Roster(honest.strategy.config, honest.strategy.settings)
     assert equal(trial.model, start(honest).model)
 
 
@@ -374,14 +374,14 @@ def test_the_cohort_follows_seed_and_round_alone() -> None:
     members = [Member(i, 100 + i, 5) for i in range(10)]
 
     def cohorts(seed: int) -> list[list[Member]]:
-        roster = Roster(RunConfig(clients=10, seed=seed, sampled=3))
+        roster = Roster(RunConfig(clients=10, seed=seed, sampled=3), Settings())
         return [roster.cohort(round, members) for round in range(1, 30)]
 
     assert cohorts(1) == cohorts(1)
     assert cohorts(1) != cohorts(2)
     assert all(sorted(set(c)) == c and len(c) == 3 for c in cohorts(1))
     assert {member for cohort in cohorts(1) for member in cohort} == set(members)
-    assert Roster(RunConfig(clients=10)).cohort(1, members) == members
+    assert Roster(RunConfig(clients=10), Settings()).cohort(1, members) == members
 
 
 # The exchange itself

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sfl_flower.config import RunConfig
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import DataError, TrainingError, WireError
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
@@ -50,7 +50,8 @@ def _grid(*online: int) -> InlineGrid:
 
 def _roster(clients: int, partition: str = "iid", sampled: int = 0) -> Roster:
     return Roster(
-        RunConfig(clients=clients, partition=partition, sampled=sampled, join_timeout=0.01)
+        RunConfig(clients=clients, partition=partition, sampled=sampled, join_timeout=0.01),
+        Settings(),
     )
 
 
