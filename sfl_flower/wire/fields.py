@@ -121,7 +121,7 @@ def hexadecimal() -> Codec:
 
 def metric(low: int = 0, high: int = LARGEST) -> Codec:
     """Return the codec of a whole number within [low, high] in the metrics."""
-    return Codec(lambda reader, name: reader.metric(name, low), Draft.metric)
+    return Codec(lambda reader, name: reader.metric(name, low, high), Draft.metric)
 
 
 def array(
