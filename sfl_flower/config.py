@@ -160,6 +160,10 @@ class Settings:
             If they do not.
         """
 
+    def warnings(self) -> list[str]:
+        """Return what a person should mind before a run, one sentence each."""
+        return []
+
     @property
     def keeps_client_state(self) -> bool:
         """Whether clients keep something of one round for the next that no checkpoint holds."""

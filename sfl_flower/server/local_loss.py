@@ -16,67 +16,46 @@ import numpy as np
 from torch import Tensor, nn
 
 from sfl_flower.config import check_choice, check_range
-from sfl_flower.data import steps_per_epoch
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.server.aggregate import client_weight
-from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
 from sfl_flower.server.sequential import learn_in_turn
+from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.training.optim import optimizer_text
 from sfl_flower.wire import LocalReply, LocalRequest, unpack_state
 
 __all__ = ["LocalLossSettings", "LocalLossStrategy"]
 
 
 @dataclass(frozen=True)
-class LocalLossSettings(ClientRateSettings):
-    """Settings of methods with a local loss.
+class LocalLossSettings(LocalStepsSettings):
+    """Settings of methods with a local loss, beside local steps and the client's optimiser.
 
     Attributes
     ----------
-    local_steps : int
-        h, local steps per client and round; 0 means one local epoch.
     upload_every : int
         k: every k-th step sends smashed data, the first one included; at most h.
     head : str
         The auxiliary head: "linear", "pooled", "pooled:SIDE", "blocks:LAYER" or "task".
     head_init : {"random", "copy"}
         Fresh weights, or those of the server half where the head has its layers.
-    client_lr : float
-        Learning rate of client half and head.
-    client_optimizer : str
-        Optimiser of what the client trains; which ones there are, the method says.
-    client_momentum, client_weight_decay : float
-        Its settings.
-    client_state : {"fresh", "kept"}
-        Whether the client optimiser's state starts anew each round or stays on each client.
     """
 
-    local_steps: int = 1
     upload_every: int = 1
     head: str = "linear"
     head_init: str = "random"
-    client_optimizer: str = "sgd"
-    client_momentum: float = 0.9
-    client_weight_decay: float = 0.0
-    client_state: str = "fresh"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("local_steps", self.local_steps, 0, 10**6)
         check_range("upload_every", self.upload_every, 1, 10**6)
         if self.local_steps:
             self.check_period(self.local_steps)
         check_choice("head_init", self.head_init, ("random", "copy"))
-        check_range("client_momentum", self.client_momentum, 0, 0.9999)
-        check_range("client_weight_decay", self.client_weight_decay, 0)
-        check_choice("client_state", self.client_state, ("fresh", "kept"))
 
     def check_period(self, steps: int) -> None:
         """Refuse an upload period that is longer than a round of so many steps."""
@@ -89,24 +68,6 @@ class LocalLossSettings(ClientRateSettings):
     def check_held(self, fewest: int, batch_size: int) -> None:
         """Refuse an upload period that is longer than some client's round."""
         self.check_period(self.batches(fewest, batch_size))
-
-    @property
-    def keeps_client_state(self) -> bool:
-        """Whether clients keep their optimiser's state."""
-        return self.client_state == "kept"
-
-    def batches(self, samples: int, batch_size: int) -> int:
-        """Return the local steps of a client with so many samples."""
-        return self.local_steps or steps_per_epoch(samples, batch_size)
-
-    def optimizer_text(self, round: int, rounds: int) -> str:
-        """Return the client optimiser of a round as the text that travels."""
-        return optimizer_text(
-            self.client_optimizer,
-            self.client_rate(round, rounds),
-            self.client_momentum,
-            self.client_weight_decay,
-        )
 
 
 Q = TypeVar("Q", bound=LocalRequest)

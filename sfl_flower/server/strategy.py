@@ -240,7 +240,7 @@ class SplitStrategy(Unwrapped):
     def summary(self) -> None:
         """Log what is trained and how, and warn where zeroth order is too noisy to learn."""
         noise, halves = self.noise(), (self.client_half, self.server.module)
-        warnings = [noise.warning() if noise else ""]
+        warnings = [*self.settings.warnings(), noise.warning() if noise else ""]
         log_summary(self.name, self.task.name, self.config, *halves, warnings)
 
     # The model

@@ -6,10 +6,9 @@ step for each uploaded batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from sfl_flower.config import Settings, check_choice
+from sfl_flower.config import Settings
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -17,39 +16,23 @@ from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
 from sfl_flower.split import travelling_state
-from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.wire import LocalRequest, pack_state
 
-__all__ = ["CSEFSL", "CSEFSLSettings"]
-
-
-@dataclass(frozen=True)
-class CSEFSLSettings(LocalLossSettings):
-    """Settings of CSE-FSL.
-
-    Attributes
-    ----------
-    client_optimizer : {"sgd", "adam", "adamw"}
-        Optimiser of client half and head; client_momentum is for SGD.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("client_optimizer", self.client_optimizer, FIRST_ORDER)
+__all__ = ["CSEFSL"]
 
 
 class CSEFSL(LocalLossStrategy):
     """Server side of CSE-FSL; see the module and `LocalLossStrategy`."""
 
     name: ClassVar[str] = "cse_fsl"
-    settings_type: ClassVar[type[Settings]] = CSEFSLSettings
+    settings_type: ClassVar[type[Settings]] = LocalLossSettings
     facts: ClassVar[Facts] = Facts(
         "backprop on the loss of an auxiliary head",
         client="first order",
         server="first order",
         head=True,
     )
-    settings: CSEFSLSettings
+    settings: LocalLossSettings
 
     @staticmethod
     def cost(parts: Parts) -> ClientCost:

@@ -21,7 +21,6 @@ from torch import Tensor
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.errors import ConfigError, CutError, JournalError
 from sfl_flower.server.aggregate import client_weight
-from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -36,6 +35,7 @@ from sfl_flower.server.probing import (
     note_zeros,
 )
 from sfl_flower.server.roster import Member
+from sfl_flower.server.settings import ClientRateSettings
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import WalkReply, WalkRequest

@@ -18,9 +18,9 @@ from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.first_order import FirstOrderSettings
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
+from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import Whole, load_travelling, travelling_state
 from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
@@ -29,7 +29,7 @@ __all__ = ["FedAvg", "FedAvgSettings"]
 
 
 @dataclass(frozen=True)
-class FedAvgSettings(FirstOrderSettings):
+class FedAvgSettings(LocalStepsSettings):
     """Settings of FedAvg: those of a first-order client, with one local epoch by default."""
 
     local_steps: int = 0
@@ -84,7 +84,7 @@ class FedAvg(SplitStrategy):
             steps=self.settings.batches(member.samples, self.config.batch_size),
             batch_size=self.config.batch_size,
             setup=self.setup,
-            optimizer=self.settings.optimizer(round, self.config.rounds),
+            optimizer=self.settings.optimizer_text(round, self.config.rounds),
             keep_state=self.settings.client_state == "kept",
             weights=packed,
             meter=self.metering(round),

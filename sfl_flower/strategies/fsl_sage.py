@@ -53,8 +53,6 @@ class FSLSAGESettings(LocalLossSettings):
 
     Attributes
     ----------
-    client_optimizer : {"sgd", "adam", "adamw"}
-        Optimiser of the client half; client_momentum is for SGD.
     align_every : int
         l: heads are aligned in round 1 and every l rounds after it; more than 1 is the paper's
         lazy variant.
@@ -88,7 +86,6 @@ class FSLSAGESettings(LocalLossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("client_optimizer", self.client_optimizer, FIRST_ORDER)
         check_range("align_every", self.align_every, 1, 10**6)
         check_range("align_epochs", self.align_epochs, 1, 10**6)
         check_range("buffer", self.buffer, 1, 10**9)

@@ -10,7 +10,7 @@ whole walk follows from its h x P scalars, so it sends those
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,7 +47,6 @@ from sfl_flower.wire import (
 )
 from sfl_flower.zo import (
     OPTIMIZERS,
-    OptimizerSpec,
     ParameterVector,
     Walk,
     client_stream,
@@ -88,11 +87,11 @@ class HERONSettings(ProbingSettings, LocalLossSettings):
         A reply with |v| / μ above this is not used; for `uplink=scalars`.
     """
 
+    optimizers: ClassVar[Collection[str]] = OPTIMIZERS
     client_lr: float = 0.1
     client_lr_schedule: str = "cosine"
     client_lr_warmup: float = 0.05
     probes: int = 32
-    client_optimizer: str = "sgd"
     uplink: str = "scalars"
     head_trainer: str = "server"
     head_lr: float = 0.02
@@ -101,7 +100,6 @@ class HERONSettings(ProbingSettings, LocalLossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
         check_choice("uplink", self.uplink, UPLINKS)
         check_choice("head_trainer", self.head_trainer, ("client", "server"))
         check_range("head_lr", self.head_lr, 0)
@@ -114,14 +112,6 @@ class HERONSettings(ProbingSettings, LocalLossSettings):
                 f"{self.client_optimizer}: the server does not hold each client's optimiser state; "
                 "use client_state=fresh, client_optimizer=sgd or uplink=weights."
             )
-
-    def spec(self) -> OptimizerSpec:
-        """Return the client optimiser."""
-        return OptimizerSpec(
-            self.client_optimizer,
-            momentum=self.client_momentum,
-            weight_decay=self.client_weight_decay,
-        )
 
 
 class HERON(LocalLossStrategy):

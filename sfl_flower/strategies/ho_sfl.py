@@ -12,7 +12,7 @@ a client's λ is taken at its turn, before the step on that batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,7 +23,6 @@ from torch import Tensor
 from sfl_flower.config import RunConfig, Settings, check_choice, check_range
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.server.aggregate import check_aggregator, client_weight
-from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -38,6 +37,7 @@ from sfl_flower.server.probing import (
     note_zeros,
 )
 from sfl_flower.server.roster import Member
+from sfl_flower.server.settings import ClientOptimizerSettings
 from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
@@ -46,7 +46,6 @@ from sfl_flower.zo import (
     OPTIMIZERS,
     SHARED_STREAM,
     Entry,
-    OptimizerSpec,
     client_stream,
     clip_scalars,
     run_key,
@@ -56,8 +55,8 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(ProbingSettings, ClientRateSettings):
-    """Settings of HO-SFL, beside those of probes and of the client's rate.
+class HOSFLSettings(ProbingSettings, ClientOptimizerSettings):
+    """Settings of HO-SFL, beside those of probes and of the client's optimiser.
 
     Attributes
     ----------
@@ -68,8 +67,6 @@ class HOSFLSettings(ProbingSettings, ClientRateSettings):
         round's clients share P (the paper).
     client_optimizer : {"sgd", "momentum", "adam", "adamw"}
         Replayable optimiser of the client half.
-    client_momentum, client_weight_decay : float
-        Its settings.
     clip_norm : float
         Scalars of a mini-batch that tell of a gradient of a larger norm are scaled down to it
         (`sfl_flower.zo.clip_scalars`); 0: no clipping.
@@ -84,13 +81,11 @@ class HOSFLSettings(ProbingSettings, ClientRateSettings):
         Mode of the client half's modules: as the task built them, or eval.
     """
 
+    optimizers: ClassVar[Collection[str]] = OPTIMIZERS
     probes: int = 4
     minibatches: int = 1
     directions: str = "own"
-    client_optimizer: str = "sgd"
     client_lr: float = 0.02
-    client_momentum: float = 0.9
-    client_weight_decay: float = 0.0
     clip_norm: float = 0.0
     scalar_limit: float = 1e6
     server_steps: str = "round"
@@ -103,23 +98,13 @@ class HOSFLSettings(ProbingSettings, ClientRateSettings):
         check_range("scalar_limit", self.scalar_limit, 0)
         check_range("clip_norm", self.clip_norm, 0, 1e30)
         check_choice("directions", self.directions, ("own", "shared"))
-        check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
         check_choice("server_steps", self.server_steps, SERVER_STEPS)
         check_choice("sync", self.sync, SYNC_POLICIES)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
-        self.optimizer()  # refuses its own settings
 
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches of a client in a round."""
         return self.minibatches
-
-    def optimizer(self) -> OptimizerSpec:
-        """Return the client optimiser."""
-        return OptimizerSpec(
-            self.client_optimizer,
-            momentum=self.client_momentum,
-            weight_decay=self.client_weight_decay,
-        )
 
 
 class HOSFL(JournalledStrategy):
@@ -170,7 +155,7 @@ class HOSFL(JournalledStrategy):
             self.client_half,
             run_key("ho_sfl", self.config.seed),
             settings.direction,
-            settings.optimizer(),
+            settings.spec(),
             settings.sync,
         )
 

@@ -24,9 +24,9 @@ from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.first_order import FirstOrderSettings
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
+from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.turns import turns
@@ -37,14 +37,14 @@ __all__ = ["SplitFedV1", "SplitFedV2"]
 
 
 class _SplitFed(SplitStrategy):
-    settings_type: ClassVar[type[Settings]] = FirstOrderSettings
+    settings_type: ClassVar[type[Settings]] = LocalStepsSettings
     facts: ClassVar[Facts] = Facts(
         "backprop with the server half's gradient",
         client="first order",
         server="first order",
         gradients=True,
     )
-    settings: FirstOrderSettings
+    settings: LocalStepsSettings
 
     def prepare(self) -> None:
         """Refuse a client half that has nothing to send.
@@ -150,7 +150,7 @@ class _SplitFed(SplitStrategy):
             steps=self._steps[member],
             batch_size=self.config.batch_size,
             setup=self.setup,
-            optimizer=self.settings.optimizer(round, self.config.rounds),
+            optimizer=self.settings.optimizer_text(round, self.config.rounds),
             keep_state=self.settings.client_state == "kept",
             weights=weights or {},
             lam=lam,

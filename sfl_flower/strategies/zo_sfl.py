@@ -13,7 +13,7 @@ As in SplitFed the scalars of a step ride on the request for the next: h steps a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from logging import INFO, getLogger
@@ -23,11 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.config import Settings, check_choice, check_range
-from sfl_flower.data import steps_per_epoch
+from sfl_flower.config import Settings, check_choice
 from sfl_flower.errors import SflError, WireError
 from sfl_flower.server.aggregate import client_weight
-from sfl_flower.server.client_rate import ClientRateSettings
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
@@ -35,9 +33,9 @@ from sfl_flower.server.frozen_parameters import counts
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import DirectionSettings, Noise, note_zeros
 from sfl_flower.server.roster import Member
+from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.training.optim import optimizer_text
 from sfl_flower.wire import Usage, pack_state, unpack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import (
@@ -58,8 +56,8 @@ _log = getLogger("flwr")
 
 
 @dataclass(frozen=True)
-class ZOSFLSettings(DirectionSettings, ClientRateSettings):
-    """Settings of ZO-SFL, beside those of directions (on both sides) and the client's rate.
+class ZOSFLSettings(DirectionSettings, LocalStepsSettings):
+    """Settings of ZO-SFL, beside those of directions (on both sides) and of local steps.
 
     The server's optimiser is the run's.
 
@@ -80,43 +78,21 @@ class ZOSFLSettings(DirectionSettings, ClientRateSettings):
         Mode of the client half's modules: as the task built them, or eval.
     """
 
+    optimizers: ClassVar[Collection[str]] = OPTIMIZERS
     local_steps: int = 0
     probes: int = 1
     client_optimizer: str = "adamw"
     client_lr: float = 1e-3
-    client_momentum: float = 0.9
     client_weight_decay: float = 1e-4
-    client_state: str = "fresh"
     client_mode: str = "as_built"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("local_steps", self.local_steps, 0, 10**6)
-        check_choice("client_optimizer", self.client_optimizer, OPTIMIZERS)
-        check_range("client_momentum", self.client_momentum, 0, 0.9999)
-        check_range("client_weight_decay", self.client_weight_decay, 0, 1e3)
-        check_choice("client_state", self.client_state, ("fresh", "kept"))
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
-
-    def optimizer(self, round: int, rounds: int) -> str:
-        """Return the client optimiser of a round as the text that travels."""
-        lr, momentum, decay = (
-            self.client_rate(round, rounds), self.client_momentum, self.client_weight_decay,
-        )  # fmt: skip
-        return optimizer_text(self.client_optimizer, lr, momentum, decay)
-
-    @property
-    def keeps_client_state(self) -> bool:
-        """Whether clients keep their optimiser's state."""
-        return self.client_state == "kept"
 
     def probing(self) -> Probing:
         """Return how a mini-batch is probed."""
         return Probing(self.probes, self.direction, self.mu, "central")
-
-    def batches(self, samples: int, batch_size: int) -> int:
-        """Return the mini-batches of a client in a round."""
-        return self.local_steps or steps_per_epoch(samples, batch_size)
 
 
 @dataclass
@@ -264,7 +240,7 @@ class ZOSFL(ForwardOnlyStrategy):
             batch_size=self.config.batch_size,
             setup=self.setup,
             probing=settings.probing(),
-            optimizer=settings.optimizer(round, self.config.rounds),
+            optimizer=settings.optimizer_text(round, self.config.rounds),
             keep_state=settings.client_state == "kept",
             eval_mode=settings.client_mode == "eval",
             weights=weights or {},

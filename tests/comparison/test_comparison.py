@@ -15,7 +15,7 @@ from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.report import RunDirectory
 from sfl_flower.run.run import Plan
-from sfl_flower.server.first_order import FirstOrderSettings
+from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.strategies.frozen import FrozenSettings
 from sfl_flower.task import accuracy
 from tests import tiny
@@ -41,7 +41,7 @@ def task(**options: Any) -> SplitTask:
 
 def test_rounds_come_nearest_to_the_samples() -> None:
     config = RunConfig(clients=2, batch_size=4)
-    one, three = FrozenSettings(), FirstOrderSettings(local_steps=3)
+    one, three = FrozenSettings(), LocalStepsSettings(local_steps=3)
     assert fit(64, [10, 10], config, one) == Budget(8, 64)
     assert fit(67, [10, 10], config, one) == Budget(8, 64)
     assert fit(69, [10, 10], config, one) == Budget(9, 72)
@@ -62,7 +62,7 @@ def test_the_count_is_that_of_a_run_with_sampled_clients_of_different_size() -> 
     }
     trial = tiny.train(tiny.task(shares), "splitfed_v2", rounds=4, **config)
     wanted = trial.strategy.ledger.samples
-    settings = FirstOrderSettings(local_steps=3)
+    settings = LocalStepsSettings(local_steps=3)
     assert fit(wanted, [3, 9, 14, 22], trial.strategy.config, settings) == Budget(4, wanted)
 
 

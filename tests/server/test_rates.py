@@ -10,7 +10,7 @@ import torch
 
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
-from sfl_flower.server.client_rate import ClientRateSettings
+from sfl_flower.server.settings import ClientRateSettings
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.zo import Walk
 from tests import tiny

@@ -815,7 +815,7 @@ def test_a_local_loss_that_is_not_finite_costs_the_client_the_round(
         ({"client_lr": -1.0}, r"client_lr is -1\.0; it must be in"),
         ({"client_lr": float("nan")}, "client_lr is nan"),
         ({"client_momentum": 1.0}, r"client_momentum is 1\.0; it must be in \[0, 0\.9999\]"),
-        ({"client_weight_decay": 1e9}, r"weight_decay is 1000000000\.0; legal: 0 <= value <= 1e3"),
+        ({"client_weight_decay": 1e9}, r"client_weight_decay is 1000000000\.0; .* in \[0, 1000\]"),
         ({"client_weight_decay": -1.0}, "client_weight_decay is -1"),
         ({"client_lr_schedule": "steps"}, "client_lr_schedule is 'steps'; it must be one of"),
         ({"client_lr_warmup": -1}, "client_lr_warmup is -1"),

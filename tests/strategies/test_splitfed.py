@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
-from sfl_flower.server.first_order import FirstOrderSettings
 from sfl_flower.server.mean import Mean
+from sfl_flower.server.settings import LocalStepsSettings
 from tests import tiny
 from tests.local_grid import Fault, kind_of
 from tests.tiny import begin, equal, flat, start, train
@@ -95,8 +95,8 @@ def test_h_local_steps_are_h_plus_1_exchanges(method: str) -> None:
 
 
 def test_an_epoch_of_5000_samples_is_20_batches() -> None:
-    assert FirstOrderSettings(local_steps=0).batches(5000, 256) == 20
-    assert FirstOrderSettings(local_steps=3).batches(5000, 256) == 3
+    assert LocalStepsSettings(local_steps=0).batches(5000, 256) == 20
+    assert LocalStepsSettings(local_steps=3).batches(5000, 256) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -256,7 +256,7 @@ def test_a_client_half_with_nothing_to_train_is_refused(
 )
 def test_settings_are_checked(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        FirstOrderSettings(**options)
+        LocalStepsSettings(**options)
 
 
 def test_order_of_v2_follows_the_seed_and_holds_everyone() -> None:

@@ -1,0 +1,147 @@
+"""Options that several methods have, each declared once: a method's settings inherit them.
+
+Each class adds to the one before: `ClientRateSettings` the client's rate, `ClientOptimizerSettings`
+an optimiser, `LocalStepsSettings` steps that the client takes on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.data import steps_per_epoch
+from sfl_flower.training.optim import FIRST_ORDER, optimizer_text
+from sfl_flower.training.schedules import SCHEDULES, scheduled
+from sfl_flower.zo import OptimizerSpec
+
+__all__ = ["ClientOptimizerSettings", "ClientRateSettings", "LocalStepsSettings"]
+
+
+@dataclass(frozen=True)
+class ClientRateSettings(Settings):
+    """How the client's learning rate goes over the rounds of a run.
+
+    Attributes
+    ----------
+    client_lr : float
+        Learning rate of what clients train.
+    client_lr_schedule : {"constant", "linear", "cosine"}
+        How client_lr goes over the rounds; the last two end at 0.
+    client_lr_warmup : float
+        First rounds over which client_lr rises linearly; below 1 it is a share of all rounds.
+    """
+
+    client_lr: float = 0.05
+    client_lr_schedule: str = "constant"
+    client_lr_warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("client_lr", self.client_lr, 0, 1e6)
+        check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
+        check_range("client_lr_warmup", self.client_lr_warmup, 0)
+
+    def client_rate(self, round: int, rounds: int) -> float:
+        """Return the client's learning rate in a round of a run of so many rounds."""
+        schedule, warmup = self.client_lr_schedule, self.client_lr_warmup
+        return scheduled(schedule, self.client_lr, round, rounds, warmup)
+
+
+@dataclass(frozen=True)
+class ClientOptimizerSettings(ClientRateSettings):
+    """The optimiser of what the client trains, beside its rate.
+
+    Attributes
+    ----------
+    client_optimizer : {"sgd", "adam", "adamw"}
+        Optimiser of what clients train.
+    client_momentum, client_weight_decay : float
+        Its settings; momentum is for SGD.
+    """
+
+    optimizers: ClassVar[Collection[str]] = FIRST_ORDER
+    """Names that `client_optimizer` may have; a method of zeroth order has the replayable ones."""
+
+    client_optimizer: str = "sgd"
+    client_momentum: float = 0.9
+    client_weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("client_optimizer", self.client_optimizer, self.optimizers)
+        check_range("client_momentum", self.client_momentum, 0, 0.9999)
+        check_range("client_weight_decay", self.client_weight_decay, 0, 1e3)
+
+    def optimizer_text(self, round: int, rounds: int) -> str:
+        """Return the client optimiser of a round as the text that travels."""
+        rate = self.client_rate(round, rounds)
+        return optimizer_text(
+            self.client_optimizer, rate, self.client_momentum, self.client_weight_decay
+        )
+
+    def spec(self) -> OptimizerSpec:
+        """Return the client optimiser, one of the replayable ones, without its rate."""
+        return OptimizerSpec(
+            self.client_optimizer,
+            momentum=self.client_momentum,
+            weight_decay=self.client_weight_decay,
+        )
+
+
+@dataclass(frozen=True)
+class LocalStepsSettings(ClientOptimizerSettings):
+    """Local steps of a client on its own, beside the optimiser that takes them.
+
+    Attributes
+    ----------
+    local_steps : int
+        h, mini-batches per client and round; 0 is one epoch of the client's own samples, whose
+        last mini-batch may be short.
+    client_state : {"fresh", "kept"}
+        Whether the client optimiser's state starts anew each round or stays on each client.
+    """
+
+    local_steps: int = 1
+    client_state: str = "fresh"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("local_steps", self.local_steps, 0, 10**6)
+        check_choice("client_state", self.client_state, ("fresh", "kept"))
+
+    def batches(self, samples: int, batch_size: int) -> int:
+        """Return the mini-batches that a client with so many samples runs in a round."""
+        return self.local_steps or steps_per_epoch(samples, batch_size)
+
+    @property
+    def keeps_client_state(self) -> bool:
+        """Whether clients keep their optimiser's state."""
+        return self.client_state == "kept"
+
+    def warnings(self) -> list[str]:
+        """Return what to mind: an optimiser that begins anew at each step is another one."""
+        name, found = self.client_optimizer, super().warnings()
+        if self.client_state == "kept" or self.local_steps != 1 or not self.client_lr:
+            return found
+        # Among the replayable optimisers momentum has a name of its own.
+        momentum = name == "momentum" or (name == "sgd" and "momentum" not in self.optimizers)
+        if name.startswith("adam"):
+            effect = (
+                f"{name} moves every parameter by client_lr whatever the size of its gradient (a "
+                "sign step)"
+            )
+            other = "client_optimizer=sgd"
+        elif momentum and self.client_momentum:
+            effect = (
+                f"client_momentum={self.client_momentum:g} has no effect and the step is plain SGD"
+            )
+            other = "client_momentum=0"
+        else:
+            return found
+        warning = (
+            "client_state=fresh with local_steps=1: the client optimiser begins anew at every "
+            f"step, so {effect}; set client_state=kept or more local_steps, or {other}."
+        )
+        return [*found, warning]
