@@ -100,7 +100,7 @@ class Noise:
 
     @property
     def ratio(self) -> float:
-        """d/P: the variance of the estimate over ||g||²."""
+        """d/P: the variance over ||g||², which is the clients' mean where directions are own."""
         return self.size / self.directions
 
     def warning(self) -> str:

@@ -32,9 +32,6 @@ from .journal import (
     Tail as Tail,
 )
 from .journal import (
-    decode_tail as decode_tail,
-)
-from .journal import (
     tail_bytes as tail_bytes,
 )
 from .keys import (

@@ -14,7 +14,7 @@ from sfl_flower.errors import JournalError, WireError
 from sfl_flower.zo.entry import Entry, entry_bytes
 from sfl_flower.zo.header import HEADER_BYTES, JournalHeader, chain
 
-__all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "decode_tail", "tail_bytes"]
+__all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "tail_bytes"]
 
 MAX_TAIL_ENTRIES = 1 << 20
 _TAIL = struct.Struct("<4sBBHIIq32s32s")
@@ -113,11 +113,6 @@ class Tail:
         if running != digest:
             raise WireError("A journal tail does not lead to the digest it declares.")
         return cls(since, last, base, digest, tuple(entries))
-
-
-def decode_tail(data: bytes, *, max_entries: int = MAX_TAIL_ENTRIES) -> list[Entry]:
-    """Return the entries of an encoded tail; see `Tail.decode` for what is verified."""
-    return list(Tail.decode(data, max_entries=max_entries).entries)
 
 
 def tail_bytes(data: bytes) -> dict[str, int]:
@@ -286,19 +281,9 @@ class Journal:
             journal.append(entry)
         return journal
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the journal to a file, all or nothing."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        with open(partial, "wb") as file:
-            file.write(self.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a saved journal; raises `JournalError` as `decode`."""
+        """Read a journal from a file; raises `JournalError` as `decode`."""
         return cls.decode(Path(path).read_bytes(), str(path))
 
     def _tail(self, since: int) -> Tail:
