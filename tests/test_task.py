@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfl_flower import simulate
 from sfl_flower.data import PartitionSpec
 from sfl_flower.data.memory import forget
 from sfl_flower.errors import ConfigError, CutError, DataError
@@ -81,7 +82,7 @@ def test_the_model_is_built_and_the_data_are_loaded_once() -> None:
     task = _task(model=model, train=train)
     for _ in range(3):
         task.build(1)
-        task.client_samples(0, PartitionSpec("iid", clients=2))
+        task.client_rows(PartitionSpec("iid", clients=2))
     assert sorted(calls) == ["model", "train"]
 
 
@@ -123,15 +124,10 @@ def test_arrays_are_read_again_when_forgotten() -> None:
 
 def test_clients_hold_all_samples_once() -> None:
     task, spec = _task(), PartitionSpec("iid", clients=4)
-    firsts = [task.client_samples(client, spec).x[:, 0].tolist() for client in range(4)]
+    shares = [task.samples("train").take(rows) for rows in task.client_rows(spec)]
+    firsts = [share.x[:, 0].tolist() for share in shares]
     assert sorted(value for first in firsts for value in first) == X[:, 0].tolist()
-    assert [len(task.client_samples(c, spec)) for c in range(4)] == [3, 3, 3, 3]
-
-
-@pytest.mark.parametrize("client", [-1, 4])
-def test_there_is_no_such_client(client: int) -> None:
-    with pytest.raises(DataError, match=f"no client {client}; .* 0 to 3"):
-        _task().client_samples(client, PartitionSpec("iid", clients=4))
+    assert [len(share) for share in shares] == [3, 3, 3, 3]
 
 
 def test_a_batch_is_transformed() -> None:
@@ -443,3 +439,32 @@ def test_a6_smashed_data_larger_than_the_inputs_are_warned_of(
 ) -> None:
     _task(cut="act").check()
     assert "gives 4 numbers a sample ([4]) for an input of 2 ([2])" in caplog.text
+
+
+def _of_node(context: Any) -> Samples:
+    number, nodes = (int(context.node_config[n]) for n in ("partition-id", "num-partitions"))
+    return Samples(X, Y).take(np.arange(12)[number::nodes])
+
+
+def test_a6_a_train_function_with_a_parameter_gets_the_node_s_context() -> None:
+    task = _task(train=_of_node)
+    assert task.own_data and not _task().own_data
+    assert not _task(train=lambda n=3: Samples(X, Y)).own_data
+    task.check(0, 4)
+    result = simulate(task, "ho_sfl", backend="inline", partition="local", clients=4, rounds=1,
+                      batch_size=8)  # fmt: skip
+    assert result.history[-1].samples == 12  # three of each, every sample once
+    assert result.history[-1].notes == ()
+
+
+def test_a6_a_simulation_in_which_every_client_would_hold_all_samples_is_refused() -> None:
+    message = r"all clients would get the same .*train\(context\).*partition=iid"
+    with pytest.raises(ConfigError, match=message):
+        simulate(_task(), backend="inline", partition="local", clients=2, rounds=1)
+    with pytest.raises(ConfigError, match=r"takes the node.s context.*partition=local"):
+        simulate(_task(train=_of_node), backend="inline", partition="iid", clients=2, rounds=1)
+
+
+def test_a7_a_model_instead_of_a_task_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"not a Sequential; SplitTask\(name="):
+        simulate(_model(), rounds=1)  # type: ignore[arg-type]

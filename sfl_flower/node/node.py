@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from logging import getLogger
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +16,21 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.config import LOCAL
-from sfl_flower.data import PartitionSpec, batch_indices, seeded_torch
+from sfl_flower.data import PartitionSpec, Samples, batch_indices, seeded_torch
 from sfl_flower.data.identity import data_digest
 from sfl_flower.data.repeats import UNREPEATED
 from sfl_flower.errors import ConfigError, DataError, SflError
 from sfl_flower.node.shares import divide
 from sfl_flower.node.store import NodeStore
 from sfl_flower.split import Whole, base_digest
-from sfl_flower.task import SplitTask
-from sfl_flower.training.meter import PeakMemory
+from sfl_flower.task import NOT_DIVIDED, SplitTask
+from sfl_flower.training.meter import PeakMemory, profiled
 from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
 from sfl_flower.zo import ParameterVector, trained_names
 
 __all__ = ["HeldModule", "Node", "TaskSource", "join", "metered", "node_partition"]
+
+_log = getLogger("flwr")
 
 TaskSource = Callable[[Context], SplitTask]
 """Gives the task of a run from the node's context."""
@@ -89,8 +92,10 @@ class Node:
         The run's seed.
     partition : int
         The number of its share of the data.
+    samples : Samples
+        The training set it has loaded.
     rows : numpy.ndarray
-        Its share of the data: rows of the task's training set, int64, shape [n].
+        Its share of the data: rows of `samples`, int64, shape [n].
     store : NodeStore
         What it remembers.
     """
@@ -98,6 +103,7 @@ class Node:
     task: SplitTask
     seed: int
     partition: int
+    samples: Samples
     rows: npt.NDArray[np.int64]
     store: NodeStore
 
@@ -105,8 +111,11 @@ class Node:
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
         """Find the task, the share of the data and the memory of the node of a message."""
         task, number = source(context), node_partition(context)
+        samples = task.samples("train", context)
         if setup.partition == LOCAL:
-            rows = np.arange(len(task.samples("train")))
+            rows = np.arange(len(samples))
+        elif task.own_data:
+            raise ConfigError(NOT_DIVIDED.format(task.name))
         else:
             spec = _spec(setup.partition)
             divide(task, spec)
@@ -119,7 +128,7 @@ class Node:
                     "node configuration, or set clients higher."
                 )
             rows = parts[number]
-        return cls(task, setup.seed, number, rows, NodeStore(context))
+        return cls(task, setup.seed, number, samples, rows, NodeStore(context))
 
     @property
     def half(self) -> HeldModule:
@@ -149,7 +158,7 @@ class Node:
         """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
         chosen = batch_indices(self.seed, self.partition, round, step, len(self.rows), batch_size)
         return self.task.training_batch(
-            self.task.samples("train"), self.rows[chosen], self.seed, self.partition, round, step
+            self.samples, self.rows[chosen], self.seed, self.partition, round, step
         )
 
     def same_batch(self, round: int, digest: str, met: str) -> None:
@@ -200,7 +209,7 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
         return JoinReply(number, 0, str(error)[:2000])
     if len(node.rows) == 0:
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
-    data = data_digest(node.task.samples("train"))
+    data = data_digest(node.samples)
     return JoinReply(node.partition, len(node.rows), data=data)
 
 
@@ -226,7 +235,10 @@ def _check_base(node: Node, request: JoinRequest) -> None:
 @contextmanager
 def metered(wanted: str) -> Iterator[Callable[[], Usage]]:
     """Measure what a block costs, one of `METERS`; gives a function to read it afterwards."""
-    if wanted == "memory":
+    if wanted == "memory" and profiled():
+        _log.warning("Memory is not measured: a profiler of torch already runs in this process.")
+        yield Usage
+    elif wanted == "memory":
         with PeakMemory() as meter:
             yield lambda: Usage(peak_bytes=meter.peak)
     elif wanted == "flops":

@@ -24,7 +24,7 @@ from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
 from sfl_flower.run.run import Observer, Plan, RunResult, execute
 from sfl_flower.run.stoppable import StoppableGrid
-from sfl_flower.task import SplitTask
+from sfl_flower.task import NOT_DIVIDED, NOT_THEIR_OWN, SplitTask
 from sfl_flower.tasks import load_task
 from sfl_flower.wire.flower import SUPERLINK, identity
 
@@ -96,6 +96,11 @@ def simulate(
     >>> len(result.history)
     3
     """
+    if not isinstance(task, str | SplitTask):
+        raise ConfigError(
+            f"simulate trains a SplitTask or the name of one, not a {type(task).__name__}; "
+            "SplitTask(name=..., model=lambda: ..., cut=..., ...) says what to do with a model."
+        )
     name = task if isinstance(task, str) else task.name
     plan = Plan.read({**options, "method": method, "task": name}, out, resume)
     built = load_task(task, **plan.task_options) if isinstance(task, str) else task
@@ -112,9 +117,11 @@ def run_plan(
 ) -> RunResult:
     """Train a task as planned; see `simulate`."""
     check_choice("backend", backend, BACKENDS)
+    if plan.config.partition_spec() is None and not task.own_data:
+        raise ConfigError(NOT_THEIR_OWN.format(task.name))
     app = make_client_app(lambda context: task, [plan.method])
     with _alone(), _quiet(verbose), _own_state():
-        task.check(plan.config.seed)
+        task.check(plan.config.seed, plan.config.clients)
         _divide(task, plan)
         if backend == "ray":
             return _on_ray(app, task, plan, observer, verbose)
@@ -135,6 +142,8 @@ def _divide(task: SplitTask, plan: Plan) -> None:
     spec = plan.config.partition_spec()
     if spec is None:
         return
+    if task.own_data:
+        raise ConfigError(NOT_DIVIDED.format(task.name))
     try:
         divide(task, spec)
     except DataError as error:

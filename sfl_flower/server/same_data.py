@@ -55,10 +55,10 @@ class SameData:
         """Return why a node's training set is not that of the run, empty where it is."""
         if not self._divided or not reply.data or reply.data == self._digest:
             return ""
+        own, others = (printable(digest[:8]) for digest in (reply.data, self._digest))
         return (
-            f"client {reply.partition} has loaded another training set (digest "
-            f"{printable(reply.data[:8])}) than the nodes it divides one with "
-            f"({printable(self._digest[:8])}): its labels, their number or their order "
-            "differ. train() must return the same on every node: seed what it draws "
-            "and sort what it lists; or set partition=local for nodes with data of their own."
+            f"client {reply.partition} has loaded another training set (digest {own}) than the "
+            f"nodes it divides one with ({others}): its labels, their number or their order "
+            "differ. train() must return the same on every node: seed what it draws and sort what "
+            "it lists; or set partition=local for nodes with data of their own."
         )

@@ -39,6 +39,7 @@ from sfl_flower.split import (
     travelling_state,
 )
 from sfl_flower.task import SplitTask
+from sfl_flower.task.models import unused_state
 from sfl_flower.training.modes import eval_mode, torch_threads
 from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup, Usage
 from sfl_flower.zo import Journal
@@ -251,7 +252,9 @@ class SplitStrategy(Unwrapped):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the whole model's weights under their original names, none of them quantised."""
-        return dequantised({**self.client_half.state_dict(), **self.server.module.state_dict()})
+        unused = unused_state(self.task, self.config.seed)
+        halves = {**self.client_half.state_dict(), **self.server.module.state_dict()}
+        return dequantised({**unused, **halves})
 
     def arrays(self) -> ArrayRecord:
         """Return the whole model's weights as Flower's record."""

@@ -6,15 +6,17 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
+from sfl_flower.split.graph.copying import copied
 from sfl_flower.split.graph.equality import run, same
 from sfl_flower.split.graph.half import Half
 from sfl_flower.split.graph.plans import Plans
-from sfl_flower.split.graph.tracing import Traced, copied, trace
+from sfl_flower.split.graph.tracing import Traced, trace
 from sfl_flower.split.transformers.blocks import (
     Untied,
     cut_blocks,
@@ -92,6 +94,15 @@ def cut(
 def legal_cuts(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> list[str]:
     """List the layers that ``model`` may be cut after, from input to output.
 
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    example : tuple of Tensor, optional
+        A batch of inputs. With it, the model is run once, and layers whose output is not one
+        float32 tensor with the samples first are left out; what a layer that is kept whole gives
+        shows in no recording.
+
     Raises
     ------
     CutError
@@ -100,7 +111,8 @@ def legal_cuts(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> l
     found = located(model)
     if found is not None:
         return legal_blocks(found)
-    return Plans(_traced(model, example)).legal()
+    plans = Plans(_traced(model, example))
+    return _legal(model, plans, example)
 
 
 def every_cut(
@@ -132,7 +144,7 @@ def every_cut(
     found = located(model)
     if found is None:
         plans = Plans(_traced(model, example))
-        for at in plans.legal() if cuts is None else cuts:
+        for at in _legal(model, plans, example) if cuts is None else cuts:
             yield _recorded(model, plans, at, example)
         return
     said: set[Untied] = set()
@@ -142,6 +154,30 @@ def every_cut(
             _warn([pair for pair in untied if pair not in said], "Cutting this model")
         said.update(untied)
         yield halves
+
+
+def _legal(model: nn.Module, plans: Plans, example: tuple[Tensor, ...] | None) -> list[str]:
+    """Return the legal cuts; those that can cross, where an example shows what layers give."""
+    names = plans.legal()
+    if example is None:
+        return names
+    whole = copied(model).eval()
+    given: dict[str, Any] = {}
+    for name in names:
+        whole.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: given.__setitem__(name, output)
+        )
+    try:
+        run(whole, example)
+    except Exception as error:
+        raise CutError(f"the model does not run on the example batch: {error}") from error
+    return [name for name in names if can_cross(given.get(name), len(example[0]))]
+
+
+def can_cross(value: Any, samples: int) -> bool:
+    """Tell whether a layer's output is one float32 tensor [samples, ...]."""
+    tensor = isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim >= 2
+    return tensor and value.shape[0] == samples
 
 
 def _blocks(

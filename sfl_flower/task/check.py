@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from flwr.app import Context
+
 from sfl_flower.data.repeats import check_augment, check_same, check_transform
+from sfl_flower.task.own_data import first_node
 from sfl_flower.training.trial import Trial
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ __all__ = ["SETS", "check_task"]
 SETS: dict[Split, str] = {"train": "the training set", "test": "the test set"}
 
 
-def check_task(task: SplitTask, seed: int) -> None:
+def check_task(task: SplitTask, seed: int, clients: int) -> None:
     """Try a few samples of both sets on the halves, and ask for the data twice.
 
     Parameters
@@ -25,6 +28,8 @@ def check_task(task: SplitTask, seed: int) -> None:
         The learning problem.
     seed : int
         The run's seed.
+    clients : int
+        Its clients; of data of their own, the first one's are tried.
 
     Raises
     ------
@@ -37,20 +42,21 @@ def check_task(task: SplitTask, seed: int) -> None:
         task.classes,
     )  # fmt: skip
     fed: dict[str, tuple[int, ...]] = {}
+    node = first_node(clients) if task.own_data else None
     for split, where in SETS.items():
-        samples = task.samples(split)
+        samples = task.samples(split, node)
         for rows in (slice(0, 2), slice(0, 3)):
             batch = partial(task.batch, samples, rows)
             if split == "train":
                 batch = partial(task.training_batch, samples, rows, seed)
             trial.run(batch, samples.x[rows], where, fed, warn=not fed and rows.stop == 2)
         fed[where] = tuple(samples.x.shape[1:])
-        task.memo(("repeats", split), partial(_repeats, task, split))
+        task.memo(("repeats", split), partial(_repeats, task, split, node))
 
 
-def _repeats(task: SplitTask, split: Split) -> bool:
-    samples = task.samples(split)
-    check_same(f"{split}() of task {task.name!r}", samples, task.load(split))
+def _repeats(task: SplitTask, split: Split, node: Context | None) -> bool:
+    samples = task.samples(split, node)
+    check_same(f"{split}() of task {task.name!r}", samples, task.load(split, node))
     if task.augment is not None and split == "train":
         check_augment(task.name, task.augment, samples.x)
     if task.transform is not None:

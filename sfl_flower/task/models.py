@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfl_flower.data import seeded_construction, seeded_torch
 from sfl_flower.errors import ConfigError, CutError
@@ -16,7 +16,7 @@ from sfl_flower.training.fields import called
 if TYPE_CHECKING:
     from sfl_flower.task.task import SplitTask
 
-__all__ = ["construct", "construct_head", "construct_whole"]
+__all__ = ["construct", "construct_head", "construct_whole", "unused_state"]
 
 
 def construct_whole(task: SplitTask, seed: int) -> nn.Module:
@@ -33,10 +33,29 @@ def construct_whole(task: SplitTask, seed: int) -> nn.Module:
 
 def construct(task: SplitTask, seed: int) -> Halves:
     """Return the halves; see `SplitTask.build`."""
-    halves = cut(construct_whole(task, seed), task.cut)
+    whole = construct_whole(task, seed)
+    for module in whole.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = (
+                False  # the same gradient, in the form that optimisers and clipping take
+            )
+    halves = cut(whole, task.cut)
     restrict(halves.client, task.trained)
     stay_frozen(halves.client, halves.server)
+    used = {*halves.client.state_dict(), *halves.server.state_dict()}
+    unused = {name: value for name, value in whole.state_dict().items() if name not in used}
+    task.memo(("unused", seed), lambda: unused)
     return halves
+
+
+def unused_state(task: SplitTask, seed: int) -> dict[str, Tensor]:
+    """Return parameters and buffers that no forward uses, as they were built.
+
+    They are in neither half and never trained; a saved model has them, so that a strict load into
+    the whole model works.
+    """
+    task.build(seed)
+    return task.memo(("unused", seed), dict)
 
 
 def construct_head(task: SplitTask, seed: int, kind: str, init: str) -> nn.Module:

@@ -25,10 +25,13 @@ from sfl_flower.data.identity import fingerprint
 from sfl_flower.data.labels import row_labels
 from sfl_flower.data.memory import remember
 from sfl_flower.errors import DataError
+from sfl_flower.task.own_data import first_node, node_key, takes_context
 from sfl_flower.training.fields import called, check_functions, check_labels, check_metrics
 from sfl_flower.training.measures import accuracy, cross_entropy
 
 if TYPE_CHECKING:
+    from flwr.app import Context
+
     from sfl_flower.split import Halves
 
 __all__ = ["Split", "SplitTask"]
@@ -55,7 +58,8 @@ class SplitTask:
     cut : str
         Name of the layer whose output is the smashed data z; the last layer of the client half.
     train, test : callable
-        ``train()`` and ``test()`` return the `Samples` of the training and the test set.
+        ``train()`` and ``test()`` return the `Samples` of the training and the test set. A
+        ``train(context)`` gets Flower's `Context` of the node and returns that node's own.
     classes : int
         Labels lie in 0 <= y < classes.
     loss : callable
@@ -99,7 +103,7 @@ class SplitTask:
     name: str
     model: Callable[[], nn.Module]
     cut: str
-    train: Callable[[], Samples]
+    train: Callable[[], Samples] | Callable[[Context], Samples]
     test: Callable[[], Samples]
     classes: int
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
@@ -125,10 +129,9 @@ class SplitTask:
         needed = {name: getattr(self, name) for name in ("model", "train", "test", "loss")}
         optional = {name: getattr(self, name) for name in ("transform", "augment", "head")}
         check_functions(self.name, {**needed, **measures}, optional)
-        # Not an argument: `dataclasses.replace` makes a task that shares nothing with this one.
-        own = [getattr(self, f.name) for f in fields(self) if f.init]
-        key = f"{self.token}:{fingerprint(own)}" if self.token else uuid4().hex
-        object.__setattr__(self, "key", key)
+        own = fingerprint([getattr(self, f.name) for f in fields(self) if f.init])
+        # No argument: `dataclasses.replace` makes a task that shares nothing with this one.
+        object.__setattr__(self, "key", f"{self.token}:{own}" if self.token else uuid4().hex)
 
     @classmethod
     def from_arrays(
@@ -181,20 +184,35 @@ class SplitTask:
         """Return what `make` gave the first time this process asked for `key` of this task."""
         return remember(self.key, key, make)
 
-    def samples(self, split: Split) -> Samples:
+    @property
+    def own_data(self) -> bool:
+        """Whether each node has training data of its own: `train` takes its context."""
+        return takes_context(self.train)
+
+    def samples(self, split: Split, context: Context | None = None) -> Samples:
         """Return the checked training or test set; loaded once a process.
+
+        Parameters
+        ----------
+        split : {"train", "test"}
+            Which.
+        context : Context, optional
+            The node's, where nodes have data of their own; the first one's when left out.
 
         Raises
         ------
         DataError
             The set cannot be used; see `check_samples`.
         """
-        return self.memo(("samples", split), lambda: self.load(split))
+        node = node_key(context) if context is not None and self.own_data else None
+        return self.memo(("samples", split, node), lambda: self.load(split, context))
 
-    def load(self, split: Split) -> Samples:
+    def load(self, split: Split, context: Context | None = None) -> Samples:
         """Return what `samples` does, loaded anew."""
         where = f"the {'training' if split == 'train' else 'test'} set of task {self.name!r}"
-        function = self.train if split == "train" else self.test
+        function: Callable[..., Any] = self.train if split == "train" else self.test
+        if split == "train" and self.own_data:
+            function = partial(function, context or first_node(1))
         samples = called(function, f"{split}() of task {self.name!r}", DataError)
         return check_samples(samples, self.classes, where, self.ignore_label)
 
@@ -212,21 +230,6 @@ class SplitTask:
         """Return what `client_rows` does, computed anew."""
         labels = self.samples("train").y.numpy()
         return partition(spec, row_labels(labels, self.ignore_label, spec.by_class))
-
-    def client_samples(self, client: int, spec: PartitionSpec) -> Samples:
-        """Return a copy of the samples of client number `client`, 0 <= client < spec.clients.
-
-        Raises
-        ------
-        DataError
-            There is no such client, or the training set cannot be divided so.
-        """
-        rows = self.client_rows(spec)
-        if not 0 <= client < len(rows):
-            raise DataError(
-                f"There is no client {client}; the partition has clients 0 to {len(rows) - 1}."
-            )
-        return self.samples("train").take(rows[client])
 
     def batch(self, samples: Samples, rows: npt.ArrayLike | slice) -> tuple[Tensor, Tensor]:
         """Return the model's inputs and the labels of these rows."""
@@ -256,21 +259,15 @@ class SplitTask:
         Raises
         ------
         CutError
-            The model cannot be cut at `cut`, or (ConfigError) `trained` chooses nothing of it or
-            something quantised.
+            The model cannot be cut at `cut`, or (ConfigError) the model function fails or returns
+            something else, or `trained` chooses nothing of it or something quantised.
         """
         from sfl_flower.task.models import construct
 
         return copy.deepcopy(self.memo(("halves", seed), lambda: construct(self, seed)))
 
     def whole(self, seed: int) -> nn.Module:
-        """Return the whole model with the initial weights of a run, not cut.
-
-        Raises
-        ------
-        ConfigError
-            The task's model function fails, or returns something else.
-        """
+        """Return the whole model with the initial weights of a run, not cut; see `build`."""
         from sfl_flower.task.models import construct_whole
 
         return construct_whole(self, seed)
@@ -334,8 +331,15 @@ class SplitTask:
         batches = (self.batch(samples, rows) for rows in chunks(len(samples), size))
         return mean_measures(forward, batches, self.loss, self.metrics, self.ignore_label)
 
-    def check(self, seed: int = 0) -> None:
+    def check(self, seed: int = 0, clients: int = 1) -> None:
         """Load the data, cut the model and try both on a few samples, before anything is trained.
+
+        Parameters
+        ----------
+        seed : int
+            The run's seed.
+        clients : int
+            Its clients, as a `train` that takes a context is told.
 
         Raises
         ------
@@ -344,4 +348,4 @@ class SplitTask:
         """
         from sfl_flower.task.check import check_task
 
-        check_task(self, seed)
+        check_task(self, seed, clients)

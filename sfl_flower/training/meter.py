@@ -15,10 +15,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from sfl_flower.errors import ConfigError, TrainingError
 
-__all__ = ["CallCounter", "PeakMemory"]
+__all__ = ["CallCounter", "PeakMemory", "profiled"]
 
 # The profiler's trace collector is one per process: two at once cancel each other.
 _COLLECTOR = threading.Lock()
+
+
+def profiled() -> bool:
+    """Tell whether a profiler of torch runs on this thread, beside which memory is not measured."""
+    return bool(_profiler_enabled())
 
 
 class PeakMemory:
@@ -83,7 +88,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._base = torch.cuda.memory_allocated(self.device)
             return self
-        if _profiler_enabled():
+        if profiled():
             raise TrainingError(
                 "cannot measure memory: a profiler already runs on this thread; end it before"
             )

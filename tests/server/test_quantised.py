@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,7 @@ def test_a_client_with_another_base_is_refused(
                 model.bert.encoder.layer[0].output.dense.weight.qdata[0, 0] ^= 1
             return model
 
-        object.__setattr__(other, "model", shifted)
-        object.__setattr__(other, "token", "shifted")
+        other = replace(other, model=shifted)
     trial.grid._app = make_client_app(lambda context: other)
     with pytest.raises(DataError, match=r"Client 0 builds other frozen parameters than the server"):
         start(trial)

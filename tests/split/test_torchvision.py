@@ -91,7 +91,7 @@ def test_the_layer_that_draws_is_named(name: str, said: str) -> None:
     with pytest.raises(CutError) as caught:
         check_zeroth_order(halves.client)
     assert said in str(caught.value)
-    assert "put it in eval mode, set its rate to 0, or cut before it" in str(caught.value)
+    assert "set its rate to 0 inside model(), or cut before it" in str(caught.value)
 
 
 @pytest.mark.parametrize("rate", ["attention_dropout", "dropout"])

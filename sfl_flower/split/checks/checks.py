@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
 from sfl_flower.split.checks.graph_checks import operation_problems
-from sfl_flower.split.checks.layer_checks import layer_problem
+from sfl_flower.split.checks.layer_checks import EVAL_FIX, layer_problem
 from sfl_flower.split.checks.problem import Problem
 from sfl_flower.split.graph.equality import same
 from sfl_flower.split.graph.half import Half
@@ -93,20 +93,31 @@ def problems(
     return found
 
 
-_FP32_FIX = "call .float() on the client half"
+_FP32_FIX = "call .float() on it inside model()"
+_REAL_FIX = "keep its real and imaginary part as two float32 parameters (torch.complex joins them)"
 
 
 def _is_about_parameters(problem: Problem) -> bool:
-    return problem.fix == _FP32_FIX or problem.layer == ""
+    return problem.fix in (_FP32_FIX, _REAL_FIX) or problem.layer == ""
 
 
 def _parameter_problems(half: nn.Module, frozen_ok: bool) -> list[Problem]:
     trainable = {name: p for name, p in half.named_parameters() if p.requires_grad}
     if not trainable and not frozen_ok:
         what = "it has no trainable parameter"
-        return [Problem("", what, "cut at a later layer, or set requires_grad on its parameters")]
+        return [
+            Problem(
+                "",
+                what,
+                "cut at a later layer, or set requires_grad on its parameters inside model()",
+            )
+        ]
     return [
-        Problem(name, f"trained in {str(p.dtype).removeprefix('torch.')}, not float32", _FP32_FIX)
+        Problem(
+            name,
+            f"trained in {str(p.dtype).removeprefix('torch.')}, not float32",
+            _REAL_FIX if p.is_complex() else _FP32_FIX,
+        )
         for name, p in trainable.items()
         if p.dtype != torch.float32
     ]
@@ -138,7 +149,7 @@ def _running_problems(half: nn.Module, example: tuple[Tensor, ...]) -> list[Prob
         raise CutError(f"the client half does not run on the example batch: {error}") from error
     after = _tensors(module)
     found = [
-        Problem(name, "a forward changes it", "put its layer in eval mode, or cut before it")
+        Problem(name, "a forward changes it", f"{EVAL_FIX}, or cut before it")
         for name, tensor in state.items()
         if name not in after or not same(tensor, after[name])
     ]

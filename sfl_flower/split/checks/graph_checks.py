@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from sfl_flower.split.checks.layer_checks import RANDOM_FIX
+from sfl_flower.split.checks.layer_checks import EVAL_FIX, RANDOM_FIX
 from sfl_flower.split.checks.problem import Problem
 from sfl_flower.split.graph.effects import argument, effects
 from sfl_flower.split.graph.half import Half
@@ -68,7 +68,7 @@ def _what(node: fx.Node, half: Half) -> tuple[str, str] | None:
         flag = "training" if name == "batch_norm" else "use_input_stats"
         tracked = argument(node, "running_mean") is not None
         if _value(argument(node, flag), half) and (tracked or name == "batch_norm"):
-            return f"{place} uses the statistics of the batch", "put it in eval mode"
+            return f"{place} uses the statistics of the batch", EVAL_FIX
     return None
 
 

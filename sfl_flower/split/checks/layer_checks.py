@@ -10,10 +10,11 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from sfl_flower.split.checks.problem import Problem
 
-__all__ = ["RANDOM_FIX", "layer_problem"]
+__all__ = ["EVAL_FIX", "RANDOM_FIX", "layer_problem"]
 
-RANDOM_FIX = "put it in eval mode, set its rate to 0, or cut before it"
-_NORM_FIX = "call freeze_batch_norm on the client half, or use GroupNorm instead"
+EVAL_FIX = "set client-mode=eval (by hand: put it in eval mode)"
+RANDOM_FIX = f"{EVAL_FIX}, set its rate to 0 inside model(), or cut before it"
+_NORM_FIX = f"{EVAL_FIX}, call freeze_batch_norm inside model(), or use GroupNorm instead"
 _SPECTRAL = (parametrizations._SpectralNorm, SpectralNorm)
 
 
@@ -30,7 +31,7 @@ def layer_problem(name: str, module: nn.Module) -> Problem | None:
     hooks = module._forward_pre_hooks.values()
     if module.training and any(isinstance(value, _SPECTRAL) for value in (module, *hooks)):
         what = "spectral norm in train mode changes its buffers in every forward"
-        return Problem(name, what, "put it in eval mode, or remove the parametrisation")
+        return Problem(name, what, f"{EVAL_FIX}, or remove the parametrisation")
     return None
 
 
@@ -45,7 +46,7 @@ def _norm(name: str, module: _NormBase) -> Problem | None:
     if isinstance(module, _BatchNorm):
         what += ", and mixes the samples of a batch"
         return Problem(name, what, _NORM_FIX)
-    return Problem(name, what, "put it in eval mode, or set track_running_stats=False")
+    return Problem(name, what, f"{EVAL_FIX}, or set track_running_stats=False")
 
 
 def _is_random(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from sfl_flower.split.graph.effects import effects
@@ -104,7 +105,9 @@ def _prune(module: nn.Module, called: set[int], scopes: set[int], tensors: set[i
     for name, child in list(module._modules.items()):
         if child is None or id(child) in called:
             continue
-        if not _prune(child, called, scopes, tensors):
+        # What is compiled is one piece: it is called or it is not.
+        compiled = isinstance(child, torch.jit.ScriptModule)
+        if compiled or not _prune(child, called, scopes, tensors):
             del module._modules[name]
     for store in (module._parameters, module._buffers):
         for name, value in list(store.items()):

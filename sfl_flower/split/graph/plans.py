@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sfl_flower.errors import CutError
 from sfl_flower.split.graph import listing as messages
@@ -53,7 +54,14 @@ class Plans:
             legal = self.legal()
             near = self.order.get(_node(self.traced.calls.get(name, [])), 0)
             before = sum(self.order[_node(self.traced.calls[other])] < near for other in legal)
-            raise CutError(f"{refused}; {messages.listing(legal, before)}.") from None
+            hint = self._instead(name, legal[before:] or legal[-1:])
+            raise CutError(f"{refused}{hint}; {messages.listing(legal, before)}.") from None
+
+    def _instead(self, name: str, later: list[str]) -> str:
+        """Say what to do about a layer that is called several times."""
+        if len(self.traced.calls.get(self.canonical.get(name, ""), [])) < 2 or not later:
+            return ""
+        return f"; cut at '{later[0]}', the next legal layer, or give each call a layer of its own"
 
     def _plan(self, name: str) -> Plan:
         node = self._output_of(name)
@@ -88,6 +96,8 @@ class Plans:
         if several or not isinstance(node, fx.Node):
             found = "several values" if several else f"a {type(node).__name__}"
             raise CutError(f"{here}: it returns {found}, and only one tensor can cross")
+        if _taken_apart(node):
+            raise CutError(f"{here}: it returns several values, and only one tensor can cross")
         if node.op == "placeholder":
             raise CutError(f"{here}: it returns the model's input unchanged")
         return node
@@ -182,6 +192,19 @@ class Plans:
 
 def _node(calls: list[object]) -> Any:
     return calls[0] if calls and isinstance(calls[0], fx.Node) else None
+
+
+def _taken_apart(node: fx.Node) -> bool:
+    """Tell whether the forward takes one part of a value, as of a tuple, a dict or an object."""
+    for user in node.users:
+        if user.op != "call_function" or user.args[:1] != (node,) or len(user.args) < 2:
+            continue
+        # One index would take a single sample of a tensor.
+        if user.target is operator.getitem and isinstance(user.args[1], int | str):
+            return True
+        if user.target is getattr and not hasattr(Tensor, str(user.args[1])):
+            return True
+    return False
 
 
 def _source(size: fx.Node) -> fx.Node | None:

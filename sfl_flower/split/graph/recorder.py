@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import fx, nn
 
 from sfl_flower.errors import CutError
 from sfl_flower.split.graph.effects import AUGMENTED, written
+from sfl_flower.split.graph.guards import asks_for_form, passing
 
 __all__ = ["CONSTANT", "KeepWholeError", "Recorder", "reason", "refusal"]
 
@@ -87,7 +89,7 @@ class Recorder(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own layers whole, and those that cannot be recorded."""
-        if module_qualified_name in self.whole:
+        if module_qualified_name in self.whole or isinstance(m, torch.jit.ScriptModule):
             return True
         home = getattr(type(m).forward, "__module__", None) or ""
         return home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(m, nn.Sequential)
@@ -126,6 +128,14 @@ class Recorder(fx.Tracer):
         calls.append(result.node if isinstance(result, fx.Proxy) else result)
         return result
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Answer a guard of the outermost forward that asks for the form of a tensor alone."""
+        if len(self.scopes) == 1 and asks_for_form(obj.node):
+            answer = passing(_frame())
+            if answer is not None:
+                return answer
+        return super().to_bool(obj)
+
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         """Record an operation, with the module and the source line it belongs to."""
         node = super().create_node(kind, *args, **kwargs)
@@ -158,11 +168,17 @@ def _input_names(root: nn.Module, count: int | None) -> list[str]:
     return names + [f"input_{index}" for index in range(len(names), count)]
 
 
-def _where() -> str:
-    """File and line of the innermost frame that belongs to the model."""
+def _frame() -> FrameType:
+    """Return the innermost frame that belongs to the model."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIP):
         frame = frame.f_back
+    return frame
+
+
+def _where() -> str:
+    """File and line of the innermost frame that belongs to the model."""
+    frame = _frame()
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 

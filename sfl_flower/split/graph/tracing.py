@@ -8,7 +8,6 @@ records ``x += y`` as the write it is, and it never bakes a random draw into the
 
 from __future__ import annotations
 
-import copy
 import operator
 import threading
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ import torch
 from torch import fx, nn
 
 from sfl_flower.errors import CutError
+from sfl_flower.split.graph.copying import copied
 from sfl_flower.split.graph.recorder import CONSTANT, KeepWholeError, Recorder, reason, refusal
 
-__all__ = ["Traced", "copied", "trace"]
+__all__ = ["Traced", "trace"]
 
 # torch.fx patches nn.Module while it records, so two recordings must never overlap.
 _LOCK = threading.Lock()
@@ -67,6 +67,12 @@ def trace(model: nn.Module, inputs: int | None = None) -> Traced:
     CutError
         If the outermost forward cannot be recorded.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CutError(
+            "a ScriptModule cannot be cut, for it has no Python forward to record; return the "
+            "module that it was made from, or put it into a module of your own, whose other layers "
+            "can be cut."
+        )
     whole: dict[str, str] = {}
     # The parameters themselves, because copies would no longer show which share their memory.
     root = copied(model, {id(parameter): parameter for parameter in model.parameters()})
@@ -78,23 +84,6 @@ def trace(model: nn.Module, inputs: int | None = None) -> Traced:
                 if stop.name in whole:
                     raise refusal(root, stop.why) from stop
                 whole[stop.name] = stop.why
-
-
-def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Copy ``model`` deeply, but for what ``memo`` holds.
-
-    Raises
-    ------
-    CutError
-        If a module has something that cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise CutError(
-            f"{type(model).__name__} cannot be copied ({error}); cut it before its first forward, "
-            "or keep no computed tensors as attributes of its modules."
-        ) from error
 
 
 def _both_modes(root: nn.Module, inputs: int | None, whole: dict[str, str]) -> Traced:

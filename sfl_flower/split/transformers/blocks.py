@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
+from sfl_flower.split.graph.copying import copied
 from sfl_flower.split.graph.equality import same
-from sfl_flower.split.graph.tracing import copied
 from sfl_flower.split.transformers.block_halves import (
     BlockHalf,
     ClientBlocks,

@@ -8,9 +8,10 @@ import re
 from torch import fx, nn
 
 from sfl_flower.errors import CutError
+from sfl_flower.split.graph.copying import copied
 from sfl_flower.split.graph.half import Half
 from sfl_flower.split.graph.plans import Plans
-from sfl_flower.split.graph.tracing import Traced, copied, trace
+from sfl_flower.split.graph.tracing import Traced, trace
 from sfl_flower.split.transformers.block_halves import Passed, ServerBlocks
 
 __all__ = ["first_blocks", "first_text_blocks"]
