@@ -32,6 +32,7 @@ BENCHMARKS = {
     "profile": "seconds of a profile of every cut, predicted peaks beside measured ones (minutes)",
     "cuts": "halves that give the bits of the whole, at every legal cut of every architecture",
     "language": "HO-SFL beside SplitLoRA on SST-2 with a pre-trained encoder (long)",
+    "defaults": "which settings HO-SFL should have, by validation on three small tasks (long)",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 from sfl_flower.data import LARGEST, PARTITIONS, PartitionSpec
 from sfl_flower.errors import ConfigError
 from sfl_flower.training.optim import FIRST_ORDER
-from sfl_flower.training.schedules import SCHEDULES, scheduled
+from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
 
 __all__ = [
     "LOCAL",
@@ -165,6 +165,31 @@ class Settings:
         return []
 
     @property
+    def server_pace(self) -> str:
+        """When the server half steps: once a "round", or after every mini-batch ("batch")."""
+        return "batch"
+
+    @property
+    def control(self) -> dict[str, Any]:
+        """Options of the frozen client that has the pace, batches and mode of this method."""
+        return {"server_steps": self.server_pace, "client_mode": self.client_mode}
+
+    @property
+    def client_passes(self) -> tuple[int, int] | None:
+        """Forwards and backprops of a client for each sample it trains on; None: not known."""
+        return None
+
+    @property
+    def client_mode(self) -> str:
+        """Mode of the client half's modules in training: "as_built", or "eval"."""
+        return "as_built"
+
+    @property
+    def client_schedule(self) -> str:
+        """How the client's learning rate goes over the rounds; empty without such a rate."""
+        return ""
+
+    @property
     def keeps_client_state(self) -> bool:
         """Whether clients keep something of one round for the next that no checkpoint holds."""
         return False
@@ -298,6 +323,11 @@ class RunConfig:
     def checkpoint_period(self) -> int:
         """Rounds between checkpoints."""
         return self.checkpoint_every or self.evaluation_period
+
+    @property
+    def server_schedule(self) -> str:
+        """How server_lr goes over the rounds, as words."""
+        return schedule_text(self.server_lr_schedule, self.server_lr_warmup)
 
     def server_rate(self, round: int) -> float:
         """Return the learning rate of the server half in a round."""

@@ -30,15 +30,19 @@ def add_compare(commands: Any) -> None:
         help="train methods at equal samples and put them side by side",
         description=(
             "Train methods at equal samples, on the same partition and initial weights, and put "
-            f"them side by side. {CONTROL} and {CEILING} are always in the table. The same command "
-            "goes on with a comparison that was broken off."
+            f"them side by side. {CEILING} and {CONTROL} in the form of each method are always in "
+            "the table, and forward-only methods are trained at a client rate of 0 as well. The "
+            "same command goes on with a comparison that was broken off."
         ),
     )
     parser.add_argument("--task", help=TASK_HELP)
     parser.add_argument("--methods", help=f"with commas between them, of: {', '.join(METHODS)}")
     parser.add_argument("--samples", type=int, help="training samples of a run, over all clients")
     parser.add_argument("--seeds", default="3", help="how many seeds, or which: 3,7 (default: 3)")
-    parser.add_argument("--server-lrs", help="server rates, 0.05,0.1; each counts at its best")
+    parser.add_argument(
+        "--server-lrs",
+        help="server rates, 0.05,0.1; each row counts at its best on the samples held back",
+    )
     parser.add_argument(
         "--tune-seeds",
         type=int,

@@ -23,6 +23,7 @@ __all__ = [
     "group",
     "problem_of",
     "samples_apart",
+    "take_still",
 ]
 
 Groups = dict[str, list[FinishedRun]]
@@ -67,6 +68,7 @@ def problem_of(where: str, config: Mapping[str, Any], facts: Mapping[str, Any]) 
     shared["partition"] = config["partition"]
     if config["partition"] == "dirichlet":
         shared["alpha"] = config["alpha"]
+    shared["validation"] = config["validation"]
     if config["partition"] == "pathological":
         shared["classes_per_client"] = config["classes_per_client"]
     own = {key: facts[key] for key in PER_SEED if facts.get(key) is not None}
@@ -108,7 +110,7 @@ def group(runs: Sequence[FinishedRun]) -> Groups:
     """Return the rows: runs of one method and settings, whatever their seed and server rate.
 
     The label of a row is its method; where a method has several rows, the options in which they
-    differ are added.
+    differ are added, and the control always has its server steps.
 
     Raises
     ------
@@ -124,6 +126,8 @@ def group(runs: Sequence[FinishedRun]) -> Groups:
         rivals = [_settings(row[0]) for row in rows.values() if row[0].method == method]
         own = _settings(members[0])
         apart = [k for k in sorted(own) if any(r.get(k) != own[k] for r in rivals)]
+        if method == CONTROL and "server_steps" in own:  # the form of the control is always named
+            apart = ["server_steps", *(key for key in apart if key != "server_steps")]
         tail = ", ".join(f"{key}={own[key]}" for key in apart)
         labelled[f"{method} ({tail})" if tail else method] = members
         seen: dict[tuple[int, float], Path] = {}
@@ -136,6 +140,41 @@ def group(runs: Sequence[FinishedRun]) -> Groups:
                 )
             seen[key] = run.path
     return labelled
+
+
+def take_still(
+    runs: Sequence[FinishedRun],
+) -> tuple[list[FinishedRun], dict[Path, list[FinishedRun]]]:
+    """Take out the runs of forward-only clients at a client rate of 0.
+
+    Parameters
+    ----------
+    runs : sequence of FinishedRun
+        All runs.
+
+    Returns
+    -------
+    moving : list of FinishedRun
+        Those that are rows: all others, and those at rate 0 that belong to none of them.
+    still : dict of Path to list of FinishedRun
+        By the directory of a run, those that are its own at rate 0: equal in all else.
+    """
+
+    def stands(run: FinishedRun) -> bool:
+        rate = run.config.get("client_lr")
+        return run.summary.terms.get("client") == "zeroth order" and rate == 0
+
+    def key(run: FinishedRun) -> str:
+        return json.dumps({**_settings(run), "client_lr": None}, sort_keys=True)
+
+    moving = [run for run in runs if not stands(run)]
+    known = {key(run) for run in moving}
+    by_key: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        if stands(run):
+            by_key.setdefault(key(run), []).append(run)
+    moving += [run for name, found in by_key.items() if name not in known for run in found]
+    return moving, {run.path: by_key.get(key(run), []) for run in moving if not stands(run)}
 
 
 def _settings(run: FinishedRun) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from sfl_flower.errors import SflError, TrainingError
-from sfl_flower.methods import find_method
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.report.files import plain
 from sfl_flower.run.run import Plan
@@ -33,6 +32,8 @@ class Job:
 
     Attributes
     ----------
+    row : str
+        The row of the table that it belongs to.
     label : str
         Its name for people.
     options : Mapping[str, Any]
@@ -43,15 +44,11 @@ class Job:
         Training samples it is planned to come to.
     """
 
+    row: str
     label: str
     options: Mapping[str, Any]
     out: Path
     samples: int
-
-    @property
-    def method(self) -> str:
-        """Name of its method."""
-        return find_method(self.options["method"]).name
 
     @property
     def rate(self) -> float:

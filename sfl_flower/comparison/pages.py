@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfl_flower.comparison.finished import FinishedRun
-from sfl_flower.comparison.rows import Comparison, Row
+from sfl_flower.comparison.rows import Comparison, Row, choice
 from sfl_flower.report.files import atomic_write, write_json
 from sfl_flower.report.plots import accuracy_plot
 from sfl_flower.report.table import (
@@ -36,7 +36,7 @@ AXES = ("samples", "bytes", "seconds")
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """Return the tables for a terminal: accuracy, cost, bytes by category."""
     summaries = [row.summary for row in comparison.rows]
-    parts = [_accuracy(comparison), _cost(comparison.rows)]
+    parts = [_accuracy(comparison), _terms(comparison.rows), _cost(comparison.rows)]
     for start in range(0, len(summaries), METHODS_A_TABLE):
         parts.append(by_category(summaries[start : start + METHODS_A_TABLE]))
     return [rich_part(part) for part in parts]
@@ -44,7 +44,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 def markdown_comparison(comparison: Comparison) -> str:
     """Return tables, notes and refused rows as markdown."""
-    parts = [_accuracy(comparison), _cost(comparison.rows)]
+    parts = [_accuracy(comparison), _terms(comparison.rows), _cost(comparison.rows)]
     parts.append(by_category([row.summary for row in comparison.rows]))
     blocks = [markdown_part(part) for part in parts]
     remarks = [*comparison.notes, *_refusals(comparison)]
@@ -90,33 +90,75 @@ def _refusals(comparison: Comparison) -> list[str]:
 
 def _accuracy(comparison: Comparison) -> Part:
     metric = comparison.metric
-    header = ["method", metric, "± sd", "server lr", "gap closed", "samples", "seconds"]
+    header = ["method", metric, "± sd", "gap closed", "at rate 0", "margin"]
+    header += ["client passes", "client FLOPs"]
     rows = [
         [
-            row.label,
-            NONE if math.isnan(row.mean) else f"{row.mean:.4f}",
-            NONE if row.spread is None or math.isnan(row.spread) else f"{row.spread:.4f}",
-            NONE if row.server_lr is None else f"{row.server_lr:g}",
+            _name(row),
+            _number(row.mean),
+            _number(row.spread),
             NONE if row.gap_closed is None else f"{row.gap_closed:.2f}",
-            f"{row.summary.samples:,}",
-            f"{row.summary.seconds:.1f}",
+            _number(row.at_rate_0),
+            NONE if row.margin is None else f"{row.margin:+.4f}",
+            _passes(row),
+            human_count(row.summary.client_flops),
         ]
         for row in comparison.rows
     ]
     seeds = f"{len(comparison.seeds)} seeds" if len(comparison.seeds) != 1 else "one seed"
-    return f"Mean over {seeds}, each method at its best server rate", header, rows
+    title = f"Test {metric}, mean over {seeds}; a client's passes and FLOPs for each sample"
+    return title, header, rows
+
+
+def _name(row: Row) -> str:
+    return f"{row.label} †" if row.apart else row.label
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _passes(row: Row) -> str:
+    """Return a client's passes for each sample: forwards, and backprops where there are some."""
+    forwards, backprops = row.term("client_forwards"), row.term("client_backprops")
+    if forwards is None:
+        return NONE
+    return f"{forwards} + {backprops} back" if backprops else str(forwards)
+
+
+def _terms(rows: Sequence[Row]) -> Part:
+    header = ["method", "server lr", "tried", "server steps", "one a", "server rate"]
+    header += ["client rate", "client mode", "rounds"]
+    lines = []
+    for row in rows:
+        steps = row.term("server_steps")
+        lines.append(
+            [
+                _name(row),
+                NONE if row.server_lr is None else f"{row.server_lr:g}",
+                str(row.term("rates") or NONE),
+                f"{steps:,}" if steps else NONE,
+                (row.term("server_pace") or NONE) if steps else NONE,
+                row.term("server_schedule") or NONE,
+                row.term("client_schedule") or NONE,
+                row.term("client_mode") or NONE,
+                f"{row.term('rounds'):,}",
+            ]
+        )
+    return "On what terms; † differs from first order in more than the method", header, lines
 
 
 def _cost(rows: Sequence[Row]) -> Part:
-    header = ["method", "up", "down", "exchanges", "client peak", "client FLOPs a sample"]
+    header = ["method", "samples", "up", "down", "exchanges", "client peak", "seconds"]
     lines = [
         [
             row.label,
+            f"{row.summary.samples:,}",
             human_bytes(row.summary.total("up")),
             human_bytes(row.summary.total("down")),
             f"{row.summary.exchanges:,}",
             human_bytes(row.summary.client_peak_bytes),
-            human_count(row.summary.client_flops),
+            f"{row.summary.seconds:.1f}",
         ]
         for row in rows
     ]
@@ -142,7 +184,11 @@ def _row(row: Row, metric: str, folder: Path) -> dict[str, Any]:
         "mean": _finite(row.mean),
         "standard_deviation": _finite(row.spread),
         "gap_closed": _finite(row.gap_closed),
+        "at_rate_0": _finite(row.at_rate_0),
+        "margin": _finite(row.margin),
+        "apart": row.apart,
         "server_lr": row.server_lr,
+        "rates_chosen_by": choice(row.runs, metric),
         "mean_by_server_lr": {f"{rate:g}": _finite(value) for rate, value in row.rates.items()},
         **summary,
         "runs": [_run(run, metric, folder) for run in row.runs],

@@ -7,14 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.report.table import Summary
+from sfl_flower.server.evaluation import VALIDATION
 
-__all__ = ["CEILING", "CONTROL", "Comparison", "Row", "assemble", "make_row"]
+__all__ = ["CEILING", "CONTROL", "Comparison", "Row", "assemble", "choice", "make_row"]
 
 CONTROL, CEILING = "frozen", "splitfed_v2"
 """The methods between which the gap lies."""
+TERMS = {
+    "client_mode": "client mode",
+    "server_pace": "server steps",
+    "server_schedule": "server schedule",
+    "client_schedule": "client schedule",
+    "rates": "server rates tried",
+    "rounds": "rounds",
+}
+"""In what a row may differ from the first-order row beside the method, and its name for people."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,9 @@ class Row:
     server_lr : float or None
         The rate with the highest mean; None for a method that has none.
     rates : Mapping[float, float]
-        Mean over the seeds of each rate that ran with all of them.
+        Mean over the seeds, of what rates are chosen by, of each rate that ran with all of them.
+    tried : int
+        How many rates were tried.
     runs : tuple of FinishedRun
         The runs at the best rate, by seed.
     mean : float
@@ -41,17 +54,36 @@ class Row:
         Mean over the seeds of samples, bytes, exchanges, operations and seconds; largest memory.
     gap_closed : float or None
         (method - control) / (ceiling - control); None where the ceiling is not above the control.
+    at_rate_0 : float or None
+        Mean of the same method at a client rate of 0, at its own best server rate; None for a
+        method whose clients do not learn by forwards alone.
+    margin : float or None
+        How far the row is above that.
+    apart : tuple of str
+        In what the row differs from the first-order row beside the method.
     """
 
     label: str
     method: str
     server_lr: float | None
     rates: Mapping[float, float]
+    tried: int
     runs: tuple[FinishedRun, ...]
     mean: float
     spread: float | None
     summary: Summary
     gap_closed: float | None = None
+    at_rate_0: float | None = None
+    margin: float | None = None
+    apart: tuple[str, ...] = ()
+
+    def term(self, name: str) -> Any:
+        """Return one of the terms it was trained on; empty or None where it has none."""
+        if name == "rates":
+            return self.tried if self.server_lr is not None else None
+        if name == "rounds":
+            return self.runs[0].config["rounds"]
+        return self.summary.terms.get(name)
 
 
 @dataclass(frozen=True)
@@ -111,9 +143,9 @@ def make_row(
     for run in runs:
         by_rate.setdefault(run.server_lr, {})[run.seed] = run
     whole = {rate: found for rate, found in by_rate.items() if set(seeds) <= found.keys()}
+    by = choice(runs, metric)
     rates = {
-        rate: mean(found[seed].score(metric) for seed in seeds)
-        for rate, found in sorted(whole.items())
+        rate: mean(found[seed].score(by) for seed in seeds) for rate, found in sorted(whole.items())
     }
     best = max(rates, key=lambda rate: -math.inf if math.isnan(rates[rate]) else rates[rate])
     chosen = tuple(whole[best][seed] for seed in seeds)
@@ -123,11 +155,31 @@ def make_row(
         method=chosen[0].method,
         server_lr=best if chosen[0].summary.server_lr else None,
         rates=rates,
+        tried=len(by_rate),
         runs=chosen,
-        mean=rates[best],
+        mean=mean(scores),
         spread=stdev(scores) if len(scores) > 1 else None,
-        summary=_mean_summary(label, [run.summary for run in chosen], rates[best], metric),
+        summary=_mean_summary(label, [run.summary for run in chosen], mean(scores), metric),
     )
+
+
+def choice(runs: Sequence[FinishedRun], metric: str) -> str:
+    """Return the result that server rates are chosen by.
+
+    Parameters
+    ----------
+    runs : sequence of FinishedRun
+        The runs among which is chosen.
+    metric : str
+        What is compared on the test set.
+
+    Returns
+    -------
+    str
+        The same on the samples held back, where all runs have it; else `metric`.
+    """
+    held = f"{VALIDATION}{metric}"
+    return held if all(held in run.summary.metrics for run in runs) else metric
 
 
 def assemble(
@@ -136,45 +188,90 @@ def assemble(
     metric: str,
     refused: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    still: Mapping[str, Row] | None = None,
 ) -> Comparison:
-    """Put rows side by side: the gap that each closes, and what a reader should know."""
-    control = _strongest(rows, CONTROL)
-    ceiling = _strongest(rows, CEILING)
+    """Put rows side by side: the gap that each closes, and what a reader should know.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        In the order of the table.
+    seeds : sequence of int
+        The seeds of every row.
+    metric : str
+        What is compared.
+    refused : Mapping[str, str], optional
+        Rows that are left out, and why.
+    notes : sequence of str, optional
+        What a reader should know first.
+    still : Mapping[str, Row], optional
+        By the label of a row, its own runs at a client rate of 0.
+    """
+    still = still or {}
     remarks = [*notes]
-    for name, row in ((CONTROL, control), (CEILING, ceiling)):
-        if row is None:
+    controls = [row for row in rows if row.method == CONTROL]
+    control, ceiling = _strongest(controls), _strongest([r for r in rows if r.method == CEILING])
+    for name, found in ((CONTROL, control), (CEILING, ceiling)):
+        if found is None:
             remarks.append(f"There is no {name} among the rows, so no gap is known.")
     if len(seeds) == 1:
         remarks.append("With one seed there is no spread, so small differences may be chance.")
+    if any(row.tried > 1 and choice(row.runs, metric) == metric for row in rows):
+        remarks.append("Server rates are chosen on the test set, so the figures are slightly high.")
+    rows = [_beside(row, still.get(row.label), ceiling) for row in rows]
     if control is not None and ceiling is not None:
         gap = ceiling.mean - control.mean
         if gap > 0:
             rows = [replace(row, gap_closed=(row.mean - control.mean) / gap) for row in rows]
         else:
             remarks.append(
-                f"{CEILING} ({ceiling.mean:.4f}) is not above {CONTROL} ({control.mean:.4f}), so "
-                "there is no gap to close."
+                f"{ceiling.label} ({ceiling.mean:.4f}) is not above {control.label} "
+                f"({control.mean:.4f}), so there is no gap to close."
             )
-    if control is not None:
-        remarks += [_verdict(row, control) for row in rows if not _beats(row, control)]
+    for row in rows:
+        if control is not None and row.method != CONTROL and not _above(row, control):
+            remarks.append(_verdict(row, control, "does not beat the control"))
+        if (own := still.get(row.label)) is not None and not _above(row, own):
+            remarks.append(_verdict(row, own, "is not above its own run at a client rate of 0"))
+        if row.apart:
+            what = "; ".join(row.apart)
+            remarks.append(f"† {row.label} differs from {CEILING} in more than the method; {what}.")
+        if row.summary.terms.get("client") == "zeroth order" and row.at_rate_0 is None:
+            remarks.append(
+                f"{row.label} has no run at a client rate of 0 beside it, so how much of its "
+                "figure its clients learned is not known."
+            )
     return Comparison(metric, tuple(seeds), tuple(rows), dict(refused or {}), tuple(remarks))
 
 
-def _strongest(rows: Sequence[Row], method: str) -> Row | None:
-    return max((r for r in rows if r.method == method), key=lambda r: r.mean, default=None)
+def _beside(row: Row, still: Row | None, ceiling: Row | None) -> Row:
+    """Return a row with what sets it apart from itself at rate 0 and from the first-order row."""
+    if ceiling is not None and row.method != CEILING:
+        apart = []
+        for name, words in TERMS.items():
+            ours, theirs = row.term(name), ceiling.term(name)
+            if ours and theirs and ours != theirs:
+                apart.append(f"{words}: {ours}, not {theirs}")
+        row = replace(row, apart=tuple(apart))
+    if still is not None:
+        row = replace(row, at_rate_0=still.mean, margin=row.mean - still.mean)
+    return row
 
 
-def _beats(row: Row, control: Row) -> bool:
-    if row.method == CONTROL:
-        return True
-    return row.mean - control.mean > max(row.spread or 0.0, control.spread or 0.0)
+def _strongest(rows: Sequence[Row]) -> Row | None:
+    return max(rows, key=lambda row: row.mean, default=None)
 
 
-def _verdict(row: Row, control: Row) -> str:
-    text = f"{row.label} ({row.mean:.4f}) does not beat the {CONTROL} control ({control.mean:.4f})"
-    if row.mean <= control.mean or row.spread is None or control.spread is None:
+def _above(row: Row, other: Row) -> bool:
+    return row.mean - other.mean > max(row.spread or 0.0, other.spread or 0.0)
+
+
+def _verdict(row: Row, other: Row, words: str) -> str:
+    named = f" {other.label}" if other.method == CONTROL else ""
+    text = f"{row.label} ({row.mean:.4f}) {words}{named} ({other.mean:.4f})"
+    if row.mean <= other.mean or row.spread is None or other.spread is None:
         return f"{text}."
-    spread = max(row.spread, control.spread)
+    spread = max(row.spread, other.spread)
     return f"{text} by more than the spread over the seeds ({spread:.4f})."
 
 
@@ -197,4 +294,8 @@ def _mean_summary(label: str, runs: Sequence[Summary], score: float, metric: str
         client_peak_bytes=max(peaks, default=None),
         seconds=mean(run.seconds for run in runs),
         client_flops=mean(flops) if flops else None,
+        terms={
+            **runs[0].terms,
+            "server_steps": round(mean(run.terms.get("server_steps", 0) for run in runs)),
+        },
     )

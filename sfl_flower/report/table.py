@@ -66,6 +66,8 @@ class Summary:
         The run directory.
     server_lr : bool
         Whether the run's server optimiser changes what the method does.
+    terms : Mapping[str, Any]
+        On what terms the method was trained, see `sfl_flower.run.terms`; plain values.
     """
 
     method: str
@@ -78,6 +80,7 @@ class Summary:
     out: Path | None = None
     client_flops: float | None = None
     server_lr: bool = True
+    terms: Mapping[str, Any] = field(default_factory=dict)
 
     def total(self, direction: str) -> int:
         """Return the bytes ``"up"`` or ``"down"`` over all categories."""

@@ -19,6 +19,7 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method, read_options
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
 from sfl_flower.run.resume import go_on, which_checkpoint
+from sfl_flower.run.terms import terms
 from sfl_flower.server.frozen_parameters import counts
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import parts
@@ -195,6 +196,7 @@ def _summary(strategy: SplitStrategy, history: History, out: Path | None) -> Sum
         client_peak_bytes=ledger.client_peak_bytes or None,
         client_flops=ledger.client_flops or None,
         seconds=history[-1].seconds if len(history) else 0.0,
+        terms=terms(strategy, history),
         out=out,
     )
 

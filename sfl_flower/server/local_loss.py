@@ -69,6 +69,11 @@ class LocalLossSettings(LocalStepsSettings):
         """Refuse an upload period that is longer than some client's round."""
         self.check_period(self.batches(fewest, batch_size))
 
+    @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample."""
+        return 1, 1
+
 
 Q = TypeVar("Q", bound=LocalRequest)
 

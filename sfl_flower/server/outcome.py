@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from sfl_flower.server.facts import Facts
 
 __all__ = ["Outcome"]
 
@@ -20,8 +22,28 @@ class Outcome:
         Samples of those mini-batches.
     extra : Mapping[str, float]
         Further numbers of the method.
+    server_steps : int, optional
+        Optimiser steps of the server half; left out, they follow from the method's pace.
     """
 
     losses: list[float]
     samples: int
     extra: Mapping[str, float]
+    server_steps: int | None = None
+
+    def counted(self, facts: Facts, pace: str) -> Outcome:
+        """Return the outcome with the server half's steps among its numbers.
+
+        Parameters
+        ----------
+        facts : Facts
+            Of the method; where its server only averages, there are none.
+        pace : {"round", "batch"}
+            When the server half steps; with "batch", after every mini-batch that has a loss.
+        """
+        if facts.server == "averages":
+            return self
+        steps = self.server_steps
+        if steps is None:
+            steps = len(self.losses) if pace == "batch" else int(bool(self.losses))
+        return replace(self, extra={**self.extra, "server_steps": steps})

@@ -76,6 +76,11 @@ class ProbingSettings(DirectionSettings):
         """Return how a mini-batch is probed."""
         return Probing(self.probes, self.direction, self.mu, self.estimator)
 
+    @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample: the anchor's and its probes'."""
+        return 1 + self.probes * self.probing().rule.forwards, 0
+
 
 @dataclass(frozen=True)
 class Noise:

@@ -13,7 +13,7 @@ from typing import ClassVar
 from sfl_flower.config import Settings, check_choice, check_range
 from sfl_flower.data import steps_per_epoch
 from sfl_flower.training.optim import FIRST_ORDER, optimizer_text
-from sfl_flower.training.schedules import SCHEDULES, scheduled
+from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
 from sfl_flower.zo import OptimizerSpec
 
 __all__ = ["ClientOptimizerSettings", "ClientRateSettings", "LocalStepsSettings"]
@@ -42,6 +42,11 @@ class ClientRateSettings(Settings):
         check_range("client_lr", self.client_lr, 0, 1e6)
         check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
         check_range("client_lr_warmup", self.client_lr_warmup, 0)
+
+    @property
+    def client_schedule(self) -> str:
+        """How client_lr goes over the rounds, as words."""
+        return schedule_text(self.client_lr_schedule, self.client_lr_warmup)
 
     def client_rate(self, round: int, rounds: int) -> float:
         """Return the client's learning rate in a round of a run of so many rounds."""

@@ -199,7 +199,8 @@ class SplitStrategy(Unwrapped):
             )
             cohort = self._roster.cohort(self.round, online)
             outcome = self.train_round(self.round, cohort, exchange)
-        self.account.close(self.round, outcome, exchange.tally)
+        counted = outcome.counted(self.facts, self.settings.server_pace)
+        self.account.close(self.round, counted, exchange.tally)
         return []
 
     def aggregate_train(

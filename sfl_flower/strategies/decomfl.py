@@ -82,6 +82,11 @@ class DeComFLSettings(ProbingSettings, ClientRateSettings):
         check_choice("sync", self.sync, SYNC_POLICIES)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
+    @property
+    def server_pace(self) -> str:
+        """When the server half steps."""
+        return "round"
+
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches that a client with so many samples runs in a round."""
         return self.local_steps

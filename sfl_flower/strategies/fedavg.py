@@ -34,6 +34,11 @@ class FedAvgSettings(LocalStepsSettings):
 
     local_steps: int = 0
 
+    @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample."""
+        return 1, 1
+
 
 class FedAvg(SplitStrategy):
     """Server side of FedAvg; see the module and `SplitStrategy`."""

@@ -49,6 +49,16 @@ class FrozenSettings(Settings):
         check_choice("server_steps", self.server_steps, SERVER_STEPS)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
+    @property
+    def server_pace(self) -> str:
+        """When the server half steps."""
+        return self.server_steps
+
+    @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample."""
+        return 1, 0
+
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches of a client in a round."""
         return self.minibatches

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -101,6 +101,18 @@ class HOSFLSettings(ProbingSettings, ClientOptimizerSettings):
         check_choice("server_steps", self.server_steps, SERVER_STEPS)
         check_choice("sync", self.sync, SYNC_POLICIES)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+
+    @property
+    def server_pace(self) -> str:
+        """When the server half steps."""
+        return self.server_steps
+
+    @property
+    def control(self) -> dict[str, Any]:
+        """Options of the frozen client that has the pace, batches and mode of this method."""
+        # Where the server steps after every mini-batch, it does not matter how many come at once.
+        together = {"minibatches": self.minibatches} if self.server_steps == "round" else {}
+        return {**super().control, **together}
 
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches of a client in a round."""

@@ -80,6 +80,11 @@ class MUSplitFedSettings(DirectionSettings):
             check_range(name, getattr(self, name), 0, 1e6)
         check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
+    @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample."""
+        return 3, 0
+
 
 def moved(module: nn.Module, mean: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
     """Return ``θ + rate · (mean - θ)`` for the trained parameters, the mean of the buffers."""
@@ -148,6 +153,7 @@ class MUSplitFed(ForwardOnlyStrategy):
             [losses[member] for member in done],
             sum(samples.values()),
             {"scalar_rms": float(np.sqrt(np.mean(used**2)))},
+            server_steps=self.settings.server_steps * len(done),
         )
 
     def _steps(

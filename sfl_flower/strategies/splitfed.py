@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -33,18 +34,28 @@ from sfl_flower.server.turns import turns
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import StepReply, StepRequest, pack_state, unpack_state
 
-__all__ = ["SplitFedV1", "SplitFedV2"]
+__all__ = ["SplitFedSettings", "SplitFedV1", "SplitFedV2"]
+
+
+@dataclass(frozen=True)
+class SplitFedSettings(LocalStepsSettings):
+    """Settings of SplitFed: those of a first-order client."""
+
+    @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample."""
+        return 2, 1  # the forward whose z is sent keeps no graph
 
 
 class _SplitFed(SplitStrategy):
-    settings_type: ClassVar[type[Settings]] = LocalStepsSettings
+    settings_type: ClassVar[type[Settings]] = SplitFedSettings
     facts: ClassVar[Facts] = Facts(
         "backprop with the server half's gradient",
         client="first order",
         server="first order",
         gradients=True,
     )
-    settings: LocalStepsSettings
+    settings: SplitFedSettings
 
     def prepare(self) -> None:
         """Refuse a client half that has nothing to send.

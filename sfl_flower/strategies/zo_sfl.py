@@ -94,6 +94,11 @@ class ZOSFLSettings(DirectionSettings, LocalStepsSettings):
         """Return how a mini-batch is probed."""
         return Probing(self.probes, self.direction, self.mu, "central")
 
+    @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample."""
+        return 2 * self.probes, 0
+
 
 @dataclass
 class _Pair:

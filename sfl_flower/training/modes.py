@@ -7,8 +7,22 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["buffers_put_back", "eval_mode", "kept_buffers", "torch_threads"]
+__all__ = ["buffers_put_back", "changes_by_mode", "eval_mode", "kept_buffers", "torch_threads"]
+
+
+def changes_by_mode(module: nn.Module) -> bool:
+    """Tell whether a module, as it is, would do otherwise in eval mode.
+
+    BatchNorm and its kin, and dropout; what is in eval mode for good does not count.
+    """
+    return any(
+        part.training
+        and (isinstance(part, _NormBase) or (isinstance(part, _DropoutNd) and part.p > 0))
+        for part in module.modules()
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["SCHEDULES", "scheduled"]
+__all__ = ["SCHEDULES", "schedule_text", "scheduled"]
 
 SCHEDULES = ("constant", "linear", "cosine")
 """Names of the schedules; all but the first end at 0."""
@@ -32,3 +32,8 @@ def scheduled(schedule: str, lr: float, round: int, rounds: int, warmup: float =
     if schedule == "cosine":
         return rate * 0.5 * (1.0 + math.cos(math.pi * done))
     return rate
+
+
+def schedule_text(schedule: str, warmup: float) -> str:
+    """Return a schedule as words, such as ``cosine, warm-up 0.05``."""
+    return f"{schedule}, warm-up {warmup:g}" if warmup else schedule

@@ -101,7 +101,7 @@ def test_compare_prints_and_writes_a_table_and_can_be_read_back(
     arguments += ["--server-lrs", "0.05,0.1", "--out", str(out)]
     assert main([*COMPARE, *arguments]) == 0
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("frozen", "ho_sfl", "splitfed_v2", "gap closed"))
+    assert all(word in shown for word in ("frozen", "ho_sfl", "splitfed_v2", "margin"))
     assert "ho_sfl lr 0.1 seed 0: round 1/1" in shown
     config = RunDirectory(out / "ho_sfl" / "lr0.1-seed0").config
     assert (config["probes"], config["server_lr"], config["clients"]) == (2, 0.1, 2)

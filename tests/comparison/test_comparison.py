@@ -13,6 +13,7 @@ from sfl_flower.comparison.budget import Budget, fit
 from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.methods import METHODS
 from sfl_flower.report import RunDirectory
 from sfl_flower.run.run import Plan
 from sfl_flower.server.settings import LocalStepsSettings
@@ -23,8 +24,11 @@ from tests.report.runs import finished
 
 pytestmark = pytest.mark.flower
 
-SHARED: dict[str, Any] = {"clients": 4, "batch_size": 4, "partition": "iid", "join_timeout": 0.2}
+SHARED: dict[str, Any] = {
+    "clients": 4, "batch_size": 4, "partition": "iid", "join_timeout": 0.2, "validation": 0.0,
+}  # fmt: skip
 """Of 48 training samples each client holds 12, so one mini-batch a client is 16 samples a round."""
+ROUND, BATCH = (f"frozen (server_steps={pace})" for pace in ("round", "batch"))
 
 
 def task(**options: Any) -> SplitTask:
@@ -67,33 +71,37 @@ def test_the_count_is_that_of_a_run_with_sampled_clients_of_different_size() -> 
 
 
 def test_control_and_ceiling_are_added_and_all_train_on_the_same(tmp_path: Path) -> None:
-    methods = {"ho_sfl": {}, "splitfed_v2": {"local-steps": 3}}
+    methods: dict[str, dict[str, Any]] = {
+        "ho_sfl": {"server-steps": "round"},
+        "splitfed_v2": {"local-steps": 3},
+    }
     found = compare(task(), methods, samples=96, seeds=2, out=tmp_path, **SHARED)
-    assert [row.label for row in found.rows] == ["frozen", "ho_sfl", "splitfed_v2"]
+    assert [row.label for row in found.rows] == [BATCH, ROUND, "ho_sfl", "splitfed_v2"]
     runs = [run for row in found.rows for run in row.runs]
-    assert [run.summary.samples for run in runs] == [96] * 6
-    assert [run.config["rounds"] for run in runs] == [6, 6, 6, 6, 2, 2]
+    assert [run.summary.samples for run in runs] == [96] * 8
+    assert [run.config["rounds"] for run in runs] == [6, 6, 6, 6, 6, 6, 2, 2]
     by_seed = [{r.facts["initial_weights"] for r in runs if r.seed == seed} for seed in (0, 1)]
     assert [len(weights) for weights in by_seed] == [1, 1] and by_seed[0] != by_seed[1]
     assert {run.facts["training_samples"] for run in runs} == {48}
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"table.md", "results.json", "accuracy-bytes.png", "accuracy-seconds.png"}
-    assert (tmp_path / "frozen" / "lr0.05-seed1" / "model.safetensors").exists()
+    assert (tmp_path / "frozen-round" / "lr0.05-seed1" / "model.safetensors").exists()
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     scores = [run.score("accuracy") for run in found["ho_sfl"].runs]
-    assert rows[1]["mean"] == pytest.approx(sum(scores) / 2)
-    assert rows[1]["runs"][1]["directory"] == "ho_sfl/lr0.05-seed1"
+    assert rows[2]["mean"] == pytest.approx(sum(scores) / 2)
+    assert rows[2]["runs"][1]["directory"] == "ho_sfl/lr0.05-seed1"
 
 
 def test_every_method_counts_at_its_own_best_rate(tmp_path: Path) -> None:
     found = compare(
-        task(), ["frozen"], samples=160, seeds=1, server_lrs=[0.01, 0.5], out=tmp_path, **SHARED
+        task(), [], samples=160, seeds=1, server_lrs=[0.01, 0.5], out=tmp_path, **SHARED
     )
     for row in found.rows:
         assert row.server_lr is not None and set(row.rates) == {0.01, 0.5}
         assert row.mean == max(row.rates.values()) == row.rates[row.server_lr]
         for rate, value in row.rates.items():
-            run = FinishedRun.load(tmp_path / row.method / f"lr{rate:g}-seed0")
+            folder = "frozen-batch" if row.method == "frozen" else row.method
+            run = FinishedRun.load(tmp_path / folder / f"lr{rate:g}-seed0")
             assert run.score("accuracy") == value and run.server_lr == rate
 
 
@@ -105,12 +113,12 @@ def test_rates_are_tried_with_the_first_seeds_and_the_others_run_at_the_best(
         task(), ["fedavg"], samples=144, seeds=3, server_lrs=rates, tune_seeds=1, out=tmp_path,
         **SHARED,
     )  # fmt: skip
-    for name in ("frozen", "splitfed_v2"):
+    for label, name in ((BATCH, "frozen-batch"), ("splitfed_v2", "splitfed_v2")):
         tried = {
             rate: FinishedRun.load(tmp_path / name / f"lr{rate:g}-seed0").score("accuracy")
             for rate in rates
         }
-        row = found[name]
+        row = found[label]
         assert row.server_lr == max(rates, key=lambda rate: tried[rate])
         assert set(row.rates) == {row.server_lr} and [run.seed for run in row.runs] == [0, 1, 2]
         assert sum(1 for _ in (tmp_path / name).iterdir()) == 4
@@ -125,11 +133,11 @@ def test_a_rate_that_fails_does_not_count(tmp_path: Path) -> None:
     rates = [0.05, 1e38]
     found = compare(task(), [], samples=320, seeds=1, server_lrs=rates, out=tmp_path, **SHARED)
     assert [row.server_lr for row in found.rows] == [0.05, 0.05]
-    assert any("frozen lr 1e+38 seed 0 failed" in note for note in found.notes)
+    assert any(f"{BATCH} lr 1e+38 seed 0 failed" in note for note in found.notes)
     only = compare(
         task(), {"ho_sfl": {"server_lr": 1e38}}, samples=320, seeds=1, out=tmp_path / "b", **SHARED
     )
-    assert [row.label for row in only.rows] == ["frozen", "splitfed_v2"]
+    assert [row.label for row in only.rows if "frozen" not in row.label] == ["splitfed_v2"]
     assert "at no server rate" in only.refused["ho_sfl"]
 
 
@@ -140,7 +148,7 @@ def test_what_is_complete_is_not_trained_again_and_the_rest_goes_on(
     seen: list[tuple[str, int]] = []
 
     def stop(job: Any, record: Any) -> None:
-        seen.append((job.options["method"], record.round))
+        seen.append((job.row, record.round))
         if seen[-1] == ("ho_sfl", 3):
             raise KeyboardInterrupt
 
@@ -152,11 +160,11 @@ def test_what_is_complete_is_not_trained_again_and_the_rest_goes_on(
     found = compare(
         task(),
         ["ho_sfl"],
-        on_round=lambda job, record: later.append((job.options["method"], record.round)),
+        on_round=lambda job, record: later.append((job.row, record.round)),
         **arguments,
     )
-    assert "frozen" not in {method for method, _ in later}
-    assert [n for method, n in later if method == "ho_sfl"] in ([3, 4, 5, 6], [4, 5, 6])
+    assert not any("frozen" in row for row, _ in later)
+    assert [n for row, n in later if row == "ho_sfl"] in ([3, 4, 5, 6], [4, 5, 6])
     for one, two in zip(whole.rows, found.rows, strict=True):
         # Not all bytes: clients that were started again are asked who they are.
         assert one.mean == two.mean and one.summary.samples == two.summary.samples == 96
@@ -171,7 +179,7 @@ def test_what_is_complete_is_not_trained_again_and_the_rest_goes_on(
 
 def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:
     compare(task(), [], samples=64, seeds=1, out=tmp_path, **SHARED)
-    with pytest.raises(ConfigError, match=r"frozen.lr0\.05-seed0.*rounds: 4 -> 6"):
+    with pytest.raises(ConfigError, match=r"frozen-batch.lr0\.05-seed0.*rounds: 4 -> 6"):
         compare(task(), [], samples=96, seeds=1, out=tmp_path, **SHARED)
     with pytest.raises(ConfigError, match=r"server_momentum: 0\.9 -> 0\.5"):
         compare(task(), [], samples=64, seeds=1, out=tmp_path, **SHARED, server_momentum=0.5)
@@ -184,11 +192,15 @@ def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None
         ({"methods": ["ho_sfl", "ho_sfl"]}, "name each once"),
         ({"methods": {"ho_sfl": {"probs": 2}}}, "'probs'.*mean 'probes'"),
         ({"methods": {"ho_sfl": {"probes": 0}}}, r"probes is 0.*\[1, 4096\]"),
-        ({"probes": 2}, "of method 'frozen' 'probes'.*METHOD:KEY=VALUE"),
+        ({"probes": 2}, "of method '.*' 'probes'.*METHOD:KEY=VALUE"),
         ({"methods": {"ho_sfl": {"batch_size": 8}}}, "batch_size is 8, not 4"),
         ({"methods": {"ho_sfl": {"sampled": 2}}}, "sampled is 2, not 4"),
         ({"methods": {"frozen": {"partition": "linear"}}}, "partition is 'iid', not 'linear'"),
         ({"samples": 8}, "samples is 8.*one round of frozen is 16"),
+        (
+            {"methods": {"frozen": {"server-steps": "round"}}},
+            "server_steps of frozen follows from the methods",
+        ),
         ({"samples": 0}, "samples is 0.*at least 1"),
         ({"methods": {"splitfed_v2": {"local_steps": 3}}}, "splitfed_v2 trains 48.*frozen, 64.*2%"),
         (
@@ -231,12 +243,105 @@ def test_runs_side_by_side_train_the_same(tmp_path: Path) -> None:
         [],
         out=tmp_path / "2",
         workers=2,
-        on_round=lambda job, record: seen.append(f"{job.options['method']} {record.round}"),
+        on_round=lambda job, record: seen.append(f"{job.row} {record.round}"),
         **options,
     )
     assert [row.mean for row in one.rows] == [row.mean for row in two.rows]
     assert [row.summary.ledger for row in one.rows] == [row.summary.ledger for row in two.rows]
-    assert sorted(seen) == ["frozen 0", "frozen 1", "splitfed_v2 0", "splitfed_v2 1"]
+    assert sorted(seen) == [f"{BATCH} 0", f"{BATCH} 1", "splitfed_v2 0", "splitfed_v2 1"]
+
+
+def test_a1_the_control_has_the_form_of_each_method_beside_it(tmp_path: Path) -> None:
+    """HO-SFL steps once a round with two mini-batches, HERON and SplitFed V2 after every batch."""
+    methods = {"ho_sfl": {"server_steps": "round", "minibatches": 2}, "heron": {}}
+    found = compare(task(), methods, samples=96, seeds=1, out=tmp_path, **SHARED)
+    labels = ["frozen (server_steps=batch, minibatches=1)", f"{ROUND[:-1]}, minibatches=2)"]
+    assert [row.label for row in found.rows] == [*labels, "ho_sfl", "heron", "splitfed_v2"]
+    steps = {row.label: row.term("server_steps") for row in found.rows}
+    assert steps == {labels[0]: 24, labels[1]: 3, "ho_sfl": 3, "heron": 24, "splitfed_v2": 24}
+    assert "| ho_sfl † | 0.05 | 1 | 3 | round |" in (tmp_path / "table.md").read_text("utf-8")
+
+
+def test_a1_every_method_says_its_pace_and_counts_its_servers_steps() -> None:
+    """Two rounds of four clients with one mini-batch each; MU-SplitFed takes two steps on each."""
+    paces, counted = {}, {}
+    for name, method in METHODS.items():
+        options: dict[str, Any] = {}
+        if "local_steps" in vars(method.settings()):
+            options["local_steps"] = 1
+        run = tiny.run(tiny.task(), name, rounds=2, server_lr=1e-4, **options)
+        paces[name] = run.summary.terms["server_pace"]
+        counted[name] = run.summary.terms["server_steps"]
+    assert set(paces.values()) == {"round", "batch"}
+    assert (paces["splitfed_v2"], paces["decomfl"], paces["frozen"]) == ("batch", "round", "round")
+    each = {name: 8 if pace == "batch" else 2 for name, pace in paces.items()}
+    assert counted == {**each, "mu_splitfed": 16, "fedavg": 0, "decomfl": 0}
+
+
+def test_a1_the_control_takes_the_mode_of_a_client_half_that_has_one(tmp_path: Path) -> None:
+    plain = task()
+    norm = SplitTask(
+        "norm", tiny.with_batch_norm, "act", plain.train, plain.test, classes=tiny.CLASSES
+    )
+    found = compare(
+        norm, {"ho_sfl": {"client_mode": "eval"}}, samples=32, seeds=1, out=tmp_path, **SHARED
+    )
+    modes = [row.term("client_mode") for row in found.rows if row.method == "frozen"]
+    assert set(modes) == {"train", "eval"}
+    assert any("client mode: eval, not train" in row.apart for row in found.rows)
+
+
+@pytest.mark.parametrize("method", ["ho_sfl", "heron", "zo_sfl", "mu_splitfed", "decomfl"])
+def test_d1_a_forward_only_row_has_its_own_run_at_a_client_rate_of_0(
+    tmp_path: Path, method: str
+) -> None:
+    options = {"local_steps": 1} if method == "zo_sfl" else {}
+    shared = {**SHARED, "server_lr": 0.01}
+    found = compare(task(), {method: options}, samples=32, seeds=1, out=tmp_path, **shared)
+    row = found[method]
+    (path,) = (tmp_path / f"{method}-rate0").iterdir()
+    still = FinishedRun.load(path)
+    ours = row.runs[0].config
+    assert {key for key in ours if ours[key] != still.config[key]} == {"client_lr"}
+    assert still.config["client_lr"] == 0
+    assert row.at_rate_0 == still.score("accuracy")
+    assert row.margin == row.mean - row.at_rate_0
+    assert found["splitfed_v2"].margin is None
+    assert f"{method} at rate 0" not in [row.label for row in found.rows]
+
+
+def test_d1_runs_read_back_are_held_against_their_own_at_rate_0(tmp_path: Path) -> None:
+    terms = {"client": "zeroth order"}
+    finished(tmp_path / "a", "heron", 0.5, client_lr=0.1, terms=terms)
+    finished(tmp_path / "b", "heron", 0.6, client_lr=0.2, terms=terms)
+    finished(tmp_path / "c", "heron", 0.4, client_lr=0.0, terms=terms)
+    finished(tmp_path / "d", "ho_sfl", 0.4, client_lr=0.0, terms=terms)
+    finished(tmp_path / "e", "splitfed_v2", 0.7, client_lr=0.0)
+    found = compare_runs([tmp_path])
+    margins = {row.label: row.margin for row in found.rows}
+    assert margins == {
+        "heron (client_lr=0.1)": pytest.approx(0.1),
+        "heron (client_lr=0.2)": pytest.approx(0.2),
+        "ho_sfl": None,  # nothing beside it but itself
+        "splitfed_v2": None,
+    }
+
+
+def test_d3_a_comparison_holds_back_a_tenth_and_chooses_rates_on_it(tmp_path: Path) -> None:
+    options = {key: value for key, value in SHARED.items() if key != "validation"}
+    found = compare(
+        task(), [], samples=96, seeds=1, server_lrs=[0.01, 0.5], out=tmp_path, **options
+    )
+    for row in found.rows:
+        folder = tmp_path / ("frozen-batch" if row.method == "frozen" else row.method)
+        tried = {run.server_lr: run for run in map(FinishedRun.load, folder.iterdir())}
+        held = {rate: run.score("validation_accuracy") for rate, run in tried.items()}
+        assert row.rates == held and held[row.server_lr or 0] == max(held.values())
+        assert row.mean == tried[row.server_lr or 0].score("accuracy")
+        assert row.runs[0].config["validation"] == 0.1
+    assert not any("test set" in note for note in found.notes)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["rows"][0]["rates_chosen_by"] == "validation_accuracy"
 
 
 def test_runs_that_exist_are_put_side_by_side(tmp_path: Path) -> None:
@@ -248,9 +353,9 @@ def test_runs_that_exist_are_put_side_by_side(tmp_path: Path) -> None:
     found = compare_runs([tmp_path / name for name in names], tmp_path / "out")
     assert found["ho_sfl"].mean == pytest.approx(0.6)
     assert found["ho_sfl"].gap_closed == pytest.approx((0.6 - 0.45) / (0.8 - 0.45))
-    assert "| ho_sfl | 0.6000 | 0.1414 | 0.05 | 0.43 | 1,010 |" in (
-        tmp_path / "out" / "table.md"
-    ).read_text(encoding="utf-8")
+    assert "| ho_sfl | 0.6000 | 0.1414 | 0.43 |" in (tmp_path / "out" / "table.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_two_settings_of_a_method_are_two_rows(tmp_path: Path) -> None:
@@ -270,6 +375,7 @@ def test_two_settings_of_a_method_are_two_rows(tmp_path: Path) -> None:
         ({"batch_size": 64}, "batch_size is 64, not 32"),
         ({"partition": "iid"}, "partition is 'iid', not 'dirichlet'"),
         ({"alpha": 0.1}, r"alpha is 0\.1, not 0\.5"),
+        ({"validation": 0.1}, r"validation is 0\.1, not 0\.0"),
         ({"facts": {"cut": "b"}}, "cut is 'b', not 'a'"),
         ({"facts": {"training_samples": 9}}, "training_samples is 9, not 100"),
         ({"facts": {"initial_weights": "ff"}}, "initial_weights is 'ff', not '00'"),

@@ -11,6 +11,11 @@ from sfl_flower.report import RoundRecord, RunDirectory, Summary
 from sfl_flower.tasks import task_options
 
 FACTS = {"cut": "a", "training_samples": 100, "test_samples": 10, "initial_weights": "00"}
+TERMS = {
+    "client": "first order", "client_mode": "", "client_forwards": 2, "client_backprops": 1,
+    "client_schedule": "constant", "server_schedule": "constant", "server_pace": "batch",
+    "server_steps": 300,
+}  # fmt: skip
 LEDGER = {"smashed": {"up": 2048, "down": 0}, "weights": {"up": 0, "down": 1024}}
 
 
@@ -21,6 +26,8 @@ def finished(
     *,
     samples: int = 1000,
     facts: dict[str, Any] | None = None,
+    terms: dict[str, Any] | None = None,
+    validation_accuracy: float | None = None,
     **changes: Any,
 ) -> FinishedRun:
     """Write the directory of a run of one round and read it back."""
@@ -36,6 +43,20 @@ def finished(
                     number, samples * number, 4 * number, 2.0 * number, 0.5, metrics, up, down
                 )
             )
-        summary = Summary(method, {"accuracy": accuracy}, samples, LEDGER, 4, 4096, 2.0, path, 1e6)
+        metrics = {"accuracy": accuracy}
+        if validation_accuracy is not None:
+            metrics["validation_accuracy"] = validation_accuracy
+        summary = Summary(
+            method,
+            metrics,
+            samples,
+            LEDGER,
+            4,
+            4096,
+            2.0,
+            path,
+            1e6,
+            terms={**TERMS, **(terms or {})},
+        )
         run.write_summary(summary, {**FACTS, **(facts or {})})
     return FinishedRun.load(path)

@@ -1,0 +1,176 @@
+"""The rows that a comparison trains: the methods asked for, controls, and runs at rate 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from sfl_flower.comparison.rows import CEILING, CONTROL
+from sfl_flower.config import LOCAL
+from sfl_flower.errors import ConfigError
+from sfl_flower.methods import Method, find_method
+from sfl_flower.run.run import Plan
+from sfl_flower.task import SplitTask
+from sfl_flower.training.modes import changes_by_mode
+
+__all__ = ["VALIDATION", "Entry", "controls", "method_entries", "read", "still_entries"]
+
+VALIDATION = 0.1
+"""Share of the training data that a comparison holds back, unless it is told another."""
+FOLLOWS = {
+    "method": "methods",
+    "task": "task",
+    "rounds": "samples",
+    "seed": "seeds",
+}
+"""Options that a comparison sets itself, and what they follow from."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with its options, to be trained with every seed and server rate.
+
+    Attributes
+    ----------
+    label : str
+        Its name in the table.
+    folder : str
+        Where its runs are, below the comparison's directory.
+    options : Mapping[str, Any]
+        Flat options of its runs; seed, rounds and server rate come later.
+    role : {"method", "control", "still"}
+        What it is in the table; the last is a method at a client rate of 0.
+    of : str
+        The label of the row that a "still" entry belongs to.
+    """
+
+    label: str
+    folder: str
+    options: Mapping[str, Any]
+    role: Literal["method", "control", "still"] = "method"
+    of: str = ""
+
+
+def method_entries(
+    methods: Sequence[str | Method] | Mapping[str, Mapping[str, Any]],
+    options: Mapping[str, Any],
+    task: str,
+    tuned: bool,
+) -> tuple[list[Entry], dict[str, Any]]:
+    """Return an entry for each method asked for and for the ceiling, and the control's options.
+
+    Parameters
+    ----------
+    methods : sequence of str or Method, or mapping of str to mapping
+        As for `compare`.
+    options : Mapping[str, Any]
+        Options of every run.
+    task : str
+        The task's name.
+    tuned : bool
+        Whether server rates are tried, so that none may be among the options.
+
+    Raises
+    ------
+    ConfigError
+        If a method is named twice, or an option is one that the comparison sets itself.
+    """
+    found = [find_method(named) for named in methods]
+    given = list(methods.values()) if isinstance(methods, Mapping) else [{} for _ in found]
+    own = {method.name: options for method, options in zip(found, given, strict=True)}
+    values: dict[str, str | Method] = {method.name: method for method in found}
+    if len(own) < len(found):
+        twice = ", ".join(method.name for method in found)
+        raise ConfigError(f"methods are {twice}; name each once.")
+    shared = {"validation": VALIDATION, **_underscored(options)}
+    read = {}
+    for name in {CONTROL: {}, **own, CEILING: {}}:
+        read[name] = {**shared, **_underscored(own.get(name, {}))}
+        for key, source in FOLLOWS.items():
+            if key in read[name]:
+                raise ConfigError(f"{key} of a comparison follows from {source}; leave it out.")
+        if tuned and "server_lr" in read[name]:
+            raise ConfigError("server_lr is given twice; leave it out where server_lrs are given.")
+        if read[name].get("partition") == LOCAL:
+            raise ConfigError("partition is 'local'; a comparison divides the task's own data.")
+        read[name] |= {"method": values.get(name, name), "task": task}
+    if "server_steps" in _underscored(own.get(CONTROL, {})):
+        raise ConfigError(
+            f"server_steps of {CONTROL} follows from the methods that it is held against; leave it "
+            "out."
+        )
+    control = read.pop(CONTROL)
+    return [Entry(name, name, found) for name, found in read.items()], control
+
+
+def _underscored(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in options.items()}
+
+
+def controls(plans: Sequence[Plan], given: Mapping[str, Any], task: SplitTask) -> list[Entry]:
+    """Return the frozen clients that the methods of a comparison are held against.
+
+    There is one for each pace of the server half, number of mini-batches and mode of the client
+    half that a method has; `given` goes before the last two.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        The methods.
+    given : Mapping[str, Any]
+        Options of every control.
+    task : SplitTask
+        Tells whether the mode changes anything.
+    """
+    modal = changes_by_mode(task.build(plans[0].config.seed).client)
+    forms: list[dict[str, Any]] = []
+    for plan in plans:
+        form = {"minibatches": 1, **plan.settings.control}
+        if not modal:
+            form["client_mode"] = "as_built"
+        form |= {key: given[key] for key in form if key in given}
+        if form not in forms:
+            forms.append(form)
+    apart = [key for key in ("minibatches", "client_mode") if len({f[key] for f in forms}) > 1]
+    found = []
+    for form in sorted(forms, key=lambda form: [str(form[k]) for k in ("server_steps", *apart)]):
+        named = {key: form[key] for key in ("server_steps", *apart)}
+        label = f"{CONTROL} ({', '.join(f'{key}={value}' for key, value in named.items())})"
+        folder = "-".join([CONTROL, *map(str, named.values())])
+        found.append(Entry(label, folder, {**given, **form}, "control"))
+    return found
+
+
+def still_entries(entries: Sequence[Entry]) -> list[Entry]:
+    """Return, for each method with forward-only clients, itself at a client rate of 0."""
+    found = []
+    for entry in entries:
+        method = find_method(entry.options["method"])
+        rates = {field.name for field in fields(method.settings)}
+        stands = float(entry.options.get("client_lr", 1)) == 0
+        if method.facts.client == "zeroth order" and "client_lr" in rates and not stands:
+            options = {**entry.options, "client_lr": 0.0}
+            label, folder = f"{entry.label} at rate 0", f"{entry.folder}-rate0"
+            found.append(Entry(label, folder, options, "still", entry.label))
+    return found
+
+
+def read(options: Mapping[str, Any], seed: int) -> Plan:
+    """Check the options of an entry.
+
+    Raises
+    ------
+    ConfigError
+        If one is unknown or out of range.
+    """
+    try:
+        return Plan.read({**options, "seed": seed})
+    except ConfigError as error:
+        if str(error).startswith("Unknown option of method"):
+            raise ConfigError(
+                f"{error} Every method is given this option; one that only some methods have "
+                "is written METHOD:KEY=VALUE on the command line, or methods={METHOD: {KEY: "
+                "VALUE}} in Python."
+            ) from None
+        raise

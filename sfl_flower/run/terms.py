@@ -1,0 +1,47 @@
+"""On what terms a method was trained: what sets its row apart from others beside the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sfl_flower.report import RoundRecord
+from sfl_flower.server.strategy import SplitStrategy
+from sfl_flower.training.modes import changes_by_mode
+
+__all__ = ["terms"]
+
+
+def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, Any]:
+    """Return the terms of a run as plain values, for `summary.json`.
+
+    Parameters
+    ----------
+    strategy : SplitStrategy
+        The method's server half.
+    history : iterable of RoundRecord
+        The run's records.
+
+    Returns
+    -------
+    dict of str to value
+        ``client``: how clients learn. ``client_mode``: "train" or "eval", the mode of the client
+        half; empty where nothing in it depends on that (no BatchNorm, no dropout).
+        ``client_forwards``, ``client_backprops``: passes of a client for each sample it trains on,
+        None where the method does not say. ``client_schedule``, ``server_schedule``: how the rates
+        go over the rounds; empty without such a rate. ``server_pace``: "round" or "batch", when the
+        server half steps; ``server_steps``: how often it did, 0 where the server only averages.
+    """
+    settings, facts = strategy.settings, strategy.facts
+    mode = "eval" if settings.client_mode == "eval" else "train"
+    passes = settings.client_passes or (None, None)
+    return {
+        "client": facts.client,
+        "client_mode": mode if changes_by_mode(strategy.client_half) else "",
+        "client_forwards": passes[0],
+        "client_backprops": passes[1],
+        "client_schedule": settings.client_schedule,
+        "server_schedule": strategy.config.server_schedule if facts.server_lr else "",
+        "server_pace": settings.server_pace,
+        "server_steps": int(sum(record.extra.get("server_steps", 0) for record in history)),
+    }
