@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 from email import message_from_string
 from email.message import Message
 from pathlib import Path
 
+import lazy_loader  # type: ignore[import-untyped]
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,3 +72,38 @@ def test_a14_links_of_the_long_description_work_anywhere(metadata: Message) -> N
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     assert targets and all(target.startswith("https://") for target in targets)
     assert "forward" in text
+
+
+PACKAGES = ["sfl_flower", "sfl_flower.split", "sfl_flower.wire", "sfl_flower.zo"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_of_a_package_are_those_that_type_checkers_see(package: str) -> None:
+    module = importlib.import_module(package)
+    _, _, stub = lazy_loader.attach_stub(package, str(module.__file__))
+    assert sorted(module.__all__) == sorted(stub)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_the_bundle_that_flwr_run_sends_can_be_imported(tmp_path: Path) -> None:
+    """Flower bundles what `fab-include` names, of the kinds of files that it allows."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    for pattern in table["fab-include"]:
+        assert Path(pattern).suffix in (".py", ".toml"), pattern
+        for file in ROOT.glob(pattern):
+            copy = tmp_path / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    apps = [reference.partition(":")[0] for reference in table["components"].values()]
+    names = "".join(f"import {name}\nfrom {name} import *\n" for name in PACKAGES)
+    code = names + "".join(f"import {app}\n" for app in apps) + "print(sfl_flower.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "sfl_flower" / "__init__.py")

@@ -1,8 +1,31 @@
 """Cutting a model in two, and finding what would break a client that only runs forwards.
 
-Names are imported at first use, and listed in ``__init__.pyi``.
+Names are imported at first use, and stand in ``__init__.pyi`` for type checkers.
 """
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_NAMES = {
+    "checks.checks": ["Problem", "check_zeroth_order", "freeze_batch_norm", "problems"],
+    "cutting": ["Halves", "cut", "every_cut", "legal_cuts"],
+    "graph.half": ["Half"],
+    "heads": ["HEADS", "make_head"],
+    "parameters.quantised": [
+        "dequantised",
+        "held_bytes",
+        "load_dequantised",
+        "parts",
+        "stay_frozen",
+    ],
+    "parameters.trained": ["TRAINED", "check_trained", "restrict"],
+    "parameters.travelling": [
+        "base_digest",
+        "base_state",
+        "buffers_of",
+        "load_travelling",
+        "travelling_state",
+    ],
+    "whole": ["Whole"],
+}
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_NAMES)

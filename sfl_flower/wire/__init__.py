@@ -1,8 +1,24 @@
 """What crosses the network: typed messages, their codecs and the ledger.
 
-Names are imported at first use, and listed in ``__init__.pyi``.
+Names are imported at first use, and stand in ``__init__.pyi`` for type checkers.
 """
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_NAMES = {
+    "answer": ["check_answer"],
+    "common": ["JoinReply", "JoinRequest", "Setup", "StaleReply", "Sync", "is_stale"],
+    "decomfl": ["WalkReply", "WalkRequest"],
+    "fedavg": ["FullReply", "FullRequest"],
+    "heron": ["HERONRequest", "UPLINKS", "WALKS"],
+    "ho_sfl": ["ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"],
+    "ledger": ["CATEGORIES", "Ledger", "content_bytes"],
+    "local": ["LocalReply", "LocalRequest"],
+    "message": ["Reply", "Request"],
+    "reader": ["Reader"],
+    "splitfed": ["StepReply", "StepRequest"],
+    "usage": ["METERS", "NO_USAGE", "Usage"],
+    "weights": ["pack_state", "state_bytes", "unpack_state"],
+}
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_NAMES)

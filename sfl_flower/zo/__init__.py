@@ -2,9 +2,27 @@
 
 Needs torch and numpy, nothing of Flower.
 
-Names are imported at first use, and listed in ``__init__.pyi``.
+Names are imported at first use, and stand in ``__init__.pyi`` for type checkers.
 """
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_NAMES = {
+    "clipping": ["clip_scalars"],
+    "coefficients": ["step_coefficients"],
+    "directions": ["Direction", "Directions"],
+    "entry": ["Entry"],
+    "estimators": ["ESTIMATORS"],
+    "header": ["JournalHeader", "manifest_digest", "params_digest"],
+    "journal": ["Journal", "Tail", "tail_bytes"],
+    "keys": ["Key", "SHARED_STREAM", "client_stream", "run_key", "step_keys"],
+    "laws": ["LAWS"],
+    "optimizers": ["OPTIMIZERS", "OptimizerSpec"],
+    "probing": ["Probing"],
+    "replica": ["Replica"],
+    "scalars": ["loss_scalars", "surrogate_scalars"],
+    "vector": ["ParameterVector", "trained_names"],
+    "walk": ["Walk"],
+}
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_NAMES)
