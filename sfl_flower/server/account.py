@@ -11,6 +11,7 @@ from sfl_flower.report import RoundRecord
 from sfl_flower.server.checkpoint import Progress
 from sfl_flower.server.exchange import Tally
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.training.measures import diverged
 from sfl_flower.wire import Ledger, Usage
 
 __all__ = ["Account"]
@@ -119,6 +120,8 @@ class Account:
         """
         outcome, tally, ledger = self._outcome, self._tally, self.ledger
         losses = outcome.losses
+        if worse := diverged(metrics, self.records[0].metrics if self.records else {}):
+            tally.note(worse)
         record = RoundRecord(
             round=round,
             samples=ledger.samples,

@@ -156,10 +156,8 @@ class SplitTask:
         ----------
         name, model, cut, classes
             As for the class.
-        x_train, x_test : array, shape [N, ...]
-            Inputs.
-        y_train, y_test : array of int, shape [N]
-            Labels.
+        x_train, y_train, x_test, y_test : array
+            Inputs, shape [N, ...], and labels, int, shape [N].
         **options
             `loss`, `metrics`, `transform`, `augment`, `head`, `trained`, as for the class.
 
@@ -186,7 +184,7 @@ class SplitTask:
 
     @property
     def own_data(self) -> bool:
-        """Whether each node has training data of its own: `train` takes its context."""
+        """Whether nodes have training data of their own: `train` takes a context."""
         return takes_context(self.train)
 
     def samples(self, split: Split, context: Context | None = None) -> Samples:
@@ -204,13 +202,13 @@ class SplitTask:
         DataError
             The set cannot be used; see `check_samples`.
         """
-        node = node_key(context) if context is not None and self.own_data else None
+        node = node_key(context) if context and self.own_data else None
         return self.memo(("samples", split, node), lambda: self.load(split, context))
 
     def load(self, split: Split, context: Context | None = None) -> Samples:
         """Return what `samples` does, loaded anew."""
         where = f"the {'training' if split == 'train' else 'test'} set of task {self.name!r}"
-        function: Callable[..., Any] = self.train if split == "train" else self.test
+        function: Callable[..., Any] = getattr(self, split)
         if split == "train" and self.own_data:
             function = partial(function, context or first_node(1))
         samples = called(function, f"{split}() of task {self.name!r}", DataError)

@@ -54,7 +54,7 @@ class Checkpoint:
     max_length : int
         Tokens of a row.
     words : tuple of str
-        For a verbaliser: how a prompt ends, and the word that follows it for class 0 and 1.
+        For a verbaliser: how a prompt ends, and the word that follows it for each class.
     lora_rank, lora_alpha : int
         Of the adapters; rank 0 trains the whole model.
     lora_targets : str
@@ -65,6 +65,8 @@ class Checkpoint:
         Of every dropout layer of the model.
     attention : {"auto", "sdpa", "eager"}
         Which of transformers' implementations of attention runs.
+    classes : int
+        Of a classifier.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class Checkpoint:
     base_dtype: str = "float32"
     dropout: float = 0.0
     attention: str = "auto"
+    classes: int = 2
 
     def __post_init__(self) -> None:
         whole_number(self.task, "max_length", self.max_length, 2, 1_000_000)
@@ -164,7 +167,8 @@ class Checkpoint:
 
             kind: Any = transformers.AutoModelForCausalLM
             if self.head == "classifier":
-                kind, config.num_labels = transformers.AutoModelForSequenceClassification, 2
+                kind = transformers.AutoModelForSequenceClassification
+                config.num_labels = self.classes
             model: nn.Module = kind.from_pretrained(
                 checkpoint_path(self.model), config=config, use_safetensors=True,
                 dtype=DTYPES[self.base_dtype], **attention,

@@ -1,4 +1,4 @@
-"""Sentences or pairs of sentences with one of two labels, as a task."""
+"""Texts or pairs of texts with one label each, as a task."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -14,35 +15,45 @@ from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
 from sfl_flower.tasks.options import whole_number
-from sfl_flower.tasks.text import Split, TextSet, padded, pairs, prompted, samples
+from sfl_flower.tasks.text import Split, padded, pairs, prompted, samples
 from sfl_flower.training.measures import IGNORED, accuracy, token_accuracy
 
 __all__ = ["Sentences", "classification"]
 
 
+class Texts(Protocol):
+    """Where rows are."""
+
+    def load(self, root: Path, split: Split, size: int | None) -> list[tuple[str, ...]]:
+        """Return the first rows of a split, each with one text a column."""
+
+
 @dataclass(frozen=True)
 class Sentences:
-    """A data set of texts with the labels 0 and 1, and how it is put to a causal model.
+    """A data set of texts with labels, and how it is put to a causal model.
 
     Attributes
     ----------
     name : str
         Of the task.
-    texts : TextSet
+    texts : Texts
         Where its rows are; the last column is the label.
     end : callable
         From the texts of a row to what follows its first text in a prompt.
     words : tuple of str
-        How every prompt ends, and the words of class 0 and 1.
-    most : tuple of int
+        How every prompt ends, and the word of each class.
+    most : tuple of int, optional
         Rows of the training and of the test set.
+    labels : tuple of str
+        What the rows call the classes.
     """
 
     name: str
-    texts: TextSet
+    texts: Texts
     end: Callable[..., str]
-    words: tuple[str, str, str]
-    most: tuple[int, int]
+    words: tuple[str, ...]
+    most: tuple[int, int] | None
+    labels: tuple[str, ...] = ("0", "1")
 
 
 def classification(
@@ -77,8 +88,8 @@ def classification(
         A size, the head or `trained` is out of its range.
     """
     sizes = {"train_size": train_size, "test_size": test_size}
-    for (option, value), most in zip(sizes.items(), data.most, strict=True):
-        if value is not None:
+    for (option, value), most in zip(sizes.items(), data.most or (None, None), strict=True):
+        if value is not None and most is not None:
             whole_number(data.name, option, value, 1, most)
     _check_head(data.name, checkpoint.head)
     load = partial(_load, data, root, checkpoint)
@@ -89,11 +100,12 @@ def classification(
         cut=cut,
         train=partial(load, "train", train_size),
         test=partial(load, "test", test_size),
-        classes=2,
+        classes=len(data.labels),
         metrics={"accuracy": token_accuracy if verbal else accuracy},
         ignore_label=IGNORED if verbal else None,
         trained=trained,
-        token=f"{data.name}:{root.absolute()}:{train_size}:{test_size}:{cut}:{checkpoint.token}",
+        # What a user's own functions give is not named by anything.
+        token="" if data.most is None else f"{data.name}:{root.absolute()}",
     )
 
 
@@ -110,7 +122,7 @@ def _load(
     where = f"the {'training' if split == 'train' else 'test'} set of task {data.name!r}"
     config, tokenizer = checkpoint.config(), checkpoint.tokenizer()
     *texts, labels = zip(*data.texts.load(root, split, size), strict=True)
-    y = _labels(labels, where)
+    y = _labels(labels, data.labels, where)
     length = checkpoint.max_length
     if checkpoint.head == "classifier":
         rows = pairs(tokenizer, texts, length, where)
@@ -125,9 +137,17 @@ def _load(
     return samples(x, last)
 
 
-def _labels(labels: tuple[str, ...], where: str) -> np.ndarray:
+def _labels(labels: tuple[str, ...], classes: tuple[str, ...], where: str) -> np.ndarray:
+    number = {label: index for index, label in enumerate(classes)}
     for row, label in enumerate(labels):
-        if label.strip() not in ("0", "1"):
+        if label.strip() not in number:
             given = f"the label {label.strip()[:40]!r}" if label.strip() else "no label"
-            raise DataError(f"Row {row} of {where} has {given}; it must be 0 or 1.")
-    return np.array([int(label) for label in labels], np.int64)
+            raise DataError(f"Row {row} of {where} has {given}; it must be {_listed(classes)}.")
+    return np.array([number[label.strip()] for label in labels], np.int64)
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    """Return "0 or 1", or "a, b or c"; the first ten of many."""
+    if len(classes) > 10:
+        return f"one of {', '.join(classes[:10])}, … ({len(classes)} in all)"
+    return f"{', '.join(classes[:-1])} or {classes[-1]}"

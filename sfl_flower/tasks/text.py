@@ -18,7 +18,7 @@ from sfl_flower.data import Samples
 from sfl_flower.errors import DataError
 from sfl_flower.training.measures import IGNORED
 
-__all__ = ["TextSet", "continued", "padded", "pairs", "prompted", "samples"]
+__all__ = ["Split", "TextSet", "continued", "padded", "pairs", "prompted", "samples"]
 
 Split = Literal["train", "test"]
 Ids = list[int]

@@ -19,11 +19,13 @@ __all__ = [
     "check_measures",
     "check_outputs",
     "cross_entropy",
+    "diverged",
     "token_accuracy",
 ]
 
 _log = getLogger("flwr")
 
+_DIVERGED = 10.0
 IGNORED = -100
 """The label of a position that counts neither in the loss nor in a metric, as in torch."""
 
@@ -123,6 +125,23 @@ def check_outputs(
             f'loss, {once:.4g} and {twice:.4g}; it must be the mean (reduction="mean"), for '
             "learning rates and averages are of means."
         )
+
+
+def diverged(found: Mapping[str, float], first: Mapping[str, float]) -> str:
+    """Return what to say of a loss far above that before training, empty where it is not.
+
+    Parameters
+    ----------
+    found, first : mapping of str to float
+        What was measured now, and before the first round; empty where nothing was.
+    """
+    now, before = found.get("loss", 0.0), first.get("loss", 0.0)
+    if not before or now <= _DIVERGED * before:
+        return ""
+    return (
+        f"The loss on the test set is {now:.4g}, {now / before:.0f} times what it was before "
+        f"training ({before:.4g}): training has diverged. Lower server-lr or client-lr, or clip."
+    )
 
 
 def _are_probabilities(output: Tensor) -> bool:

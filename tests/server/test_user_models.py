@@ -112,3 +112,12 @@ def test_two_halves_that_cannot_be_recorded_are_trained_by_every_method(method: 
     trial = train(tiny.task(build=build, cut="0"), method, rounds=1)
     assert trial.total("failures") + trial.total("rejected") == 0
     assert trial.strategy.ledger.samples > 0
+
+
+def test_a12_a_loss_that_has_exploded_is_noted() -> None:
+    trial = train(tiny.task(), "splitfed_v2", rounds=2, server_lr=300.0, client_lr=300.0)
+    first, last = trial.strategy.records[0].metrics, trial.strategy.records[-1].metrics
+    assert last["loss"] > 10 * first["loss"]
+    assert "times what it was before training" in trial.notes
+    assert "training has diverged. Lower server-lr or client-lr" in trial.notes
+    assert "diverged" not in train(tiny.task(), "splitfed_v2", rounds=2).notes
