@@ -166,7 +166,9 @@ def begin(
     checked = plan(method, **{"timeout": patience(faults), **options})
     if isinstance(problem, SharedOut):
         problem.given(checked.config)
-    grid = LocalGrid(make_client_app(lambda context: problem), checked.config.clients, faults)
+    grid = LocalGrid(
+        make_client_app(lambda context: problem, [checked.method]), checked.config.clients, faults
+    )
     strategy = checked.method.server(problem, checked.config, checked.settings)
     return Trial(strategy, grid)
 
@@ -214,7 +216,9 @@ def run(
     checked = plan(method, out, resume, **{"timeout": patience(faults), **options})
     if isinstance(problem, SharedOut):
         problem.given(checked.config)
-    grid = LocalGrid(make_client_app(lambda context: problem), checked.config.clients, faults)
+    grid = LocalGrid(
+        make_client_app(lambda context: problem, [checked.method]), checked.config.clients, faults
+    )
     log = logging.getLogger("flwr")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -19,7 +19,8 @@ from sfl_flower.wire.flower import SUPERLINK, identity
 
 pytestmark = pytest.mark.flower
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_task"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLE = EXAMPLES / "own_task"
 
 
 def load(reference: str) -> Any:
@@ -68,3 +69,22 @@ def test_a16_the_data_load_without_scikit_learn(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(found[0], torch.from_numpy(x).float())
     assert torch.equal(found[1], torch.from_numpy(y))
     assert len(module.task.samples("train")) + len(module.task.samples("test")) == len(y)
+
+
+def test_own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = EXAMPLES / "own_method"
+    monkeypatch.syspath_prepend(str(example))
+    monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path / "state"))
+    app = tomllib.loads((example / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    server, client = (load(app["components"][name]) for name in ("serverapp", "clientapp"))
+    run_config = {**app["config"], "rounds": 40, "out": str(tmp_path / "run")}
+    context = Context(
+        run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
+    )
+    with identity(1, SUPERLINK):
+        server(InlineGrid(client, 3), context)
+    found = RunDirectory(tmp_path / "run")
+    assert found.config["method"] == "sign_sfl"
+    _, accuracy = found.history.series(metric="accuracy")
+    assert accuracy[-1] > accuracy[0] + 0.3
+    assert (tmp_path / "run" / "journal.bin").exists()

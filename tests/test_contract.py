@@ -1,0 +1,245 @@
+"""What every method owes its users, the project's own and one from a package of somebody's own.
+
+A method that is added gets a line in `OPTIONS`, settings under which it does everything it can; the
+rest follows from its value.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from sfl_flower.methods import METHODS, Method, find_method
+from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.wire import Ledger, content_bytes
+from tests import tiny
+from tests.local_grid import Change, Fault, changed
+from tests.tiny import Trial, begin, equal, run, start, train
+
+pytestmark = pytest.mark.flower
+
+OWN_METHOD = Path(__file__).resolve().parents[1] / "examples" / "own_method"
+OWN = "own_method.method:METHOD"
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ho_sfl": {"minibatches": 2, "client_optimizer": "adam", "client_lr": 0.01},
+    "heron": {"local_steps": 3, "upload_every": 2, "probes": 2, "client_lr": 0.01},
+    "splitfed_v1": {"local_steps": 2},
+    "splitfed_v2": {"local_steps": 2, "client_optimizer": "adam", "server_optimizer": "adamw"},
+    "cse_fsl": {"local_steps": 3, "upload_every": 2, "client_optimizer": "adam"},
+    "fsl_sage": {"local_steps": 3, "upload_every": 2, "align_every": 2, "align_epochs": 3},
+    "fedavg": {"local_steps": 2, "client_optimizer": "adam"},
+    "mu_splitfed": {},
+    "zo_sfl": {"local_steps": 2, "probes": 2},
+    "decomfl": {"local_steps": 2, "probes": 2},
+    "frozen": {"minibatches": 2, "server_steps": "batch"},
+    OWN: {"probes": 4, "client_lr": 0.05},
+}
+SHARED: dict[str, Any] = {"rounds": 4, "sampled": 3, "server_momentum": 0.9}
+
+
+@pytest.fixture(autouse=True)
+def own_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the example's package be found."""
+    monkeypatch.syspath_prepend(str(OWN_METHOD))
+    yield
+
+
+@pytest.fixture(params=OPTIONS)
+def method(request: pytest.FixtureRequest) -> str:
+    """Each method."""
+    name: str = request.param
+    return name
+
+
+def value(method: str) -> Method:
+    if str(OWN_METHOD) not in sys.path:
+        sys.path.insert(0, str(OWN_METHOD))
+    return find_method(method)
+
+
+def settings(method: str, **more: Any) -> dict[str, Any]:
+    return {**SHARED, **OPTIONS[method], **more}
+
+
+def trained(method: str, *faults: Fault, **more: Any) -> Trial:
+    return train(tiny.task(), method, faults, **settings(method, **more))
+
+
+@cache
+def clean(method: str) -> Trial:
+    """Return a run in which nothing goes wrong."""
+    return trained(method)
+
+
+def history(records: Any) -> list[tuple[Any, ...]]:
+    """Return what of the records does not depend on the clock or on who had to download again."""
+    return [
+        (r.round, r.samples, r.loss, r.metrics, r.replies, r.version, r.digest, r.extra)
+        for r in records
+    ]
+
+
+def same(a: Trial, b: Trial) -> bool:
+    """Tell whether two runs came to the same model, journal and losses."""
+    return (
+        equal(a.model, b.model)
+        and a.strategy.digest == b.strategy.digest
+        and [r.loss for r in a.strategy.records] == [r.loss for r in b.strategy.records]
+    )
+
+
+def test_every_method_has_a_line() -> None:
+    assert set(OPTIONS) == {*METHODS, OWN}
+
+
+def test_it_learns_something_or_says_that_it_does_not(method: str) -> None:
+    trial = clean(method)
+    initial = begin(tiny.task(), method, **settings(method)).model
+    names = set(tiny.CLIENT_NAMES)
+    moved = {name for name in initial if not bool((trial.model[name] == initial[name]).all())}
+    assert bool(moved & names) == (value(method).facts.client != "nothing")
+    assert moved - names
+    assert (trial.strategy.journal is not None) == value(method).facts.journal
+    assert [r.failures + r.rejected for r in trial.strategy.records] == [0] * 5
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(method: str) -> None:
+    assert same(clean(method), trained(method))
+    assert not same(clean(method), trained(method, seed=1))
+
+
+class Stop(Exception):
+    """Ends a run from outside."""
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(method: str, tmp_path: Path) -> None:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 2:
+            raise Stop
+
+    options = settings(method)
+    whole = run(tiny.task(), method, out=tmp_path / "whole", **options)
+    with pytest.raises(Stop):
+        run(tiny.task(), method, out=tmp_path / "parts", observer=stop, **options)
+    resumed = run(tiny.task(), method, out=tmp_path / "parts", resume=True, **options)
+    assert equal(whole.model, resumed.model)
+    assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)
+    if value(method).facts.journal:
+        one, two = ((tmp_path / n / "journal.bin").read_bytes() for n in ("whole", "parts"))
+        assert one == two
+
+
+def test_the_order_of_replies_changes_nothing(method: str) -> None:
+    for seed in (1, 2):
+        trial = begin(tiny.task(), method, **settings(method))
+        trial.grid._rng.seed(seed)
+        assert same(clean(method), start(trial))
+
+
+def test_replies_that_come_twice_count_once(method: str) -> None:
+    trial = trained(method, Fault("twice"))
+    assert same(clean(method), trial)
+    assert trial.total("replies") == clean(method).total("replies")
+
+
+def test_the_ledger_is_what_the_messages_hold(method: str) -> None:
+    trial = clean(method)
+    ledger: Ledger = trial.strategy.ledger
+    down = sum(content_bytes(content) for _, _, content in trial.grid.requests)
+    up = sum(content_bytes(content) for _, _, content in trial.grid.replies)
+    assert (ledger.bytes_down, ledger.bytes_up) == (down, up)
+    assert ledger.messages_down == len(trial.grid.requests)
+    assert ledger.up["labels"] > 0 or not value(method).facts.labels
+
+
+def arrays_of(content: RecordDict) -> ArrayRecord:
+    return content.array_records["arrays"]
+
+
+def spoil(content: RecordDict) -> RecordDict:
+    """Put a NaN into the first float array, or numbers out of range into another."""
+    arrays = {name: array.numpy() for name, array in arrays_of(content).items()}
+    for name, array in arrays.items():
+        if array.size and array.dtype.kind == "f":
+            new = array.copy()
+            new.reshape(-1)[0] = np.nan
+            return changed(content, arrays={name: new})
+    name, array = next(iter(arrays.items()))
+    return changed(content, arrays={name: np.full_like(array, 77)})
+
+
+BAD: dict[str, Change] = {
+    "not finite": spoil,
+    "another round": lambda content: changed(content, config={"round": 99}),
+    "an array too many": lambda content: changed(content, arrays={"no": np.zeros(2, np.float32)}),
+    "no arrays": lambda content: RecordDict({k: v for k, v in content.items() if k != "arrays"}),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_reply_is_as_one_that_never_came(method: str, bad: str) -> None:
+    for action in value(method).handlers:
+        if not any(kind == action for kind, _ in clean(method).grid.log):
+            continue  # under these settings it is never asked for
+        struck = [Fault("change", {1}, {2, 3}, action, 1, BAD[bad])]
+        trial = trained(method, *struck, sampled=0)
+        lost = trained(method, Fault("mute", {1}, {2, 3}, action, 1), sampled=0)
+        assert trial.total("rejected") == 1, (action, trial.notes)
+        assert "The reply of client 1 is not used: " in trial.notes
+        assert equal(trial.model, lost.model), action
+        assert trial.strategy.digest == lost.strategy.digest
+
+
+def test_labels_out_of_range_in_the_last_batch_leave_no_trace(method: str) -> None:
+    def mislabel(content: RecordDict) -> RecordDict:
+        y = arrays_of(content)["y"].numpy().copy()
+        y[-1] = tiny.CLASSES
+        return changed(content, arrays={"y": y})
+
+    actions = {kind for kind, _, content in clean(method).grid.replies if "y" in arrays_of(content)}
+    assert bool(actions) == value(method).facts.labels
+    for action in sorted(actions):
+        trial = trained(method, Fault("change", {1}, {2, 3}, action, 1, mislabel), sampled=0)
+        lost = trained(method, Fault("mute", {1}, {2, 3}, action, 1), sampled=0)
+        assert trial.total("rejected") == 1, (action, trial.notes)
+        assert "a label is 3, the task has classes 0 to 2" in trial.notes
+        assert equal(trial.model, lost.model), action
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"config": {"partition-id": 2**40}},
+        {"config": {"partition-id": 99}},
+        {"metrics": {"num-examples": 0}},
+        {"metrics": {"num-examples": 2**62}},
+        {"config": {"problem": "\x1b[31mno\x1b[0m"}},
+    ],
+    ids=lambda claim: str(next(iter(next(iter(claim.values())).items()))).replace("\x1b", ""),
+)
+def test_a_joiner_who_lies_is_left_out_by_name(method: str, claim: dict[str, Any]) -> None:
+    lie = Fault("change", {3}, types="join", change=lambda content: changed(content, **claim))
+    trial = trained(method, lie, sampled=0, rounds=2)
+    assert [record.replies for record in trial.strategy.records] == [0, 3, 3]
+    assert "\x1b" not in trial.notes
+    assert not [client for kind, client in trial.grid.log if kind != "join" and client == 3]
+
+
+def test_clients_of_few_samples_and_few_rounds_of_them(method: str) -> None:
+    """A last mini-batch of one sample, and a cohort of one."""
+    shares = [tiny.samples(n, seed) for seed, n in enumerate((5, 9, 1, 12))]
+    trial = train(tiny.task(shares), method, (), **settings(method, sampled=1, rounds=3))
+    assert all(bool(_finite(tensor)) for tensor in trial.model.values())
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return tensor.isfinite().all()
