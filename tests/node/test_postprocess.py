@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.node.postprocess import NoisyScalars, Postprocess, secret_generator
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.wire import ForwardReply, FullReply, ProbeReply
@@ -60,8 +60,8 @@ def test_smashed_data_pass_and_weights_are_not_sent_as_if_they_were_noised() -> 
     assert process(forward) is forward
     with pytest.raises(ConfigError, match=r"this method sends weights; use .* uplink=scalars"):
         process(FullReply(1, 2, 0.5, {"float32": np.ones(3, np.float32)}))
-    trial = processed(process, "heron", uplink="weights", rounds=1)
-    assert trial.total("failures") == 2 and "sends weights" in trial.notes
+    with pytest.raises(TrainingError, match="NoisyScalars leaves weights as they are"):
+        processed(process, "heron", uplink="weights", rounds=1)
 
 
 @pytest.mark.parametrize("options", [{"noise": -1.0}, {"noise": float("nan")}, {"clip": 0.0}])
