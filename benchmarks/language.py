@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.figure import Figure
 from sfl_flower import compare
 from sfl_flower.comparison.rows import CEILING, CONTROL, Row
-from sfl_flower.config import check_choice
+from sfl_flower.options import check_choice
 
 __all__ = ["add_arguments", "run"]
 

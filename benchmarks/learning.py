@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.figure import Figure
 from sfl_flower import simulate
-from sfl_flower.config import check_choice
+from sfl_flower.options import check_choice
 
 __all__ = ["add_arguments", "run"]
 

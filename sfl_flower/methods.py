@@ -12,8 +12,9 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from sfl_flower.config import RunConfig, Settings, check_choice, read_fields, unknown
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError
+from sfl_flower.options import check_choice, read_fields, unknown
 from sfl_flower.wire.encodings import ENCODINGS
 
 if TYPE_CHECKING:

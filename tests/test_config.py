@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfl_flower.config import LOCAL, RunConfig, check_choice, check_range, read_fields
+from sfl_flower.config import LOCAL, RunConfig
 from sfl_flower.data import PartitionSpec
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, read_options
+from sfl_flower.options import check_choice, check_range, read_fields
 
 pytestmark = pytest.mark.flower
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sfl_flower.config import RunConfig, nearest
+from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS
+from sfl_flower.options import nearest
 
 __all__ = ["say_leftovers"]
 

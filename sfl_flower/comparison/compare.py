@@ -21,9 +21,9 @@ from sfl_flower.comparison.jobs import Job, Watch, train_all
 from sfl_flower.comparison.pages import write_comparison
 from sfl_flower.comparison.planned import best_rates, plan_jobs
 from sfl_flower.comparison.rows import Comparison, assemble, make_row
-from sfl_flower.config import check_choice, check_range
 from sfl_flower.errors import ConfigError, DataError, TrainingError
 from sfl_flower.methods import Method
+from sfl_flower.options import check_choice, check_range
 from sfl_flower.run.simulation import BACKENDS
 from sfl_flower.task import SplitTask
 

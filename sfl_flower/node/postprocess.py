@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sfl_flower.config import check_range
 from sfl_flower.errors import ConfigError
+from sfl_flower.options import check_range
 from sfl_flower.wire import Reply
 
 __all__ = ["NoisyScalars", "Postprocess", "secret_generator"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from sfl_flower.config import unknown
+from sfl_flower.options import unknown
 
 __all__ = ["PRESETS", "Preset", "load_preset"]
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sfl_flower.config import check_range
 from sfl_flower.methods import METHODS, Method
+from sfl_flower.options import check_range
 from sfl_flower.profiling.cuts import WHOLE, CutProfile
 from sfl_flower.server.cost import Parts
 from sfl_flower.zo import Probing

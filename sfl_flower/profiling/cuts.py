@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfl_flower.config import check_range
 from sfl_flower.errors import ConfigError, CutError
+from sfl_flower.options import check_range
 from sfl_flower.profiling.peaks import Growth, Peak, backprop, inference, output_tensor
 from sfl_flower.split.cutting import every_cut
 from sfl_flower.split.parameters.quantised import held_bytes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from logging import getLogger
 
-from sfl_flower.config import RunConfig, check_choice
+from sfl_flower.config import RunConfig
+from sfl_flower.options import check_choice
 from sfl_flower.report import History, RunDirectory
 from sfl_flower.server.strategy import SplitStrategy
 

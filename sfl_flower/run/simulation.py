@@ -15,11 +15,11 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from sfl_flower.config import check_choice
 from sfl_flower.errors import ConfigError, DataError, SflError, TrainingError
 from sfl_flower.methods import Method
 from sfl_flower.node.shares import divide
 from sfl_flower.node.sync import forget_recent
+from sfl_flower.options import check_choice
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
 from sfl_flower.run.run import Observer, Plan, RunResult, execute

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfl_flower.config import RunConfig, unknown
+from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
+from sfl_flower.options import unknown
 from sfl_flower.server.mean import Mean
 from sfl_flower.server.median import Median
 

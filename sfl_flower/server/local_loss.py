@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
-from sfl_flower.config import check_choice, check_range
 from sfl_flower.errors import ConfigError, CutError, WireError
+from sfl_flower.options import Choice, Form, Range
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.outcome import Outcome
@@ -46,16 +46,14 @@ class LocalLossSettings(LocalStepsSettings):
         Fresh weights, or those of the server half where the head has its layers.
     """
 
-    upload_every: int = 1
-    head: str = "linear"
-    head_init: str = "random"
+    upload_every: Annotated[int, Range(1, 10**6)] = 1
+    head: Annotated[str, Form("linear, pooled, pooled:SIDE, blocks:LAYER or task")] = "linear"
+    head_init: Annotated[str, Choice(("random", "copy"))] = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("upload_every", self.upload_every, 1, 10**6)
         if self.local_steps:
             self.check_period(self.local_steps)
-        check_choice("head_init", self.head_init, ("random", "copy"))
 
     def check_period(self, steps: int) -> None:
         """Refuse an upload period that is longer than a round of so many steps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings
 from sfl_flower.errors import WireError
+from sfl_flower.options import Choice, Range
 from sfl_flower.server.exchange import Tally
 from sfl_flower.training.modes import kept_buffers
-from sfl_flower.zo import ParameterVector, Probing
+from sfl_flower.zo import ESTIMATORS, LAWS, ParameterVector, Probing
+from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
 __all__ = [
     "HOPELESS",
     "DirectionSettings",
     "Noise",
+    "ProbeLength",
+    "Probes",
     "ProbingSettings",
     "check_estimator",
     "check_scalars",
@@ -33,6 +38,10 @@ On Fashion-MNIST, from scratch, d = 5 056 learns with 160 directions an update (
 """
 
 
+Probes = Annotated[int, Range(1, MOST_PROBES)]
+ProbeLength = Annotated[float, Range(*MU_RANGE)]
+
+
 @dataclass(frozen=True)
 class DirectionSettings(Settings):
     """Options of every method that probes.
@@ -40,13 +49,13 @@ class DirectionSettings(Settings):
     Attributes
     ----------
     mu : float
-        μ, the probe length, in [1e-12, 1e6].
+        μ, the probe length.
     direction : {"rademacher", "gaussian", "sphere"}
         Direction law; each has E[u uᵀ] = I.
     """
 
-    mu: float = 1e-3
-    direction: str = "rademacher"
+    mu: ProbeLength = 1e-3
+    direction: Annotated[str, Choice(LAWS)] = "rademacher"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,13 +73,13 @@ class ProbingSettings(DirectionSettings):
     Attributes
     ----------
     probes : int
-        P, probes of a mini-batch, in [1, 4096].
+        P, probes of a mini-batch.
     estimator : str
         What is computed along each direction, by name: `sfl_flower.zo.ESTIMATORS`.
     """
 
-    probes: int = 1
-    estimator: str = "forward"
+    probes: Probes = 1
+    estimator: Annotated[str, Choice(ESTIMATORS)] = "forward"
 
     def probing(self) -> Probing:
         """Return how a mini-batch is probed."""

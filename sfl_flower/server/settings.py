@@ -6,17 +6,29 @@ an optimiser, `LocalStepsSettings` steps that the client takes on its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import Settings
 from sfl_flower.data import steps_per_epoch
+from sfl_flower.options import Choice, ClientState, Decay, Momentum, Range, Rate, Steps, choices
 from sfl_flower.training.optim import FIRST_ORDER, optimizer_text
 from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
-from sfl_flower.zo import OptimizerSpec
+from sfl_flower.zo import OPTIMIZERS, OptimizerSpec
 
-__all__ = ["ClientOptimizerSettings", "ClientRateSettings", "LocalStepsSettings"]
+__all__ = [
+    "ClientOptimizerSettings",
+    "ClientRateSettings",
+    "LocalStepsSettings",
+    "Replayable",
+    "Schedule",
+    "Warmup",
+]
+
+Schedule = Annotated[str, Choice(SCHEDULES)]
+Warmup = Annotated[float, Range(0)]
+Replayable = Annotated[str, Choice(OPTIMIZERS)]
+"""What `client_optimizer` may be in a method of zeroth order."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +45,9 @@ class ClientRateSettings(Settings):
         First rounds over which client_lr rises linearly; below 1 it is a share of all rounds.
     """
 
-    client_lr: float = 0.05
-    client_lr_schedule: str = "constant"
-    client_lr_warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("client_lr", self.client_lr, 0, 1e6)
-        check_choice("client_lr_schedule", self.client_lr_schedule, SCHEDULES)
-        check_range("client_lr_warmup", self.client_lr_warmup, 0)
+    client_lr: Rate = 0.05
+    client_lr_schedule: Schedule = "constant"
+    client_lr_warmup: Warmup = 0.0
 
     @property
     def client_schedule(self) -> str:
@@ -62,22 +68,15 @@ class ClientOptimizerSettings(ClientRateSettings):
     ----------
     client_optimizer : {"sgd", "adam", "adamw"}
         Optimiser of what clients train.
-    client_momentum, client_weight_decay : float
-        Its settings; momentum is for SGD.
+    client_momentum : float
+        Momentum of the client optimiser, where it is sgd; of the replayable ones, momentum.
+    client_weight_decay : float
+        Weight decay of the client optimiser.
     """
 
-    optimizers: ClassVar[Collection[str]] = FIRST_ORDER
-    """Names that `client_optimizer` may have; a method of zeroth order has the replayable ones."""
-
-    client_optimizer: str = "sgd"
-    client_momentum: float = 0.9
-    client_weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("client_optimizer", self.client_optimizer, self.optimizers)
-        check_range("client_momentum", self.client_momentum, 0, 0.9999)
-        check_range("client_weight_decay", self.client_weight_decay, 0, 1e3)
+    client_optimizer: Annotated[str, Choice(FIRST_ORDER)] = "sgd"
+    client_momentum: Momentum = 0.9
+    client_weight_decay: Decay = 0.0
 
     def optimizer_text(self, round: int, rounds: int) -> str:
         """Return the client optimiser of a round as the text that travels."""
@@ -108,13 +107,8 @@ class LocalStepsSettings(ClientOptimizerSettings):
         Whether the client optimiser's state starts anew each round or stays on each client.
     """
 
-    local_steps: int = 1
-    client_state: str = "fresh"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("local_steps", self.local_steps, 0, 10**6)
-        check_choice("client_state", self.client_state, ("fresh", "kept"))
+    local_steps: Steps = 1
+    client_state: ClientState = "fresh"
 
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches that a client with so many samples runs in a round."""
@@ -131,7 +125,8 @@ class LocalStepsSettings(ClientOptimizerSettings):
         if self.client_state == "kept" or self.local_steps != 1 or not self.client_lr:
             return found
         # Among the replayable optimisers momentum has a name of its own.
-        momentum = name == "momentum" or (name == "sgd" and "momentum" not in self.optimizers)
+        named = "momentum" in choices(type(self), "client_optimizer")
+        momentum = name == ("momentum" if named else "sgd")
         if name.startswith("adam"):
             effect = (
                 f"{name} moves every parameter by client_lr whatever the size of its gradient (a "

@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import Settings
 from sfl_flower.errors import ConfigError, CutError, JournalError
+from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
@@ -29,6 +30,7 @@ from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import (
     Noise,
+    Probes,
     ProbingSettings,
     check_estimator,
     check_scalars,
@@ -63,24 +65,20 @@ class DeComFLSettings(ProbingSettings, ClientRateSettings):
         Mode of the model's modules on the clients: as the task built them, or eval.
     """
 
-    local_steps: int = 1
-    probes: int = 5
-    client_lr: float = 0.005
-    scalar_limit: float = 1e6
-    sync: str = "auto"
-    client_mode: str = "as_built"
+    local_steps: Minibatches = 1
+    probes: Probes = 5
+    client_lr: Rate = 0.005
+    scalar_limit: Annotated[float, Range(0)] = 1e6
+    sync: Annotated[str, Choice(SYNC_POLICIES)] = "auto"
+    client_mode: ClientMode = "as_built"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("local_steps", self.local_steps, 1, 4096)
         if self.local_steps * self.probes > MAX_COEFFICIENTS:
             raise ConfigError(
                 f"local_steps x probes is {self.local_steps * self.probes}; a journal entry holds "
                 f"at most {MAX_COEFFICIENTS} scalars."
             )
-        check_range("scalar_limit", self.scalar_limit, 0)
-        check_choice("sync", self.sync, SYNC_POLICIES)
-        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
 
     @property
     def server_pace(self) -> str:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from sfl_flower.config import Settings
+from sfl_flower.options import Steps
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
@@ -32,7 +33,7 @@ __all__ = ["FedAvg", "FedAvgSettings"]
 class FedAvgSettings(LocalStepsSettings):
     """Settings of FedAvg: those of a first-order client, with one local epoch by default."""
 
-    local_steps: int = 0
+    local_steps: Steps = 0
 
     @property
     def client_passes(self) -> tuple[int, int]:

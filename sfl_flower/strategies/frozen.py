@@ -7,10 +7,11 @@ the client half keeps its initial weights to the bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import Settings
 from sfl_flower.errors import WireError
+from sfl_flower.options import Choice, ClientMode, Minibatches
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
@@ -40,14 +41,9 @@ class FrozenSettings(Settings):
         Mode of the client half's modules.
     """
 
-    minibatches: int = 1
-    server_steps: str = "round"
-    client_mode: str = "as_built"
-
-    def __post_init__(self) -> None:
-        check_range("minibatches", self.minibatches, 1, 4096)
-        check_choice("server_steps", self.server_steps, SERVER_STEPS)
-        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+    minibatches: Minibatches = 1
+    server_steps: Annotated[str, Choice(SERVER_STEPS)] = "round"
+    client_mode: ClientMode = "as_built"
 
     @property
     def server_pace(self) -> str:

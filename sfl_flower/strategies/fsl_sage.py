@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import Settings
 from sfl_flower.data import generator, seeded_torch
 from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.options import Choice, Natural, Range
 from sfl_flower.server.alignment import REFRESH_MODES, check_alignable, refresh
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
@@ -75,29 +76,22 @@ class FSLSAGESettings(LocalLossSettings):
         are then aligned in round 2 and every l rounds after it.
     """
 
-    align_every: int = 10
-    align_epochs: int = 100
-    align_batch: int = 0
-    buffer: int = 1000
-    head_optimizer: str = "adam"
-    head_lr: float = 1e-3
-    refresh_mode: str = "batch"
+    align_every: Annotated[int, Range(1, 10**6)] = 10
+    align_epochs: Annotated[int, Range(1, 10**6)] = 100
+    align_batch: Natural = 0
+    buffer: Annotated[int, Range(1, 10**9)] = 1000
+    head_optimizer: Annotated[str, Choice(FIRST_ORDER)] = "adam"
+    head_lr: Annotated[float, Range(0)] = 1e-3
+    refresh_mode: Annotated[str, Choice(REFRESH_MODES)] = "batch"
     warm_start: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("align_every", self.align_every, 1, 10**6)
-        check_range("align_epochs", self.align_epochs, 1, 10**6)
-        check_range("buffer", self.buffer, 1, 10**9)
-        check_range("align_batch", self.align_batch, 0)
         if self.align_batch > self.buffer:
             raise ConfigError(
                 f"align_batch is {self.align_batch}, but the buffer holds {self.buffer} samples; "
                 f"it must be in [1, {self.buffer}], or 0 for the whole buffer."
             )
-        check_choice("head_optimizer", self.head_optimizer, FIRST_ORDER)
-        check_range("head_lr", self.head_lr, 0)
-        check_choice("refresh_mode", self.refresh_mode, REFRESH_MODES)
 
 
 class FSLSAGE(LocalLossStrategy):

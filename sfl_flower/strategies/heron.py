@@ -10,16 +10,17 @@ whole walk follows from its h x P scalars, so it sends those
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import Settings
 from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.options import Choice, Range, Rate
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -27,12 +28,14 @@ from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import (
     Noise,
+    Probes,
     ProbingSettings,
     check_estimator,
     check_scalars,
     note_zeros,
 )
 from sfl_flower.server.roster import Member
+from sfl_flower.server.settings import Replayable, Schedule, Warmup
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import buffers_of, travelling_state
@@ -46,7 +49,6 @@ from sfl_flower.wire import (
     unpack_state,
 )
 from sfl_flower.zo import (
-    OPTIMIZERS,
     ParameterVector,
     Walk,
     client_stream,
@@ -87,24 +89,19 @@ class HERONSettings(ProbingSettings, LocalLossSettings):
         A reply with |v| / μ above this is not used; for `uplink=scalars`.
     """
 
-    optimizers: ClassVar[Collection[str]] = OPTIMIZERS
-    client_lr: float = 0.1
-    client_lr_schedule: str = "cosine"
-    client_lr_warmup: float = 0.05
-    probes: int = 32
-    uplink: str = "scalars"
-    head_trainer: str = "server"
-    head_lr: float = 0.02
-    clip_norm: float = 0.0
-    scalar_limit: float = 1e6
+    client_optimizer: Replayable = "sgd"
+    client_lr: Rate = 0.1
+    client_lr_schedule: Schedule = "cosine"
+    client_lr_warmup: Warmup = 0.05
+    probes: Probes = 32
+    uplink: Annotated[str, Choice(UPLINKS)] = "scalars"
+    head_trainer: Annotated[str, Choice(("client", "server"))] = "server"
+    head_lr: Annotated[float, Range(0)] = 0.02
+    clip_norm: Annotated[float, Range(0, 1e30)] = 0.0
+    scalar_limit: Annotated[float, Range(0)] = 1e6
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("uplink", self.uplink, UPLINKS)
-        check_choice("head_trainer", self.head_trainer, ("client", "server"))
-        check_range("head_lr", self.head_lr, 0)
-        check_range("clip_norm", self.clip_norm, 0, 1e30)
-        check_range("scalar_limit", self.scalar_limit, 0)
         slots = self.spec().slots
         if self.uplink == "scalars" and self.client_state == "kept" and slots:
             raise ConfigError(

@@ -12,16 +12,17 @@ a client's λ is taken at its turn, before the step on that batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from sfl_flower.config import RunConfig, Settings, check_choice, check_range
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import JournalError, WireError
+from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
 from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
@@ -31,19 +32,19 @@ from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import (
     Noise,
+    Probes,
     ProbingSettings,
     check_estimator,
     check_scalars,
     note_zeros,
 )
 from sfl_flower.server.roster import Member
-from sfl_flower.server.settings import ClientOptimizerSettings
+from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import ProbeReply, ProbeRequest
 from sfl_flower.zo import (
-    OPTIMIZERS,
     SHARED_STREAM,
     Entry,
     client_stream,
@@ -81,26 +82,16 @@ class HOSFLSettings(ProbingSettings, ClientOptimizerSettings):
         Mode of the client half's modules: as the task built them, or eval.
     """
 
-    optimizers: ClassVar[Collection[str]] = OPTIMIZERS
-    probes: int = 4
-    minibatches: int = 1
-    directions: str = "own"
-    client_lr: float = 0.02
-    clip_norm: float = 0.0
-    scalar_limit: float = 1e6
-    server_steps: str = "round"
-    sync: str = "auto"
-    client_mode: str = "as_built"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("minibatches", self.minibatches, 1, 4096)
-        check_range("scalar_limit", self.scalar_limit, 0)
-        check_range("clip_norm", self.clip_norm, 0, 1e30)
-        check_choice("directions", self.directions, ("own", "shared"))
-        check_choice("server_steps", self.server_steps, SERVER_STEPS)
-        check_choice("sync", self.sync, SYNC_POLICIES)
-        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+    probes: Probes = 4
+    minibatches: Minibatches = 1
+    directions: Annotated[str, Choice(("own", "shared"))] = "own"
+    client_optimizer: Replayable = "sgd"
+    client_lr: Rate = 0.02
+    clip_norm: Annotated[float, Range(0, 1e30)] = 0.0
+    scalar_limit: Annotated[float, Range(0)] = 1e6
+    server_steps: Annotated[str, Choice(SERVER_STEPS)] = "round"
+    sync: Annotated[str, Choice(SYNC_POLICIES)] = "auto"
+    client_mode: ClientMode = "as_built"
 
     @property
     def server_pace(self) -> str:

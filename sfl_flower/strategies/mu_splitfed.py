@@ -15,20 +15,21 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from logging import INFO, getLogger
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.config import Settings, check_choice, check_range
+from sfl_flower.config import Settings
 from sfl_flower.errors import SflError, WireError
+from sfl_flower.options import ClientMode, Range, Rate
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.probing import DirectionSettings, note_zeros
+from sfl_flower.server.probing import DirectionSettings, ProbeLength, note_zeros
 from sfl_flower.server.roster import Member
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
@@ -66,19 +67,12 @@ class MUSplitFedSettings(DirectionSettings):
         Mode of the client half's modules: as the task built them, or eval.
     """
 
-    server_steps: int = 2
-    mu: float = 5e-3
-    server_zo_lr: float = 0.01
-    client_lr: float = 0.005
-    global_lr: float = 0.3
-    client_mode: str = "as_built"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("server_steps", self.server_steps, 1, 10**6)
-        for name in ("server_zo_lr", "client_lr", "global_lr"):
-            check_range(name, getattr(self, name), 0, 1e6)
-        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+    server_steps: Annotated[int, Range(1, 10**6)] = 2
+    mu: ProbeLength = 5e-3
+    server_zo_lr: Rate = 0.01
+    client_lr: Rate = 0.005
+    global_lr: Rate = 0.3
+    client_mode: ClientMode = "as_built"
 
     @property
     def client_passes(self) -> tuple[int, int]:

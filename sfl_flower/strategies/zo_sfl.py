@@ -13,7 +13,7 @@ As in SplitFed the scalars of a step ride on the request for the next: h steps a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from logging import INFO, getLogger
@@ -23,23 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.config import Settings, check_choice
+from sfl_flower.config import Settings
 from sfl_flower.errors import SflError, WireError
+from sfl_flower.options import ClientMode, Decay, Rate, Steps
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
 from sfl_flower.server.frozen_parameters import counts
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.probing import DirectionSettings, Noise, note_zeros
+from sfl_flower.server.probing import DirectionSettings, Noise, Probes, note_zeros
 from sfl_flower.server.roster import Member
-from sfl_flower.server.settings import LocalStepsSettings
+from sfl_flower.server.settings import LocalStepsSettings, Replayable
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import Usage, pack_state, unpack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import (
-    OPTIMIZERS,
     Directions,
     OptimizerSpec,
     Probing,
@@ -69,8 +69,6 @@ class ZOSFLSettings(DirectionSettings, LocalStepsSettings):
         P, probes per mini-batch.
     client_optimizer : {"sgd", "momentum", "adam", "adamw"}
         Optimiser of the client half.
-    client_momentum, client_weight_decay : float
-        Its settings.
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client; the
         server's optimisers always start anew.
@@ -78,17 +76,12 @@ class ZOSFLSettings(DirectionSettings, LocalStepsSettings):
         Mode of the client half's modules: as the task built them, or eval.
     """
 
-    optimizers: ClassVar[Collection[str]] = OPTIMIZERS
-    local_steps: int = 0
-    probes: int = 1
-    client_optimizer: str = "adamw"
-    client_lr: float = 1e-3
-    client_weight_decay: float = 1e-4
-    client_mode: str = "as_built"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("client_mode", self.client_mode, ("as_built", "eval"))
+    local_steps: Steps = 0
+    probes: Probes = 1
+    client_optimizer: Replayable = "adamw"
+    client_lr: Rate = 1e-3
+    client_weight_decay: Decay = 1e-4
+    client_mode: ClientMode = "as_built"
 
     def probing(self) -> Probing:
         """Return how a mini-batch is probed."""

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, get_type_hints
 
-from sfl_flower.config import coerce
 from sfl_flower.errors import ConfigError
+from sfl_flower.options import coerce
 from sfl_flower.task import SplitTask
 
 __all__ = ["TASKS", "load_task", "read_task_options", "task_options"]

@@ -62,8 +62,12 @@ def sst2(
     head : {"classifier", "verbaliser"}
         A new classifier on an encoder or a causal model; or, for causal models, the words *great*
         and *terrible* behind the prompt "… It was", as in MeZO.
-    lora_rank, lora_alpha, lora_targets
-        Adapters, see `sfl_flower.tasks.adapters.adapt`; rank 0 trains the whole model.
+    lora_rank : int
+        Rank of the adapters (`sfl_flower.tasks.adapters.adapt`); 0 trains the whole model.
+    lora_alpha : int
+        Scale of the adapters, over their rank.
+    lora_targets : str
+        Names of the layers that get an adapter, by commas; those of the family by default.
     base_dtype : {"float32", "bfloat16", "float16", "int8"}
         What the frozen weights are kept in; int8 is for linear layers, the rest is float32 then.
     dropout : float

@@ -164,8 +164,9 @@ def test_every_option_has_a_meaning(name: str | None, capsys: pytest.CaptureFixt
 
 
 def test_a_method_says_itself_what_its_bases_say_in_general(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["options", "fsl_sage"]) == 0
     shown = capsys.readouterr().out
     assert "Learning rate of client half and head." in shown
