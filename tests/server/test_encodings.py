@@ -66,7 +66,7 @@ def test_half_precision_learns_about_as_well(method: str, options: dict[str, Any
 
 
 def test_the_anchor_of_the_probes_is_the_clients_own() -> None:
-    trial = train(tiny.task(), "ho_sfl", [Fault("raise", types="probe")], rounds=1, **HALF)
+    trial = train(tiny.task(), "ho_sfl", [Fault("raise", None, {2}, "probe")], rounds=2, **HALF)
     for kind, client, content in trial.grid.replies[-4:]:
         assert kind == "forward"
         kept = trial.grid.contexts[trial.grid.nodes[client]].state.array_records["anchor"]["z"]
