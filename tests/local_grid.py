@@ -19,7 +19,9 @@ from flwr.clientapp import ClientApp
 
 from sfl_flower.methods import METHODS
 from sfl_flower.run.inline import InlineGrid
+from sfl_flower.wire.draft import RAW
 from sfl_flower.wire.flower import SUPERLINK, address
+from sfl_flower.wire.terms import with_terms
 
 serde: Any
 try:
@@ -27,7 +29,7 @@ try:
 except ImportError:  # pragma: no cover
     serde = None
 
-__all__ = ["Fault", "LocalGrid", "changed", "roundtrip", "serde"]
+__all__ = ["Fault", "LocalGrid", "changed", "roundtrip", "serde", "values"]
 
 DIED, RAISED, UNAVAILABLE = 0, 2, 5
 Change = Callable[[RecordDict], RecordDict]
@@ -73,6 +75,13 @@ def kind_of(message: Message) -> str:
     action = message.metadata.message_type.partition(".")[2]
     names = [name for name in METHODS if action.startswith(f"{name}_")]
     return action.removeprefix(f"{max(names, key=len)}_") if names else action
+
+
+def values(array: Array) -> np.ndarray:
+    """Return what an array of a message holds, with a header or without one."""
+    if array.stype != RAW:
+        return array.numpy()
+    return np.frombuffer(array.data, array.dtype).reshape(array.shape)
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ class LocalGrid(InlineGrid):
         self.log: Counter[tuple[str, int]] = Counter()
         self.late: dict[str, Message] = {}
         self.requests: list[tuple[str, int, Any]] = []
+        self.asked: list[tuple[str, int, Any]] = []  # as `requests`, with the terms they name
         self.replies: list[tuple[str, int, Any]] = []
         self._rng = random.Random(seed)
         self._twice: set[str] = set()
@@ -175,7 +185,9 @@ class LocalGrid(InlineGrid):
         node, kind = message.metadata.dst_node_id, kind_of(message)
         client = self.nodes.index(node)
         self.log[kind, client] += 1
-        self.requests.append((kind, client, roundtrip(message.content)))
+        content = roundtrip(message.content)
+        self.requests.append((kind, client, content))
+        self.asked.append((kind, client, with_terms(self.contexts[node], content) or content))
         if self._strike("drop", message, client):
             return None
         if self._strike("die", message, client):

@@ -19,7 +19,7 @@ from sfl_flower.report import RunDirectory
 from sfl_flower.wire import content_bytes
 from sfl_flower.zo import Journal, surrogate_scalars
 from tests import tiny
-from tests.local_grid import Fault, changed, serde
+from tests.local_grid import Fault, changed, serde, values
 from tests.tiny import CLIENT_NAMES, CUT, begin, equal, flat, run, start, train
 
 pytestmark = pytest.mark.flower
@@ -66,7 +66,7 @@ def test_1_no_graph_no_server_half_on_a_client_and_no_inputs_on_the_wire(method:
     arrays = [array for content in sent for array in content["arrays"].values()]
     assert len(arrays) > 20
     assert not any(row in array.data for row in rows for array in arrays)
-    assert {a.numpy().shape[1:] for c in sent for n, a in c["arrays"].items() if n == "z"} == {
+    assert {values(a).shape[1:] for c in sent for n, a in c["arrays"].items() if n == "z"} == {
         (CUT,)
     }
 
@@ -159,7 +159,7 @@ def test_4_the_ledger_is_the_closed_form_and_reconciles_with_the_encoding(method
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9], ids=str)
 def test_5_a_bad_scalar_never_reaches_the_journal(value: float) -> None:
     def spoil(content: Any) -> Any:
-        scalars = content["arrays"]["scalars"].numpy().copy()
+        scalars = values(content["arrays"]["scalars"]).copy()
         scalars[0, 1] = value
         return changed(content, arrays={"scalars": scalars})
 

@@ -17,7 +17,7 @@ from sfl_flower.clients.frozen import run_half
 from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
 from sfl_flower.node.node import Node, metered
-from sfl_flower.node.sync import journal_key, stand_at
+from sfl_flower.node.sync import journal_key, stand_still
 from sfl_flower.wire import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest, StaleReply
 from sfl_flower.zo import surrogate_scalars
 
@@ -38,9 +38,11 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
 
 def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     """Answer with the scalars of every mini-batch, float32, shape [minibatches, probes]."""
-    before = stand_at(node, request.version, request.digest)
+    before = stand_still(node)
     if isinstance(before, StaleReply):
         return before
+    if node.store.get_text(_ROUND).get("round") != request.round:
+        return StaleReply(before)
     vector, kept, probing = node.half.trained, _kept(node, request.round), request.probing
     directions = vector.directions(journal_key(node), probing.law)
     met = _met(node, request)
@@ -73,7 +75,6 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     node.store.drop(_ANCHOR)
     return ProbeReply(
         round=request.round,
-        version=before,
         scalars=torch.stack(rows).numpy(),
         samples=start,
         usage=usage(),

@@ -16,7 +16,7 @@ from sfl_flower.wire import StaleReply, Sync, pack_state, unpack_state
 from sfl_flower.zo import JournalHeader, Replica, manifest_digest
 from sfl_flower.zo.journal import Tail
 
-__all__ = ["bring_up", "forget_recent", "journal_key", "stand_at"]
+__all__ = ["bring_up", "forget_recent", "journal_key", "stand_still"]
 
 _REST, _REPLICA, _POSITION = "rest", "replica", "position"
 _WEIGHTS = "weights."
@@ -66,31 +66,28 @@ def bring_up(node: Node, sync: Sync, half: HeldModule | None = None) -> int | St
             return StaleReply(version, digest)
         found = _follow(node, sync, half)
         if found is None:
-            return StaleReply(-1, "")
+            return StaleReply(-1)
         replica = found
     if digest != sync.digest or sync.kind == "full":
         if sync.kind == "full" or not node.store.share(_REPLICA, sync.digest):
             node.store.put(_REPLICA, replica.to_arrays(), content=sync.digest)
         node.store.put_text(_POSITION, {"version": sync.version, "digest": sync.digest})
     _remember(replica, sync.digest)
-    return version if _load(node, half, replica, sync.digest) else StaleReply(-1, "")
+    return version if _load(node, half, replica, sync.digest) else StaleReply(-1)
 
 
-def stand_at(node: Node, version: int, digest: str) -> int | StaleReply:
-    """Load the version that a client must stand at already, or say where it stands instead.
-
-    Parameters
-    ----------
-    node : Node
-        The client.
-    version, digest : int, str
-        Where it must stand; the digest in hex.
+def stand_still(node: Node) -> int | StaleReply:
+    """Load the version that a client stands at; the reply that says so where it is lost.
 
     Returns
     -------
     int or StaleReply
         As `bring_up`.
     """
+    position = node.store.get_text(_POSITION)
+    version, digest = int(position.get("version", -1)), str(position.get("digest", ""))
+    if version < 0:
+        return StaleReply(-1)
     return bring_up(node, Sync("none", version, digest, version, digest))
 
 

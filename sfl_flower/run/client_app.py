@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from sfl_flower.methods import METHODS, Method
@@ -13,12 +13,17 @@ from sfl_flower.node.node import Node, TaskSource, join
 from sfl_flower.run.mods import Mod, check_mods
 from sfl_flower.run.run_config import task_from_context
 from sfl_flower.training.modes import torch_threads
-from sfl_flower.wire.common import JoinRequest, StaleReply
+from sfl_flower.wire.common import JoinRequest, StaleReply, UnknownTerms
+from sfl_flower.wire.message import Request
+from sfl_flower.wire.reader import Reader
+from sfl_flower.wire.terms import keep_terms, with_terms
 
 if TYPE_CHECKING:
     from sfl_flower.node.postprocess import Postprocess
 
 __all__ = ["client_app", "make_client_app"]
+
+Q = TypeVar("Q", bound=Request)
 
 
 def make_client_app(
@@ -51,7 +56,8 @@ def make_client_app(
 
     @app.query("join")
     def joined(message: Message, context: Context) -> Message:
-        reply = join(source, context, JoinRequest.from_content(message.content))
+        request = _read(JoinRequest, context, message.content)
+        reply = UnknownTerms() if request is None else join(source, context, request)
         return Message(reply.to_content(), reply_to=message)
 
     for method in {**METHODS, **{own.name: own for own in methods}}.values():
@@ -61,13 +67,26 @@ def make_client_app(
     return app
 
 
+def _read(kind: type[Q], context: Context, content: RecordDict) -> Q | None:
+    """Return the request in a message, None where it names terms that the client does not know."""
+    whole = with_terms(context, content)
+    if whole is None:
+        return None
+    reader = Reader(whole, kind.WHAT)
+    request = kind.from_reader(reader)
+    keep_terms(context, reader.terms)
+    return request
+
+
 def _answer(
     source: TaskSource, method: Method, action: str, postprocess: Postprocess | None
 ) -> Any:
     def answer(message: Message, context: Context) -> Message:
         # Looked up here: a process imports what answers its own message.
         handler, request = method.handler(action)
-        asked = request.from_content(message.content)
+        asked = _read(request, context, message.content)
+        if asked is None:
+            return Message(UnknownTerms().to_content(), reply_to=message)
         with torch_threads(asked.setup.threads):
             reply = handler(Node.open(source, context, asked.setup), asked)
         if postprocess is not None and not isinstance(reply, StaleReply):  # that tells no data

@@ -11,21 +11,40 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING, getLogger
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from sfl_flower.errors import SflError, WireError, printable
 from sfl_flower.server.roster import Member
-from sfl_flower.wire import Ledger, Reader, Reply, Request, check_answer, content_bytes
+from sfl_flower.wire import (
+    Ledger,
+    Reader,
+    Reply,
+    Request,
+    check_answer,
+    content_bytes,
+    lacks_terms,
+)
+from sfl_flower.wire.terms import terms_digest
 
 __all__ = ["Exchange", "Tally"]
 
 R = TypeVar("R", bound=Reply)
 
-Pending = dict[str, tuple[Member, Request, int]]
-"""Requests without a reply by message id, and how often each was sent again."""
+
+class _Sent(NamedTuple):
+    """A request that is on its way, how often it was sent again, and the name of its terms."""
+
+    member: Member
+    request: Request
+    attempt: int = 0
+    terms: bytes = b""
+
+
+Pending = dict[str, _Sent]
+"""Requests without a reply, by message id."""
 
 WORKER_DIED = (0, 8)
 """Flower's error codes for a worker process that died; the request is sent once more."""
@@ -91,10 +110,18 @@ class Exchange:
         Ids of requests whose replies came too late; they are pulled and thrown away.
     method : str
         Name of the method, which is part of the messages' types.
+    held : dict of set of bytes, optional
+        By node, the terms that it has answered to and so knows (`sfl_flower.wire.terms`).
     """
 
     def __init__(
-        self, grid: Grid, ledger: Ledger, timeout: float, late: set[str], method: str
+        self,
+        grid: Grid,
+        ledger: Ledger,
+        timeout: float,
+        late: set[str],
+        method: str,
+        held: dict[int, set[bytes]] | None = None,
     ) -> None:
         self.tally = Tally()
         self._method = method
@@ -102,6 +129,7 @@ class Exchange:
         self._ledger = ledger
         self._timeout = timeout
         self._late = late
+        self._held = {} if held is None else held
         self._pending: Pending = {}
         self._order: list[Member] = []
 
@@ -118,24 +146,26 @@ class Exchange:
     def push(self, requests: Mapping[Member, Request]) -> None:
         """Send requests without waiting; clients begin at once."""
         self._order.extend(requests)
-        self._push(((member, request, 0) for member, request in requests.items()), self._pending)
+        self._push((_Sent(member, request) for member, request in requests.items()), self._pending)
 
-    def _push(self, items: Iterable[tuple[Member, Request, int]], pending: Pending) -> None:
+    def _push(self, items: Iterable[_Sent], pending: Pending) -> None:
         sent = []
-        for member, request, attempt in items:
+        for item in items:
+            member, request = item.member, item.request
             try:
                 draft = request.draft()
             except WireError as error:  # a value that the run's encoding cannot hold
                 self.tally.fail(member, str(error))
                 continue
-            content = draft.content()
+            terms = terms_digest(draft.terms)
+            content = draft.content(brief=terms in self._held.get(member.node_id, ()))
             self._ledger.record("down", draft.booked, content_bytes(content))
             message = Message(
                 content=content,
                 dst_node_id=member.node_id,
                 message_type=request.message_type(self._method),
             )
-            sent.append((message, (member, request, attempt)))
+            sent.append((message, item._replace(terms=terms)))
         if not sent:
             return
         # The network grids iterate twice, so a list; ids are written into the messages on push.
@@ -144,7 +174,9 @@ class Exchange:
             if message.metadata.message_id in accepted:
                 pending[message.metadata.message_id] = item
             else:
-                self.tally.fail(item[0], "Flower did not accept the request (is it too large?).")
+                self.tally.fail(
+                    item.member, "Flower did not accept the request (is it too large?)."
+                )
 
     def collect(
         self, read: Callable[[Reader], R], check: Callable[[R], None] | None = None
@@ -225,17 +257,24 @@ class Exchange:
         item = pending.pop(message.metadata.reply_to_message_id, None)
         if item is None:
             return
-        member, request, attempt = item
+        member, request = item.member, item.request
         if message.has_error():
             code, reason = message.error.code, message.error.reason or "no reason given"
-            if code in WORKER_DIED and attempt < RESENDS:
+            if code in WORKER_DIED and item.attempt < RESENDS:
                 # Waiting for a process to be given up takes Flower minutes: the notes say why.
                 why = f"{_last_line(reason)} (Flower error {code})"
                 self.tally.note(f"Client {member.partition} is asked again: {why}")
-                self._push([(member, request, attempt + 1)], pending)
+                self._push([item._replace(attempt=item.attempt + 1)], pending)
             else:
                 self.tally.fail(member, f"{_last_line(reason)} (Flower error {code})")
             return
+        held = self._held.setdefault(member.node_id, set())
+        if lacks_terms(message.content) and item.terms in held:
+            held.clear()
+            self._ledger.record("up", {}, content_bytes(message.content))
+            self._push([item], pending)
+            return
+        held.add(item.terms)
         try:
             reader = Reader(message.content, "reply", request.encodings)
             reply = read(reader)
@@ -251,9 +290,9 @@ class Exchange:
         found[member] = reply
 
     def _give_up(self, pending: Pending) -> None:
-        for identifier, (member, _, _) in pending.items():
+        for identifier, item in pending.items():
             self._late.add(identifier)
-            self.tally.fail(member, f"no reply within {self._timeout:g} s.")
+            self.tally.fail(item.member, f"no reply within {self._timeout:g} s.")
         pending.clear()
 
     def _drop_late(self) -> None:
@@ -284,7 +323,7 @@ class _Clock:
 
 
 def _waits(member: Member, pending: Pending) -> bool:
-    return any(waiting == member for waiting, _, _ in pending.values())
+    return any(item.member == member for item in pending.values())
 
 
 def _reason(error: Exception) -> str:

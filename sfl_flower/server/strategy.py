@@ -94,6 +94,7 @@ class SplitStrategy(Unwrapped):
         self.server = self.new_trainer(halves.server)
         self._roster = Roster(config, self.settings)
         self._late: set[str] = set()
+        self._terms_held: dict[int, set[bytes]] = {}
         self._save = save
         self._z_shape: tuple[int, ...] | None = None
         self._base: tuple[str, str] | None = None
@@ -192,7 +193,7 @@ class SplitStrategy(Unwrapped):
             for half in self.server_halves():
                 half.begin(self.round)
             exchange = Exchange(
-                grid, self.ledger, self.config.timeout, self._late, method=self.name
+                grid, self.ledger, self.config.timeout, self._late, self.name, self._terms_held
             )
             online = self._roster.refresh(
                 grid, lambda nodes: self._ask(nodes, exchange), exchange.tally

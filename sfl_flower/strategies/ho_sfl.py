@@ -223,8 +223,6 @@ class HOSFL(JournalledStrategy):
         settings = self.settings
         return ProbeRequest(
             round=round,
-            version=self.mirror.version,
-            digest=self.mirror.digest,
             batch_size=self.config.batch_size,
             minibatches=settings.minibatches,
             setup=self.setup,

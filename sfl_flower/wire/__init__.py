@@ -7,7 +7,16 @@ import lazy_loader
 
 _NAMES = {
     "answer": ["check_answer"],
-    "common": ["JoinReply", "JoinRequest", "Setup", "StaleReply", "Sync", "is_stale"],
+    "common": [
+        "JoinReply",
+        "JoinRequest",
+        "Setup",
+        "StaleReply",
+        "Sync",
+        "UnknownTerms",
+        "is_stale",
+        "lacks_terms",
+    ],
     "decomfl": ["WalkReply", "WalkRequest"],
     "fedavg": ["FullReply", "FullRequest"],
     "heron": ["HERONRequest", "UPLINKS", "WALKS"],

@@ -17,7 +17,13 @@ from .common import (
     Sync as Sync,
 )
 from .common import (
+    UnknownTerms as UnknownTerms,
+)
+from .common import (
     is_stale as is_stale,
+)
+from .common import (
+    lacks_terms as lacks_terms,
 )
 from .decomfl import (
     WalkReply as WalkReply,

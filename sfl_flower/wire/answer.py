@@ -17,7 +17,7 @@ from sfl_flower.wire.message import Asked, Reply, Request
 
 __all__ = ["check_answer"]
 
-_SAME = ("round", "step", "version")
+_SAME = ("round", "step")
 """Fields that mean the same in a request and in its reply, where both have them."""
 
 

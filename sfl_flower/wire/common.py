@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from flwr.app import RecordDict
@@ -24,7 +24,8 @@ from sfl_flower.wire.fields import (
 )
 from sfl_flower.wire.message import Part, Reply, Request
 from sfl_flower.wire.reader import Reader
-from sfl_flower.zo import tail_bytes
+from sfl_flower.wire.terms import TERMS
+from sfl_flower.zo import tail_bytes, tail_ends
 
 __all__ = [
     "JoinReply",
@@ -32,11 +33,17 @@ __all__ = [
     "Setup",
     "StaleReply",
     "Sync",
+    "UnknownTerms",
     "check_batch",
     "is_stale",
+    "lacks_terms",
 ]
 
 _NONE = "none"
+
+
+def _never(told: Mapping[str, Any]) -> bool:
+    return False
 
 
 def _state_category(name: str) -> str:
@@ -75,15 +82,38 @@ class Sync(Part):
     """
 
     kind: Annotated[Literal["none", "tail", "full"], text(("none", "tail", "full")).called("sync")]
-    base_version: int
-    base_digest: Annotated[str, text(empty=_NONE)]
-    version: int
-    digest: Annotated[str, hexadecimal()]
+    base_version: Annotated[int, whole().when(_never)] = 0
+    base_digest: Annotated[str, text().when(_never)] = ""
+    version: Annotated[int, whole().when(lambda sync: sync["kind"] != "tail")] = 0
+    digest: Annotated[str, hexadecimal().when(lambda sync: sync["kind"] != "tail")] = ""
     tail: Annotated[bytes, octets(_tail_bytes).when(lambda sync: sync["kind"] == "tail")] = b""
     state: Annotated[
         Mapping[str, np.ndarray],
         group("state.", _state_category).when(lambda sync: sync["kind"] == "full"),
     ] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read the fields; what a tail says itself, and what both ends have in common, is derived.
+
+        Raises
+        ------
+        WireError
+            Also if the tail is none.
+        """
+        sync = super().read(reader)
+        if sync.kind == "full":
+            return sync
+        if sync.kind == "none":
+            return replace(sync, base_version=sync.version, base_digest=sync.digest)
+        since, base, version, digest = tail_ends(sync.tail)
+        return replace(
+            sync,
+            base_version=since,
+            base_digest=base.hex(),
+            version=version,
+            digest=digest.hex(),
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +131,8 @@ class Setup(Part):
     smashed, gradients : str
         How smashed data and cut gradients travel, keys of `ENCODINGS`.
     """
+
+    STANDING: ClassVar[bool] = True
 
     seed: int
     partition: str
@@ -171,7 +203,7 @@ class JoinReply(Reply):
     """
 
     WHAT: ClassVar[str] = "join reply"
-    STATUS: ClassVar[str] = ""
+    SPOKEN: ClassVar[bool] = False
 
     partition: Annotated[int, whole(low=-1, high=LARGEST_COUNT).called("partition-id")]
     samples: Annotated[int, metric(high=LARGEST_COUNT).called("num-examples")]
@@ -200,13 +232,30 @@ class StaleReply(Reply):
     STATUS: ClassVar[str] = "stale"
 
     version: Version
-    digest: Annotated[str, text(empty=_NONE)]
+    digest: Annotated[str, hexadecimal()] = ""
+
+
+@dataclass(frozen=True)
+class UnknownTerms(Reply):
+    """A client that does not know the terms a request names: it needs the whole request."""
+
+    WHAT: ClassVar[str] = "reply without terms"
+    STATUS: ClassVar[str] = TERMS
 
 
 def is_stale(content: RecordDict) -> bool:
     """Tell whether an arrived reply says that the client must be synced anew."""
+    return _status(content) == StaleReply.STATUS
+
+
+def lacks_terms(content: RecordDict) -> bool:
+    """Tell whether an arrived reply says that the request must be sent whole."""
+    return _status(content) == UnknownTerms.STATUS
+
+
+def _status(content: RecordDict) -> object:
     config = content.config_records.get("config")
-    return config is not None and config.get("status") == StaleReply.STATUS
+    return None if config is None else config.get("status")
 
 
 def check_batch(

@@ -8,6 +8,7 @@ from typing import ClassVar
 from sfl_flower.wire.common import Setup, Sync
 from sfl_flower.wire.fields import (
     BatchSize,
+    EvalMode,
     Loss,
     Rate,
     Scalars,
@@ -45,7 +46,7 @@ class WalkRequest(Request):
     setup: Setup
     sync: Sync
     lr: Rate
-    eval_mode: bool = False
+    eval_mode: EvalMode = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:

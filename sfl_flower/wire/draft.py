@@ -9,13 +9,19 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from sfl_flower.wire.encodings import ENCODINGS
 from sfl_flower.wire.padding import LENGTHS, POSITIONS, shorten
+from sfl_flower.wire.terms import TERMS, terms_digest
 
-__all__ = ["ARRAYS", "CONFIG", "METRICS", "PLAIN", "PROTOCOL", "Draft", "Encodings"]
+__all__ = ["ARRAYS", "CONFIG", "METRICS", "PLAIN", "PROTOCOL", "RAW", "Draft", "Encodings"]
 
 PROTOCOL = 1
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records of a message; Flower's mods and wrappers expect one of each kind."""
+
+
+RAW = "raw"
+"""Flower's `stype` of an array that travels without a header: its bytes in C order, little-endian,
+of the dtype and shape that Flower's record states anyway."""
 
 
 class Encodings(NamedTuple):
@@ -35,31 +41,57 @@ class Draft:
     ----------
     encodings : Encodings
         How smashed data and cut gradients travel; a message that says so itself sets it.
+    spoken : bool
+        Whether the receiver knows which protocol this side speaks.
 
     Attributes
     ----------
     booked : dict[str, int]
         Bytes by ledger category so far, control left out.
+    standing : bool
+        Whether what is being written are the terms of the request, the same in every round.
+    terms : dict[str, Any]
+        The terms so far.
     """
 
-    def __init__(self, encodings: Encodings = PLAIN) -> None:
+    def __init__(self, encodings: Encodings = PLAIN, spoken: bool = False) -> None:
         self.encodings = encodings
         self.booked: dict[str, int] = {}
         self._arrays: dict[str, Array] = {}
-        self._config: dict[str, Any] = {"protocol": PROTOCOL}
+        self.standing = False
+        self.terms: dict[str, Any] = {} if spoken else {"protocol": PROTOCOL}
+        self._config: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
 
     def setting(self, name: str, value: Any) -> None:
-        """Write a number, a truth value or a text."""
-        self._config[name] = value
+        """Write a number, a truth value, a text or a few bytes."""
+        (self.terms if self.standing else self._config)[name] = value
 
     def metric(self, name: str, value: int) -> None:
         """Write a number that Flower's own tools may read."""
         self._metrics[name] = value
 
-    def array(self, name: str, value: np.ndarray, category: str = "") -> None:
-        """Write an array; its values are booked, its header and name are control."""
-        self._arrays[name] = Array(np.ascontiguousarray(value))
+    def array(self, name: str, value: np.ndarray, category: str = "", header: bool = False) -> None:
+        """Write an array; its values are booked, its name and header are control.
+
+        Parameters
+        ----------
+        name : str
+            The array's name.
+        value : numpy.ndarray
+            The values.
+        category : str
+            What they are booked as, empty for control.
+        header : bool
+            Whether it travels as numpy writes it, which Flower's own tools can read, in 128 bytes
+            more.
+        """
+        plain = np.ascontiguousarray(value)
+        if header:
+            self._arrays[name] = Array(plain)
+        else:
+            data = plain.astype(plain.dtype.newbyteorder("<"), copy=False).tobytes()
+            self._arrays[name] = Array(str(plain.dtype), plain.shape, RAW, data)
         self.book(category, value.nbytes)
 
     def samples(self, name: str, value: np.ndarray, category: str) -> None:
@@ -94,12 +126,19 @@ class Draft:
         if category and count:
             self.booked[category] = self.booked.get(category, 0) + count
 
-    def content(self) -> RecordDict:
-        """Return the content of the Flower message."""
+    def content(self, brief: bool = False) -> RecordDict:
+        """Return the content of the Flower message.
+
+        Parameters
+        ----------
+        brief : bool
+            Whether the receiver knows the terms, so that their digest is enough.
+        """
+        terms = {TERMS: terms_digest(self.terms)} if brief else self.terms
         return RecordDict(
             {
                 ARRAYS: ArrayRecord(self._arrays),
-                CONFIG: ConfigRecord(self._config),
+                CONFIG: ConfigRecord({**terms, **self._config}),
                 METRICS: MetricRecord(self._metrics),
             }
         )

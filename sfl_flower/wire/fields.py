@@ -21,6 +21,7 @@ __all__ = [
     "BatchSize",
     "Codec",
     "CutGradients",
+    "EvalMode",
     "HeadWeights",
     "Labels",
     "Loss",
@@ -66,12 +67,19 @@ class Codec:
         What the field is called on the wire, empty for its own name with dashes.
     travels : callable
         Tells from the fields before it whether the field travels, else it has its default.
+    standing : bool
+        Whether the field is the same in every round, and so among the terms of the request.
+    implied : callable, optional
+        Gives from the fields before it the value that is meant where none came along; that value
+        does not travel.
     """
 
     read: Callable[[Reader, str], Any]
     write: Callable[[Draft, str, Any], None] = Draft.setting
     name: str = ""
     travels: Callable[[Mapping[str, Any]], bool] = _always
+    standing: bool = False
+    implied: Callable[[Mapping[str, Any]], Any] | None = None
 
     def called(self, name: str) -> Codec:
         """Return this codec for a field with another name on the wire."""
@@ -80,6 +88,14 @@ class Codec:
     def when(self, travels: Callable[[Mapping[str, Any]], bool]) -> Codec:
         """Return this codec for a field that travels in some messages only."""
         return replace(self, travels=travels)
+
+    def stands(self) -> Codec:
+        """Return this codec for a field that is the same in every round."""
+        return replace(self, standing=True)
+
+    def unless(self, implied: Callable[[Mapping[str, Any]], Any]) -> Codec:
+        """Return this codec for a field that travels where it is not what others imply."""
+        return replace(self, implied=implied)
 
 
 def flag() -> Codec:
@@ -108,15 +124,10 @@ def text(choices: Collection[str] | None = None, longest: int = 4096, empty: str
 
 
 def hexadecimal() -> Codec:
-    """Return the codec of a digest in hex, which names files on the client."""
-
-    def read(reader: Reader, name: str) -> str:
-        value = reader.text(name, longest=128)
-        if set(value) - set("0123456789abcdef"):
-            raise reader.fail(f"has {name}={value[:80]!r}, expected hexadecimal digits")
-        return value
-
-    return Codec(read)
+    """Return the codec of a digest in hex, which names files on the client; bytes on the wire."""
+    return Codec(
+        Reader.hexadecimal, lambda draft, name, value: draft.setting(name, bytes.fromhex(value))
+    )
 
 
 def metric(low: int = 0, high: int = LARGEST) -> Codec:
@@ -160,7 +171,7 @@ def group(prefix: str, category: Callable[[str], str] | str) -> Codec:
 
     def write(draft: Draft, name: str, value: Packed) -> None:
         for key, part in value.items():
-            draft.array(name + key, part, of(key))
+            draft.array(name + key, part, of(key), header=True)
 
     return Codec(lambda reader, name: reader.group(name, WEIGHT_DTYPES, of), write, name=prefix)
 
@@ -192,9 +203,9 @@ def octets(parts: Callable[[bytes], Mapping[str, int]] = lambda data: {}) -> Cod
 
 Version = Annotated[int, whole(low=-1)]
 """The version that a client had before the sync, -1 for none."""
-Steps = Annotated[int, whole(low=1, high=1_000_000)]
+Steps = Annotated[int, whole(low=1, high=1_000_000).stands()]
 """How many steps or mini-batches a request asks for."""
-BatchSize = Annotated[int, whole(low=1)]
+BatchSize = Annotated[int, whole(low=1).stands()]
 Rate = Annotated[float, number(0.0, 1e30)]
 """A learning rate."""
 Loss = Annotated[float, number(-1e30, 1e30)]
@@ -213,8 +224,13 @@ CutGradients = Annotated[np.ndarray, samples("gradients")]
 """λ, the gradient of each mini-batch's mean loss at z, float32, shape of z."""
 Scalars = Annotated[np.ndarray, array("float32", "scalars", ndim=2)]
 """v, float32 [steps or mini-batches, probes]."""
-Sizes = Annotated[np.ndarray, array("int64", ndim=1)]
-"""Samples of each mini-batch, int64, summing to n."""
+Sizes = Annotated[
+    np.ndarray,
+    array("int64", ndim=1).unless(lambda told: np.array([len(told["y"])], np.int64)),
+]
+"""Samples of each mini-batch, int64, summing to n; of one they are those of the labels `y`."""
+EvalMode = Annotated[bool, flag().stands()]
+"""Whether the model on the client runs in eval mode."""
 Weights = Annotated[Packed, group("weights.", "weights")]
 """Packed parameters and buffers of the model, or of the client half where there is a cut."""
 HeadWeights = Annotated[Packed, group("head.", "auxiliary")]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from sfl_flower.wire.common import Setup, Sync, check_batch
 from sfl_flower.wire.fields import (
     BatchSize,
     CutGradients,
+    EvalMode,
     Labels,
     Samples,
     Scalars,
@@ -16,6 +17,7 @@ from sfl_flower.wire.fields import (
     Smashed,
     Steps,
     Version,
+    whole,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.probing import Probes
@@ -42,7 +44,7 @@ class ForwardRequest(Request):
     minibatches: Steps
     setup: Setup
     sync: Sync
-    eval_mode: bool = False
+    eval_mode: EvalMode = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:
@@ -76,10 +78,10 @@ class ForwardReply(Reply):
 class ProbeRequest(Request):
     """Cut gradients of the round's batches, and which directions to probe along.
 
+    The client must stand where it stood at the anchor forward of the same round.
+
     Attributes
     ----------
-    version, digest : int, str
-        Where the client must stand.
     stream : int
         Whose directions: `SHARED_STREAM` for the round's, else the client's own.
     """
@@ -87,15 +89,13 @@ class ProbeRequest(Request):
     ACTION: ClassVar[str] = "probe"
 
     round: int
-    version: int
-    digest: str
     batch_size: BatchSize
     minibatches: Steps
     setup: Setup
     lam: CutGradients
-    stream: int
+    stream: Annotated[int, whole().stands()]
     probing: Probes
-    eval_mode: bool = False
+    eval_mode: EvalMode = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:
@@ -110,7 +110,6 @@ class ProbeReply(Reply):
     WHAT: ClassVar[str] = "probe reply"
 
     round: int
-    version: int
     scalars: Scalars
     samples: Samples
     usage: Usage = NO_USAGE

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import (
@@ -18,6 +18,7 @@ from typing import (
     get_type_hints,
 )
 
+import numpy as np
 from flwr.app import RecordDict
 
 from sfl_flower.errors import SflError, WireError
@@ -33,26 +34,36 @@ class Part:
     """Fields that travel together; each says in its annotation how.
 
     A field may be a part itself, whose fields then travel beside its own.  A field that is None
-    does not travel.
+    does not travel, nor does a number, a truth value or a text that is the field's default.
     """
+
+    STANDING: ClassVar[bool] = False
+    """Whether a request that has this part says the same in it in every round."""
 
     def write(self, draft: Draft) -> None:
         """Add the fields to a message."""
         told = vars(self)
         for field in self._fields():
             value = told[field.attribute]
-            if value is not None and field.codec.travels(told):
+            if value is not None and field.codec.travels(told) and not field.implies(told, value):
+                before, draft.standing = draft.standing, draft.standing or field.codec.standing
                 field.codec.write(draft, field.name, value)
+                draft.standing = before
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
         """Read and check each field, in the order of the class."""
         told: dict[str, Any] = {}
         for field in cls._fields():
-            if field.optional and not reader.has(field.name):
+            came, implied = reader.has(field.name), field.implied(told)
+            if field.optional and not came:
                 told[field.attribute] = None
+            elif implied is not None and not came:
+                told[field.attribute] = implied
             elif field.codec.travels(told):
+                before, reader.standing = reader.standing, reader.standing or field.codec.standing
                 told[field.attribute] = field.codec.read(reader, field.name)
+                reader.standing = before
         make: Callable[..., Self] = cls
         return make(**told)
 
@@ -72,6 +83,8 @@ class Message(Part):
 
     WHAT: ClassVar[str]
     """What errors call it."""
+    SPOKEN: ClassVar[bool] = False
+    """Whether the two sides have agreed on a protocol before, so that it need not say it."""
 
     def draft(self, encodings: Encodings = PLAIN) -> Draft:
         """Return the written message: its content, and its bytes by category.
@@ -86,7 +99,7 @@ class Message(Part):
         WireError
             If a value cannot be sent in that encoding.
         """
-        draft = Draft(encodings)
+        draft = Draft(encodings, self.SPOKEN)
         self.write(draft)
         return draft
 
@@ -108,7 +121,7 @@ class Message(Part):
         WireError
             If anything is missing, not as declared, or was not asked for.
         """
-        reader.what = cls.WHAT
+        reader.begin(cls.WHAT, cls.SPOKEN)
         try:
             message = cls.read(reader)
             reader.done()
@@ -126,7 +139,7 @@ class Message(Part):
 
 
 class Asked(NamedTuple):
-    """What a request asks for, beyond what its reply repeats (round, step, version).
+    """What a request asks for, beyond what its reply repeats (round, step).
 
     Attributes
     ----------
@@ -192,8 +205,9 @@ class Request(Message):
 class Reply(Message):
     """A message from a client to the server; `round` is the one asked for."""
 
-    STATUS: ClassVar[str] = "ok"
-    """What it says of itself, empty for nothing."""
+    STATUS: ClassVar[str] = ""
+    """What it says of itself, empty for an answer."""
+    SPOKEN: ClassVar[bool] = True
 
     def examples(self) -> int:
         """Return what Flower's metric `num-examples` says where no field does."""
@@ -211,6 +225,8 @@ class Reply(Message):
         """Read and check the status and each field."""
         if cls.STATUS:
             reader.text("status", (cls.STATUS,))
+        elif reader.has("status"):
+            raise reader.fail(f"has status={reader.text('status')[:80]!r}, expected an answer")
         return super().read(reader)
 
 
@@ -219,18 +235,31 @@ class _Field(NamedTuple):
     name: str
     codec: Codec
     optional: bool
+    default: Any
+
+    def implied(self, told: Mapping[str, Any]) -> Any:
+        """Return what is meant where the field did not come along; None where it has to."""
+        if self.codec.implied is not None:
+            return self.codec.implied(told)
+        return self.default if isinstance(self.default, (bool, int, float, str)) else None
+
+    def implies(self, told: Mapping[str, Any], value: Any) -> bool:
+        """Tell whether a value is the one that is meant where none comes along."""
+        implied = self.implied(told)
+        return type(implied) is type(value) and np.array_equal(implied, value)
 
 
 @cache  # annotations are read once per class
 def _declared(part: type[Part]) -> tuple[_Field, ...]:
     hints = get_type_hints(part, include_extras=True)
-    return tuple(_field(part, field.name, hints[field.name]) for field in fields(part))
+    return tuple(_field(part, field, hints[field.name]) for field in fields(part))
 
 
 _PLAIN = {bool: flag(), int: whole(), str: text()}
 
 
-def _field(part: type[Part], attribute: str, hint: Any) -> _Field:
+def _field(part: type[Part], field: Field[Any], hint: Any) -> _Field:
+    attribute = field.name
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = [kind for kind in choices if kind is not NoneType]
     codec = _codec(kinds[0]) if len(kinds) == 1 else None
@@ -239,7 +268,8 @@ def _field(part: type[Part], attribute: str, hint: Any) -> _Field:
             f"{part.__name__}.{attribute} does not say how it travels; annotate it with a codec "
             "of sfl_flower.wire.fields."
         )
-    return _Field(attribute, codec.name or attribute.replace("_", "-"), codec, NoneType in choices)
+    name = codec.name or attribute.replace("_", "-")
+    return _Field(attribute, name, codec, NoneType in choices, field.default)
 
 
 def _codec(kind: Any) -> Codec | None:
@@ -247,6 +277,8 @@ def _codec(kind: Any) -> Codec | None:
         return next((item for item in kind.__metadata__ if isinstance(item, Codec)), None)
     if isinstance(kind, type) and issubclass(kind, Part):
         return Codec(
-            lambda reader, name: kind.read(reader), lambda draft, name, part: part.write(draft)
+            lambda reader, name: kind.read(reader),
+            lambda draft, name, part: part.write(draft),
+            standing=kind.STANDING,
         )
     return _PLAIN.get(kind)

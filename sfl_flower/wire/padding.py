@@ -33,8 +33,8 @@ MAX_BYTES = 2**31 - 1
 LENGTHS, POSITIONS = ".lengths", ".positions"
 """What follows an array's name in that of its lengths, and in that of the setting that holds T."""
 
-_HEAD = 128
-"""Bytes of an `.npy` header, what a second array costs beside its values."""
+_ENTRY = 48
+"""Bytes that another array and another setting cost in Flower's encoding, beside their names."""
 _SETTING = 8
 
 
@@ -173,4 +173,4 @@ def _values(array: np.ndarray, lengths: np.ndarray) -> int:
 
 def _cost(name: str, array: np.ndarray, lengths: np.ndarray) -> int:
     names = 2 * len(name.encode()) + len(LENGTHS) + len(POSITIONS)
-    return _values(array, lengths) + _HEAD + _SETTING + names
+    return _values(array, lengths) + _ENTRY + _SETTING + names

@@ -29,5 +29,5 @@ def _write(draft: Draft, name: str, probing: Probing) -> None:
     draft.setting("estimator", probing.estimator)
 
 
-Probes = Annotated[Probing, Codec(_read, _write)]
+Probes = Annotated[Probing, Codec(_read, _write, standing=True)]
 """P, direction law, μ and estimator, as `probes`, `law`, `mu` and `estimator`."""

@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire.draft import ARRAYS, CONFIG, METRICS, PLAIN, PROTOCOL, Encodings
+from sfl_flower.wire.draft import ARRAYS, CONFIG, METRICS, PLAIN, PROTOCOL, RAW, Encodings
 from sfl_flower.wire.encodings import ENCODINGS
 from sfl_flower.wire.padding import LENGTHS, MAX_BYTES, PADDINGS, POSITIONS, lengths_dtype, restore
 
@@ -51,6 +51,10 @@ class Reader:
         What arrived.
     booked : dict[str, int]
         Bytes by ledger category of what was read so far, control left out.
+    standing : bool
+        Whether what is being read are the terms of the request, the same in every round.
+    terms : dict[str, Any]
+        The terms read so far.
     """
 
     def __init__(self, content: RecordDict, what: str, encodings: Encodings = PLAIN) -> None:
@@ -58,6 +62,8 @@ class Reader:
         self.what = what
         self.encodings = encodings
         self.booked: dict[str, int] = {}
+        self.standing = False
+        self.terms: dict[str, Any] = {}
         self._read: set[str] = {"protocol"}
         try:
             self._arrays = content.array_records[ARRAYS]
@@ -68,20 +74,34 @@ class Reader:
                 f"A {what} message lacks the record {missing}; it needs the records "
                 "'arrays', 'config' and 'metrics'."
             ) from None
-        version = self._config.get("protocol")
+
+    def begin(self, what: str, spoken: bool) -> None:
+        """Check the protocol, before anything is read.
+
+        Parameters
+        ----------
+        what : str
+            Name of the message, for errors.
+        spoken : bool
+            Whether the two sides have agreed before, so that the message need not say it.
+        """
+        self.what = what
+        version = self._config.get("protocol", PROTOCOL if spoken else None)
         if version != PROTOCOL:
             raise WireError(
                 f"A {what} message has protocol version {version!r}, this side speaks {PROTOCOL}; "
                 "install the same sfl-flower on the server and on the clients."
             )
+        if "protocol" in self._config:
+            self.terms["protocol"] = version
 
     def fail(self, problem: str) -> WireError:
         """Return the error for a problem of this message."""
         return WireError(f"A {self.what} message {problem}.")
 
     def has(self, name: str) -> bool:
-        """Tell whether an array or a setting of this name came along."""
-        return name in self._arrays or name in self._config
+        """Tell whether an array, a setting or a metric of this name came along."""
+        return name in self._arrays or name in self._config or name in self._metrics
 
     def array(
         self,
@@ -112,9 +132,9 @@ class Reader:
         if name not in self._arrays:
             raise self.fail(f"lacks the array '{name}'")
         array = self._arrays[name]
-        if array.stype != _STYPE or array.dtype != dtype:
+        if array.stype not in (RAW, _STYPE) or array.dtype != dtype:
             raise self.fail(
-                f"has '{name}' as {array.dtype} ({array.stype}), expected {dtype} ({_STYPE})"
+                f"has '{name}' as {array.dtype} ({array.stype}), expected {dtype} ({RAW})"
             )
         declared = tuple(array.shape)
         if (ndim is not None and len(declared) != ndim) or (shape not in (None, declared)):
@@ -124,7 +144,7 @@ class Reader:
             raise self.fail(
                 f"has '{name}' of {len(array.data)} bytes, at most {max_bytes} are read"
             )
-        view = _view(array.data, declared, dtype)
+        view = _view(array.data, declared, dtype, array.stype == RAW)
         if view is None:
             raise self.fail(f"has '{name}' whose bytes do not match {dtype} of shape {declared}")
         if view.dtype.kind == "f" and not np.isfinite(view).all():
@@ -222,6 +242,13 @@ class Reader:
             raise self.fail(f"has {name}={value[:80]!r}, expected one of {', '.join(choices)}")
         return value
 
+    def hexadecimal(self, name: str, longest: int = 64) -> str:
+        """Read a few bytes from the config; give their hexadecimal digits."""
+        value = self._value(name)
+        if not isinstance(value, bytes) or len(value) > longest:
+            raise self.fail(f"has {name}={str(value)[:80]!r}, expected at most {longest} bytes")
+        return value.hex()
+
     def boolean(self, name: str) -> bool:
         """Read a truth value from the config."""
         value = self._value(name)
@@ -240,6 +267,8 @@ class Reader:
         self._read.add(name)
         if name not in self._config:
             raise self.fail(f"lacks the setting '{name}'")
+        if self.standing:
+            self.terms[name] = self._config[name]
         return self._config[name]
 
     def done(self) -> None:
@@ -249,24 +278,31 @@ class Reader:
             raise self.fail(f"carries unknown entries: {', '.join(sorted(extra)[:5])}")
 
 
-def _view(data: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
-    """Return the array inside an `np.save` buffer without a copy, None where they disagree."""
-    # numpy evaluates the header as Python; what arrives is compared with what numpy writes.
-    head = _NPY_HEAD.match(bytes(data[:_LONGEST_HEAD]))
-    stored = np.dtype(dtype)
-    if head is None or len(shape) > _MOST_DIMENSIONS or any(size < 0 for size in shape):
+def _view(data: bytes, shape: tuple[int, ...], dtype: str, raw: bool) -> np.ndarray | None:
+    """Return the array inside received bytes without a copy, None where they disagree."""
+    stored = np.dtype(dtype).newbyteorder("<")
+    if len(shape) > _MOST_DIMENSIONS or any(size < 0 for size in shape):
         return None
     if math.prod(max(size, 1) for size in shape) * stored.itemsize > MAX_BYTES:
         return None
-    start, count = head.end(), math.prod(shape)
-    declared = f"{shape[0]}," if len(shape) == 1 else ", ".join(map(str, shape))
-    if (
-        int.from_bytes(head["length"], "little") != len(head["text"])
-        or head["descr"] != stored.str.encode()  # as bytes: what arrived need not be UTF-8
-        or head["shape"] != declared.encode()
-        or len(data) - start != count * stored.itemsize
-    ):
+    start, count = 0 if raw else _npy_start(data, shape, stored), math.prod(shape)
+    if start is None or len(data) - start != count * stored.itemsize:
         return None
     if count == 0:  # frombuffer refuses an empty buffer
-        return np.empty(shape, dtype=stored)
+        return np.empty(shape, dtype=dtype)
     return np.frombuffer(data, dtype=stored, count=count, offset=start).reshape(shape)
+
+
+def _npy_start(data: bytes, shape: tuple[int, ...], stored: np.dtype[Any]) -> int | None:
+    """Return where the values begin in what `np.save` wrote, None where its header differs."""
+    # numpy evaluates the header as Python; what arrives is compared with what numpy writes.
+    head = _NPY_HEAD.match(bytes(data[:_LONGEST_HEAD]))
+    declared = f"{shape[0]}," if len(shape) == 1 else ", ".join(map(str, shape))
+    if (
+        head is None
+        or int.from_bytes(head["length"], "little") != len(head["text"])
+        or head["descr"] != stored.str.encode()  # as bytes: what arrived need not be UTF-8
+        or head["shape"] != declared.encode()
+    ):
+        return None
+    return head.end()

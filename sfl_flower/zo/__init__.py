@@ -14,7 +14,7 @@ _NAMES = {
     "entry": ["Entry"],
     "estimators": ["ESTIMATORS"],
     "header": ["JournalHeader", "manifest_digest", "params_digest"],
-    "journal": ["Journal", "Tail", "tail_bytes"],
+    "journal": ["Journal", "Tail", "tail_bytes", "tail_ends"],
     "keys": ["Key", "SHARED_STREAM", "client_stream", "run_key", "step_keys"],
     "laws": ["LAWS"],
     "optimizers": ["OPTIMIZERS", "OptimizerSpec"],

@@ -34,6 +34,9 @@ from .journal import (
 from .journal import (
     tail_bytes as tail_bytes,
 )
+from .journal import (
+    tail_ends as tail_ends,
+)
 from .keys import (
     SHARED_STREAM as SHARED_STREAM,
 )

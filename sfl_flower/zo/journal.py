@@ -14,7 +14,7 @@ from sfl_flower.errors import JournalError, WireError
 from sfl_flower.zo.entry import Entry, entry_bytes
 from sfl_flower.zo.header import HEADER_BYTES, JournalHeader, chain
 
-__all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "tail_bytes"]
+__all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "tail_bytes", "tail_ends"]
 
 MAX_TAIL_ENTRIES = 1 << 20
 _TAIL = struct.Struct("<4sBBHIIq32s32s")
@@ -113,6 +113,20 @@ class Tail:
         if running != digest:
             raise WireError("A journal tail does not lead to the digest it declares.")
         return cls(since, last, base, digest, tuple(entries))
+
+
+def tail_ends(data: bytes) -> tuple[int, bytes, int, bytes]:
+    """Return version and digest before an encoded tail and after it, as it states them itself.
+
+    Raises
+    ------
+    WireError
+        If the bytes are not those of a tail.
+    """
+    if len(data) < _TAIL.size:
+        raise WireError(f"A journal tail has at least {_TAIL.size} bytes; {len(data)} came.")
+    _, _, _, _, since, count, _, base, digest = _TAIL.unpack_from(data)
+    return since, base, since + count, digest
 
 
 def tail_bytes(data: bytes) -> dict[str, int]:

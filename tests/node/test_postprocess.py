@@ -14,10 +14,11 @@ from sfl_flower.node.postprocess import NoisyScalars, Postprocess, secret_genera
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.wire import ForwardReply, FullReply, ProbeReply
 from tests import tiny
+from tests.local_grid import values
 from tests.tiny import Trial, begin, equal, start
 
 SCALARS = np.array([[3.0, 0.0], [0.0, -4.0]], np.float32)  # of norm 5
-REPLY = ProbeReply(round=1, version=0, samples=8, scalars=SCALARS)
+REPLY = ProbeReply(round=1, samples=8, scalars=SCALARS)
 
 
 def scalars_of(reply: Any) -> np.ndarray:
@@ -37,7 +38,7 @@ def processed(process: Postprocess | None, method: str = "ho_sfl", **options: An
 
 def sent(trial: Trial, client: int) -> list[np.ndarray]:
     return [
-        content["arrays"]["scalars"].numpy()
+        values(content["arrays"]["scalars"])
         for _, number, content in trial.grid.replies
         if number == client and "scalars" in content.array_records.get("arrays", {})
     ]

@@ -150,10 +150,10 @@ def test_methods_that_take_turns_on_one_task_do_not_disturb_each_other() -> None
     assert equal(train(problem, "ho_sfl").model, first)
 
 
-def test_probes_leave_nothing_in_the_state_but_position_and_parameters() -> None:
+def test_probes_leave_nothing_in_the_state_but_position_parameters_and_terms() -> None:
     trial = train(tiny.task(), "ho_sfl", rounds=2)
     state = trial.grid.contexts[trial.grid.nodes[0]].state
-    assert set(state) == {"position", "replica", "rest", "anchor round"}
+    assert set(state) == {"position", "replica", "rest", "anchor round", "terms"}
 
 
 def test_a_probe_request_without_its_anchor_is_refused_by_a_client_elsewhere() -> None:

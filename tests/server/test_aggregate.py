@@ -13,7 +13,7 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.methods import read_options
 from sfl_flower.server.aggregate import AGGREGATORS, find_aggregator
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, values
 from tests.tiny import Trial, begin, start, train
 
 SCALARS = np.array([[[1.0, 8.0]], [[2.0, -4.0]], [[9.0, 2.0]]])  # three clients, one step
@@ -132,7 +132,7 @@ def test_one_client_out_of_range_does_not_move_the_median_far() -> None:
     def far(content: Any) -> RecordDict:
         if "scalars" not in content["arrays"]:
             return content  # type: ignore[no-any-return]
-        return changed(content, arrays={"scalars": content["arrays"]["scalars"].numpy() * 1e3})
+        return changed(content, arrays={"scalars": values(content["arrays"]["scalars"]) * 1e3})
 
     steps = {}
     for aggregator in ("mean", "median"):

@@ -202,7 +202,7 @@ def test_everyone_equals_the_server_after_a_last_round_that_changes_nothing() ->
 
 def test_a_client_that_names_a_version_it_cannot_prove_gets_a_download() -> None:
     def lie(content: Any) -> Any:
-        config = {"status": "stale", "version": 1, "digest": "ff" * 32}
+        config = {"status": "stale", "version": 1, "digest": b"\xff" * 32}
         return changed(
             content, arrays={"z": None, "y": None, "sizes": None}, config={**config, "round": None}
         )
@@ -220,7 +220,7 @@ def test_a_client_that_names_a_version_it_cannot_prove_gets_a_download() -> None
 
 def test_a_client_that_is_always_stale_is_left_out() -> None:
     def lie(content: Any) -> Any:
-        config = {"status": "stale", "version": -1, "digest": "none", "round": None}
+        config = {"status": "stale", "version": -1, "round": None}
         return changed(content, arrays={"z": None, "y": None, "sizes": None}, config=config)
 
     trial = train(tiny.task(), "ho_sfl", [Fault("change", {2}, {2}, "forward", change=lie)])

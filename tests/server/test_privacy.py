@@ -14,6 +14,7 @@ from sfl_flower.wire import ForwardRequest
 from sfl_flower.zo import Directions, Entry, Journal, Key
 from sfl_flower.zo.journal import Tail
 from tests import tiny
+from tests.local_grid import values
 from tests.tiny import Trial, train
 
 pytestmark = pytest.mark.flower
@@ -24,7 +25,7 @@ OPTIONS: dict[str, Any] = {"rounds": 2, "probes": PROBES, "client_optimizer": "s
 
 def received(trial: Trial) -> list[ForwardRequest]:
     """Return what client 0 was sent at the start of each round."""
-    found = trial.grid.requests
+    found = trial.grid.asked
     contents = [c for kind, who, c in found if (kind, who) == ("forward", MINE)]
     return [ForwardRequest.from_content(content) for content in contents]
 
@@ -34,7 +35,7 @@ def sent(trial: Trial, round: int) -> np.ndarray:
     rows: dict[int, np.ndarray] = {}
     for kind, client, content in trial.grid.replies:
         if kind == "probe" and content["config"]["round"] == round:
-            rows[client] = content["arrays"]["scalars"].numpy()[0]
+            rows[client] = values(content["arrays"]["scalars"])[0]
     return np.stack([rows[client] for client in sorted(rows)])
 
 
@@ -79,14 +80,14 @@ def test_c10_with_own_directions_a_download_can_be_solved_for_the_scalars() -> N
 def test_c10_the_seed_gives_a_client_the_server_halfs_first_weights_the_cohorts_and_rows() -> None:
     options: dict[str, Any] = {"clients": 4, "sampled": 2, "rounds": 3, "partition": "iid"}
     trial = train(tiny.task(), "frozen", **options)
-    setups = [c["config"] for kind, _, c in trial.grid.requests if kind != "join"]
+    setups = [c["config"] for kind, _, c in trial.grid.asked if kind != "join"]
     seed = int(setups[0]["seed"])
     assert {int(setup["seed"]) for setup in setups} == {seed} == {trial.strategy.config.seed}
     mine = tiny.task().build(seed).server.state_dict()
     theirs = trial.strategy.task.build(trial.strategy.config.seed).server.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     asked = [
-        {who for kind, who, c in trial.grid.requests
+        {who for kind, who, c in trial.grid.asked
          if kind != "join" and c["config"]["round"] == round}
         for round in (1, 2, 3)
     ]  # fmt: skip
@@ -97,5 +98,5 @@ def test_c10_the_seed_gives_a_client_the_server_halfs_first_weights_the_cohorts_
 
 def test_c10_with_data_of_their_own_clients_are_told_no_rows() -> None:
     trial = train(tiny.task(), "frozen", partition="local", rounds=1)
-    setups = [c["config"] for kind, _, c in trial.grid.requests if kind != "join"]
+    setups = [c["config"] for kind, _, c in trial.grid.asked if kind != "join"]
     assert {setup["partition"] for setup in setups} == {"local"}

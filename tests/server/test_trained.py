@@ -22,6 +22,7 @@ from sfl_flower.server.probing import HOPELESS
 from sfl_flower.split import freeze_batch_norm
 from sfl_flower.wire import JoinRequest
 from tests import tiny
+from tests.local_grid import values
 from tests.tiny import CUT, FEATURES, SharedOut, begin, equal, run, start, train
 
 pytestmark = pytest.mark.flower
@@ -45,7 +46,7 @@ def weight_arrays(content: RecordDict) -> dict[str, np.ndarray]:
     """Return the packed weights of a client half or a whole model in a message."""
     arrays = content.array_records["arrays"]
     return {
-        name: array.numpy()
+        name: values(array)
         for name, array in arrays.items()
         if name.startswith(("weights.", "state.weights."))
     }

@@ -20,7 +20,7 @@ from sfl_flower.methods import read_options
 from sfl_flower.node import local_loss as shared
 from sfl_flower.task import Samples, SplitTask
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, values
 from tests.tiny import CUT, Trial, begin, equal, start
 
 pytestmark = pytest.mark.flower
@@ -210,7 +210,7 @@ def test_uploads_are_pre_step() -> None:
     half = copy.deepcopy(trial.strategy.client_half)
     start(trial)
     ((_, _, reply),) = [r for r in trial.grid.replies if r[0] == "local"]
-    z = reply["arrays"]["z"].numpy()
+    z = values(reply["arrays"]["z"])
     rows = batch_indices(0, 0, 1, 0, 8, 4).copy()
     with torch.no_grad():
         np.testing.assert_array_equal(z[:4], half(share.x[rows]).numpy())

@@ -19,7 +19,7 @@ from sfl_flower.training.meter import CallCounter
 from sfl_flower.wire import WalkRequest
 from sfl_flower.zo import Direction, Directions, Journal, Key, loss_scalars
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, values
 from tests.tiny import CLIENT_SIZE, Trial, begin, equal, flat, run, start, train
 
 pytestmark = pytest.mark.flower
@@ -222,14 +222,14 @@ def test_a_walk_that_fails_is_undone_too(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_scalar_that_is_not_finite_or_too_large_never_reaches_the_journal() -> None:
     def scalar(value: float) -> Any:
         def change(content: Any) -> Any:
-            scalars = content["arrays"]["scalars"].numpy().copy()
+            scalars = values(content["arrays"]["scalars"]).copy()
             scalars[-1, -1] = value
             return changed(content, arrays={"scalars": scalars})
 
         return change
 
     def narrow(content: Any) -> Any:
-        return changed(content, arrays={"scalars": content["arrays"]["scalars"].numpy()[:, 1:]})
+        return changed(content, arrays={"scalars": values(content["arrays"]["scalars"])[:, 1:]})
 
     def many(content: Any) -> Any:
         return changed(content, metrics={"num-examples": 13})

@@ -12,7 +12,7 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.strategies.fedavg import FedAvgSettings
 from sfl_flower.wire import FullReply, FullRequest
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, values
 from tests.tiny import begin, equal, flat, start, train
 
 pytestmark = pytest.mark.flower
@@ -147,7 +147,7 @@ def test_a_dropped_client_is_left_out_of_the_mean() -> None:
 
 def test_a_client_that_diverges_is_not_averaged() -> None:
     def poison(content: Any) -> Any:
-        weights = content["arrays"]["weights.float32"].numpy().copy()
+        weights = values(content["arrays"]["weights.float32"]).copy()
         weights[-1] = float("nan")
         return changed(content, arrays={"weights.float32": weights})
 
@@ -155,7 +155,7 @@ def test_a_client_that_diverges_is_not_averaged() -> None:
         return changed(content, metrics={"num-examples": 9})
 
     def other(content: Any) -> Any:
-        weights = content["arrays"]["weights.float32"].numpy()[1:].copy()
+        weights = values(content["arrays"]["weights.float32"])[1:].copy()
         return changed(content, arrays={"weights.float32": weights})
 
     faults = [

@@ -22,7 +22,7 @@ from sfl_flower.server.alignment import AlignedHead, Buffer, cut_gradient, misma
 from sfl_flower.training.optim import make_optimizer
 from sfl_flower.wire import pack_state
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, values
 from tests.tiny import CLASSES, CLIENT_NAMES, CUT, Trial, begin, equal, run, start, train
 
 pytestmark = pytest.mark.flower
@@ -212,7 +212,7 @@ def test_a_run_keeps_the_last_smashed_data_of_each_client() -> None:
     trial = sage(buffer=10, align_every=2, rounds=3)
     for client in range(4):
         sent = [
-            np.asarray(content["arrays"]["z"].numpy())
+            np.asarray(values(content["arrays"]["z"]))
             for kind, number, content in trial.grid.replies
             if number == client and "z" in content.array_records.get("arrays", {})
         ]
@@ -254,7 +254,7 @@ def test_what_is_uploaded_is_from_before_the_step_and_comes_once() -> None:
     trial = sage(rounds=1, local_steps=4, upload_every=2, client_lr=0.5)
     initial = tiny.task().build(0).client
     sent = [
-        (kind, content["arrays"]["z"].numpy())
+        (kind, values(content["arrays"]["z"]))
         for kind, client, content in trial.grid.replies
         if client == 1 and kind != "join"
     ]
@@ -309,7 +309,7 @@ def test_the_mean_over_clients_is_weighted_as_asked() -> None:
     found = []
     for _, client, content in uniform.grid.replies:
         if "weights.float32" in content.array_records.get("arrays", {}):
-            found.append((client, content["arrays"]["weights.float32"].numpy()))
+            found.append((client, values(content["arrays"]["weights.float32"])))
     (_, a), (_, b) = sorted(found, key=lambda item: item[0])
     for trial, weight in ((uniform, 1 / 2), (by_samples, 4 / 5)):
         own = {name: trial.model[name] for name in CLIENT_NAMES}

@@ -39,7 +39,7 @@ from sfl_flower.zo import (
 )
 from sfl_flower.zo.law import Values
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, values
 from tests.tiny import CUT, Trial, begin, equal, start
 
 pytestmark = pytest.mark.flower
@@ -94,7 +94,7 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def sent(trial: Trial, name: str) -> list[np.ndarray]:
-    return [c["arrays"][name].numpy() for _, _, c in trial.grid.replies if name in c["arrays"]]
+    return [values(c["arrays"][name]) for _, _, c in trial.grid.replies if name in c["arrays"]]
 
 
 def fixed() -> nn.Module:
@@ -182,7 +182,7 @@ def test_a_head_that_the_server_trains_takes_a_step_for_each_upload() -> None:
         if kind == "local"
     )
     for _, arrays in replies:
-        z, y = (torch.from_numpy(arrays[name].numpy().copy()) for name in ("z", "y"))
+        z, y = (torch.from_numpy(values(arrays[name]).copy()) for name in ("z", "y"))
         for part, labels in zip(z.split(4), y.split(4), strict=True):
             functional.cross_entropy(twin(part), labels).backward()
             sgd.step()
@@ -634,7 +634,7 @@ def test_simulate_runs_it_inline() -> None:
 def array(name: str, make: Callable[[np.ndarray], Any]) -> Callable[[RecordDict], RecordDict]:
     def change(content: RecordDict) -> RecordDict:
         return changed(
-            content, arrays={name: make(content.array_records["arrays"][name].numpy().copy())}
+            content, arrays={name: make(values(content.array_records["arrays"][name]).copy())}
         )
 
     return change
@@ -654,7 +654,7 @@ def spoil(value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 def fewer_steps(content: RecordDict) -> RecordDict:
     arrays = content.array_records["arrays"]
-    cut: dict[str, Any] = {name: arrays[name].numpy()[:-1].copy() for name in ("scalars", "taken")}
+    cut: dict[str, Any] = {name: values(arrays[name])[:-1].copy() for name in ("scalars", "taken")}
     return changed(content, arrays=cut)
 
 
@@ -663,9 +663,9 @@ def fewer_uploads(content: RecordDict) -> RecordDict:
     return changed(
         content,
         arrays={
-            "z": arrays["z"].numpy()[:-4].copy(),
-            "y": arrays["y"].numpy()[:-4].copy(),
-            "sizes": arrays["sizes"].numpy()[:-1].copy(),
+            "z": values(arrays["z"])[:-4].copy(),
+            "y": values(arrays["y"])[:-4].copy(),
+            "sizes": values(arrays["sizes"])[:-1].copy(),
         },
     )
 

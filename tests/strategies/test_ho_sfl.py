@@ -18,7 +18,7 @@ from sfl_flower.task import Samples
 from sfl_flower.training.schedules import scheduled
 from sfl_flower.zo import Directions, ParameterVector, Probing, surrogate_scalars
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, values
 from tests.tiny import CLIENT_NAMES, CLIENT_SIZE, Trial, begin, equal, flat, start, train
 
 pytestmark = pytest.mark.flower
@@ -442,7 +442,7 @@ def test_a2_lambda_is_taken_at_the_clients_turn_before_the_step_on_its_batch(
     for name, value in expected.items():
         assert torch.allclose(trial.model[name], value, rtol=1e-5, atol=1e-7), name
     sent = {
-        client: torch.from_numpy(content["arrays"]["lam"].numpy())
+        client: torch.from_numpy(values(content["arrays"]["lam"]))
         for kind, client, content in trial.grid.requests
         if kind == "probe"
     }
@@ -495,7 +495,7 @@ def test_a2_a_client_whose_second_batch_is_refused_moves_nothing(
 
     def spoil(content: RecordDict) -> RecordDict:
         arrays: Any = content["arrays"]
-        y = arrays["y"].numpy().copy()
+        y = values(arrays["y"]).copy()
         y[-1] = tiny.CLASSES  # no such class
         return changed(content, {"y": y})
 

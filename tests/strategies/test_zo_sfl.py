@@ -21,7 +21,7 @@ from sfl_flower.strategies.zo_sfl import ZOSFLSettings
 from sfl_flower.training.meter import CallCounter
 from sfl_flower.zo import run_key
 from tests import tiny
-from tests.local_grid import Fault, changed
+from tests.local_grid import Fault, changed, values
 from tests.strategies import zo_half
 from tests.tiny import CLIENT_NAMES, begin, equal, flat, run, start, train
 
@@ -38,7 +38,7 @@ def messages(log: Any, client: int = 0) -> list[Any]:
 def scalars_of(trial: Any) -> list[np.ndarray]:
     """Return the scalars that client 0 was sent, step by step."""
     sent = messages(trial.grid.requests)
-    return [c["arrays"]["scalars"].numpy() for c in sent if "scalars" in c["arrays"]]
+    return [values(c["arrays"]["scalars"]) for c in sent if "scalars" in c["arrays"]]
 
 
 @pytest.mark.parametrize(("probes", "steps"), [(1, 2), (3, 1)])
@@ -135,7 +135,7 @@ def test_perturbations_leave_nothing_behind() -> None:
     assert equal(start(trial).model, before)
     for content in messages(trial.grid.replies):
         if "weights.float32" in content["arrays"]:
-            sent = content["arrays"]["weights.float32"].numpy()
+            sent = values(content["arrays"]["weights.float32"])
             assert sent.tobytes() == flat(before, CLIENT_NAMES).float().numpy().tobytes()
 
 

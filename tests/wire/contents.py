@@ -46,19 +46,9 @@ Y = np.array([0, 1, 2, 0], dtype=np.int64)
 TEXTS = np.pad(np.ones((4, 2, 30), np.float32), ((0, 0), (0, 9), (0, 0)))
 """Smashed data of four texts of 2 positions, padded to 11."""
 NONE = Sync("none", 3, "aa", 3, "aa")
+ENTRIES = tuple(Entry(round, 0.1, (1, 4), 1, 1, np.ones((2, 1, 1), np.float32)) for round in (6, 7))
 TAIL = Sync(
-    "tail",
-    1,
-    "aa",
-    3,
-    "bb",
-    tail=Tail(
-        1,
-        5,
-        bytes(32),
-        bytes(32),
-        tuple(Entry(round, 0.1, (1, 4), 1, 1, np.ones((2, 1, 1), np.float32)) for round in (6, 7)),
-    ).encode(),
+    "tail", 1, "0a" * 32, 3, "0b" * 32, Tail(1, 5, b"\n" * 32, b"\v" * 32, ENTRIES).encode()
 )
 """Two entries of two scalars, for two streams."""
 FULL = Sync(
@@ -92,11 +82,11 @@ MESSAGES: dict[str, Any] = {
     "anchor": ForwardRequest(4, 8, 1, SETUP, NONE),
     "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), Usage(99, 2)),
     "forward reply, texts": ForwardReply(4, -1, TEXTS, Y, np.array([1, 3], np.int64)),
-    "probe, texts": ProbeRequest(4, 3, "aa", 8, 1, SETUP, TEXTS, 0, Probing(5, "gaussian")),
+    "probe, texts": ProbeRequest(4, 8, 1, SETUP, TEXTS, 0, Probing(5, "gaussian")),
     "probe": ProbeRequest(
-        4, 3, "aa", 8, 1, SETUP, Z, 0, Probing(5, "gaussian", 1e-3, "central"), True, "flops"
+        4, 8, 1, SETUP, Z, 0, Probing(5, "gaussian", 1e-3, "central"), True, "flops"
     ),
-    "probe reply": ProbeReply(4, 3, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
+    "probe reply": ProbeReply(4, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
     "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),
     "step reply": StepReply(4, 1, 4, Z, Y),

@@ -59,7 +59,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
             ("last zo step reply", 2),
         )
     ),
-    ("probe reply", {"version": 2}, "it answers version 2, asked was version 3."),
     *(
         (name, {"scalars": np.ones((2, 5), np.float32)}, "it has scalars of shape (2, 5), asked")
         for name in ("probe reply", "walk reply", "local reply, scalars")

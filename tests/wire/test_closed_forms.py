@@ -376,11 +376,11 @@ def published(method: str) -> Ledger:
         entry = Entry(1, 0.1, (SHARED_STREAM,), 1, 5, np.ones((1, 1, 5), np.float32))
         data = Tail(0, 0, bytes(32), bytes(32), (entry,)).encode()
         tail = Sync("tail", 0, "", 1, "", data)
-        lam = ProbeRequest(1, 1, "", 32, 1, SETUP, z, 0, Probing(5))
+        lam = ProbeRequest(1, 32, 1, SETUP, z, 0, Probing(5))
         book(ledger, "down", 3750, ForwardRequest(1, 32, 1, SETUP, tail))
         book(ledger, "up", 3750, forward)
         book(ledger, "down", 3750, lam)
-        book(ledger, "up", 3750, ProbeReply(1, 1, shaped(1, 5), 32))
+        book(ledger, "up", 3750, ProbeReply(1, shaped(1, 5), 32))
         return ledger
     weights = {"float32": shaped(681_152)}
     book(ledger, "down", 240, StepRequest(1, 0, 16, 32, SETUP, "", False, weights=weights))

@@ -63,7 +63,7 @@ def test_a_reply_is_read_in_the_encoding_of_its_request_and_books_half() -> None
 
 
 def test_a_request_says_itself_how_its_cut_gradients_travel() -> None:
-    plain = ProbeRequest(4, 3, "aa", 8, 1, SETUP, ROUGH, 0, Probing(5))
+    plain = ProbeRequest(4, 8, 1, SETUP, ROUGH, 0, Probing(5))
     short = replace(plain, setup=replace(SETUP, gradients="float16"))
     assert booked(plain)["gradients"] == 2 * booked(short)["gradients"] == ROUGH.nbytes
     back = ProbeRequest.from_content(roundtrip(short.to_content()))

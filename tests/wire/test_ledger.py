@@ -5,7 +5,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire import CATEGORIES, ForwardReply, Ledger, StaleReply, content_bytes
+from sfl_flower.wire import CATEGORIES, ForwardReply, JoinReply, Ledger, content_bytes
 from tests.local_grid import changed, serde
 from tests.wire.contents import MESSAGES, booked
 
@@ -68,8 +68,9 @@ def test_it_agrees_with_flowers_own_count() -> None:
 
 
 def test_texts_that_flower_cannot_count_are_counted() -> None:
-    content = changed(StaleReply(-1, "").to_content(), config={"digest": ""})
-    assert content_bytes(content) == content_bytes(StaleReply(-1, "").to_content()) - len("none")
+    whole = JoinReply(2, 0, "no data").to_content()
+    content = changed(whole, config={"problem": ""})
+    assert content_bytes(content) == content_bytes(whole) - len("no data")
 
 
 ENVELOPE = 320

@@ -104,12 +104,11 @@ def test_each_field_travels_as_it_says() -> None:
         "round": 4,
         "street-name": "Kay",
         "share": 0.5,
-        "seal": "0f",
-        "paid": False,
-        "note": "none",
-        "sent": "by hand",
     }
     assert list(content["arrays"]) == ["map"]
+    config = LARGE.to_content()["config"]
+    assert (config["paid"], config["note"], config["sent"]) == (True, "soon", "by post")
+    assert Order(4, HERE, 0.5, seal="a0ff").to_content()["config"]["seal"] == b"\xa0\xff"
     assert not content["metrics"]
     names = ["map", "stamps", "picture", "second", "head.float32", "weights.int64"]
     assert list(LARGE.to_content()["arrays"]) == names
@@ -137,7 +136,8 @@ def test_bytes_of_a_category_are_summed_over_fields_and_parts() -> None:
         (r"A .order. request message has share=2.0, expected a number", {"config": {"share": 2.0}}),
         ("lacks the setting 'street-name'", {"config": {"street-name": None}}),
         ("'map' of shape", {"arrays": {"map": np.zeros((1, 1), np.int64)}}),
-        ("expected hexadecimal digits", {"config": {"seal": "../x"}}),
+        ("seal='../x', expected at most 64 bytes", {"config": {"seal": "../x"}}),
+        ("seal=.*, expected at most 64 bytes", {"config": {"seal": b"x" * 65}}),
         ("expected one of by post, by hand", {"config": {"sent": "never"}}),
         ("unknown entries: stamps", {"arrays": {"stamps": np.zeros(1, np.uint8)}}),
         ("unknown entries: insured", {"config": {"insured": True}}),
