@@ -22,6 +22,7 @@ from benchmarks.figure import Figure
 
 # name -> what it measures; the module has the benchmark's name.
 BENCHMARKS = {
+    "house": "rooms, floors and imports of the package; faults without a test",
     "probe": "perturbing parameters, beside an add, normal_ and MeZO's way",
     "replay": "rebuilding parameters from the journal, beside downloading them",
     "round": "a HO-SFL round beside its forwards and server step; samples per second",

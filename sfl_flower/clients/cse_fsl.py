@@ -9,7 +9,8 @@ from sfl_flower.node.local_loss import Uploads, first_order_steps, local_model
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import travelling_state
-from sfl_flower.wire import LocalReply, LocalRequest, pack_state
+from sfl_flower.wire import pack_state
+from sfl_flower.wire.local import LocalReply, LocalRequest
 
 __all__ = ["local"]
 

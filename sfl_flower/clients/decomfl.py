@@ -17,7 +17,8 @@ from sfl_flower.errors import TrainingError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up, journal_key
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire import StaleReply, WalkReply, WalkRequest
+from sfl_flower.wire import StaleReply
+from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.zo import SHARED_STREAM, Direction, loss_scalars
 
 __all__ = ["walk"]

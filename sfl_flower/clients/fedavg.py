@@ -7,7 +7,8 @@ import torch
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
+from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire.fedavg import FullReply, FullRequest
 
 __all__ = ["train"]
 

@@ -13,7 +13,8 @@ from sfl_flower.errors import DataError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up
 from sfl_flower.training.modes import eval_mode, kept_buffers
-from sfl_flower.wire import ForwardReply, ForwardRequest, StaleReply
+from sfl_flower.wire import StaleReply
+from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
 
 __all__ = ["anchor_forward", "forward"]
 

@@ -20,13 +20,15 @@ from sfl_flower.node.local_loss import Uploads, first_order_steps, local_model
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import travelling_state
-from sfl_flower.wire import ForwardReply, LocalReply, StaleReply, pack_state
+from sfl_flower.wire import StaleReply, pack_state
 from sfl_flower.wire.fsl_sage import (
     FSLSAGERequest,
     FSLSAGEUploadRequest,
     FSLSAGEWarmUpRequest,
     head_digest,
 )
+from sfl_flower.wire.ho_sfl import ForwardReply
+from sfl_flower.wire.local import LocalReply
 
 __all__ = ["local", "upload", "warm_up"]
 

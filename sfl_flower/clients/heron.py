@@ -15,7 +15,9 @@ from sfl_flower.node.local_loss import LocalModel, Uploads, local_model, setting
 from sfl_flower.node.node import Node, metered
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.modes import kept_buffers
-from sfl_flower.wire import WALKS, HERONRequest, LocalReply, pack_state
+from sfl_flower.wire import pack_state
+from sfl_flower.wire.heron import WALKS, HERONRequest
+from sfl_flower.wire.local import LocalReply
 from sfl_flower.zo import (
     Direction,
     OptimizerSpec,

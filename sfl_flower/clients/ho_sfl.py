@@ -18,7 +18,8 @@ from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import journal_key, stand_still
-from sfl_flower.wire import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest, StaleReply
+from sfl_flower.wire import StaleReply
+from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
 from sfl_flower.zo import surrogate_scalars
 
 __all__ = ["forward", "probe"]

@@ -17,7 +17,8 @@ from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.node.steps import met_before, remember, restore
 from sfl_flower.split import travelling_state
 from sfl_flower.training.modes import kept_buffers
-from sfl_flower.wire import StepReply, StepRequest, pack_state
+from sfl_flower.wire import pack_state
+from sfl_flower.wire.splitfed import StepReply, StepRequest
 
 __all__ = ["step"]
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sfl_flower.errors import DataError, TrainingError
 from sfl_flower.node.node import Node
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.wire import LocalReply, LocalRequest, Usage, unpack_state
+from sfl_flower.wire import Usage, unpack_state
+from sfl_flower.wire.local import LocalReply, LocalRequest
 
 __all__ = ["LocalModel", "Uploads", "first_order_steps", "local_model", "settings_of"]
 

@@ -18,15 +18,7 @@ from flwr.serverapp import Grid
 
 from sfl_flower.errors import SflError, WireError, printable
 from sfl_flower.server.roster import Member
-from sfl_flower.wire import (
-    Ledger,
-    Reader,
-    Reply,
-    Request,
-    check_answer,
-    content_bytes,
-    lacks_terms,
-)
+from sfl_flower.wire import Ledger, Reader, Reply, Request, check_answer, content_bytes, lacks_terms
 from sfl_flower.wire.terms import terms_digest
 
 __all__ = ["Exchange", "Tally"]

@@ -15,15 +15,8 @@ from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Gradients
 from sfl_flower.training.modes import buffers_put_back
-from sfl_flower.wire import (
-    ForwardReply,
-    ForwardRequest,
-    Reader,
-    Reply,
-    Request,
-    StaleReply,
-    is_stale,
-)
+from sfl_flower.wire import Reader, Reply, Request, StaleReply, is_stale
+from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
 from sfl_flower.zo import Journal
 
 __all__ = ["JournalledStrategy"]

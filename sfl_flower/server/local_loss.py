@@ -27,7 +27,8 @@ from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.wire import LocalReply, LocalRequest, unpack_state
+from sfl_flower.wire import unpack_state
+from sfl_flower.wire.local import LocalReply, LocalRequest
 
 __all__ = ["LocalLossSettings", "LocalLossStrategy"]
 

@@ -16,7 +16,8 @@ from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
 from sfl_flower.split import travelling_state
-from sfl_flower.wire import LocalRequest, pack_state
+from sfl_flower.wire import pack_state
+from sfl_flower.wire.local import LocalRequest
 
 __all__ = ["CSEFSL"]
 

@@ -40,7 +40,7 @@ from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import ClientRateSettings
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire import WalkReply, WalkRequest
+from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.zo import SHARED_STREAM, Entry, OptimizerSpec, run_key
 from sfl_flower.zo.entry import MAX_COEFFICIENTS
 

@@ -24,7 +24,8 @@ from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import Whole, load_travelling, travelling_state
-from sfl_flower.wire import FullReply, FullRequest, pack_state, unpack_state
+from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire.fedavg import FullReply, FullRequest
 
 __all__ = ["FedAvg", "FedAvgSettings"]
 

@@ -34,16 +34,10 @@ from sfl_flower.server.tensors import named
 from sfl_flower.split import travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.training.optim import FIRST_ORDER
-from sfl_flower.wire import (
-    ForwardReply,
-    LocalReply,
-    Reader,
-    StaleReply,
-    is_stale,
-    pack_state,
-    unpack_state,
-)
+from sfl_flower.wire import Reader, StaleReply, is_stale, pack_state, unpack_state
 from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
+from sfl_flower.wire.ho_sfl import ForwardReply
+from sfl_flower.wire.local import LocalReply
 
 __all__ = ["FSLSAGE", "FSLSAGESettings"]
 

@@ -40,14 +40,9 @@ from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.optim import load_slots, slots
-from sfl_flower.wire import (
-    UPLINKS,
-    WALKS,
-    HERONRequest,
-    LocalReply,
-    pack_state,
-    unpack_state,
-)
+from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire.heron import UPLINKS, WALKS, HERONRequest
+from sfl_flower.wire.local import LocalReply
 from sfl_flower.zo import (
     ParameterVector,
     Walk,

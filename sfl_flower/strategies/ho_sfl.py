@@ -43,7 +43,7 @@ from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire import ProbeReply, ProbeRequest
+from sfl_flower.wire.ho_sfl import ProbeReply, ProbeRequest
 from sfl_flower.zo import (
     SHARED_STREAM,
     Entry,

@@ -32,7 +32,8 @@ from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.turns import turns
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.wire import StepReply, StepRequest, pack_state, unpack_state
+from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire.splitfed import StepReply, StepRequest
 
 __all__ = ["SplitFedSettings", "SplitFedV1", "SplitFedV2"]
 

@@ -25,39 +25,6 @@ from .common import (
 from .common import (
     lacks_terms as lacks_terms,
 )
-from .decomfl import (
-    WalkReply as WalkReply,
-)
-from .decomfl import (
-    WalkRequest as WalkRequest,
-)
-from .fedavg import (
-    FullReply as FullReply,
-)
-from .fedavg import (
-    FullRequest as FullRequest,
-)
-from .heron import (
-    UPLINKS as UPLINKS,
-)
-from .heron import (
-    WALKS as WALKS,
-)
-from .heron import (
-    HERONRequest as HERONRequest,
-)
-from .ho_sfl import (
-    ForwardReply as ForwardReply,
-)
-from .ho_sfl import (
-    ForwardRequest as ForwardRequest,
-)
-from .ho_sfl import (
-    ProbeReply as ProbeReply,
-)
-from .ho_sfl import (
-    ProbeRequest as ProbeRequest,
-)
 from .ledger import (
     CATEGORIES as CATEGORIES,
 )
@@ -67,12 +34,6 @@ from .ledger import (
 from .ledger import (
     content_bytes as content_bytes,
 )
-from .local import (
-    LocalReply as LocalReply,
-)
-from .local import (
-    LocalRequest as LocalRequest,
-)
 from .message import (
     Reply as Reply,
 )
@@ -81,12 +42,6 @@ from .message import (
 )
 from .reader import (
     Reader as Reader,
-)
-from .splitfed import (
-    StepReply as StepReply,
-)
-from .splitfed import (
-    StepRequest as StepRequest,
 )
 from .usage import (
     METERS as METERS,

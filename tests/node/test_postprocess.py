@@ -12,7 +12,8 @@ import torch
 from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.node.postprocess import NoisyScalars, Postprocess, secret_generator
 from sfl_flower.run.client_app import make_client_app
-from sfl_flower.wire import ForwardReply, FullReply, ProbeReply
+from sfl_flower.wire.fedavg import FullReply
+from sfl_flower.wire.ho_sfl import ForwardReply, ProbeReply
 from tests import tiny
 from tests.local_grid import values
 from tests.tiny import Trial, begin, equal, start

@@ -11,8 +11,9 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import TrainingError
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.roster import Member, Roster
-from sfl_flower.wire import ForwardReply, Ledger
+from sfl_flower.wire import Ledger
 from sfl_flower.wire.flower import SUPERLINK, identity
+from sfl_flower.wire.ho_sfl import ForwardReply
 from tests import tiny
 from tests.local_grid import Fault, LocalGrid, changed
 from tests.tiny import Trial, begin, equal, start, train
@@ -408,7 +409,7 @@ def test_replies_come_in_the_order_of_the_requests() -> None:
     trial = begin(tiny.task(), "frozen")
     strategy = trial.strategy
     members = [Member(i, trial.grid.nodes[i]) for i in (2, 0, 3, 1)]
-    from sfl_flower.wire import ForwardRequest
+    from sfl_flower.wire.ho_sfl import ForwardRequest
 
     sent, _ = exchange(trial)
     with identity(1, SUPERLINK):

@@ -10,7 +10,7 @@ import torch
 
 from sfl_flower.data import batch_indices
 from sfl_flower.server.roster import draw_cohort
-from sfl_flower.wire import ForwardRequest
+from sfl_flower.wire.ho_sfl import ForwardRequest
 from sfl_flower.zo import Directions, Entry, Journal, Key
 from sfl_flower.zo.journal import Tail
 from tests import tiny

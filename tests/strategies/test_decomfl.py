@@ -16,7 +16,7 @@ from sfl_flower.node.sync import forget_recent
 from sfl_flower.split import Whole
 from sfl_flower.strategies.decomfl import DeComFLSettings
 from sfl_flower.training.meter import CallCounter
-from sfl_flower.wire import WalkRequest
+from sfl_flower.wire.decomfl import WalkRequest
 from sfl_flower.zo import Direction, Directions, Journal, Key, loss_scalars
 from tests import tiny
 from tests.local_grid import Fault, changed, values

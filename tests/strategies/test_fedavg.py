@@ -10,7 +10,7 @@ from sfl_flower.clients import fedavg
 from sfl_flower.data import batch_indices, steps_per_epoch
 from sfl_flower.errors import ConfigError
 from sfl_flower.strategies.fedavg import FedAvgSettings
-from sfl_flower.wire import FullReply, FullRequest
+from sfl_flower.wire.fedavg import FullReply, FullRequest
 from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import begin, equal, flat, start, train

@@ -8,35 +8,21 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import strategies as st
 
-from sfl_flower.wire import (
-    ForwardReply,
-    ForwardRequest,
-    FullReply,
-    FullRequest,
-    HERONRequest,
-    JoinReply,
-    JoinRequest,
-    LocalReply,
-    LocalRequest,
-    ProbeReply,
-    ProbeRequest,
-    Setup,
-    StaleReply,
-    StepReply,
-    StepRequest,
-    Sync,
-    Usage,
-    WalkReply,
-    WalkRequest,
-)
+from sfl_flower.wire import JoinReply, JoinRequest, Setup, StaleReply, Sync, Usage
+from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.wire.draft import Draft
+from sfl_flower.wire.fedavg import FullReply, FullRequest
 from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
+from sfl_flower.wire.heron import HERONRequest
+from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
+from sfl_flower.wire.local import LocalReply, LocalRequest
 from sfl_flower.wire.mu_splitfed import (
     MUForwardReply,
     MUForwardRequest,
     MUStepReply,
     MUStepRequest,
 )
+from sfl_flower.wire.splitfed import StepReply, StepRequest
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import Entry, Probing, Tail
 

@@ -10,20 +10,10 @@ import pytest
 import tests.wire.contents as contents
 from sfl_flower.task import Samples
 from sfl_flower.training.measures import IGNORED
-from sfl_flower.wire import (
-    CATEGORIES,
-    ForwardReply,
-    ForwardRequest,
-    FullReply,
-    FullRequest,
-    Ledger,
-    ProbeReply,
-    ProbeRequest,
-    StepReply,
-    StepRequest,
-    Sync,
-    content_bytes,
-)
+from sfl_flower.wire import CATEGORIES, Ledger, Sync, content_bytes
+from sfl_flower.wire.fedavg import FullReply, FullRequest
+from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
+from sfl_flower.wire.splitfed import StepReply, StepRequest
 from sfl_flower.zo import SHARED_STREAM, Entry, Probing, Tail
 from tests import tiny
 from tests.tiny import CLIENT_SIZE, CUT, Trial, train

@@ -12,22 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire import (
-    CATEGORIES,
-    ForwardReply,
-    ForwardRequest,
-    ProbeReply,
-    StaleReply,
-    StepReply,
-    StepRequest,
-    Sync,
-    content_bytes,
-    is_stale,
-)
+from sfl_flower.wire import CATEGORIES, StaleReply, Sync, content_bytes, is_stale
 from sfl_flower.wire.common import JoinRequest
 from sfl_flower.wire.draft import PROTOCOL
+from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply
 from sfl_flower.wire.message import Part
 from sfl_flower.wire.reader import Reader
+from sfl_flower.wire.splitfed import StepReply, StepRequest
 from tests.local_grid import changed, roundtrip, values
 from tests.wire.contents import KINDS, MESSAGES, SCALARS, WORDS, Z, booked, records
 

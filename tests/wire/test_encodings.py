@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire import ForwardReply, ProbeRequest, content_bytes
+from sfl_flower.wire import content_bytes
 from sfl_flower.wire.draft import Draft, Encodings
 from sfl_flower.wire.encodings import ENCODINGS
+from sfl_flower.wire.ho_sfl import ForwardReply, ProbeRequest
 from sfl_flower.wire.reader import Reader
 from sfl_flower.zo import Probing
 from tests.local_grid import changed, roundtrip

@@ -5,7 +5,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire import CATEGORIES, ForwardReply, JoinReply, Ledger, content_bytes
+from sfl_flower.wire import CATEGORIES, JoinReply, Ledger, content_bytes
+from sfl_flower.wire.ho_sfl import ForwardReply
 from tests.local_grid import changed, serde
 from tests.wire.contents import MESSAGES, booked
 

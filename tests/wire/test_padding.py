@@ -14,19 +14,14 @@ from hypothesis import strategies as st
 
 from sfl_flower.errors import WireError
 from sfl_flower.training.measures import IGNORED
-from sfl_flower.wire import (
-    ForwardReply,
-    Ledger,
-    LocalReply,
-    ProbeRequest,
-    StepReply,
-    StepRequest,
-    content_bytes,
-)
+from sfl_flower.wire import Ledger, content_bytes
 from sfl_flower.wire.draft import Draft
+from sfl_flower.wire.ho_sfl import ForwardReply, ProbeRequest
+from sfl_flower.wire.local import LocalReply
 from sfl_flower.wire.mu_splitfed import MUForwardReply
 from sfl_flower.wire.padding import PADDINGS, restore, shorten
 from sfl_flower.wire.reader import Reader
+from sfl_flower.wire.splitfed import StepReply, StepRequest
 from sfl_flower.wire.zo_sfl import ZOStepReply
 from sfl_flower.zo import Probing
 from tests.local_grid import changed, roundtrip, serde

@@ -58,7 +58,7 @@ def test_any_state_dict_comes_back(forms: dict[str, tuple[torch.dtype, tuple[int
 
 
 def test_every_dtype_travels_through_flower() -> None:
-    from sfl_flower.wire import StepRequest
+    from sfl_flower.wire.splitfed import StepRequest
 
     state = {str(dtype): tensor(dtype, (2, 3)) for dtype in DTYPES}
     state["batches"] = torch.tensor(7)  # BatchNorm's counter has no dimension
