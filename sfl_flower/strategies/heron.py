@@ -243,12 +243,13 @@ class HERON(LocalLossStrategy):
         found: dict[Member, dict[str, Tensor]] = {}
         for member, reply in replies.items():
             try:
-                found[member] = self._sent(reply)
+                state = self._sent(reply)
                 if reply.scalars is not None and reply.taken is not None:
-                    walked = self.rebuild(round, member, reply.scalars, reply.taken)
-                    found[member] |= walked
+                    state |= self.rebuild(round, member, reply.scalars, reply.taken)
             except WireError as error:
                 exchange.tally.reject(member, error)
+                continue
+            found[member] = state
         return found
 
     def rebuild(

@@ -803,7 +803,7 @@ def test_a_local_loss_that_is_not_finite_costs_the_client_the_round(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"local_steps": -1}, r"local_steps is -1; it must be in \[0, 1e\+06\]"),
+        ({"local_steps": -1}, r"local_steps is -1; it must be in \[0, 1000000\]"),
         ({"upload_every": 0}, r"upload_every is 0; it must be in \[1, 1000000\]"),
         ({"local_steps": 2, "upload_every": 3}, r"upload_every is 3, .* 2 local .* in \[1, 2\]"),
         ({"probes": 0}, r"probes is 0; it must be in \[1, 4096\]"),
