@@ -144,4 +144,3 @@ def test_a3_framing_is_a_tenth_of_a_round_of_the_demo() -> None:
     if serde is not None:  # with the envelope of Flower's encoding
         encoded = sum(int(serde.recorddict_to_proto(content).ByteSize()) for content in round)
         assert encoded - payload <= 0.20 * encoded, (payload, encoded)
-        print(f"payload {payload}, records {total}, encoded {encoded}")
