@@ -45,10 +45,10 @@ types: env ## mypy --strict
 
 # One process a core; what starts Flower's own processes, and mostly waits for them, shares one.
 test-newest: env ## the whole test suite
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup --durations=20 $(PYTEST_ARGS)
 
 test-oldest: env-oldest ## the tests that touch Flower, on flwr 1.26.1
-	$(OLDEST)/bin/python -m pytest -n auto --dist loadgroup -m "(flower or simulation or deployment) and not gpu" $(PYTEST_ARGS)
+	$(OLDEST)/bin/python -m pytest -n auto --dist loadgroup --durations=20 -m "(flower or simulation or deployment) and not gpu" $(PYTEST_ARGS)
 
 bench: env ## the short benchmarks, as a table
 	$(BIN)/python -m benchmarks probe replay round

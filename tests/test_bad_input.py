@@ -24,8 +24,6 @@ from tests import tiny
 from tests.local_grid import Fault, changed, kind_of, values
 from tests.tiny import begin, equal, run, start, train
 
-pytestmark = pytest.mark.flower
-
 ALL = ("ho_sfl", "frozen", "splitfed_v1", "splitfed_v2", "cse_fsl", "heron", "fsl_sage")
 
 

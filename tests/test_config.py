@@ -14,8 +14,6 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.options import check_choice, check_range, read_fields
 
-pytestmark = pytest.mark.flower
-
 
 @dataclass(frozen=True)
 class Example:

@@ -24,8 +24,6 @@ from tests import tiny
 from tests.local_grid import Change, Fault, changed
 from tests.tiny import Trial, begin, equal, run, start, train
 
-pytestmark = pytest.mark.flower
-
 OWN_METHOD = Path(__file__).resolve().parents[1] / "examples" / "own_method"
 OWN = "own_method.method:METHOD"
 
@@ -101,6 +99,7 @@ def test_every_method_has_a_line() -> None:
     assert set(OPTIONS) == {*METHODS, OWN}
 
 
+@pytest.mark.flower
 def test_it_learns_something_or_says_that_it_does_not(method: str) -> None:
     trial = clean(method)
     initial = begin(tiny.task(), method, **settings(method)).model
@@ -145,12 +144,14 @@ def test_the_order_of_replies_changes_nothing(method: str) -> None:
         assert same(clean(method), start(trial))
 
 
+@pytest.mark.flower
 def test_replies_that_come_twice_count_once(method: str) -> None:
     trial = trained(method, Fault("twice"))
     assert same(clean(method), trial)
     assert trial.total("replies") == clean(method).total("replies")
 
 
+@pytest.mark.flower
 def test_the_ledger_is_what_the_messages_hold(method: str) -> None:
     trial = clean(method)
     ledger: Ledger = trial.strategy.ledger

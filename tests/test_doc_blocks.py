@@ -11,7 +11,7 @@ import pytest
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["tasks.md", "cutting.md"])
+@pytest.mark.parametrize("page", ["tasks.md", "cutting.md", "extending.md"])
 def test_a19_every_python_block_of_the_page_runs(page: str) -> None:
     if page == "cutting.md":
         pytest.importorskip("transformers")

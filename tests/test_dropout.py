@@ -11,8 +11,6 @@ from torch import nn
 from sfl_flower import simulate
 from tests import tiny
 
-pytestmark = pytest.mark.flower
-
 
 def _model() -> nn.Module:
     """Return a model with dropout on both sides of the cut (`act`)."""

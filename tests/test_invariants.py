@@ -22,8 +22,6 @@ from tests import tiny
 from tests.local_grid import Fault, changed, serde, values
 from tests.tiny import CLIENT_NAMES, CUT, begin, equal, flat, run, start, train
 
-pytestmark = pytest.mark.flower
-
 PACKAGE = Path(__file__).resolve().parents[1] / "sfl_flower"
 ALL = ("ho_sfl", "frozen", "splitfed_v1", "splitfed_v2", "cse_fsl", "heron", "fsl_sage")
 HEAD_NAMES = ("fc.bias", "fc.weight")

@@ -10,8 +10,6 @@ import pytest
 from benchmarks import forwards, memory
 from benchmarks.forwards import CASES, Case, count
 
-pytestmark = pytest.mark.flower
-
 BY_NAME = {case.name: case for case in CASES}
 
 

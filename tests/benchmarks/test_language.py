@@ -13,8 +13,6 @@ from benchmarks.figure import Figure
 from sfl_flower.errors import ConfigError
 from tests.tasks.language import checkpoint, write
 
-pytestmark = pytest.mark.flower
-
 SENTENCES = [("the film was great", 1), ("a dull plot", 0), ("it was not bad and not dull", 1)]
 
 

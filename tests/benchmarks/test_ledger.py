@@ -17,8 +17,6 @@ from sfl_flower.presets import load_preset
 from tests import tiny
 from tests.texts import T, texts
 
-pytestmark = pytest.mark.flower
-
 W_C, W_A = 2_740_048, 8_419_408
 """Bytes of ResNet-18 to layer2, and of layer3 with an output layer."""
 

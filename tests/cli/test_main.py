@@ -15,8 +15,6 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS
 from sfl_flower.report import RunDirectory
 
-pytestmark = pytest.mark.flower
-
 INLINE = ["run", "--backend", "inline", "--clients", "3", "--set", "partition=iid"]
 
 

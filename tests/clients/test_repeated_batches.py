@@ -12,8 +12,6 @@ from torch import Tensor
 from tests import tiny
 from tests.tiny import train
 
-pytestmark = pytest.mark.flower
-
 TWICE = ("ho_sfl", "splitfed_v1", "splitfed_v2")
 
 

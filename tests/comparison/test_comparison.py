@@ -22,8 +22,6 @@ from sfl_flower.task import accuracy
 from tests import tiny
 from tests.report.runs import finished
 
-pytestmark = pytest.mark.flower
-
 SHARED: dict[str, Any] = {
     "clients": 4, "batch_size": 4, "partition": "iid", "join_timeout": 0.2, "validation": 0.0,
 }  # fmt: skip

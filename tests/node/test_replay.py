@@ -10,8 +10,6 @@ from sfl_flower.zo import Entry, Replica
 from tests import tiny
 from tests.tiny import Trial, begin, equal, start
 
-pytestmark = pytest.mark.flower
-
 ROUNDS = 8
 
 

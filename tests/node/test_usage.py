@@ -11,8 +11,6 @@ from sfl_flower.methods import METHODS
 from tests import tiny
 from tests.tiny import train
 
-pytestmark = pytest.mark.flower
-
 WIDE = 50_000
 """Width of the server half: some megabytes that no client has."""
 

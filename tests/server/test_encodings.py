@@ -17,8 +17,6 @@ from tests import tiny
 from tests.local_grid import Fault
 from tests.tiny import equal, train
 
-pytestmark = pytest.mark.flower
-
 HALF: dict[str, Any] = {"smashed": "float16", "gradients": "float16"}
 SENDERS = (
     "ho_sfl",

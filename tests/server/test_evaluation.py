@@ -15,9 +15,6 @@ from sfl_flower.task import SplitTask, accuracy
 from tests import tiny
 from tests.tiny import equal
 
-pytestmark = pytest.mark.flower
-
-
 OPTIONS: dict[str, Any] = {"partition": "iid", "validation": 0.25}
 
 

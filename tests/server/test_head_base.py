@@ -16,8 +16,6 @@ from sfl_flower.split import base_state, travelling_state
 from tests.texts import RANK, texts
 from tests.tiny import SharedOut, Trial, begin, equal, run, start, train
 
-pytestmark = pytest.mark.flower
-
 BLOCK, H = "block:3", 16
 # LoRA on the attention of one block and the output layer, by hand.
 SIZES = {

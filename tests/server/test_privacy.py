@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from sfl_flower.data import batch_indices
@@ -16,8 +15,6 @@ from sfl_flower.zo.journal import Tail
 from tests import tiny
 from tests.local_grid import values
 from tests.tiny import Trial, train
-
-pytestmark = pytest.mark.flower
 
 MINE, PROBES = 0, 2
 OPTIONS: dict[str, Any] = {"rounds": 2, "probes": PROBES, "client_optimizer": "sgd"}

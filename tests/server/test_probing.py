@@ -13,8 +13,6 @@ from sfl_flower.zo import Probing
 from tests import tiny
 from tests.tiny import begin, start
 
-pytestmark = pytest.mark.flower
-
 PROBED: dict[str, dict[str, Any]] = {
     "ho_sfl": {},
     "heron": {"local_steps": 2, "probes": 2},

@@ -24,8 +24,6 @@ from tests.server.test_trained import weight_arrays
 from tests.tasks.language import checkpoint, write
 from tests.tiny import Trial, begin, equal, run, start
 
-pytestmark = pytest.mark.flower
-
 SETTINGS: dict[str, Any] = {"rounds": 2, "clients": 2, "partition": "iid"}
 METHODS = ("ho_sfl", "heron", "splitfed_v2", "frozen")
 

@@ -16,8 +16,6 @@ from sfl_flower.zo import Walk
 from tests import tiny
 from tests.tiny import Trial, train
 
-pytestmark = pytest.mark.flower
-
 LINEAR = [0.4, 0.3, 0.2, 0.1]
 """0.4 over four rounds, each a quarter of it less."""
 

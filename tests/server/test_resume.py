@@ -17,8 +17,6 @@ from sfl_flower.zo import Journal, ParameterVector, Replica
 from tests import tiny
 from tests.tiny import begin, equal, run
 
-pytestmark = pytest.mark.flower
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "ho_sfl": {"client_optimizer": "adam", "client_lr": 0.01, "sampled": 3},
     "frozen": {"sampled": 2},

@@ -25,8 +25,6 @@ from tests import tiny
 from tests.local_grid import values
 from tests.tiny import CUT, FEATURES, SharedOut, begin, equal, run, start, train
 
-pytestmark = pytest.mark.flower
-
 WHOLE = ("fedavg", "decomfl")
 OPTIONS: dict[str, dict[str, Any]] = {
     # So that everything that is trained moves within two rounds, and nothing diverges.

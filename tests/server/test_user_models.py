@@ -15,8 +15,6 @@ from sfl_flower.task import Samples
 from tests import tiny
 from tests.tiny import train
 
-pytestmark = pytest.mark.flower
-
 
 class _Unused(nn.Module):
     """A model with a layer and a buffer that its forward leaves out."""

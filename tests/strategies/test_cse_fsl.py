@@ -23,8 +23,6 @@ from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import CUT, Trial, begin, equal, start
 
-pytestmark = pytest.mark.flower
-
 BASE: dict[str, Any] = {
     "local_steps": 4,
     "upload_every": 2,

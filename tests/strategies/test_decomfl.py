@@ -22,8 +22,6 @@ from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import CLIENT_SIZE, Trial, begin, equal, flat, run, start, train
 
-pytestmark = pytest.mark.flower
-
 SIZE = CLIENT_SIZE + 5 * 4 + 4 + 4 * 3 + 3
 """Parameters of the whole model: 74."""
 

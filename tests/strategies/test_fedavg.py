@@ -15,8 +15,6 @@ from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import begin, equal, flat, start, train
 
-pytestmark = pytest.mark.flower
-
 OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
     "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01, fused=True),

@@ -11,8 +11,6 @@ from tests import tiny
 from tests.local_grid import Fault
 from tests.tiny import CLIENT_NAMES, begin, equal, run, start, train
 
-pytestmark = pytest.mark.flower
-
 
 def steps(trial: tiny.Trial) -> int:
     """Return the server's optimiser steps, as Adam counts them."""

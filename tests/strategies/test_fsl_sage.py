@@ -25,8 +25,6 @@ from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import CLASSES, CLIENT_NAMES, CUT, Trial, begin, equal, run, start, train
 
-pytestmark = pytest.mark.flower
-
 STILL: dict[str, Any] = {"head": "server", "head_init": "copy", "server_lr": 0.0}
 BRIEF: dict[str, Any] = {"align_epochs": 5, "local_steps": 3, "upload_every": 2}
 HEAD = 4 * (CUT * CLASSES + CLASSES)  # bytes

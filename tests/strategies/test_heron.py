@@ -42,8 +42,6 @@ from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import CUT, Trial, begin, equal, start
 
-pytestmark = pytest.mark.flower
-
 HEAD_SIZE = CUT * tiny.CLASSES + tiny.CLASSES
 SIZE = tiny.CLIENT_SIZE + HEAD_SIZE
 BASE: dict[str, Any] = {

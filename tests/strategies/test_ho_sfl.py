@@ -21,8 +21,6 @@ from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import CLIENT_NAMES, CLIENT_SIZE, Trial, begin, equal, flat, start, train
 
-pytestmark = pytest.mark.flower
-
 
 class Row:
     """A direction that is given: a row of a matrix."""

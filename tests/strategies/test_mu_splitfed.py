@@ -26,8 +26,6 @@ from tests.local_grid import Fault, changed, values
 from tests.strategies import zo_half
 from tests.tiny import begin, equal, flat, run, start, train
 
-pytestmark = pytest.mark.flower
-
 METHOD = "mu_splitfed"
 
 

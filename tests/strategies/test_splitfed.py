@@ -16,8 +16,6 @@ from tests import tiny
 from tests.local_grid import Fault, kind_of, values
 from tests.tiny import begin, equal, flat, start, train
 
-pytestmark = pytest.mark.flower
-
 METHODS = ("splitfed_v1", "splitfed_v2")
 
 

@@ -25,8 +25,6 @@ from tests.local_grid import Fault, changed, values
 from tests.strategies import zo_half
 from tests.tiny import CLIENT_NAMES, begin, equal, flat, run, start, train
 
-pytestmark = pytest.mark.flower
-
 METHOD = "zo_sfl"
 SGD: dict[str, Any] = {"client_optimizer": "sgd", "client_weight_decay": 0.0}
 

@@ -13,8 +13,6 @@ from sfl_flower.wire import StaleReply, check_answer
 from sfl_flower.zo import Probing
 from tests.wire.contents import MESSAGES, Y, Z
 
-pytestmark = pytest.mark.flower
-
 HELD = 20
 """Training samples of the client: at batches of 8 an epoch is 8, 8 and 4."""
 

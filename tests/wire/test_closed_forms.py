@@ -19,8 +19,6 @@ from tests import tiny
 from tests.tiny import CLIENT_SIZE, CUT, Trial, train
 from tests.wire.contents import SETUP
 
-pytestmark = pytest.mark.flower
-
 CLIENTS, BATCH, ROUNDS = 4, 4, 3
 Z = 4 * CUT  # bytes of smashed data a sample
 Y = 8

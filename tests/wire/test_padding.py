@@ -27,8 +27,6 @@ from sfl_flower.zo import Probing
 from tests.local_grid import changed, roundtrip, serde
 from tests.wire.contents import SETUP, booked, pack
 
-pytestmark = pytest.mark.flower
-
 N, T, H = 3, 10, 16
 Y = np.zeros(N, np.int64)
 SIZES = np.array([1, 2], np.int64)

@@ -13,8 +13,6 @@ from sfl_flower.wire.weights import WEIGHT_DTYPES
 from tests.local_grid import roundtrip
 from tests.wire.contents import SETUP
 
-pytestmark = pytest.mark.flower
-
 DTYPES = [
     torch.float32,
     torch.float64,

@@ -11,8 +11,6 @@ from sfl_flower.errors import WireError
 from tests.local_grid import changed
 from tests.wire.contents import MESSAGES, Z, booked
 
-pytestmark = pytest.mark.flower
-
 NO_WEIGHTS = {"weights.float32": None, "weights.int64": None}
 
 
