@@ -95,8 +95,8 @@ class Account:
             self.ledger.client_flops = self._flops / outcome.samples
         self._flops = 0
         # Replies, not samples: smashed data that train the server half are no client that learns.
-        self._replies += tally.replies
-        self._empty = 0 if tally.replies else self._empty + 1
+        self._replies += tally.used
+        self._empty = 0 if tally.used else self._empty + 1
         if self._empty >= self._patience:
             what = f"in {self._empty} rounds in a row, so training stops at round {round}"
         elif round >= self._rounds and not self._replies:
@@ -131,7 +131,7 @@ class Account:
             metrics=metrics,
             bytes_up=ledger.bytes_up,
             bytes_down=ledger.bytes_down,
-            replies=tally.replies,
+            replies=tally.used,
             failures=tally.failures,
             rejected=tally.rejected,
             notes=tuple(tally.notes),

@@ -58,12 +58,15 @@ class Tally:
         Replies used, errors and missing replies, and replies refused by validation.
     notes : list of str
         What a person should know.
+    refused : bool
+        Whether the mean of the replies could not be used.
     """
 
     replies: int = 0
     failures: int = 0
     rejected: int = 0
     notes: list[str] = field(default_factory=list)
+    refused: bool = False
 
     def note(self, text: str) -> None:
         """Remember a sentence about this round and log it; what clients say may be part of it."""
@@ -75,6 +78,16 @@ class Tally:
         """Count an error or a missing reply."""
         self.failures += 1
         self.note(f"Client {member.partition} is left out of this round: {why}")
+
+    def refuse_mean(self, text: str) -> None:
+        """Say that nothing was learned of this round's replies, and why."""
+        self.refused = True
+        self.note(text)
+
+    @property
+    def used(self) -> int:
+        """Replies from which something was learned."""
+        return 0 if self.refused else self.replies
 
     def reject(self, member: Member, why: object) -> None:
         """Count a reply that must not be used."""

@@ -20,6 +20,7 @@ from sfl_flower.options import Choice, Form, Range
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.settings import LocalStepsSettings
@@ -27,7 +28,6 @@ from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.wire import unpack_state
 from sfl_flower.wire.local import LocalReply, LocalRequest
 
 __all__ = ["LocalLossSettings", "LocalLossStrategy"]
@@ -184,8 +184,8 @@ class LocalLossStrategy(SplitStrategy):
         """Refuse a reply whose weights are not those of client half and head."""
         if reply.scalars is not None:
             raise WireError("it brings scalars, asked were weights.")
-        unpack_state(reply.weights, travelling_state(self.client_half))
-        unpack_state(reply.head_weights, travelling_state(self.head))
+        received_state(reply.weights, travelling_state(self.client_half))
+        received_state(reply.head_weights, travelling_state(self.head))
 
     def serve(
         self,
@@ -256,8 +256,8 @@ class LocalLossStrategy(SplitStrategy):
         client, head = travelling_state(self.client_half), travelling_state(self.head)
         self.average_states(
             (
-                named("client.", unpack_state(reply.weights, client))
-                | named("head.", unpack_state(reply.head_weights, head))
+                named("client.", received_state(reply.weights, client))
+                | named("head.", received_state(reply.head_weights, head))
                 for reply in replies
             ),
             replies,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import Noise
+from sfl_flower.server.received import finite_mean, smashed_shape
 from sfl_flower.server.records import as_record, from_record
 from sfl_flower.server.roster import Member, Roster
 from sfl_flower.server.summary import log_summary
@@ -40,7 +42,7 @@ from sfl_flower.split import (
 )
 from sfl_flower.task import SplitTask
 from sfl_flower.task.models import unused_state
-from sfl_flower.training.modes import eval_mode, torch_threads
+from sfl_flower.training.modes import torch_threads
 from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup, Usage
 from sfl_flower.zo import Journal
 
@@ -281,6 +283,11 @@ class SplitStrategy(Unwrapped):
         """Return loss and metrics of the whole model, see `evaluate_halves`."""
         return evaluate_halves(self.task, self.config, self.client_half, self.server.module)
 
+    def averaging(self, exchange: Exchange) -> AbstractContextManager[None]:
+        """Run a block that loads means over clients; see `finite_mean`."""
+        halves = (self.client_half, self.server.module, *(self.held_head() or ())[1:])
+        return finite_mean(self.task, exchange.tally, *halves)
+
     def expect_z(self, z: np.ndarray) -> None:
         """Refuse smashed data whose shape per sample is not that of the task's own data.
 
@@ -290,9 +297,7 @@ class SplitStrategy(Unwrapped):
             If the shape differs.
         """
         if self._z_shape is None:
-            x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
-            with torch.no_grad(), eval_mode(self.client_half):
-                self._z_shape = tuple(self.client_half(x).shape[1:])
+            self._z_shape = smashed_shape(self.task, self.client_half)
         if z.shape[1:] != self._z_shape:
             wanted = ", ".join(map(str, self._z_shape))
             raise WireError(f"smashed data has shape {z.shape}, expected [n, {wanted}].")

@@ -56,5 +56,6 @@ class CSEFSL(LocalLossStrategy):
         }
         replies = self.ask_local(requests, exchange, self.check_both)
         used, losses = self.serve(replies, exchange, [self.server])
-        self.average_both(used.values())
+        with self.averaging(exchange):
+            self.average_both(used.values())
         return self.outcome(round, used.values(), losses, exchange)

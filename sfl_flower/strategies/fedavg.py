@@ -20,11 +20,12 @@ from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import Whole, load_travelling, travelling_state
-from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire import pack_state
 from sfl_flower.wire.fedavg import FullReply, FullRequest
 
 __all__ = ["FedAvg", "FedAvgSettings"]
@@ -72,7 +73,8 @@ class FedAvg(SplitStrategy):
         requests = {member: self._request(round, member, packed) for member in cohort}
         used = exchange.send(requests, FullReply.from_reader, self._check_weights)
         self.book_usage(reply.usage for reply in used.values())
-        self._average(used)
+        with self.averaging(exchange):
+            self._average(used)
         exchange.tally.replies = len(used)
         samples = sum(reply.samples for reply in used.values())
         return Outcome([reply.loss for reply in used.values()], samples, {})
@@ -82,7 +84,7 @@ class FedAvg(SplitStrategy):
             return
         own = travelling_state(self.whole)
         weights = [client_weight(self.config.mean, reply.samples) for reply in used.values()]
-        states = (unpack_state(reply.weights, own) for reply in used.values())
+        states = (received_state(reply.weights, own) for reply in used.values())
         load_travelling(self.whole, self.aggregator.states(states, weights))
 
     def _request(self, round: int, member: Member, packed: Mapping[str, np.ndarray]) -> FullRequest:
@@ -98,4 +100,4 @@ class FedAvg(SplitStrategy):
         )
 
     def _check_weights(self, reply: FullReply) -> None:
-        unpack_state(reply.weights, travelling_state(self.whole))
+        received_state(reply.weights, travelling_state(self.whole))

@@ -28,13 +28,14 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.head_bank import HeadBank
 from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.tensors import named
 from sfl_flower.split import travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.training.optim import FIRST_ORDER
-from sfl_flower.wire import Reader, StaleReply, is_stale, pack_state, unpack_state
+from sfl_flower.wire import Reader, StaleReply, is_stale, pack_state
 from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
 from sfl_flower.wire.ho_sfl import ForwardReply
 from sfl_flower.wire.local import LocalReply
@@ -176,8 +177,9 @@ class FSLSAGE(LocalLossStrategy):
             for z, y in reply.batches():
                 self.bank.buffer(member.partition).push(z, y)
         own = travelling_state(self.client_half)
-        states = (named("client.", unpack_state(r.weights, own)) for r in used.values())
-        self.average_states(states, used.values())
+        states = (named("client.", received_state(r.weights, own)) for r in used.values())
+        with self.averaging(exchange):
+            self.average_states(states, used.values())
         found = self.outcome(round, used.values(), losses + more, exchange)
         # The server learned from these first batches although no steps followed.
         alone = sum(count for member, count in uploaded.items() if member not in used)
@@ -197,7 +199,8 @@ class FSLSAGE(LocalLossStrategy):
         for member, reply in used.items():
             for z, y in reply.batches():
                 self.bank.buffer(member.partition).push(z, y)
-        self.average_both(used.values())
+        with self.averaging(exchange):
+            self.average_both(used.values())
         return self.outcome(round, used.values(), losses, exchange)
 
     def _first_uploads(
@@ -311,4 +314,4 @@ class FSLSAGE(LocalLossStrategy):
         """Refuse a reply that does not bring the client half, or brings more."""
         if reply.scalars is not None or reply.head_weights:
             raise WireError("it brings more than the weights of the client half.")
-        unpack_state(reply.weights, travelling_state(self.client_half))
+        received_state(reply.weights, travelling_state(self.client_half))

@@ -34,13 +34,14 @@ from sfl_flower.server.probing import (
     check_scalars,
     note_zeros,
 )
+from sfl_flower.server.received import check_bounds, received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import Replayable, Schedule, Warmup
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.optim import load_slots, slots
-from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire import pack_state
 from sfl_flower.wire.heron import UPLINKS, WALKS, HERONRequest
 from sfl_flower.wire.local import LocalReply
 from sfl_flower.zo import (
@@ -192,7 +193,8 @@ class HERON(LocalLossStrategy):
         used, losses = self.serve(
             {member: replies[member] for member in arrived}, exchange, self.server_halves()
         )
-        self.average_states([arrived[member] for member in used], used.values())
+        with self.averaging(exchange):
+            self.average_states([arrived[member] for member in used], used.values())
         return self.outcome(round, used.values(), losses, exchange)
 
     def _request(
@@ -232,8 +234,8 @@ class HERON(LocalLossStrategy):
         head = {} if self.trains == "client" else travelling_state(self.head)
         if self.settings.uplink == "scalars":
             client, head = buffers_of(self.client_half, client), buffers_of(self.head, head)
-        return named("client.", unpack_state(reply.weights, client)) | named(
-            "head.", unpack_state(reply.head_weights, head)
+        return named("client.", received_state(reply.weights, client)) | named(
+            "head.", received_state(reply.head_weights, head)
         )
 
     def _arrived(
@@ -241,11 +243,14 @@ class HERON(LocalLossStrategy):
     ) -> dict[Member, dict[str, Tensor]]:
         """Return where each client's steps led, rebuilt from its scalars where those came."""
         found: dict[Member, dict[str, Tensor]] = {}
+        own = self.vector.named(self.vector.anchor)
         for member, reply in replies.items():
             try:
                 state = self._sent(reply)
                 if reply.scalars is not None and reply.taken is not None:
-                    state |= self.rebuild(round, member, reply.scalars, reply.taken)
+                    walked = self.rebuild(round, member, reply.scalars, reply.taken)
+                    check_bounds(walked, own)
+                    state |= walked
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue

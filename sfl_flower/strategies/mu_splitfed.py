@@ -30,10 +30,11 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrainer
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import DirectionSettings, ProbeLength, note_zeros
+from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire import pack_state
 from sfl_flower.wire.mu_splitfed import (
     MUForwardReply,
     MUForwardRequest,
@@ -140,7 +141,8 @@ class MUSplitFed(ForwardOnlyStrategy):
             return Outcome([], 0, {})
         self.book_usage(usage for m in done for usage in (replies[m].usage, done[m].usage))
         samples = {member: int(replies[member].y.shape[0]) for member in done}
-        self._move(done, halves, [client_weight(self.config.mean, n) for n in samples.values()])
+        with self.averaging(exchange):
+            self._move(done, halves, [client_weight(self.config.mean, n) for n in samples.values()])
         used = np.array([scalars[member] for member in done])
         note_zeros(exchange.tally, [used], self.settings.probing())
         return Outcome(
@@ -180,7 +182,7 @@ class MUSplitFed(ForwardOnlyStrategy):
         """Move both halves by η_g towards the means over the clients that finished."""
         rate, own = self.settings.global_lr, travelling_state(self.client_half)
         clients = self.aggregator.states(
-            (unpack_state(r.weights, own) for r in done.values()), weights
+            (received_state(r.weights, own) for r in done.values()), weights
         )
         servers = self.aggregator.states(
             (travelling_state(halves[m].module) for m in done), weights
@@ -214,4 +216,4 @@ class MUSplitFed(ForwardOnlyStrategy):
         self.expect_z(reply.anchor)
 
     def _check_weights(self, reply: MUStepReply) -> None:
-        unpack_state(reply.weights, travelling_state(self.client_half))
+        received_state(reply.weights, travelling_state(self.client_half))

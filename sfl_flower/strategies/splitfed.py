@@ -26,13 +26,14 @@ from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.turns import turns
 from sfl_flower.split import load_travelling, travelling_state
-from sfl_flower.wire import pack_state, unpack_state
+from sfl_flower.wire import pack_state
 from sfl_flower.wire.splitfed import StepReply, StepRequest
 
 __all__ = ["SplitFedSettings", "SplitFedV1", "SplitFedV2"]
@@ -95,7 +96,8 @@ class _SplitFed(SplitStrategy):
                     active.append(member)
                     samples[member] += len(reply.y)
                     losses.append(loss)
-        self._average({member: done[member] for member in sorted(done)}, samples)
+        with self.averaging(exchange):
+            self._average({member: done[member] for member in sorted(done)}, samples)
         exchange.tally.replies = len(done)
         return Outcome(losses, sum(samples.values()), {})
 
@@ -144,7 +146,7 @@ class _SplitFed(SplitStrategy):
         if not done:
             return
         weights = [client_weight(self.config.mean, samples[member]) for member in done]
-        states = (unpack_state(reply.weights, own) for reply in done.values())
+        states = (received_state(reply.weights, own) for reply in done.values())
         load_travelling(self.client_half, self.aggregator.states(states, weights))
         self.end_round(list(done), weights)
 
@@ -171,7 +173,7 @@ class _SplitFed(SplitStrategy):
 
     def _check_step(self, reply: StepReply) -> None:
         if reply.z is None:
-            unpack_state(reply.weights, travelling_state(self.client_half))
+            received_state(reply.weights, travelling_state(self.client_half))
         else:
             self.expect_z(reply.z)
 

@@ -33,11 +33,12 @@ from sfl_flower.server.forward_only import ForwardOnlyStrategy, ForwardOnlyTrain
 from sfl_flower.server.frozen_parameters import counts
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import DirectionSettings, Noise, Probes, note_zeros
+from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import LocalStepsSettings, Replayable
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire import Usage, pack_state, unpack_state
+from sfl_flower.wire import Usage, pack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import (
     Directions,
@@ -159,7 +160,7 @@ class ZOSFL(ForwardOnlyStrategy):
                 pair = pairs[member]
                 pair.usages.append(reply.usage)
                 if reply.z is None:
-                    pair.weights = unpack_state(reply.weights, travelling_state(self.client_half))
+                    pair.weights = received_state(reply.weights, travelling_state(self.client_half))
                     continue
                 try:
                     scalars = self._step(pair, (round, member.partition, step), reply)
@@ -210,9 +211,10 @@ class ZOSFL(ForwardOnlyStrategy):
             self.book_usage(pair.usages)
         weights = [client_weight(self.config.mean, pair.samples) for pair in finished]
         clients = (pair.weights for pair in finished if pair.weights)
-        load_travelling(self.client_half, self.aggregator.states(clients, weights))
-        servers = (travelling_state(pair.half.module) for pair in finished)
-        load_travelling(self.server.module, self.aggregator.states(servers, weights))
+        with self.averaging(exchange):
+            load_travelling(self.client_half, self.aggregator.states(clients, weights))
+            servers = (travelling_state(pair.half.module) for pair in finished)
+            load_travelling(self.server.module, self.aggregator.states(servers, weights))
         parts = (part for pair in finished for part in pair.scalars)
         note_zeros(exchange.tally, parts, self.settings.probing())
         scalars = np.concatenate([part for pair in finished for part in pair.scalars])
@@ -248,6 +250,6 @@ class ZOSFL(ForwardOnlyStrategy):
 
     def _check_step(self, reply: ZOStepReply) -> None:
         if reply.z is None:
-            unpack_state(reply.weights, travelling_state(self.client_half))
+            received_state(reply.weights, travelling_state(self.client_half))
         else:
             self.expect_z(reply.z)
