@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfl_flower.comparison.finished import FinishedRun
-from sfl_flower.comparison.rows import Comparison, Row, choice
+from sfl_flower.comparison.rows import CONTROL, Comparison, Row, choice
 from sfl_flower.report.files import atomic_write, write_json
 from sfl_flower.report.plots import accuracy_plot
 from sfl_flower.report.table import (
@@ -77,10 +77,11 @@ def write_comparison(comparison: Comparison, out: Path | str) -> Comparison:
     atomic_write(folder / "table.md", lambda tmp: tmp.write_text(table, encoding="utf-8"))
     write_json(folder / "results.json", _numbers(comparison, folder))
     histories = {row.label: [run.history() for run in row.runs] for row in comparison.rows}
+    controls = [row.label for row in comparison.rows if row.method == CONTROL]
     if any(h.series(metric=comparison.metric)[0] for hs in histories.values() for h in hs):
         for axis in AXES:
             name = folder / f"{comparison.metric}-{axis}.png"
-            accuracy_plot(histories, name, axis, comparison.metric)
+            accuracy_plot(histories, name, axis, comparison.metric, controls=controls)
     return replace(comparison, out=folder)
 
 

@@ -14,6 +14,9 @@ from sfl_flower.server.facts import Facts
 
 __all__ = ["advise"]
 
+SAVES = 0.95
+"""Memory of forwards over that of backprop below which it is called saved."""
+
 
 @dataclass(frozen=True)
 class _Option:
@@ -94,7 +97,30 @@ def advise(
     others = [option for option in found if option.method != chosen.method]
     if others:
         said.append(_next(others[0], chosen, have))
+    if price := _no_saving(options):
+        said.append(price)
     return tuple(said)
+
+
+def _no_saving(options: Sequence[_Option]) -> str:
+    """Say so where forwards alone save a client no memory at any cut, "" where they do."""
+    pairs = []
+    for at in dict.fromkeys(option.row.at for option in options):
+        here = [option for option in options if option.row.at == at]
+        forwards = [option for option in here if option.facts.client == "zeroth order"]
+        backprop = [option for option in here if option.facts.client == "first order"]
+        if forwards and backprop:
+            least = [min(some, key=lambda o: o.cost.memory) for some in (forwards, backprop)]
+            pairs.append((least[0], least[1]))
+    if not pairs or any(f.cost.memory < SAVES * b.cost.memory for f, b in pairs):
+        return ""
+    forward, back = min(pairs, key=lambda pair: pair[0].cost.memory / pair[1].cost.memory)
+    return (
+        f"Forwards alone do not pay here: at no cut do they save a client 5 % of memory (at best "
+        f"{forward.where}: {human_bytes(forward.cost.memory)}, where {back.method} takes "
+        f"{human_bytes(back.cost.memory)}). They do with more layers before the cut, or larger "
+        "mini-batches."
+    )
 
 
 def _best(options: Sequence[_Option], method: str) -> _Option | None:

@@ -15,6 +15,7 @@ from sfl_flower.report.table import (
     human_bytes,
     human_count,
     markdown_part,
+    narrow,
     print_all,
     rich_part,
 )
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["markdown_profile", "print_profile", "profile_numbers", "profile_plot", "write_profile"]
 
 
-WIDTH = 120
-"""Columns of what is printed into a file or a pipe."""
+WIDTH = 80
+"""Columns of what is printed; wider tables go on below."""
 
 
 def print_profile(profile: Profile, console: Console | None = None) -> None:
@@ -36,7 +37,8 @@ def print_profile(profile: Profile, console: Console | None = None) -> None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=WIDTH)
-    print_all([rich_part(part) for part in _parts(profile)], console)
+    parts = [piece for part in _parts(profile) for piece in narrow(part, WIDTH)]
+    print_all([rich_part(part) for part in parts], console)
     for sentence in profile.advice:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 

@@ -115,7 +115,11 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        # safetensors makes files that their owner alone may read; all of a run are to be alike.
+        tmp.touch()
+        mode = tmp.stat().st_mode
         write(tmp)
+        tmp.chmod(mode)
         _sync(tmp)
         os.replace(tmp, path)
         _sync(path.parent)  # the new name, too, must survive a power cut

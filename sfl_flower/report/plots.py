@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +41,7 @@ def accuracy_plot(
     x: str = "samples",
     metric: str = "accuracy",
     title: str | None = None,
+    controls: Collection[str] = (),
 ) -> Path:
     """Draw one curve a run, or a group of runs, and write a PNG of 1200 x 720 pixels.
 
@@ -60,7 +61,11 @@ def accuracy_plot(
         Vertical axis: ``loss`` or a name in the records' ``metrics``. ``accuracy`` is drawn in
         percent.
     title : str, optional
-        Text above the plot.
+        Text above the plot; the metric and what it is drawn over when left out. Below it stands
+        what the bands are.
+    controls : collection of str
+        Labels of runs whose clients are not trained; a dotted line goes on at the best last value
+        among them, which the others have to pass.
 
     Returns
     -------
@@ -114,10 +119,26 @@ def accuracy_plot(
         axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     _clean(axes)
-    if title:
-        axes.set_title(title, loc="left", color=INK, fontsize=12, pad=12)
+    held = [ends[label] for label in controls if label in ends]
+    if held:
+        axes.axhline(max(held), color=INK, linestyle=(0, (1, 3)), linewidth=1.2, zorder=1.5)
+        axes.text(
+            0.99, max(held), "control", transform=axes.get_yaxis_transform(), color=INK, fontsize=9,
+            ha="right", va="bottom",
+        )  # fmt: skip
+    axes.set_title(title or f"{metric} over {text}", loc="left", color=INK, fontsize=12, pad=20)
+    axes.text(0, 1.02, _bands(histories), transform=axes.transAxes, color="#777777", fontsize=9)
     figure.savefig(path, format="png")
     return Path(path)
+
+
+def _bands(histories: Mapping[str, History | Sequence[History]]) -> str:
+    """Return what a curve is made of: one run, or the mean of some in a band of their spread."""
+    counts = sorted({1 if isinstance(h, History) else len(h) for h in histories.values()})
+    if counts in ([1], []):
+        return "one run a curve"
+    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"mean of {number} runs (seeds) a curve, band: one standard deviation on either side"
 
 
 @dataclass(frozen=True)

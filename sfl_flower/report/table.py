@@ -26,6 +26,7 @@ __all__ = [
     "human_count",
     "markdown_part",
     "markdown_tables",
+    "narrow",
     "print_all",
     "print_tables",
     "rich_part",
@@ -35,6 +36,9 @@ __all__ = [
 NONE = "–"
 
 METHODS_A_TABLE = 5
+
+GAP = 2
+"""Blanks between two columns."""
 
 Part = tuple[str, list[str], list[list[str]]]
 """Title, header and rows of a table."""
@@ -180,11 +184,35 @@ def print_all(tables: Iterable[Table], console: Console | None = None) -> None:
         console.print(table)
 
 
+def narrow(part: Part, width: int) -> list[Part]:
+    """Return a table as one or more that fit a terminal, the first column in each of them."""
+    title, header, rows = part
+    widths = [
+        max(len(line) for row in [header, *rows] for line in row[index].splitlines() or [""])
+        for index in range(len(header))
+    ]
+    groups: list[list[int]] = [[]]
+    for index in range(1, len(header)):
+        group = [*groups[-1], index]
+        if groups[-1] and widths[0] + sum(GAP + widths[i] for i in group) > width:
+            groups.append([index])
+        else:
+            groups[-1] = group
+    return [
+        (
+            title if number == 0 else "",
+            [header[i] for i in [0, *group]],
+            [[row[i] for i in [0, *group]] for row in rows],
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
 def rich_part(part: Part) -> Table:
     """Return one table for a terminal."""
     title, header, rows = part
     table = Table(
-        title=title,
+        title=title or None,
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,

@@ -1,7 +1,8 @@
 """The UCI hand-written digits: 1797 real images of 8x8 pixels that come with scikit-learn.
 
-The client half is one dense layer with eight outputs. A random layer that narrow loses what tells
-the digits apart, so what the client half learns shows in the accuracy.
+Either client half ends in a dense layer with eight outputs. A random layer that narrow loses what
+tells the digits apart, so what the client half learns shows in the accuracy.  Under ``conv`` there
+are two convolutions at full size before it, whose outputs a client that runs backprop has to keep.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.data import Samples
+from sfl_flower.options import check_choice
 from sfl_flower.task import SplitTask
 
-__all__ = ["digits", "digits_model"]
+__all__ = ["MODELS", "digits", "digits_conv_model", "digits_model"]
 
 
 def digits_model() -> nn.Sequential:
@@ -40,7 +42,33 @@ def digits_model() -> nn.Sequential:
     )
 
 
-def digits(trained: str = "all") -> SplitTask:
+def digits_conv_model() -> nn.Sequential:
+    """Return two 3x3 convolutions of 8 channels, then as `digits_model`: 1696 + 1226 parameters.
+
+    Inputs [N, 1, 8, 8] in 0..1, outputs [N, 10].
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 8, 3, padding=1),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(8, 8, 3, padding=1),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(128, 8),
+            tanh1=nn.Tanh(),
+            fc2=nn.Linear(8, 64),
+            relu3=nn.ReLU(),
+            fc3=nn.Linear(64, 10),
+        )
+    )
+
+
+MODELS = {"dense": digits_model, "conv": digits_conv_model}
+"""Models of the task by name."""
+
+
+def digits(model: str = "dense", trained: str = "all") -> SplitTask:
     """Return the task: 1437 training and 360 test images, 10 classes, cut after ``tanh1``.
 
     Every fifth image in the order of the labels is a test image: no seed, and each class in
@@ -48,24 +76,27 @@ def digits(trained: str = "all") -> SplitTask:
 
     Parameters
     ----------
+    model : {"dense", "conv"}
+        What is trained: `digits_model`, or `digits_conv_model`.
     trained : str
         Which client parameters are trained, as `SplitTask` takes it.
 
     Raises
     ------
     ConfigError
-        `trained` is no choice of parameters.
+        There is no such model, or `trained` is no choice of parameters.
     """
+    check_choice("task.model", model, MODELS)
     return SplitTask(
         name="digits",
-        model=digits_model,
+        model=MODELS[model],
         cut="tanh1",
         train=_train,
         test=_test,
         classes=10,
         transform=_scale,
         trained=trained,
-        token="digits",
+        token=f"digits {model}",
     )
 
 

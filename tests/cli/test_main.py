@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sfl_flower import simulate
-from sfl_flower.cli.demo import DEMO_METHODS, run_demo
+from sfl_flower.cli.demo import DEMO_METHODS, SHARED, run_demo
 from sfl_flower.cli.main import main
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS
@@ -165,10 +165,10 @@ def test_a_method_says_itself_what_its_bases_say_in_general(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert main(["options", "fsl_sage"]) == 0
+    assert main(["options", "ho_sfl"]) == 0
     shown = capsys.readouterr().out
-    assert "Learning rate of client half and head." in shown
-    assert "Learning rate of what clients train." not in shown
+    assert "Replayable optimiser of the client half." in shown
+    assert "Optimiser of what clients train." not in shown
 
 
 def test_the_demo_compares_at_equal_samples(
@@ -299,3 +299,22 @@ def test_a9_what_is_no_task_is_said(
 def test_a9_options_of_a_ready_made_task_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*INLINE, "--task", "my_own_nets:task", "--set", "task.trained=bias"]) == 2
     assert "task.trained" in capsys.readouterr().err
+
+
+def test_a3_the_demo_shows_that_forward_only_clients_need_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The net and the methods of the demo, fewer rounds: the ledger's peaks and bytes."""
+    monkeypatch.setattr("sfl_flower.cli.demo.SHARED", {**SHARED, "rounds": 2, "clients": 3})
+    run_demo(tmp_path / "demo")
+    shown = capsys.readouterr().out
+    ledgers = {m: RunDirectory(tmp_path / "demo" / m).load_summary()[0] for m in DEMO_METHODS}
+    own, first = ledgers["ho_sfl"], ledgers["splitfed_v2"]
+    assert own.client_peak_bytes is not None and first.client_peak_bytes is not None
+    assert own.client_peak_bytes < 0.75 * first.client_peak_bytes
+    assert own.total("up") + own.total("down") < 0.5 * (first.total("up") + first.total("down"))
+    assert "a forward-only client peaks at" in shown and "times its operations" in shown
+    configs = {m: RunDirectory(tmp_path / "demo" / m).config for m in DEMO_METHODS}
+    # The control steps as HO-SFL does, at the same rate.
+    assert configs["frozen"]["server_steps"] == configs["ho_sfl"]["server_steps"] == "batch"
+    assert configs["frozen"]["server_lr"] == configs["ho_sfl"]["server_lr"]

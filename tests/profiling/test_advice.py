@@ -93,3 +93,17 @@ def test_nothing_fits_or_nothing_is_trained() -> None:
     frozen = table(cost("frozen", 1, 0.1, 1), whole=(cost("fedavg", 200, 2, 8),))
     (said,) = advise(ROWS, frozen, SETTING, None)
     assert "only frozen clients remain" in said
+
+
+def test_a3_where_forwards_alone_save_no_memory_that_is_said() -> None:
+    dear = table(
+        cost("ho_sfl", 39, 1, 2),
+        cost("splitfed_v2", 40, 0.5, 2),
+        late=(cost("ho_sfl", 50, 1, 1), cost("splitfed_v2", 45, 1, 1)),
+    )
+    said = advise(ROWS, dear, SETTING, None)
+    assert said[-1].startswith(
+        "Forwards alone do not pay here: at no cut do they save a client 5 % of memory (at best "
+        "ho_sfl, cut at 'early': 39.0 MiB, where splitfed_v2 takes 40.0 MiB)."
+    )
+    assert not any("do not pay" in sentence for sentence in advise(ROWS, COSTS, SETTING, None))

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from sfl_flower.errors import DataError
 from sfl_flower.report import History, RoundRecord, accuracy_plot
@@ -67,3 +70,29 @@ def test_a_group_is_drawn_with_its_band(tmp_path: Path) -> None:
     alone = accuracy_plot({"a": [history(1)]}, tmp_path / "2.png").read_bytes()
     both = accuracy_plot({"a": [history(1.2), history(0.8)]}, tmp_path / "3.png").read_bytes()
     assert one == alone != both
+
+
+def drawn(path: Path, histories: dict[str, Any], **options: Any) -> list[str]:
+    """Return every text of a plot."""
+    texts: list[str] = []
+
+    class Spy(Figure):
+        def savefig(self, *args: Any, **kwargs: Any) -> None:
+            texts.extend(str(t.get_text()) for t in self.findobj(Text))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure", Spy)
+        accuracy_plot(histories, path, **options)
+    return texts
+
+
+def test_a19_a_plot_says_what_it_shows_what_its_bands_are_and_where_the_control_is(
+    tmp_path: Path,
+) -> None:
+    seeds = [short(0.1, 0.4), short(0.3, 0.8)]
+    texts = drawn(tmp_path / "p.png", {"a": seeds, "frozen": seeds}, controls=["frozen"])
+    assert "accuracy over training samples, all clients" in texts
+    band = "mean of 2 runs (seeds) a curve, band: one standard deviation on either side"
+    assert band in texts and "control" in texts
+    texts = drawn(tmp_path / "p.png", {"a": history(1)}, title="mine")
+    assert "mine" in texts and "one run a curve" in texts and "control" not in texts

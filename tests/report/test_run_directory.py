@@ -19,7 +19,8 @@ from torch import nn
 
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.report import RoundRecord, RunDirectory, Summary, tensors
-from sfl_flower.report.files import canonical_json, config_digest
+from sfl_flower.report.files import canonical_json, config_digest, write_json
+from sfl_flower.report.tensors import save_tensors
 
 CONFIG = {"method": "ho_sfl", "rounds": 4, "seed": 7, "rate": 0.1}
 
@@ -410,3 +411,11 @@ def test_a_resume_replaces_the_events_of_repeated_rounds(tmp_path: Path) -> None
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("bytes/up")] == [(1, 10.0), (2, 77.0)]
+
+
+def test_a19_every_file_of_a_run_may_be_read_by_whom_the_directory_is(tmp_path: Path) -> None:
+    """safetensors' own files are their owner's alone."""
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {"format": "pt"})
+    write_json(tmp_path / "b.json", {})
+    (tmp_path / "c").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from sfl_flower.report import CATEGORIES, Summary, markdown_tables, print_tables
-from sfl_flower.report.table import human_bytes
+from sfl_flower.report.table import human_bytes, narrow, print_all, rich_part
 
 HO = Summary(
     "ho_sfl",
@@ -91,3 +91,17 @@ def test_large_numbers_and_many_methods_fit_100_columns() -> None:
 
 def test_a_name_with_brackets_is_not_markup() -> None:
     assert "[red]x" in printed([Summary("[red]x", {}, 1)])
+
+
+def test_a19_wide_tables_go_on_below_with_their_first_column() -> None:
+    rows = [["layer1.0", *("x" * 12 for _ in range(8))], ["fc", *("y" for _ in range(8))]]
+    part = ("Title", ["cut", *(f"column {i}" for i in range(8))], rows)
+    pieces = narrow(part, 80)
+    assert [piece[0] for piece in pieces] == ["Title", ""]
+    assert [name for piece in pieces for name in piece[1][1:]] == part[1][1:]
+    assert all(piece[2][1][0] == "fc" for piece in pieces)
+    console = Console(width=200, file=io.StringIO())
+    print_all([rich_part(piece) for piece in pieces], console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert narrow(part, 500) == [part]

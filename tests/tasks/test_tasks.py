@@ -51,7 +51,9 @@ def test_unknown_names_are_answered_with_the_known() -> None:
         load_task("digit")
     with pytest.raises(ConfigError, match=r"no option 'train_sise'.*mean 'train_size'.*data_dir"):
         load_task("fashion_mnist", train_sise=3)
-    with pytest.raises(ConfigError, match="'digits' has no option 'size'; its options are trained"):
+    with pytest.raises(
+        ConfigError, match="'digits' has no option 'size'; its options are model, trained"
+    ):
         load_task("digits", size=3)
 
 

@@ -18,4 +18,4 @@ def probe(node: Node, request: ProbeRequest) -> SignReply | StaleReply:
     if isinstance(reply, StaleReply):
         return reply
     signs = np.sign(reply.scalars).astype(np.int8)
-    return SignReply(reply.round, reply.version, signs, reply.samples)
+    return SignReply(reply.round, signs, reply.samples)

@@ -16,6 +16,5 @@ class SignReply(Reply):
     WHAT: ClassVar[str] = "sign reply"
 
     round: int
-    version: int
     scalars: Annotated[np.ndarray, array("int8", "scalars", ndim=2)]
     samples: Samples

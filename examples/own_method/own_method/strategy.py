@@ -1,13 +1,14 @@
 """The server half: HO-SFL whose clients send one sign a probe."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from own_method.messages import SignReply
-from sfl_flower.config import Settings, check_range
+from sfl_flower.config import Settings
 from sfl_flower.errors import WireError
+from sfl_flower.options import Range
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -22,26 +23,21 @@ from sfl_flower.zo import Entry, OptimizerSpec, Probing, client_stream, run_key
 
 @dataclass(frozen=True)
 class SignSettings(Settings):
-    """Settings of the method; each is an option on the command line.
+    """Settings of the method; each is an option on the command line, with what it may be.
 
     Attributes
     ----------
     probes : int
-        P, probes per mini-batch, in [1, 4096].
+        P, probes per mini-batch.
     mu : float
-        μ, the probe length, in [1e-12, 1e6].
+        μ, the probe length.
     client_lr : float
-        Length of a client's step along each direction, at least 0.
+        Length of a client's step along each direction.
     """
 
-    probes: int = 8
-    mu: float = 1e-3
-    client_lr: float = 0.02
-
-    def __post_init__(self) -> None:
-        check_range("probes", self.probes, 1, 4096)
-        check_range("mu", self.mu, 1e-12, 1e6)
-        check_range("client_lr", self.client_lr, 0)
+    probes: Annotated[int, Range(1, 4096)] = 8
+    mu: Annotated[float, Range(1e-12, 1e6)] = 1e-3
+    client_lr: Annotated[float, Range(0)] = 0.02
 
 
 class SignSFL(JournalledStrategy):
@@ -104,8 +100,6 @@ class SignSFL(JournalledStrategy):
     def _request(self, round: int, member: Member, lam: np.ndarray) -> ProbeRequest:
         return ProbeRequest(
             round=round,
-            version=self.mirror.version,
-            digest=self.mirror.digest,
             batch_size=self.config.batch_size,
             minibatches=1,
             setup=self.setup,
