@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.calls import CallCounter
 from benchmarks.figure import Figure
 from benchmarks.trial import train
 from sfl_flower.run.run import Plan
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import Halves
 from sfl_flower.task import Samples, SplitTask
-from sfl_flower.training.meter import CallCounter
 from sfl_flower.zo import ESTIMATORS
 
 __all__ = ["CASES", "Case", "Counts", "count", "run"]

@@ -95,7 +95,7 @@ def same(a: Trial, b: Trial) -> bool:
     )
 
 
-def test_every_method_has_a_line() -> None:
+def test_b3_every_method_is_under_this_contract() -> None:
     assert set(OPTIONS) == {*METHODS, OWN}
 
 
@@ -152,7 +152,7 @@ def test_replies_that_come_twice_count_once(method: str) -> None:
 
 
 @pytest.mark.flower
-def test_the_ledger_is_what_the_messages_hold(method: str) -> None:
+def test_b4_the_ledger_is_what_the_messages_hold(method: str) -> None:
     trial = clean(method)
     ledger: Ledger = trial.strategy.ledger
     down = sum(content_bytes(content) for _, _, content in trial.grid.requests)

@@ -32,7 +32,7 @@ def own(modules: set[str]) -> set[str]:
     return {name for name in modules if name.partition(".")[0] == "sfl_flower"}
 
 
-def test_a_client_app_imports_what_a_client_needs() -> None:
+def test_b5_a_client_app_imports_what_a_client_needs() -> None:
     modules = loaded("import sfl_flower.run.client_app")
     assert len(own(modules)) <= 70
     rooms = {name.split(".")[1] for name in own(modules) if "." in name}

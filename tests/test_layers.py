@@ -67,7 +67,7 @@ def test_every_place_of_the_plan_is_there() -> None:
 
 @pytest.mark.parametrize("upper", PLACES)
 @pytest.mark.parametrize("lower", PLACES)
-def test_every_upward_import_is_an_offence(lower: str, upper: str) -> None:
+def test_b1_every_upward_import_is_an_offence(lower: str, upper: str) -> None:
     path = f"sfl_flower/{lower}.py" if lower == "errors" else f"sfl_flower/{lower}/a.py"
     wrong = structure.floor_of(upper) >= structure.floor_of(lower) and upper != lower
     for source in (

@@ -241,3 +241,48 @@ def test_the_bundle_is_small_and_holds_the_package(tmp_path: Path) -> None:
     assert len(bundle) < 2 * 1024 * 1024
     assert package <= held
     assert not [name for name in held if name.startswith((".venv", "runs")) or name == "uv.lock"]
+
+
+def test_b7_nothing_refers_to_a_document_that_is_not_here() -> None:
+    missing = []
+    for path in tracked():
+        text = path.read_text(encoding="utf-8")
+        # A numbered section of a page: none of the pages has numbers.
+        missing += re.findall(r"\w+\.md`*,? \d+\.\d+", text)
+        if path.suffix == ".md":
+            for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+                if not (path.parent / target).exists():
+                    missing.append(f"{name_of(path)}: {target}")
+    assert missing == []
+
+
+def test_b9_what_the_package_offers_is_used_in_it_or_listed_by_its_room() -> None:
+    sources = {
+        path: path.read_text(encoding="utf-8") for path in (ROOT / "sfl_flower").rglob("*.py")
+    }
+    words = {path: set(re.findall(r"\w+", text)) for path, text in sources.items()}
+    idle = []
+    for path, text in sources.items():
+        for node in ast.parse(text).body:
+            if path.name == "__init__.py" or not isinstance(node, ast.Assign):
+                continue
+            if getattr(node.targets[0], "id", "") == "__all__":
+                for name in ast.literal_eval(node.value):
+                    used = any(name in words[other] for other in sources if other != path)
+                    if not used and len(re.findall(rf"\b{name}\b", text)) <= 2:
+                        idle.append(f"{name_of(path)}: {name}")
+    # What a user's own code calls.
+    assert idle == ["sfl_flower/tasks/own_text.py: text_task"]
+
+
+def test_b10_docstrings_of_the_engine_give_types() -> None:
+    untyped = []
+    for path in sorted((ROOT / "sfl_flower" / "zo").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            doc = ast.get_docstring(node) or ""
+            for section in re.findall(r"Parameters\n-+\n(.*?)(?:\n\n|\Z)", doc, flags=re.DOTALL):
+                heads = [line for line in section.splitlines() if line and line[0] != " "]
+                untyped += [f"{name_of(path)}: {line}" for line in heads if " : " not in line]
+    assert untyped == []

@@ -6,16 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from sfl_flower.errors import DataError
 
-__all__ = ["count_labels", "row_labels", "wrong_label"]
-
-
-def count_labels(y: Tensor, ignore: int | None) -> int:
-    """Return how many labels count: all of y [N, ...] that are not `ignore`."""
-    return y.numel() if ignore is None else int((y != ignore).sum())
+__all__ = ["row_labels", "wrong_label"]
 
 
 def wrong_label(y: npt.NDArray[np.int64], classes: int, ignore: int | None) -> str | None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch._C._autograd import _profiler_enabled
-from torch.autograd.graph import register_multi_grad_hook
 from torch.profiler import ProfilerActivity, profile
 
 from sfl_flower.errors import ConfigError, TrainingError
 
-__all__ = ["CallCounter", "PeakMemory", "profiled"]
+__all__ = ["PeakMemory", "profiled"]
 
 # The profiler's trace collector is one per process: two at once cancel each other.
 _COLLECTOR = threading.Lock()
@@ -118,49 +115,6 @@ class PeakMemory:
             _COLLECTOR.release()
 
 
-class CallCounter:
-    """Counts the forwards and backwards of a module inside a ``with`` block.
-
-    A backward is counted when a gradient reaches an output of the module, once for each backward
-    pass through each forward, however many outputs there are.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The module; calls of its children do not count.
-
-    Attributes
-    ----------
-    forwards, backwards : int
-        Calls while the block was open; they start at 0 at each entry.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.forwards = 0
-        self.backwards = 0
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> CallCounter:
-        self.forwards = self.backwards = 0
-        self._handles = [self.module.register_forward_hook(self._forward)]
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def _forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.forwards += 1
-        outputs = [tensor for tensor in _tensors(output) if tensor.requires_grad]
-        if outputs:
-            self._handles.append(register_multi_grad_hook(outputs, self._backward, mode="any"))
-
-    def _backward(self, grad: Tensor) -> None:
-        self.backwards += 1
-
-
 def _levels(roots: list[Any]) -> list[int]:
     """Return the bytes allocated on the CPU by these events and not yet freed, after each of them.
 
@@ -184,14 +138,3 @@ def _levels(roots: list[Any]) -> list[int]:
             level += record.alloc_size
         found.append(level)
     return found
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

@@ -96,7 +96,9 @@ def loss_scalars(
     ----------
     loss : callable
         Computes the loss of the batch, one element. Called `Probing.forwards` times.
-    vector, directions, probing
+    vector : ParameterVector
+    directions : sequence of Direction
+    probing : Probing
         As in `surrogate_scalars`.
     anchor : Tensor, optional
         The loss at the anchor, where the caller has it already; one call of `loss` less.

@@ -96,7 +96,7 @@ def test_a_worker_that_keeps_dying_is_given_up() -> None:
 
 
 def test_a_client_that_sends_smashed_data_and_no_scalars_trains_the_server() -> None:
-    """`methods.md` 2.3: the server half keeps its gradient, the mean is over the replies."""
+    """The server half keeps its gradient, the mean is over the replies."""
     faults = [Fault("drop", {3}, {1}, types="probe")]
     trial = train(tiny.task(), "ho_sfl", faults, rounds=1)
     assert counts(trial) == [(3, 1, 0)]

@@ -71,7 +71,7 @@ def test_a16_the_data_load_without_scikit_learn(monkeypatch: pytest.MonkeyPatch)
     assert len(module.task.samples("train")) + len(module.task.samples("test")) == len(y)
 
 
-def test_own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b2_own_method_keeps_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = EXAMPLES / "own_method"
     monkeypatch.syspath_prepend(str(example))
     monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path / "state"))

@@ -9,13 +9,13 @@ import torch
 from flwr.app import Message
 from torch import Tensor, nn
 
+from benchmarks.calls import CallCounter
 from sfl_flower.clients import decomfl
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.split import Whole
 from sfl_flower.strategies.decomfl import DeComFLSettings
-from sfl_flower.training.meter import CallCounter
 from sfl_flower.wire.decomfl import WalkRequest
 from sfl_flower.zo import Direction, Directions, Journal, Key, loss_scalars
 from tests import tiny

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.calls import CallCounter
 from sfl_flower.clients import mu_splitfed as client
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.server.forward_only import ForwardOnlyTrainer
 from sfl_flower.strategies import mu_splitfed as server
 from sfl_flower.strategies.mu_splitfed import MUSplitFedSettings
-from sfl_flower.training.meter import CallCounter
 from sfl_flower.zo import run_key
 from tests import tiny
 from tests.local_grid import Fault, changed, values

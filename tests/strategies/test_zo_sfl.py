@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.calls import CallCounter
 from sfl_flower.clients import zo_sfl as client
 from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError, CutError, TrainingError
 from sfl_flower.strategies import zo_sfl as server
 from sfl_flower.strategies.zo_sfl import ZOSFLSettings
-from sfl_flower.training.meter import CallCounter
 from sfl_flower.zo import run_key
 from tests import tiny
 from tests.local_grid import Fault, changed, values

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.calls import CallCounter
 from sfl_flower.node.node import HeldModule
 from sfl_flower.server.forward_only import ForwardOnlyTrainer
-from sfl_flower.training.meter import CallCounter
 from sfl_flower.zo import Directions, Key
 from tests import tiny
 

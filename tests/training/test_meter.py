@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.calls import CallCounter
 from sfl_flower.errors import ConfigError, TrainingError
-from sfl_flower.training.meter import CallCounter, PeakMemory
+from sfl_flower.training.meter import PeakMemory
 
 MIB = 2**20
 BATCH = 32

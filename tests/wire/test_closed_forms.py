@@ -337,7 +337,7 @@ def test_the_ledger_is_the_messages_that_were_sent(method: str) -> None:
     assert (records[-1].bytes_up, records[-1].bytes_down) == (ledger.bytes_up, ledger.bytes_down)
 
 
-# L12 to L16 of methods.md 5.4: 100 clients, 10 a round, batch 32, 8192 bytes of smashed data a
+# 100 clients, 10 a round, batch 32, 8192 bytes of smashed data a
 # sample, P = 5, 681 152 parameters; 375 rounds of HO-SFL, 24 rounds of SplitFed V1.
 
 MIB, GIB = 2**20, 2**30

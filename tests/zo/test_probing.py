@@ -49,7 +49,7 @@ def test_forwards_of_a_mini_batch() -> None:
 @pytest.mark.parametrize(
     "kind", [HOSFLSettings, HERONSettings, DeComFLSettings, ZOSFLSettings, MUSplitFedSettings]
 )
-def test_every_method_with_probes_has_the_same_options_and_ranges(
+def test_b8_every_method_with_probes_has_the_same_options_and_ranges(
     kind: type[DirectionSettings],
 ) -> None:
     settings = kind()
