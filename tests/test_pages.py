@@ -152,3 +152,10 @@ def test_a19_the_connections_on_the_page_are_all_that_flower_needs(
     (tmp_path / "config.toml").write_text(toml, encoding="utf-8")
     assert config.read_superlink_connection(None).name == "local"
     assert config.read_superlink_connection("localhost").address == "127.0.0.1:8000"
+
+
+def test_a19_the_page_of_the_methods_has_lines_that_fit_a_screen() -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / "docs/methods.md").read_text(encoding="utf-8"),
+                  flags=re.DOTALL | re.MULTILINE)  # fmt: skip
+    long = [line for line in text.splitlines() if len(line) > 110 and not line.startswith("|")]
+    assert long == []
