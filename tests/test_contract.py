@@ -21,7 +21,7 @@ from sfl_flower.methods import METHODS, Method, find_method
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.wire import Ledger, content_bytes
 from tests import tiny
-from tests.local_grid import Change, Fault, changed
+from tests.local_grid import Change, Fault, changed, values
 from tests.tiny import Trial, begin, equal, run, start, train
 
 OWN_METHOD = Path(__file__).resolve().parents[1] / "examples" / "own_method"
@@ -168,7 +168,7 @@ def arrays_of(content: RecordDict) -> ArrayRecord:
 
 def spoil(content: RecordDict) -> RecordDict:
     """Put a NaN into the first float array, or numbers out of range into another."""
-    arrays = {name: array.numpy() for name, array in arrays_of(content).items()}
+    arrays = {name: values(array) for name, array in arrays_of(content).items()}
     for name, array in arrays.items():
         if array.size and array.dtype.kind == "f":
             new = array.copy()
@@ -202,7 +202,7 @@ def test_a_bad_reply_is_as_one_that_never_came(method: str, bad: str) -> None:
 
 def test_labels_out_of_range_in_the_last_batch_leave_no_trace(method: str) -> None:
     def mislabel(content: RecordDict) -> RecordDict:
-        y = arrays_of(content)["y"].numpy().copy()
+        y = values(arrays_of(content)["y"]).copy()
         y[-1] = tiny.CLASSES
         return changed(content, arrays={"y": y})
 
