@@ -121,12 +121,14 @@ def test_terms_that_a_client_changed_are_not_those_it_is_asked_for() -> None:
     assert with_terms(context, brief) is None
 
 
-def test_a3_framing_is_a_tenth_of_a_round_of_the_demo() -> None:
+@pytest.mark.parametrize("model", ["demo", "dense"])
+def test_a3_framing_is_a_tenth_of_a_round_of_the_demo(model: str) -> None:
     """A round of HO-SFL in `sfl demo`, once everyone has the terms: what is not payload."""
     chosen: dict[str, Any] = {**SHARED, **DEMO_METHODS["ho_sfl"], "eval_every": 6}
+    own = {} if model == "dense" else {"model": chosen["task.model"]}
     options = {"batch_size": RunConfig.batch_size, **chosen}
-    options.pop("task")
-    trial = begin(load_task("digits"), "ho_sfl", **{**options, "rounds": 6})
+    options = {key: value for key, value in options.items() if not key.startswith("task")}
+    trial = begin(load_task("digits", **own), "ho_sfl", **{**options, "rounds": 6})
     start(trial)
     at = [record.bytes_up + record.bytes_down for record in trial.strategy.records]
     round = [
