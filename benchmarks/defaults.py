@@ -41,8 +41,8 @@ BESIDE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 FALLING: Mapping[str, Any] = {"client_lr_schedule": "cosine", "client_lr_warmup": 0.05}
 CANDIDATES: tuple[Mapping[str, Any], ...] = (
-    {"server_steps": "round", "probes": 4, "client_lr": 0.02},
-    {"server_steps": "batch", "probes": 4, "client_lr": 0.02},
+    {"server_steps": "round", "probes": 4, "client_lr": 0.02, "clip_norm": 0.0},
+    {"server_steps": "batch", "probes": 4, "client_lr": 0.02, "clip_norm": 0.0},
     *(
         {"server_steps": "batch", "probes": probes, "client_lr": lr, "clip_norm": clip}
         for probes, rates in ((4, (0.05, 0.1)), (8, (0.05, 0.1, 0.2)), (16, (0.1, 0.2)))

@@ -110,13 +110,21 @@ DEFAULTS: dict[str, Any] = {
     "eval_every": 1,
     "server_momentum": 0.0,
 }
+PAPER: dict[str, Any] = {
+    "server_steps": "round", "probes": 4, "client_lr": 0.02, "clip_norm": 0.0,
+}  # fmt: skip
+"""The paper's form of HO-SFL, whose rounds can be worked out by hand."""
+FORMS: dict[object, dict[str, Any]] = {"ho_sfl": PAPER, "frozen": {"server_steps": "round"}}
+"""By method: what these tests take instead of its defaults, which are chosen to learn."""
 
 
 def plan(
     method: str = "ho_sfl", out: Path | None = None, resume: bool | str = False, **o: Any
 ) -> Plan:
     """Return a checked plan with the defaults of these tests."""
-    return Plan.read({**DEFAULTS, **o, "method": method, "task": "tiny"}, out, resume)
+    return Plan.read(
+        {**DEFAULTS, **FORMS.get(method, {}), **o, "method": method, "task": "tiny"}, out, resume
+    )
 
 
 def patience(faults: Iterable[Fault]) -> float:

@@ -28,7 +28,13 @@ SHARED: Mapping[str, Any] = {
 
 DEMO_METHODS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"server_lr": 0.05, "server_steps": "batch"},
-    "ho_sfl": {"server_lr": 0.05, "server_steps": "batch", "client_lr": 0.05, "probes": 8},
+    "ho_sfl": {
+        "server_lr": 0.05,
+        "server_steps": "batch",
+        "client_lr": 0.05,
+        "probes": 8,
+        "clip_norm": 0,
+    },
     "splitfed_v2": {"server_lr": 0.05, "client_lr": 0.1, "client_momentum": 0.0},
 }
 """The methods and the settings that are their own: every server half steps after each batch."""

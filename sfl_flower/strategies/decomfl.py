@@ -81,6 +81,12 @@ class DeComFLSettings(ProbingSettings, ClientRateSettings):
             )
 
     @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample; nothing is sent of the anchor."""
+        rule = self.probing().rule
+        return int(rule.anchored) + self.probes * rule.forwards, 0
+
+    @property
     def server_pace(self) -> str:
         """When the server half steps."""
         return "round"

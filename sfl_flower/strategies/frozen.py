@@ -42,7 +42,7 @@ class FrozenSettings(Settings):
     """
 
     minibatches: Minibatches = 1
-    server_steps: Annotated[str, Choice(SERVER_STEPS)] = "round"
+    server_steps: Annotated[str, Choice(SERVER_STEPS)] = "batch"
     client_mode: ClientMode = "as_built"
 
     @property

@@ -14,6 +14,7 @@ from sfl_flower.cli.main import main
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS
 from sfl_flower.report import RunDirectory
+from sfl_flower.strategies.ho_sfl import HOSFLSettings
 
 INLINE = ["run", "--backend", "inline", "--clients", "3", "--set", "partition=iid"]
 
@@ -236,7 +237,7 @@ def test_a15_a_second_run_without_out_gets_a_directory_of_its_own(
     assert main([*short, "--set", "probes=2"]) == 0
     assert f"Run directory: {Path('runs/digits-ho_sfl-seed0-2')}" in capsys.readouterr().out
     assert RunDirectory(runs / "digits-ho_sfl-seed0-2").config["probes"] == 2
-    assert RunDirectory(runs / "digits-ho_sfl-seed0").config["probes"] == 4
+    assert RunDirectory(runs / "digits-ho_sfl-seed0").config["probes"] == HOSFLSettings().probes
     # Without a name a resume goes on with the last of them.
     assert main([*INLINE, "--rounds", "2", "--set", "probes=2", "--resume"]) == 0
     assert len(RunDirectory(runs / "digits-ho_sfl-seed0-2").history) == 3

@@ -401,7 +401,7 @@ def test_two_percent_and_options_without_effect_do_not_matter(tmp_path: Path) ->
 def test_an_option_that_is_written_out_at_its_default_changes_nothing() -> None:
     short, long = (
         Plan.read({"task": "fashion_mnist", "clients": 3, **more})
-        for more in ({}, {"task.train_size": "60000", "task.data_dir": None, "probes": 4})
+        for more in ({}, {"task.train_size": "60000", "task.data_dir": None, "probes": 16})
     )
     assert short.resolved()["task.train_size"] == 60_000
     assert short.resolved() == long.resolved()

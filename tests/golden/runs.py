@@ -50,6 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "rounds": 8, "probes": 4, "mu": 1e-3, "minibatches": 2, "direction": "rademacher",
         "directions": "own", "estimator": "forward", "client_optimizer": "momentum",
         "client_lr": 0.02, "client_momentum": 0.9, "sync": "replay", "sampled": 3,
+        "server_steps": "round", "clip_norm": 0.0,
     },
     "heron": {
         "rounds": 4, "local_steps": 3, "upload_every": 2, "probes": 4, "mu": 1e-3,
