@@ -112,7 +112,7 @@ def follow(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in RUN])
 @pytest.mark.usefixtures("at_work")
-def test_a19_the_commands_of_a_page_are_understood(
+def test_b6_the_commands_of_a_page_are_understood(
     page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str((ROOT / page).parent))  # what is beside it is imported there

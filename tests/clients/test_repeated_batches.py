@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfl_flower.errors import TrainingError
 from tests import tiny
-from tests.tiny import train
+from tests.tiny import begin, start, train
 
 TWICE = ("ho_sfl", "splitfed_v1", "splitfed_v2")
 
@@ -25,9 +26,11 @@ def test_e1_a_batch_that_differs_between_two_messages_is_refused_with_the_reason
 ) -> None:
     own = np.random.default_rng(3)
     task = tiny.task(transform=lambda x: x + float(own.random()))
-    trial = train(task, method, rounds=1)
-    assert "another mini-batch than it had before in round 1" in trial.notes
-    assert "augment=" in trial.notes
+    trial = begin(task, method, rounds=1)
+    with pytest.raises(TrainingError, match="No usable reply in any of the 1 rounds") as raised:
+        start(trial)
+    assert "another mini-batch than it had before in round 1" in str(raised.value)
+    assert "augment=" in str(raised.value)
 
 
 @pytest.mark.parametrize("method", TWICE)
