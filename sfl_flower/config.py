@@ -142,6 +142,9 @@ class RunConfig:
         Whether clients count the same or by the samples they ran in the round.
     aggregator : str
         How what clients send, scalars or weights, is brought together.
+    outlier_factor : float
+        Smashed data or scalars are refused that are by more than this factor larger than the spread
+        of the last rounds' lets expect; 0 refuses none.
     partition : str
         How the training data is divided (`PartitionSpec`); "local" for clients with their own.
     alpha : float
@@ -191,6 +194,7 @@ class RunConfig:
     checkpoint_every: Natural = 0
     mean: Annotated[str, Choice(("uniform", "samples"))] = "uniform"
     aggregator: Annotated[str, Form("an aggregator's name")] = "mean"
+    outlier_factor: Annotated[float, Range(0, 1e6)] = 4.0
     partition: Annotated[str, Choice((*PARTITIONS, LOCAL))] = "dirichlet"
     alpha: Annotated[float, Form("finite, above 0")] = 0.5
     classes_per_client: Count = 2

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Gradients
@@ -144,7 +145,8 @@ class JournalledStrategy(SplitStrategy):
             lambda reply: self.expect_z(reply.z),
         )
         self.book_usage(reply.usage for reply in found.values())
-        return found
+        brought = {member: reply.z for member, reply in found.items()}
+        return {m: found[m] for m in self.screening.keep(SMASHED, brought, exchange.tally)}
 
     @staticmethod
     def batches(

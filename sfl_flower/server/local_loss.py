@@ -22,6 +22,7 @@ from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
@@ -217,7 +218,9 @@ class LocalLossStrategy(SplitStrategy):
         """
         used: dict[Member, LocalReply] = {}
         losses: list[float] = []
-        for member, reply in replies.items():
+        brought = {member: reply.z for member, reply in replies.items()}
+        for member in self.screening.keep(SMASHED, brought, exchange.tally):
+            reply = replies[member]
             steps = count(first, self.settings.upload_every)
             batches = [
                 (z, y, (reply.round, member.partition, next(steps))) for z, y in reply.batches()

@@ -29,6 +29,7 @@ from sfl_flower.server.probing import Noise
 from sfl_flower.server.received import finite_mean, smashed_shape
 from sfl_flower.server.records import as_record, from_record
 from sfl_flower.server.roster import Member, Roster
+from sfl_flower.server.screening import Screening
 from sfl_flower.server.summary import log_summary
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.unwrapped import Unwrapped
@@ -88,6 +89,7 @@ class SplitStrategy(Unwrapped):
         self.check_options(config, self.settings)
         self.aggregator = find_aggregator(config.aggregator)
         self.account = Account(config, on_round)
+        self.screening = Screening(config)
         self.round = 0
         ways = config.smashed, config.gradients
         self.setup = Setup(config.seed, config.partition_text(), config.client_threads, *ways)
@@ -306,7 +308,9 @@ class SplitStrategy(Unwrapped):
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and plain values from which the run goes on exactly."""
-        tensors = {**self.method_tensors(), **self.server.tensors()}
+        tensors = {
+            **self.method_tensors(), **self.server.tensors(), **self.screening.tensors(),
+        }  # fmt: skip
         progress = self.account.progress(self.round)
         return tensors, {**progress.to_dict(), "base": base_digest(*self._frozen()[0])}
 
@@ -323,6 +327,7 @@ class SplitStrategy(Unwrapped):
         with fitting("its tensors"):
             self.server.load_tensors(tensors)
             self.load_method_tensors(tensors)
+            self.screening.load_tensors(tensors)
         self.account.go_on(progress)
         self.round = progress.round
 

@@ -37,6 +37,7 @@ from sfl_flower.server.probing import (
     note_zeros,
 )
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import ClientRateSettings
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
@@ -184,6 +185,9 @@ class DeComFL(JournalledStrategy):
             WalkReply.from_reader,
             self._check_scalars,
         )
+        brought = {member: reply.scalars for member, reply in replies.items()}
+        kept = self.screening.keep(SCALARS, brought, exchange.tally)
+        replies = {member: replies[member] for member in kept}
         self.book_usage(reply.usage for reply in replies.values())
         extra = self._update(round, lr, replies, exchange)
         exchange.tally.replies = len(replies)

@@ -30,6 +30,7 @@ from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.tensors import named
 from sfl_flower.split import travelling_state
@@ -228,7 +229,9 @@ class FSLSAGE(LocalLossStrategy):
         replies = exchange.send(
             requests, ForwardReply.from_reader, lambda reply: self.expect_z(reply.z)
         )
-        for member, reply in replies.items():
+        brought = {member: reply.z for member, reply in replies.items()}
+        for member in self.screening.keep(SMASHED, brought, exchange.tally):
+            reply = replies[member]
             batch = (reply.z, reply.y, (round, member.partition, 0))
             try:
                 losses += [part.loss for part in learn_in_turn([self.server], [batch])]

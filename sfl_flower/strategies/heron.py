@@ -36,6 +36,7 @@ from sfl_flower.server.probing import (
 )
 from sfl_flower.server.received import check_bounds, received_state
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import Replayable, Schedule, Warmup
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
@@ -183,13 +184,15 @@ class HERON(LocalLossStrategy):
         head = pack_state(travelling_state(self.head))
         requests = {member: self._request(round, member, client, head) for member in cohort}
         replies = self.ask_local(requests, exchange, self._check)
-        arrived = self._arrived(round, replies, exchange)
-        sent = [
-            reply.scalars[reply.taken > 0]
-            for reply in replies.values()
+        steps = {
+            member: reply.scalars[reply.taken > 0]
+            for member, reply in replies.items()
             if reply.scalars is not None and reply.taken is not None
-        ]
-        note_zeros(exchange.tally, sent, self.settings.probing())
+        }
+        kept = self.screening.keep(SCALARS, steps, exchange.tally)
+        replies = {m: reply for m, reply in replies.items() if m in kept or m not in steps}
+        arrived = self._arrived(round, replies, exchange)
+        note_zeros(exchange.tally, steps.values(), self.settings.probing())
         used, losses = self.serve(
             {member: replies[member] for member in arrived}, exchange, self.server_halves()
         )

@@ -39,6 +39,7 @@ from sfl_flower.server.probing import (
     note_zeros,
 )
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
@@ -217,7 +218,9 @@ class HOSFL(JournalledStrategy):
             total = sum(client_weight(self.config.mean, count) for count in used.values())
             self.server.step(total * settings.minibatches)
         answers = exchange.collect(ProbeReply.from_reader, self._check_scalars)
-        scalars = {member: answers[member] for member in anchors if member in answers}
+        brought = {member: answers[member].scalars for member in anchors if member in answers}
+        kept = self.screening.keep(SCALARS, brought, exchange.tally)
+        scalars = {member: answers[member] for member in kept}
         exchange.tally.replies = len(scalars)
         extra = self._update(round, used, scalars, exchange)
         return Outcome(losses, sum(used.values()), extra)

@@ -32,6 +32,7 @@ from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import DirectionSettings, ProbeLength, note_zeros
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SMASHED
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import pack_state
@@ -128,6 +129,7 @@ class MUSplitFed(ForwardOnlyStrategy):
         for member, reply in forwards:
             replies[member] = reply
             try:
+                self.screening.check(SMASHED, member, reply.anchor)
                 halves[member] = half = ForwardOnlyTrainer(self)
                 losses[member], delta = self._steps(half, (round, member.partition, 0), reply)
             except SflError as error:

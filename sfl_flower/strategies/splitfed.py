@@ -28,6 +28,7 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Trainer
@@ -118,6 +119,7 @@ class _SplitFed(SplitStrategy):
         """Send a client its λ and train the server half; the loss, None if it cannot be used."""
         half = self.half_of(member)
         try:
+            self.screening.check(SMASHED, member, z)
             found = half.gradients(z, y, (round, member.partition, step))
         except WireError as error:
             exchange.tally.reject(member, error)

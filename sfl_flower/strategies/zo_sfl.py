@@ -35,6 +35,7 @@ from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import DirectionSettings, Noise, Probes, note_zeros
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.settings import LocalStepsSettings, Replayable
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
@@ -163,6 +164,7 @@ class ZOSFL(ForwardOnlyStrategy):
                     pair.weights = received_state(reply.weights, travelling_state(self.client_half))
                     continue
                 try:
+                    self.screening.check(SMASHED, member, reply.z)
                     scalars = self._step(pair, (round, member.partition, step), reply)
                 except SflError as error:
                     exchange.tally.reject(member, error)
