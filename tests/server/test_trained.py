@@ -248,7 +248,7 @@ def test_hopeless_noise_is_warned_of_in_one_line(warnings: list[str]) -> None:
     [
         ("ho_sfl", {"probes": 4}),  # 16 directions of their own
         ("ho_sfl", {"probes": 5, "directions": "shared"}),  # d/P = 420
-        ("splitfed_v2", {}),
+        ("splitfed_v2", {"client_momentum": 0.0}),
     ],
 )
 def test_fair_noise_is_not(method: str, options: dict[str, Any], warnings: list[str]) -> None:
