@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"local_steps": 2},
     "decomfl": {"local_steps": 2, "probes": 2},
     "mu_splitfed": {},
-    "zo_sfl": {"client_optimizer": "adamw", "client_lr": 0.001},
+    "zo_sfl": {"client_optimizer": "adamw", "client_lr": 0.001, "server_lr": 1e-4},
 }
 
 
