@@ -117,7 +117,7 @@ def refresh(server: nn.Module, loss: Loss, z: Tensor, y: Tensor, mode: str = "ba
     Parameters
     ----------
     server : nn.Module
-        The server half, in train mode.
+        The server half, in the modes it trains in.
     loss : callable
         Mean loss of outputs and labels.
     z, y : Tensor

@@ -38,7 +38,7 @@ class ForwardOnlyTrainer:
     """
 
     def __init__(self, strategy: SplitStrategy) -> None:
-        self.module: nn.Module = copy.deepcopy(strategy.server.module).train()
+        self.module: nn.Module = copy.deepcopy(strategy.server.module)
         self.vector = ParameterVector(self.module)
         self._loss = strategy.task.loss
         self._classes, self._ignore = strategy.task.classes, strategy.task.ignore_label

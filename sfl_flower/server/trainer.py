@@ -99,6 +99,8 @@ class Trainer:
     def gradients(self, z: np.ndarray, y: np.ndarray, draw: tuple[int, int, int]) -> Gradients:
         """Run one mini-batch forward and back; neither weights nor sums change.
 
+        Every module runs in the mode in which the task built it.
+
         Parameters
         ----------
         z : numpy.ndarray
@@ -116,7 +118,6 @@ class Trainer:
         """
         self.check_labels(y)
         cut = torch.from_numpy(z.copy()).requires_grad_()
-        self.module.train()
         with buffers_put_back(self.module):
             try:
                 with seeded_torch("server forward", self._config.seed, *draw):

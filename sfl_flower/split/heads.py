@@ -77,7 +77,8 @@ def make_head(
     Returns
     -------
     nn.Module
-        From z [N, *z_shape] to [N, *outputs], in train mode, on the CPU, float32 like the server.
+        From z [N, *z_shape] to [N, *outputs], in the modes its layers have, on the CPU, float32
+        like the server.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def make_head(
     else:
         head = _of_server(kind, server, detail, z_shape, wanted, init)
     _check(kind, head, z_shape, wanted)
-    return head.train()
+    return head
 
 
 def _flat(shape: tuple[int, ...], outputs: int) -> nn.Sequential:

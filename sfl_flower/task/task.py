@@ -288,7 +288,7 @@ class SplitTask:
         Returns
         -------
         nn.Module
-            From z to what the server half gives, in train mode.
+            From z to what the server half gives; layers of the server half keep its modes.
 
         Raises
         ------
