@@ -1,4 +1,4 @@
-"""The seven invariants of the design, one test each; other tests cover the details."""
+"""The invariants of the design; the last, equal bits for equal seeds, is in `test_contract`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from safetensors import safe_open
 
 from sfl_flower.clients import ho_sfl
 from sfl_flower.data import memory
-from sfl_flower.report import RunDirectory
 from sfl_flower.wire import content_bytes
 from sfl_flower.zo import Journal, surrogate_scalars
 from tests import tiny
@@ -228,19 +227,3 @@ def test_6_no_pickle_from_the_wire_or_from_disk(tmp_path: Path) -> None:
         "ledger.json",
         "config.json",
     } <= set(files)
-
-
-@pytest.mark.parametrize("method", ALL)
-def test_7_same_seed_and_configuration_give_the_same_bits(method: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"rounds": 4, "sampled": 3, "server_momentum": 0.9}
-    options |= tiny.STEADY.get(method, {})
-    first, second = (train(tiny.task(), method, **options) for _ in range(2))
-    assert equal(first.model, second.model)
-    assert first.strategy.digest == second.strategy.digest
-    other = train(tiny.task(), method, **options, seed=1)
-    assert not equal(first.model, other.model)
-
-    run(tiny.task(), method, out=tmp_path, **{**options, "rounds": 2})
-    resumed = run(tiny.task(), method, out=tmp_path, resume=True, **options)
-    assert equal(first.model, resumed.model)
-    assert equal(RunDirectory(tmp_path).load_model(), resumed.model)

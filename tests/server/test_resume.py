@@ -49,23 +49,6 @@ def stop_after(round: int) -> Any:
 
 
 @pytest.mark.parametrize("method", OPTIONS)
-@pytest.mark.parametrize("stop", [1, 4])
-def test_a_stopped_run_goes_on_to_the_same_bits(method: str, stop: int, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"rounds": 6, "server_momentum": 0.9, **OPTIONS[method]}
-    whole = run(tiny.task(), method, out=tmp_path / "whole", **options)
-    parts = tmp_path / "parts"
-    with pytest.raises(Stop):
-        run(tiny.task(), method, out=parts, observer=stop_after(stop), **options)
-    resumed = run(tiny.task(), method, out=parts, resume=True, **options)
-    assert equal(whole.model, resumed.model)
-    assert history(whole.history) == history(resumed.history)
-    assert history(RunDirectory(parts).history) == history(whole.history)
-    if method == "ho_sfl":
-        journals = [(tmp_path / name / "journal.bin").read_bytes() for name in ("whole", "parts")]
-        assert journals[0] == journals[1]
-
-
-@pytest.mark.parametrize("method", OPTIONS)
 def test_a_run_broken_off_within_a_round_goes_on_to_the_same_bits(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

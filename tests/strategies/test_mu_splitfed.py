@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.nn import functional
 from benchmarks.calls import CallCounter
 from sfl_flower.clients import mu_splitfed as client
 from sfl_flower.data import batch_indices
-from sfl_flower.errors import ConfigError, CutError, WireError
+from sfl_flower.errors import ConfigError, CutError, TrainingError, WireError
 from sfl_flower.server.forward_only import ForwardOnlyTrainer
 from sfl_flower.strategies import mu_splitfed as server
 from sfl_flower.strategies.mu_splitfed import MUSplitFedSettings
@@ -24,7 +23,7 @@ from sfl_flower.zo import run_key
 from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.strategies import zo_half
-from tests.tiny import begin, equal, flat, run, start, train
+from tests.tiny import begin, equal, flat, start, train
 
 METHOD = "mu_splitfed"
 
@@ -231,18 +230,9 @@ def test_steps_that_are_not_finite_are_not_used() -> None:
     problem = tiny.task(loss=lambda output, y: output.double().pow(2).mean() * 1e200)
     trial = begin(problem, METHOD, rounds=1)
     before = trial.model
-    start(trial)
-    assert [(r.replies, r.rejected) for r in trial.strategy.records[1:]] == [(0, 4)]
-    assert "not finite in float32" in trial.notes
+    with pytest.raises(TrainingError, match=r"No usable reply .* not finite in float32"):
+        start(trial)
     assert equal(trial.model, before)
-
-
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"sampled": 3, "client_lr": 0.3, "server_zo_lr": 0.3}
-    whole = run(tiny.task(), METHOD, rounds=4, **options)
-    run(tiny.task(), METHOD, out=tmp_path, rounds=2, **options)
-    resumed = run(tiny.task(), METHOD, out=tmp_path, resume=True, rounds=4, **options)
-    assert equal(whole.model, resumed.model)
 
 
 def test_what_forwards_cannot_train_is_refused() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from sfl_flower.zo import run_key
 from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.strategies import zo_half
-from tests.tiny import CLIENT_NAMES, begin, equal, flat, run, start, train
+from tests.tiny import CLIENT_NAMES, begin, equal, flat, start, train
 
 METHOD = "zo_sfl"
 SGD: dict[str, Any] = {"client_optimizer": "sgd", "client_weight_decay": 0.0}
@@ -248,14 +247,6 @@ def test_a_server_step_that_is_not_finite_is_not_used() -> None:
     assert trial.total("rejected") >= 1
     assert "not finite" in trial.notes
     assert all(torch.isfinite(value).all() for value in trial.model.values())
-
-
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"sampled": 3, "local_steps": 2, "server_optimizer": "adam"}
-    whole = run(tiny.task(), METHOD, rounds=4, **options)
-    run(tiny.task(), METHOD, out=tmp_path, rounds=2, **options)
-    resumed = run(tiny.task(), METHOD, out=tmp_path, resume=True, rounds=4, **options)
-    assert equal(whole.model, resumed.model)
 
 
 def test_what_forwards_cannot_train_is_refused() -> None:
