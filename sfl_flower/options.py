@@ -217,7 +217,9 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
             if isinstance(value, bool):
                 return value
         elif plain is int:
-            if not isinstance(value, bool) and int(value) == float(value):
+            # Texts and whole numbers as they are: a float holds none above 2**53 exactly.
+            exact = isinstance(value, str | int) and not isinstance(value, bool)
+            if exact or (not isinstance(value, bool) and int(value) == float(value)):
                 return int(value)
         elif plain is float:
             if not isinstance(value, bool):

@@ -37,6 +37,7 @@ class Example:
         ({"word": "b"}, Example(word="b")),
         ({"maybe": "none"}, Example(maybe=None)),
         ({"maybe": "4"}, Example(maybe=4)),
+        ({"maybe": 4.0}, Example(maybe=4)),
     ],
 )
 def test_texts_become_the_type_of_their_field(text: dict[str, Any], value: Example) -> None:
@@ -45,6 +46,14 @@ def test_texts_become_the_type_of_their_field(text: dict[str, Any], value: Examp
     assert [type(getattr(read, f.name)) for f in fields(read)] == [
         type(getattr(value, f.name)) for f in fields(value)
     ]
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**63 - 1])
+def test_e12_a_seed_that_a_float_does_not_hold_is_taken_as_it_is(seed: int) -> None:
+    for given_as in (seed, str(seed)):
+        assert RunConfig.read({"seed": given_as}).seed == seed
+    with pytest.raises(ConfigError, match="a whole number"):
+        read_fields(Example, {"whole": True}, "an example")
 
 
 @pytest.mark.parametrize(

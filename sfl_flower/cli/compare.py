@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from sfl_flower.cli.given import TASK_HELP, given_task
+from sfl_flower.cli.places import at_home
 from sfl_flower.comparison.compare import compare, compare_runs
 from sfl_flower.comparison.jobs import Job
 from sfl_flower.comparison.pages import print_comparison
@@ -65,11 +66,11 @@ def add_compare(commands: Any) -> None:
         "--from",
         dest="runs",
         metavar="DIR",
-        type=Path,
+        type=at_home,
         nargs="+",
         help="train nothing; put these run directories side by side",
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory of runs and results")
+    parser.add_argument("--out", type=at_home, required=True, help="directory of runs and results")
     parser.set_defaults(action=partial(_compare, parser))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sfl_flower.cli.places import free_place
+from sfl_flower.cli.places import at_home, free_place
 from sfl_flower.report import RunProgress, Summary, accuracy_plot, print_tables
 from sfl_flower.report.table import human_bytes
 from sfl_flower.run.run import Plan
@@ -45,7 +45,7 @@ def add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", help=f"train {', '.join(DEMO_METHODS)} on the digits and compare them"
     )
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="where results go")
+    demo.add_argument("--out", type=at_home, default=Path("runs/demo"), help="where results go")
     demo.add_argument("--backend", choices=BACKENDS, default="inline", help="this process, or Ray")
     demo.set_defaults(action=lambda parsed: run_demo(parsed.out, parsed.backend))
 

@@ -8,7 +8,12 @@ from pathlib import Path
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
 
-__all__ = ["free_place", "last_place", "usual_place"]
+__all__ = ["at_home", "free_place", "last_place", "usual_place"]
+
+
+def at_home(text: str) -> Path:
+    """Return a path of the command line; shells leave a ``~`` behind ``--out=`` as it is."""
+    return Path(text).expanduser()
 
 
 def usual_place(config: RunConfig) -> Path:

@@ -6,13 +6,13 @@ import argparse
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import Tensor, nn
 
 from sfl_flower.cli.given import TASK_HELP, build, find, given_task, read_pairs
+from sfl_flower.cli.places import at_home
 from sfl_flower.errors import ConfigError
 from sfl_flower.profiling.profile import Profile, batch_like, profile
 from sfl_flower.profiling.tables import print_profile, profile_numbers, profile_plot, write_profile
@@ -59,8 +59,10 @@ def add_profile(commands: Any) -> None:
         "included; the rest stays predicted (default: 50)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print numbers, not tables")
-    parser.add_argument("--plot", type=Path, help="write the plot to this PNG")
-    parser.add_argument("--out", type=Path, help="write tables, numbers and plot to this directory")
+    parser.add_argument("--plot", type=at_home, help="write the plot to this PNG")
+    parser.add_argument(
+        "--out", type=at_home, help="write tables, numbers and plot to this directory"
+    )
     parser.set_defaults(action=_profile)
 
 

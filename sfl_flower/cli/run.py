@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from sfl_flower.cli.given import TASK_HELP, find, given_task, read_pairs
-from sfl_flower.cli.places import free_place, last_place, usual_place
+from sfl_flower.cli.places import at_home, free_place, last_place, usual_place
 from sfl_flower.config import RunConfig
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.presets import load_preset
@@ -49,7 +49,7 @@ def add_run(commands: Any) -> None:
     )
     run.add_argument(
         "--out",
-        type=Path,
+        type=at_home,
         help="run directory (default: runs/TASK-METHOD-seedSEED, numbered where that is taken)",
     )
     run.add_argument(

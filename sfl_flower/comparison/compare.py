@@ -105,7 +105,7 @@ def compare(
     >>> [row.label for row in result.rows]
     ['frozen (server_steps=batch)', 'frozen (server_steps=round)', 'ho_sfl', 'splitfed_v2']
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     check_range("samples", samples, 1)
     check_choice("backend", backend, BACKENDS)
     check_range("workers", workers, 1)

@@ -71,7 +71,7 @@ def write_comparison(comparison: Comparison, out: Path | str) -> Comparison:
     out : Path or str
         The directory, made when needed; files of an earlier comparison are replaced.
     """
-    folder = Path(out)
+    folder = Path(out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     table = markdown_comparison(comparison)
     atomic_write(folder / "table.md", lambda tmp: tmp.write_text(table, encoding="utf-8"))

@@ -51,7 +51,7 @@ def state_root() -> Path:
     """
     named = os.environ.get("SFL_STATE_DIR")
     if named:
-        return Path(named)
+        return Path(named).expanduser()
     root = Path(tempfile.gettempdir()) / f"sfl_flower-{os.getuid()}"
     check_owner(root)
     return root

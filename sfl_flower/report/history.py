@@ -133,7 +133,7 @@ class History(Sequence[RoundRecord]):
             If there is no such file, or a line before the last cannot be read.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8", errors="replace")
+            text = Path(path).expanduser().read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise DataError(f"cannot read the history {path}: {error.strerror}") from error
         # Not splitlines: a note may hold a line separator that JSON does not escape.

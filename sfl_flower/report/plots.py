@@ -128,8 +128,9 @@ def accuracy_plot(
         )  # fmt: skip
     axes.set_title(title or f"{metric} over {text}", loc="left", color=INK, fontsize=12, pad=20)
     axes.text(0, 1.02, _bands(histories), transform=axes.transAxes, color="#777777", fontsize=9)
-    figure.savefig(path, format="png")
-    return Path(path)
+    target = Path(path).expanduser()
+    figure.savefig(target, format="png")
+    return target
 
 
 def _bands(histories: Mapping[str, History | Sequence[History]]) -> str:

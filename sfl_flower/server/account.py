@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import TrainingError
@@ -46,6 +48,7 @@ class Account:
         self._rounds, self._patience = config.rounds, config.patience
         self._on_round = on_round
         self._replies, self._empty = 0, 0
+        self._joins, self._again = 0, 0
         self._flops = 0
         self._outcome, self._tally = Outcome([], 0, {}), Tally()
         self._began = time.monotonic()
@@ -58,17 +61,34 @@ class Account:
         """Go on from where a checkpoint was made."""
         self.ledger, self.first = progress.ledger, progress.round
         self._replies = progress.replies
+        self._joins = self._again = progress.joins
         self._began = time.monotonic() - progress.seconds
 
     def progress(self, round: int) -> Progress:
         """Return what `go_on` takes, at the end of a round."""
         seconds = self.records[-1].seconds if self.records else 0.0
-        return Progress(round, seconds, self._replies, self.ledger)
+        return Progress(round, seconds, self._replies, self._joins, self.ledger)
 
-    @property
-    def samples(self) -> int:
-        """Samples of the last round."""
-        return self._outcome.samples
+    def metrics(self) -> dict[str, Any]:
+        """Return what Flower is told of the last round."""
+        record = self.records[-1]
+        found = {"samples": record.samples, "num-examples": max(1, self._outcome.samples)}
+        return found if record.loss is None else {**found, "loss": record.loss}
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Run a block in which nodes are asked who they are.
+
+        After a resume all are asked once more: bytes that cross are bytes, but the exchanges of the
+        run are those of one that never stopped.
+        """
+        before = self.ledger.exchanges
+        yield
+        answers = self.ledger.exchanges - before
+        again = min(answers, self._again)
+        self._again -= again
+        self._joins += answers - again
+        self.ledger.exchanges -= again
 
     def metering(self, round: int) -> str:
         """Return what clients measure in a round: memory in the first, operations in the second."""

@@ -26,6 +26,8 @@ class Progress:
         Wall-clock seconds up to then.
     replies : int
         Replies that were used up to then.
+    joins : int
+        Nodes that had said who they are.
     ledger : Ledger
         What it had cost.
     """
@@ -33,6 +35,7 @@ class Progress:
     round: int
     seconds: float
     replies: int
+    joins: int
     ledger: Ledger
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +53,7 @@ class Progress:
         """
         with fitting("its counters"):
             seconds, ledger = float(values["seconds"]), Ledger.from_dict(values["ledger"])
-            for name in ("round", "replies"):
+            for name in ("round", "replies", "joins"):
                 value = values[name]
                 if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                     raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 0")
@@ -59,7 +62,7 @@ class Progress:
             counts = (*ledger.up.values(), *ledger.down.values(), ledger.exchanges, ledger.samples)
             if min(counts) < 0:
                 raise ValueError("the ledger has a count below 0")
-        return cls(values["round"], seconds, values["replies"], ledger)
+        return cls(values["round"], seconds, values["replies"], values["joins"], ledger)
 
 
 @contextmanager

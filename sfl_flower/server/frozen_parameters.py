@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,54 @@ from torch import Tensor, nn
 from sfl_flower.errors import TrainingError
 from sfl_flower.split import base_digest, base_state, dequantised
 
-__all__ = ["check_checkpoint", "check_first_weights", "counts"]
+__all__ = ["Held", "check_checkpoint", "check_first_weights", "counts"]
 
 
 def counts(module: nn.Module) -> tuple[int, int]:
     """Return the number of parameters of a module, and of its trained ones."""
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What clients hold of a model.
+
+    Attributes
+    ----------
+    modules : list of nn.Module
+        The client half, or both halves; and an auxiliary head with frozen parts, the last.
+    head : str
+        Kind of that head, empty where there is none.
+    """
+
+    modules: list[nn.Module]
+    head: str = ""
+
+    @classmethod
+    def of(
+        cls, client: nn.Module, server: nn.Module, whole: bool, head: tuple[str, nn.Module] | None
+    ) -> Held:
+        """Return what clients hold.
+
+        Parameters
+        ----------
+        client, server : nn.Module
+            The halves.
+        whole : bool
+            Whether clients hold both.
+        head : tuple of str and nn.Module, optional
+            Kind and module of an auxiliary head.
+        """
+        modules = [client, *([server] if whole else [])]
+        if head is None or not base_state(head[1]):
+            return cls(modules)
+        return cls([*modules, head[1]], head[0])
+
+    @property
+    def digest(self) -> str:
+        """The digest of what is frozen of it, empty for nothing."""
+        return base_digest(*self.modules)
 
 
 def check_first_weights(state: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:

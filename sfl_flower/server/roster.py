@@ -245,6 +245,15 @@ class Roster:
         return [online[index] for index in chosen]
 
     @property
+    def data(self) -> str:
+        """Digest of the training set that the nodes divide, empty while it is not known."""
+        return self._data.digest
+
+    def go_on(self, data: str) -> None:
+        """Expect the nodes of a resumed run to divide the training set with this digest."""
+        self._data.digest = data
+
+    @property
     def samples(self) -> int:
         """Training samples that the members say they hold."""
         return sum(member.samples for member in self._members.values())

@@ -22,11 +22,16 @@ class SameData:
     ----------
     divided : bool
         Whether the nodes divide one set; if not, each has data of its own.
+
+    Attributes
+    ----------
+    digest : str
+        That of the run's training set, empty while it is not known.
     """
 
     def __init__(self, divided: bool) -> None:
         self._divided = divided
-        self._digest = ""
+        self.digest = ""
 
     def hear(self, replies: Iterable[JoinReply]) -> str:
         """Take the digest that most nodes name as that of the run, the first time.
@@ -42,7 +47,7 @@ class SameData:
             return ""
         if self._divided:
             # Of equally many the one of the lowest partition.
-            self._digest = self._digest or counts.most_common(1)[0][0]
+            self.digest = self.digest or counts.most_common(1)[0][0]
         elif len(found) > 1 and len(counts) == 1:
             return (
                 f"All {len(found)} nodes hold the same training set, each of them all of it. With "
@@ -53,9 +58,9 @@ class SameData:
 
     def problem(self, reply: JoinReply) -> str:
         """Return why a node's training set is not that of the run, empty where it is."""
-        if not self._divided or not reply.data or reply.data == self._digest:
+        if not self._divided or not reply.data or reply.data == self.digest:
             return ""
-        own, others = (printable(digest[:8]) for digest in (reply.data, self._digest))
+        own, others = (printable(digest[:8]) for digest in (reply.data, self.digest))
         return (
             f"client {reply.partition} has loaded another training set (digest {own}) than the "
             f"nodes it divides one with ({others}): its labels, their number or their order "

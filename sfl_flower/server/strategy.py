@@ -23,7 +23,8 @@ from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.evaluation import evaluate_halves
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.frozen_parameters import check_checkpoint, check_first_weights
+from sfl_flower.server.frozen_parameters import Held, check_checkpoint, check_first_weights
+from sfl_flower.server.identity import check_identity, identity
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import Noise
 from sfl_flower.server.received import finite_mean, smashed_shape
@@ -33,14 +34,7 @@ from sfl_flower.server.screening import Screening
 from sfl_flower.server.summary import log_summary
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.unwrapped import Unwrapped
-from sfl_flower.split import (
-    base_digest,
-    base_state,
-    dequantised,
-    load_dequantised,
-    load_travelling,
-    travelling_state,
-)
+from sfl_flower.split import dequantised, load_dequantised, load_travelling, travelling_state
 from sfl_flower.task import SplitTask
 from sfl_flower.task.models import unused_state
 from sfl_flower.training.modes import torch_threads
@@ -225,24 +219,7 @@ class SplitStrategy(Unwrapped):
         self._record(self.evaluate_model() if due else {})
         if self._save and (last or self.round % self.config.checkpoint_period == 0):
             self._save(self)
-        record = self.records[-1]
-        metrics: dict[str, Any] = {"samples": record.samples, "num-examples": 0}
-        metrics["num-examples"] = max(1, self.account.samples)
-        if record.loss is not None:
-            metrics["loss"] = record.loss
-        return (self.arrays() if due else None), MetricRecord(metrics)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask no client: the server holds both halves and evaluates the whole model."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return None: clients evaluate nothing."""
-        return None
+        return (self.arrays() if due else None), MetricRecord(self.account.metrics())
 
     def summary(self) -> None:
         """Log what is trained and how, and warn where zeroth order is too noisy to learn."""
@@ -312,7 +289,12 @@ class SplitStrategy(Unwrapped):
             **self.method_tensors(), **self.server.tensors(), **self.screening.tensors(),
         }  # fmt: skip
         progress = self.account.progress(self.round)
-        return tensors, {**progress.to_dict(), "base": base_digest(*self._frozen()[0])}
+        return tensors, {
+            **progress.to_dict(),
+            "base": self._on_clients().digest,
+            "data": self._roster.data,
+            **identity(self.task, self.config.seed),
+        }
 
     def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; `start` then runs the rounds that are left.
@@ -323,11 +305,13 @@ class SplitStrategy(Unwrapped):
             If it belongs to another model, or to other frozen parameters, or cannot be used.
         """
         progress = Progress.read(values)
-        check_checkpoint(values, self._frozen()[0])
-        with fitting("its tensors"):
+        check_checkpoint(values, self._on_clients().modules)
+        with fitting("its tensors and what it was made with"):
             self.server.load_tensors(tensors)
             self.load_method_tensors(tensors)
             self.screening.load_tensors(tensors)
+            check_identity(values, identity(self.task, self.config.seed))
+            self._roster.go_on(str(values["data"]))
         self.account.go_on(progress)
         self.round = progress.round
 
@@ -340,29 +324,23 @@ class SplitStrategy(Unwrapped):
         own = self.state_dict()
         state = from_record(arrays, own)
         if any(not torch.equal(state[k], own[k]) for k in own):
-            check_first_weights(state, self._on_clients())
+            check_first_weights(state, self._on_clients().modules)
             self.load_client(state)
             load_dequantised(self.server.module, state)
         self._record(self.evaluate_model())
 
-    def _on_clients(self) -> list[nn.Module]:
-        """Return what of the model clients hold."""
-        return [self.client_half, *([self.server.module] if self.facts.whole else [])]
-
-    def _frozen(self) -> tuple[list[nn.Module], str]:
-        """Return what clients hold and may be frozen, and the kind of a head among it."""
-        held = self.held_head()
-        if held is None or not base_state(held[1]):
-            return self._on_clients(), ""
-        return [*self._on_clients(), held[1]], held[0]
+    def _on_clients(self) -> Held:
+        halves = (self.client_half, self.server.module)
+        return Held.of(*halves, self.facts.whole, self.held_head())
 
     def _ask(self, nodes: Iterable[Member], exchange: Exchange) -> dict[Member, JoinReply]:
         if self._base is None:
-            modules, kind = self._frozen()
-            self._base = base_digest(*modules), kind
-        digest, kind = self._base
-        request = JoinRequest(self.setup, digest or None, self.facts.whole, kind)
-        return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_reader)
+            held = self._on_clients()
+            self._base = held.digest, held.head
+        digest, head = self._base
+        request = JoinRequest(self.setup, digest or None, self.facts.whole, head)
+        with self.account.joining():
+            return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_reader)
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.account.record(self.round, metrics, self.version, self.digest)

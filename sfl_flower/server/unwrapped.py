@@ -8,8 +8,11 @@ nothing of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from sfl_flower.errors import ConfigError
@@ -29,6 +32,18 @@ class Unwrapped(Strategy):
             return super().start(*args, **kwargs)
         finally:
             self._started = False
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask no client: the server holds both halves and evaluates the whole model."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return None: clients evaluate nothing."""
+        return None
 
     def check_unwrapped(self) -> None:
         """Refuse to run a round for a wrapper.

@@ -298,7 +298,7 @@ class Journal:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a journal from a file; raises `JournalError` as `decode`."""
-        return cls.decode(Path(path).read_bytes(), str(path))
+        return cls.decode(Path(path).expanduser().read_bytes(), str(path))
 
     def _tail(self, since: int) -> Tail:
         kept = self._entries[since - self.base :]

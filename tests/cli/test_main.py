@@ -36,6 +36,19 @@ def test_a_run_leaves_everything_on_disk(tmp_path: Path) -> None:
     assert [record.round for record in RunDirectory(out).history] == [0, 1, 2]
 
 
+def test_e12_a_home_directory_is_found_behind_an_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main([*INLINE, "--rounds", "1", "--out=~/x"]) == 0
+    assert (tmp_path / "x" / "config.json").exists() and not (tmp_path / "~").exists()
+    result = simulate(
+        "digits", "frozen", backend="inline", out="~/y", clients=3, rounds=1, partition="iid"
+    )
+    assert result.out == tmp_path / "y"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,6 +13,7 @@ import torch
 from sfl_flower.errors import ConfigError, DataError, JournalError, SflError, TrainingError
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.server.trainer import Trainer
+from sfl_flower.task import SplitTask, cross_entropy
 from sfl_flower.zo import Journal, ParameterVector, Replica
 from tests import tiny
 from tests.tiny import begin, equal, run
@@ -35,7 +36,17 @@ class Stop(Exception):
 def history(records: Any) -> list[tuple[Any, ...]]:
     """Return what of the records does not depend on the clock or on who had to download again."""
     return [
-        (r.round, r.samples, r.loss, r.metrics, r.replies, r.version, r.digest, r.extra)
+        (
+            r.round,
+            r.samples,
+            r.exchanges,
+            r.loss,
+            r.metrics,
+            r.replies,
+            r.version,
+            r.digest,
+            r.extra,
+        )
         for r in records
     ]
 
@@ -46,6 +57,17 @@ def stop_after(round: int) -> Any:
             raise Stop
 
     return observer
+
+
+def test_c13_a_resumed_history_counts_the_exchanges_of_a_run_that_never_stopped(
+    tmp_path: Path,
+) -> None:
+    """Four joins and four times two exchanges a round; the joins of the resume are not new ones."""
+    with pytest.raises(Stop):
+        run(tiny.task(), out=tmp_path, rounds=3, observer=stop_after(1))
+    resumed = run(tiny.task(), out=tmp_path, rounds=3, resume=True)
+    assert [record.exchanges for record in resumed.history] == [0, 12, 20, 28]
+    assert resumed.summary.exchanges == 28
 
 
 @pytest.mark.parametrize("method", OPTIONS)
@@ -234,6 +256,37 @@ def test_a_checkpoint_of_another_run_is_refused() -> None:
     tensors, values = begin(tiny.task(), seed=1).strategy.checkpoint()
     with pytest.raises(JournalError, match=r"belongs to another run .*seed"):
         begin(tiny.task(), seed=2).strategy.resume(tensors, values)
+
+
+def test_e12_a_resume_with_another_test_set_is_noticed(tmp_path: Path) -> None:
+    run(tiny.task(), out=tmp_path, rounds=1)
+    before = contents(tmp_path)
+    other = tiny.task(test=lambda: tiny.samples(40, 2))
+    with pytest.raises(TrainingError, match="made with another test set than the task has now"):
+        run(other, out=tmp_path, rounds=2, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_e12_a_resume_with_another_loss_is_noticed(tmp_path: Path) -> None:
+    run(tiny.task(), out=tmp_path, rounds=1)
+    twice = tiny.task(loss=lambda output, y: 2.0 * cross_entropy(output, y))
+    with pytest.raises(TrainingError, match=r"another loss .* it was 1\.\d+ and is 2\.\d+"):
+        run(twice, out=tmp_path, rounds=2, resume=True)
+    same = tiny.task(loss=lambda output, y: cross_entropy(output, y))
+    assert len(run(same, out=tmp_path, rounds=2, resume=True).history) == 3
+
+
+def test_e12_a_resume_with_other_training_data_is_noticed(tmp_path: Path) -> None:
+    def problem(seed: int) -> SplitTask:
+        test = tiny.samples(40, 1)
+        return SplitTask(
+            "tiny", tiny.model, "act", lambda: tiny.samples(48, seed), lambda: test, tiny.CLASSES
+        )
+
+    run(problem(0), out=tmp_path, rounds=1, partition="iid")
+    with pytest.raises(DataError, match=r"has loaded another training set \(digest"):
+        run(problem(5), out=tmp_path, rounds=2, resume=True, partition="iid")
+    assert len(run(problem(0), out=tmp_path, rounds=2, resume=True, partition="iid").history) == 3
 
 
 def test_settings_that_are_refused_leave_no_directory(tmp_path: Path) -> None:
