@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_LINES = 400
+MAX_LINES, MAX_LINES_OF_A_BENCHMARK = 350, 400
 CODE = sorted(
     path
     for name in ("sfl_flower", "benchmarks", "examples")
@@ -146,7 +146,8 @@ def test_a_generator_of_ones_own_passes(source: str) -> None:
 @pytest.mark.parametrize("path", CODE, ids=name_of)
 def test_module_is_small_and_says_what_it_is(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= MAX_LINES
+    most = MAX_LINES_OF_A_BENCHMARK if path.parent.name == "benchmarks" else MAX_LINES
+    assert len(source.splitlines()) <= most
     assert path.name.startswith("_") or ast.get_docstring(ast.parse(source))
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -381,15 +383,27 @@ def test_a12_one_logit_under_the_default_accuracy_is_refused_and_the_right_one_n
     assert binary_accuracy(logits, torch.tensor([1, 0, 0])).tolist() == [1.0, 1.0, 0.0]
 
 
-def test_a12_a_softmax_under_cross_entropy_is_remarked(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def flower_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Capture Flower's log, whatever Flower has done to it."""
+    log = logging.getLogger("flwr")
+    log.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        yield caplog
+    log.removeHandler(caplog.handler)
+
+
+def test_a12_a_softmax_under_cross_entropy_is_remarked(
+    flower_log: pytest.LogCaptureFixture,
+) -> None:
     def model() -> nn.Module:
         layers = OrderedDict(a=nn.Linear(2, 4), act=nn.Tanh(), b=nn.Linear(4, 3), p=nn.Softmax(1))
         return nn.Sequential(layers)
 
     _task().check()
-    assert "probabilities" not in caplog.text
+    assert "probabilities" not in flower_log.text
     _task(model=model).check()
-    assert "outputs of task 'small' are probabilities" in caplog.text
+    assert "outputs of task 'small' are probabilities" in flower_log.text
 
 
 @pytest.mark.parametrize(
@@ -435,10 +449,10 @@ class _Takes(nn.Module):
 
 
 def test_a6_smashed_data_larger_than_the_inputs_are_warned_of(
-    caplog: pytest.LogCaptureFixture,
+    flower_log: pytest.LogCaptureFixture,
 ) -> None:
     _task(cut="act").check()
-    assert "gives 4 numbers a sample ([4]) for an input of 2 ([2])" in caplog.text
+    assert "gives 4 numbers a sample ([4]) for an input of 2 ([2])" in flower_log.text
 
 
 def _of_node(context: Any) -> Samples:

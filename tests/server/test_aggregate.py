@@ -139,7 +139,7 @@ def test_one_client_out_of_range_does_not_move_the_median_far() -> None:
         for faults in ((), (Fault("change", {3}, change=far),)):
             trial = begin(
                 tiny.task(), "ho_sfl", faults, aggregator=aggregator, directions="shared",
-                probes=4, rounds=1, server_lr=0.0,
+                probes=4, rounds=1, server_lr=0.0, outlier_factor=0,
             )  # fmt: skip
             before = trial.model["first.weight"]
             after = start(trial).model["first.weight"]
