@@ -66,8 +66,7 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
         strategy.resume(tensors, values)
         if previous:
             checkpoints.fall_back()
-        kept = getattr(strategy.settings, "client_state", "") == "kept"
-        if kept and strategy.round < strategy.config.rounds:
+        if strategy.settings.keeps_client_state and strategy.round < strategy.config.rounds:
             _log.warning(
                 "Client optimisers under client-state=kept are on the clients, not in the "
                 "checkpoint; they begin anew."
