@@ -88,6 +88,22 @@ def test_flwr_run(managed_superlink: Path, tmp_path: Path) -> None:
     assert not list(managed_superlink.rglob("site-packages/torch*"))
 
 
+@pytest.mark.skipif(FLOWER < (1, 36), reason="an older Flower has flower-simulation instead")
+def test_flwr_run_of_a_method_of_ones_own(managed_superlink: Path, tmp_path: Path) -> None:
+    example, out = REPOSITORY / "examples" / "own_method", tmp_path / "run"
+    flwr(
+        "run", ".", "--stream",
+        "--federation-config", f"num-supernodes={CLIENTS} client-resources-num-cpus=1",
+        "--run-config", run_config({"rounds": 2, "out": str(out)}),
+        cwd=example,
+    )  # fmt: skip
+    assert statuses(cwd=example) == ["finished:completed"]
+    found = RunDirectory(out)
+    assert found.config["method"] == "sign_sfl"
+    assert [record.replies for record in found.history] == [0, CLIENTS, CLIENTS]
+    assert (out / "journal.bin").exists()
+
+
 @pytest.mark.skipif(FLOWER >= (1, 27), reason="only Flower up to 1.26 has the command")
 def test_flower_simulation(flwr_home: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
