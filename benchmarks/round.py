@@ -86,6 +86,8 @@ def _options(**more: Any) -> dict[str, Any]:
     return {
         "sampled": COHORT,
         "batch_size": BATCH,
+        "server_steps": "round",  # the published runner's: one step a round, and no clipping
+        "clip_norm": 0.0,
         "probes": PROBES,
         "mu": MU,
         "partition": "iid",
