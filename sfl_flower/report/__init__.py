@@ -6,7 +6,7 @@ from sfl_flower.report.history import History, RoundRecord
 from sfl_flower.report.plots import accuracy_plot
 from sfl_flower.report.progress import RunProgress
 from sfl_flower.report.run_directory import RunDirectory
-from sfl_flower.report.table import CATEGORIES, Summary, markdown_tables, print_tables, rich_tables
+from sfl_flower.report.table import CATEGORIES, Summary, print_tables, rich_tables
 
 __all__ = [
     "CATEGORIES",
@@ -16,7 +16,6 @@ __all__ = [
     "RunProgress",
     "Summary",
     "accuracy_plot",
-    "markdown_tables",
     "print_tables",
     "rich_tables",
 ]

@@ -183,10 +183,6 @@ class RunDirectory:
         """Write ``ledger.json`` (bytes as whole numbers)."""
         write_json(self.path / "ledger.json", ledger)
 
-    def load_ledger(self) -> dict[str, Any]:
-        """Read ``ledger.json``."""
-        return dict(read_json(self.path / "ledger.json"))
-
     def write_summary(self, summary: Summary, facts: Mapping[str, Any]) -> None:
         """Write ``summary.json``, which says that the run is complete.
 
@@ -237,13 +233,6 @@ class RunDirectory:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ConfigError(f"{name!r} is not a file name; give one without a directory")
         atomic_write(self.path / name, lambda tmp: tmp.write_bytes(data))
-
-    def read_bytes(self, name: str) -> bytes:
-        """Read a binary file written by :meth:`write_bytes`."""
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {self.path / name}: {error.strerror}") from error
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Write ``checkpoint.safetensors``; the one before it is kept, see `Checkpoints`.

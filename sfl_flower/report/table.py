@@ -25,7 +25,6 @@ __all__ = [
     "human_bytes",
     "human_count",
     "markdown_part",
-    "markdown_tables",
     "narrow",
     "print_all",
     "print_tables",
@@ -150,11 +149,6 @@ def rich_tables(summaries: Sequence[Summary], metric: str = "accuracy") -> list[
     for start in range(0, len(summaries), METHODS_A_TABLE):
         parts.append(by_category(summaries[start : start + METHODS_A_TABLE]))
     return [rich_part(part) for part in parts]
-
-
-def markdown_tables(summaries: Sequence[Summary], metric: str = "accuracy") -> str:
-    """Return the two tables as markdown; parameters as for :func:`rich_tables`."""
-    return "\n".join(map(markdown_part, (_results(summaries, metric), by_category(summaries))))
 
 
 def markdown_part(part: Part) -> str:

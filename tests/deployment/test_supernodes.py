@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -108,12 +109,12 @@ def assert_same_run(found: RunDirectory, expected: RunResult) -> None:
 
 def found_bytes(found: RunDirectory) -> dict[str, dict[str, int]]:
     """Return the bytes of a run by category."""
-    return dict(found.load_ledger()["bytes"])
+    return dict(json.loads((found.path / "ledger.json").read_text(encoding="utf-8"))["bytes"])
 
 
 def replica_at(found: RunDirectory, version: int) -> Replica:
     """Replay the run's journal from the initial weights."""
-    journal = Journal.decode(found.read_bytes("journal.bin"), "The run's journal")
+    journal = Journal.decode((found.path / "journal.bin").read_bytes(), "The run's journal")
     half = load_task("digits").build(OPTIONS["seed"]).client
     vector = ParameterVector(half)
     replica = Replica.initial(vector.anchor, journal.header, vector.shapes)

@@ -256,8 +256,6 @@ def test_a_missing_or_damaged_file_is_a_clear_error(tmp_path: Path, damage: byte
         run.load_model()
     with pytest.raises(DataError, match="Cannot read the checkpoint"):
         run.load_checkpoint()
-    with pytest.raises(DataError, match=r"ledger\.json"):
-        run.load_ledger()
 
 
 def test_a_checkpoint_holds_tensors_and_meta_together(tmp_path: Path) -> None:
@@ -344,16 +342,14 @@ def test_c8_a_changed_model_is_found(tmp_path: Path) -> None:
 def test_bytes_and_the_ledger_are_exact(tmp_path: Path) -> None:
     run = create(tmp_path)
     run.write_bytes("journal.bin", b"\x00\xff" * 5)
-    assert run.read_bytes("journal.bin") == b"\x00\xff" * 5
+    assert (tmp_path / "journal.bin").read_bytes() == b"\x00\xff" * 5
     ledger = {"smashed": {"up": 2**53 + 1, "down": 0}, "keys": {"up": 0, "down": np.int64(3)}}
     run.write_ledger(ledger)
-    assert run.load_ledger() == ledger
+    assert json.loads((tmp_path / "ledger.json").read_text(encoding="utf-8")) == ledger
     assert (tmp_path / "ledger.json").read_text(encoding="utf-8").startswith('{\n  "keys"')
     for name in ("", "..", "../x", "a/b"):
         with pytest.raises(ConfigError, match="not a file name"):
             run.write_bytes(name, b"")
-    with pytest.raises(DataError, match="cannot read"):
-        run.read_bytes("absent.bin")
 
 
 def test_the_summary_says_that_the_run_is_complete(tmp_path: Path) -> None:
