@@ -27,7 +27,10 @@ from sfl_flower.options import (
 from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
 
-__all__ = ["LOCAL", "RunConfig", "Settings"]
+__all__ = ["ENCODED", "LOCAL", "RunConfig", "Settings"]
+
+ENCODED = ("smashed", "gradients")
+"""The settings that say how what crosses the cut travels."""
 
 LOCAL = "local"
 """Partition name for clients that bring data of their own instead of a share of the task's."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from sfl_flower.config import RunConfig, Settings
+from sfl_flower.config import ENCODED, RunConfig, Settings
 from sfl_flower.errors import ConfigError
 from sfl_flower.options import check_choice, read_fields, unknown
 from sfl_flower.wire.encodings import ENCODINGS
@@ -268,7 +268,7 @@ def read_options(
             raise unknown(f"option of method '{method.name}'", name.replace("_", "-"), known)
     config = RunConfig.read(shared)
     settings = read_fields(kind, own, f"method '{method.name}'")
-    for name in ("smashed", "gradients"):
+    for name in ENCODED:
         check_choice(name, getattr(config, name), ENCODINGS)
     method.server.check_options(config, settings)
     return config, method, settings, task

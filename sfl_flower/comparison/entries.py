@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from sfl_flower.comparison.rows import CEILING, CONTROL
-from sfl_flower.config import LOCAL
+from sfl_flower.config import ENCODED, LOCAL
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method, find_method
 from sfl_flower.run.run import Plan
@@ -86,7 +86,9 @@ def method_entries(
     shared = {"validation": VALIDATION, **_underscored(options)}
     read = {}
     for name in {CONTROL: {}, **own, CEILING: {}}:
-        read[name] = {**shared, **_underscored(own.get(name, {}))}
+        uncut = find_method(values.get(name, name)).facts.whole
+        common = {k: v for k, v in shared.items() if not (uncut and k in ENCODED)}
+        read[name] = {**common, **_underscored(own.get(name, {}))}
         for key, source in FOLLOWS.items():
             if key in read[name]:
                 raise ConfigError(f"{key} of a comparison follows from {source}; leave it out.")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sfl_flower.config import ENCODED, RunConfig
+from sfl_flower.errors import ConfigError
+
 __all__ = ["Facts"]
 
 
@@ -50,3 +53,18 @@ class Facts:
         if self.client == "first order":
             return 0
         return 1 if self.server == "first order" else 2
+
+    def check_encodings(self, method: str, config: RunConfig) -> None:
+        """Refuse to say how smashed data or cut gradients travel where there is no cut.
+
+        Raises
+        ------
+        ConfigError
+            If clients hold the whole model and the configuration says it.
+        """
+        for name in ENCODED if self.whole else ():
+            if (value := getattr(config, name)) != getattr(RunConfig, name):
+                raise ConfigError(
+                    f"{name} is '{value}' with method '{method}', whose clients hold the whole "
+                    "model: there is no cut and nothing that travels so; leave it out."
+                )

@@ -109,6 +109,7 @@ class SplitStrategy(Unwrapped):
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
         """Raise `ConfigError` where settings of the run and of the method do not go together."""
         check_aggregator(config)
+        cls.facts.check_encodings(cls.name, config)
 
     def prepare(self) -> None:
         """Set up what the method needs; the halves are built. Bad settings are refused here."""

@@ -10,6 +10,7 @@ import pytest
 
 from sfl_flower import Samples, SplitTask, compare, compare_runs
 from sfl_flower.comparison.budget import Budget, fit
+from sfl_flower.comparison.entries import method_entries, read
 from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError, DataError
@@ -396,6 +397,18 @@ def test_two_percent_and_options_without_effect_do_not_matter(tmp_path: Path) ->
     options: dict[str, Any] = {"classes_per_client": 3}
     finished(tmp_path / "b", "ho_sfl", 0.5, samples=1020, server_lr=0.1, **options)
     assert [row.label for row in compare_runs([tmp_path]).rows] == ["frozen", "ho_sfl"]
+
+
+def test_encodings_that_every_method_is_given_are_for_those_with_a_cut() -> None:
+    asked: list[str] = ["ho_sfl", "fedavg"]
+    entries, control = method_entries(asked, {"smashed": "float16"}, "digits", tuned=False)
+    assert control["smashed"] == "float16"
+    found = {entry.label: entry.options.get("smashed") for entry in entries}
+    assert found == {"ho_sfl": "float16", "fedavg": None, "splitfed_v2": "float16"}
+    own = {"fedavg": {"smashed": "float16"}}
+    entries, _ = method_entries(own, {}, "digits", tuned=False)
+    with pytest.raises(ConfigError, match="there is no cut"):
+        read(entries[0].options, 0)
 
 
 def test_an_option_that_is_written_out_at_its_default_changes_nothing() -> None:

@@ -125,6 +125,17 @@ def test_cut_gradients_that_stay_at_the_server_may_be_large() -> None:
 
 
 @pytest.mark.parametrize("name", ["smashed", "gradients"])
+@pytest.mark.parametrize("method", ["fedavg", "decomfl"])
+def test_an_encoding_without_a_cut_is_refused_before_anything_starts(
+    method: str, name: str
+) -> None:
+    says = f"^{name} is 'float16' with method '{method}', whose clients hold the whole model"
+    with pytest.raises(ConfigError, match=says):
+        read_options({"method": method, name: "float16"})
+    read_options({"method": method, name: "float32"})
+
+
+@pytest.mark.parametrize("name", ["smashed", "gradients"])
 def test_an_unknown_encoding_is_refused_before_anything_starts(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is 'float8'; it must be one of float32, flo"):
         read_options({name: "float8"})
