@@ -37,7 +37,12 @@ SHARED: Mapping[str, Any] = {
     "server_lr_warmup": 0.05,
 }
 FALLING: Mapping[str, Any] = {"client_optimizer": "adamw", "client_lr_schedule": "cosine"}
-FIRST_ORDER_CLIENT: Mapping[str, Any] = {**FALLING, "client_lr": 7e-4, "client_state": "kept"}
+FIRST_ORDER_CLIENT: Mapping[str, Any] = {
+    **FALLING,
+    "client_lr": 7e-4,
+    "client_momentum": 0.9,
+    "client_state": "kept",
+}
 ZEROTH_ORDER_CLIENT: Mapping[str, Any] = {**FALLING, "client_lr": 1e-4, "probes": 4}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {},

@@ -58,10 +58,13 @@ STILL: Mapping[str, Any] = {"client_lr": 0.0, "probes": 1}
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "frozen_round": ("frozen", {"server_steps": "round"}),
     "frozen_batch": ("frozen", {"server_steps": "batch"}),
-    "first_order": ("splitfed_v2", {"client_lr": 0.05, "client_state": "kept"}),
+    "first_order": (
+        "splitfed_v2",
+        {"client_lr": 0.05, "client_state": "kept", "client_momentum": 0.9},
+    ),
     "ho_sfl": ("ho_sfl", {**HO_SFL, "probes": 256, "client_lr": 0.4, "clip_norm": 0.0}),
     "ho_sfl_rate_0": ("ho_sfl", {**HO_SFL, **STILL}),
-    "cse_fsl": ("cse_fsl", {"head": "pooled", "client_lr": 0.3, "client_momentum": 0.0}),
+    "cse_fsl": ("cse_fsl", {"head": "pooled", "client_lr": 0.3}),
     "heron": ("heron", {**HERON, "probes": 32, "client_lr": 0.1}),
     "heron_rate_0": ("heron", {**HERON, **STILL}),
 }

@@ -35,7 +35,7 @@ DEMO_METHODS: Mapping[str, Mapping[str, Any]] = {
         "probes": 8,
         "clip_norm": 0,
     },
-    "splitfed_v2": {"server_lr": 0.05, "client_lr": 0.1, "client_momentum": 0.0},
+    "splitfed_v2": {"server_lr": 0.05, "client_lr": 0.1},
 }
 """The methods and the settings that are their own: every server half steps after each batch."""
 

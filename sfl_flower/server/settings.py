@@ -103,11 +103,14 @@ class LocalStepsSettings(ClientOptimizerSettings):
     local_steps : int
         h, mini-batches per client and round; 0 is one epoch of the client's own samples, whose
         last mini-batch may be short.
+    client_momentum : float
+        Momentum of the client optimiser; none by default, for it says nothing in one fresh step.
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client.
     """
 
     local_steps: Steps = 1
+    client_momentum: Momentum = 0.0
     client_state: ClientState = "fresh"
 
     def batches(self, samples: int, batch_size: int) -> int:

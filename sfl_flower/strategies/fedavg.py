@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from sfl_flower.config import Settings
-from sfl_flower.options import Steps
+from sfl_flower.options import Momentum, Steps
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
@@ -33,9 +33,10 @@ __all__ = ["FedAvg", "FedAvgSettings"]
 
 @dataclass(frozen=True)
 class FedAvgSettings(LocalStepsSettings):
-    """Settings of FedAvg: those of a first-order client, with one local epoch by default."""
+    """Settings of FedAvg: those of a first-order client, with one local epoch and momentum."""
 
     local_steps: Steps = 0
+    client_momentum: Momentum = 0.9
 
     @property
     def client_passes(self) -> tuple[int, int]:

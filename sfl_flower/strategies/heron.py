@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sfl_flower.config import Settings
 from sfl_flower.errors import ConfigError, WireError
-from sfl_flower.options import Choice, Range, Rate
+from sfl_flower.options import Choice, Momentum, Range, Rate
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -88,6 +88,7 @@ class HERONSettings(ProbingSettings, LocalLossSettings):
 
     client_optimizer: Replayable = "sgd"
     client_lr: Rate = 0.1
+    client_momentum: Momentum = 0.9
     client_lr_schedule: Schedule = "cosine"
     client_lr_warmup: Warmup = 0.05
     probes: Probes = 32

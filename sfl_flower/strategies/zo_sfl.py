@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sfl_flower.config import Settings
 from sfl_flower.errors import SflError, WireError
-from sfl_flower.options import ClientMode, Decay, Rate, Steps
+from sfl_flower.options import ClientMode, Decay, Momentum, Rate, Steps
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -82,6 +82,7 @@ class ZOSFLSettings(DirectionSettings, LocalStepsSettings):
     probes: Probes = 1
     client_optimizer: Replayable = "adamw"
     client_lr: Rate = 1e-3
+    client_momentum: Momentum = 0.9
     client_weight_decay: Decay = 1e-4
     client_mode: ClientMode = "as_built"
 

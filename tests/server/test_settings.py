@@ -9,7 +9,7 @@ import pytest
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS
 from sfl_flower.server import summary
-from sfl_flower.server.settings import ClientOptimizerSettings
+from sfl_flower.server.settings import ClientOptimizerSettings, LocalStepsSettings
 from tests import tiny
 from tests.tiny import begin
 
@@ -36,7 +36,11 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("method", "options", "says"),
     [
-        ("splitfed_v2", {}, "client_momentum=0.9 has no effect and the step is plain SGD"),
+        (
+            "splitfed_v2",
+            {"client_momentum": 0.9},
+            "client_momentum=0.9 has no effect and the step is plain SGD",
+        ),
         ("cse_fsl", {"client_optimizer": "adam"}, "adam moves every parameter by client_lr"),
         ("fsl_sage", {"client_optimizer": "adamw"}, "adamw moves every parameter by client_lr"),
         ("heron", {"client_optimizer": "momentum"}, "client_momentum=0.9 has no effect"),
@@ -59,6 +63,16 @@ def test_d4_an_optimiser_that_begins_anew_at_every_step_is_warned_of(
     assert sum("begins anew" in text for text in warnings) == int(adam)  # momentum is not Adam's
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_d4_no_method_warns_at_its_defaults(method: str) -> None:
+    settings = METHODS[method].settings()
+    assert settings.warnings() == []
+    if issubclass(METHODS[method].settings, LocalStepsSettings):
+        options = settings.to_dict()
+        fresh = options["local_steps"] == 1 and method != "heron"  # whose SGD has none
+        assert options["client_momentum"] == (0.0 if fresh else 0.9)
+
+
 @pytest.mark.parametrize("method", ["heron", "ho_sfl", "frozen", "decomfl"])
 def test_d4_nothing_is_said_where_the_step_is_the_same(method: str, warnings: list[str]) -> None:
     """Plain SGD by default, or an optimiser whose state follows the journal."""
@@ -71,13 +85,14 @@ def test_d4_nothing_is_said_where_the_step_is_the_same(method: str, warnings: li
 def test_d4_what_the_warning_says_is_so(optimizer: str) -> None:
     """One fresh step with momentum is plain SGD to the bit; Adam's is the rate, with a sign."""
     options: dict[str, Any] = {"client_optimizer": optimizer, "client_lr": 0.01, "rounds": 1}
+    options["client_momentum"] = 0.9
     options["clients"] = 1
     trial = begin(tiny.task([tiny.samples(4)]), "splitfed_v2", **options)
     before = trial.model["first.weight"]
     moved = tiny.start(trial).model["first.weight"] - before
     if optimizer == "sgd":
         plain = tiny.train(
-            tiny.task([tiny.samples(4)]), "splitfed_v2", **options, client_momentum=0.0
+            tiny.task([tiny.samples(4)]), "splitfed_v2", **{**options, "client_momentum": 0.0}
         )
         assert (plain.model["first.weight"] - before).equal(moved)
     else:

@@ -316,13 +316,15 @@ def test_the_mean_over_clients_is_weighted_as_asked() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_kept_client_state_is_taken_up(optimizer: str) -> None:
-    options = {"client_optimizer": optimizer, "align_every": 2}
+    options = {"client_optimizer": optimizer, "client_momentum": 0.9, "align_every": 2}
     fresh, kept = (sage(client_state=state, **options) for state in ("fresh", "kept"))
     assert kept.notes == "" and not equal(fresh.model, kept.model)
 
 
 def test_the_warm_start_is_a_round_of_cse_fsl() -> None:
-    options: dict[str, Any] = {"local_steps": 3, "upload_every": 2, "client_state": "kept"}
+    options: dict[str, Any] = {
+        "local_steps": 3, "upload_every": 2, "client_state": "kept", "client_momentum": 0.9
+    }  # fmt: skip
     cse = train(tiny.task(), "cse_fsl", **options, rounds=1)
     trial = begin(
         tiny.task(), "fsl_sage", **{**BRIEF, **options}, warm_start=True, align_every=2, rounds=4

@@ -164,7 +164,9 @@ def test_identical_clients_are_one_client_in_v1() -> None:
 
 def test_kept_client_state_differs_from_fresh_and_is_kept() -> None:
     share = tiny.samples(10)
-    options: dict[str, Any] = {"clients": 1, "rounds": 3, "client_lr": 0.1, "server_lr": 0.0}
+    options: dict[str, Any] = {
+        "clients": 1, "rounds": 3, "client_lr": 0.1, "client_momentum": 0.9, "server_lr": 0.0
+    }  # fmt: skip
     fresh = train(tiny.task([share]), "splitfed_v2", **options)
     kept = train(tiny.task([share]), "splitfed_v2", client_state="kept", **options)
     assert not equal(fresh.model, kept.model)
