@@ -24,6 +24,7 @@ from sfl_flower.options import (
     check_options,
     read_fields,
 )
+from sfl_flower.training.device import DEVICES
 from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
 
@@ -184,6 +185,13 @@ class RunConfig:
         them; on Ray, the processors a worker takes.
     server_threads : int
         Threads that torch uses on the server.
+    client_device : {"cpu", "auto", "cuda"}
+        Where clients compute; auto takes a GPU where there is one, cuda demands it. A node's own
+        configuration goes before it.
+    server_device : {"cpu", "auto", "cuda"}
+        Where the server computes.
+    client_gpus : float
+        On Ray, the share of a GPU that a worker takes; 0 keeps workers off the GPU.
     """
 
     task: Annotated[str, Form("a ready-made task, or MODULE:ATTRIBUTE")] = "digits"
@@ -215,6 +223,9 @@ class RunConfig:
     patience: Count = 5
     client_threads: Count = 1
     server_threads: Count = 1
+    client_device: Annotated[str, Choice(DEVICES)] = "cpu"
+    server_device: Annotated[str, Choice(DEVICES)] = "cpu"
+    client_gpus: Annotated[float, Range(0, 64)] = 0.0
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -222,6 +233,11 @@ class RunConfig:
             raise ConfigError(
                 f"validation is {self.validation:g} with partition '{LOCAL}', where the server has "
                 "no training data to hold back from; it must be 0."
+            )
+        if self.client_gpus and self.client_device == "cpu":
+            raise ConfigError(
+                f"client_gpus is {self.client_gpus:g} with client_device 'cpu', which uses none; "
+                "it must be 0, or client_device auto or cuda."
             )
         if self.sampled > self.clients:
             raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
+from torch.optim import adam as optim
 
 from sfl_flower.methods import METHODS, Method, find_method
 from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.training.device import device_of
+from sfl_flower.training.meter import PeakMemory
 from sfl_flower.wire import Ledger, content_bytes
 from tests import tiny
 from tests.local_grid import Change, Fault, changed, values
+from tests.second_device import SECOND, second_device
 from tests.tiny import Trial, begin, equal, run, start, train
 
 OWN_METHOD = Path(__file__).resolve().parents[1] / "examples" / "own_method"
@@ -114,6 +119,33 @@ def test_it_learns_something_or_says_that_it_does_not(method: str) -> None:
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(method: str) -> None:
     assert same(clean(method), trained(method))
     assert not same(clean(method), trained(method, seed=1))
+
+
+@pytest.mark.parametrize("on_it", ["client_device", "server_device", "both"])
+def test_a4_on_another_device_it_trains_to_the_same_bits(
+    method: str, on_it: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left on the CPU that must be moved, nothing leaves but what belongs there."""
+    names = ("client_device", "server_device") if on_it == "both" else (on_it,)
+    options, build = settings(method, rounds=2), tiny.with_batch_norm
+    if "client_mode" in (field.name for field in fields(value(method).settings)):
+        options["client_mode"] = "eval"  # forwards alone cannot train with BatchNorm otherwise
+    elif method == OWN:
+        build = tiny.model
+    here = train(tiny.task(build=build), method, **options)
+    with second_device() as find:
+        for module in ("node.node", "server.strategy"):
+            monkeypatch.setattr(f"sfl_flower.{module}.find_device", find)
+        monkeypatch.setattr("sfl_flower.node.node.PeakMemory", lambda device: PeakMemory("cpu"))
+        monkeypatch.setattr(optim, "_device_dtype_check_for_fused", lambda *_: None)
+        options |= dict.fromkeys(names, "cuda")
+        there = train(tiny.task(build=build), method, **options)
+        tensors, _ = there.strategy.checkpoint()
+        on_second = device_of(there.strategy.server.module)
+    assert [r.failures + r.rejected for r in there.strategy.records] == [0] * 3
+    assert same(here, there)
+    assert (on_second == SECOND) == (on_it != "client_device")
+    assert {value.device.type for value in (*tensors.values(), *there.model.values())} == {"cpu"}
 
 
 class Stop(Exception):

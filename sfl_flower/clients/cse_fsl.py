@@ -19,7 +19,7 @@ def local(node: Node, request: LocalRequest) -> LocalReply:
     """Take a round's local steps on client half and head."""
     model = local_model(node, request)
     uploads = Uploads(request.upload_every)
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         optimizer = open_optimizer(node, model.parameters(), request.optimizer, request.keep_state)
         first_order_steps(node, request, model, optimizer, uploads)
     reply = uploads.reply(

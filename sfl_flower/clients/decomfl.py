@@ -34,7 +34,7 @@ def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
     directions = vector.directions(journal_key(node), probing.law)
     rows, losses, samples = [], [], 0
     with (
-        metered(request.meter) as usage,
+        metered(request.meter, node.device) as usage,
         eval_mode(half.module) if request.eval_mode else nullcontext(),
     ):
         start = vector.anchor.clone()

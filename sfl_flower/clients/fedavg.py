@@ -17,7 +17,7 @@ def train(node: Node, request: FullRequest) -> FullReply:
     """Take a round's local steps, one mini-batch each, from the weights of the request."""
     half = node.whole
     half.holds = ""
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         module = half.module
         load_travelling(module, unpack_state(request.weights, travelling_state(module)))
         optimizer = open_optimizer(node, module.parameters(), request.optimizer, request.keep_state)

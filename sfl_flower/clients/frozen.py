@@ -12,6 +12,7 @@ from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import DataError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up
+from sfl_flower.training.device import to_array
 from sfl_flower.training.modes import eval_mode, kept_buffers
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
@@ -29,13 +30,13 @@ def forward(
     before = bring_up(node, request.sync)
     if isinstance(before, StaleReply):
         return before
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         zs, ys = anchor_forward(node, request, met)
     return ForwardReply(
         round=request.round,
         version=before,
-        z=torch.cat(zs).numpy(),
-        y=torch.cat(ys).numpy(),
+        z=to_array(torch.cat(zs)),
+        y=to_array(torch.cat(ys)),
         sizes=np.array([len(y) for y in ys], dtype=np.int64),
         usage=usage(),
     )

@@ -40,7 +40,7 @@ def upload(node: Node, request: FSLSAGEUploadRequest) -> ForwardReply:
     client = local_model(node, request).client
     uploads = Uploads(1)
     x, y = node.batch(request.round, 0, request.batch_size)
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         with torch.no_grad(), node.draws(request.round, 0):
             uploads.add(0, client(x), y)
     # As they came: what the forward did to running statistics, the steps do again.
@@ -57,7 +57,7 @@ def local(node: Node, request: FSLSAGERequest) -> LocalReply | StaleReply:
         return StaleReply(request.round, "")
     model = local_model(node, replace(request, weights=weights, head_weights=head))
     uploads = Uploads(request.upload_every, first=1 if request.ahead else 0)
-    with metered(request.meter) as usage, _frozen(model.head):
+    with metered(request.meter, node.device) as usage, _frozen(model.head):
         optimizer = open_optimizer(
             node, model.client.parameters(), request.optimizer, request.keep_state
         )
@@ -74,7 +74,7 @@ def warm_up(node: Node, request: FSLSAGEWarmUpRequest) -> LocalReply:
     """Take a round's local steps on client half and head, as CSE-FSL does."""
     model = local_model(node, request)
     uploads = Uploads(request.upload_every)
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         # Anew, and not kept: the optimiser that lasts is that of the client half alone.
         optimizer = open_optimizer(node, model.parameters(), request.optimizer, keep=False)
         first_order_steps(node, request, model, optimizer, uploads)

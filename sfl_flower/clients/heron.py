@@ -48,7 +48,7 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     state = node.store.get(_OPTIMIZER) if request.keep_state else None
     uploads = Uploads(request.upload_every)
     rows, taken = [], np.zeros(request.steps, dtype=np.uint8)
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         walk = Walk(vector.anchor, OptimizerSpec(**settings), directions, state)
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)
@@ -108,7 +108,7 @@ def _probe(
 def _laid_out(node: Node, model: LocalModel, request: HERONRequest) -> ParameterVector:
     """Return the parameters that walk as one vector, laid out once a process."""
     names = trained_names(model, WALKS[request.trains])
-    key = ("walk", node.seed, request.head, request.trains)
+    key = ("walk", node.seed, request.head, request.trains, node.device)
     return node.task.memo(key, lambda: ParameterVector(model, names))
 
 

@@ -18,6 +18,7 @@ from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import journal_key, stand_still
+from sfl_flower.training.device import to_tensor
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
 from sfl_flower.zo import surrogate_scalars
@@ -48,7 +49,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     directions = vector.directions(journal_key(node), probing.law)
     met = _met(node, request)
     rows, start = [], 0
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         for step in range(request.minibatches):
             x, y = node.batch(request.round, step, request.batch_size)
             if met:
@@ -57,7 +58,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
             start = part.stop
             forward = _forward(node, x, request.eval_mode)
             with torch.no_grad():
-                z = forward() if kept is None else torch.from_numpy(kept[part].copy())
+                z = forward() if kept is None else to_tensor(kept[part], node.device)
             lam = request.lam[part]
             if lam.shape != tuple(z.shape):
                 raise WireError(f"λ has shape {lam.shape}, the batch gives {tuple(z.shape)}.")
@@ -68,7 +69,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
                     directions.of_step(request.round, step, request.stream, probing.probes),
                     probing,
                     z,
-                    torch.from_numpy(lam.copy()),
+                    to_tensor(lam, node.device),
                 )
             )
     if start != request.lam.shape[0]:

@@ -8,6 +8,7 @@ from sfl_flower.clients.frozen import run_half
 from sfl_flower.errors import TrainingError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.split import load_travelling, travelling_state
+from sfl_flower.training.device import to_array
 from sfl_flower.wire import pack_state, unpack_state
 from sfl_flower.wire.mu_splitfed import (
     MUForwardReply,
@@ -27,7 +28,7 @@ def forward(node: Node, request: MUForwardRequest) -> MUForwardReply:
     half = node.half
     half.holds = ""
     load_travelling(half.module, unpack_state(request.weights, travelling_state(half.module)))
-    with metered(request.meter) as usage, torch.no_grad():
+    with metered(request.meter, node.device) as usage, torch.no_grad():
         x, y = node.batch(request.round, 0, request.batch_size)
         direction = _direction(node, request)
         anchor = run_half(node, x, request.eval_mode)
@@ -39,10 +40,10 @@ def forward(node: Node, request: MUForwardRequest) -> MUForwardReply:
     node.store.put_text(_AT, {"round": request.round})
     return MUForwardReply(
         round=request.round,
-        anchor=anchor.numpy(),
-        plus=plus.numpy(),
-        minus=minus.numpy(),
-        y=y.to(torch.int64).numpy(),
+        anchor=to_array(anchor),
+        plus=to_array(plus),
+        minus=to_array(minus),
+        y=to_array(y.to(torch.int64)),
         usage=usage(),
     )
 
@@ -58,7 +59,7 @@ def step(node: Node, request: MUStepRequest) -> MUStepReply:
     half.holds = ""
     load_travelling(half.module, unpack_state(packed, travelling_state(half.module)))
     vector = half.trained
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         rate = request.lr * float(request.scalar[0]) / (2.0 * request.probing.mu)
         _direction(node, request).add_to(vector.anchor, vector.anchor, -rate)
         if not torch.isfinite(vector.anchor).all():

@@ -16,6 +16,7 @@ from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.node.steps import met_before, remember, restore
 from sfl_flower.split import travelling_state
+from sfl_flower.training.device import to_array, to_tensor
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.splitfed import StepReply, StepRequest
@@ -27,7 +28,7 @@ def step(node: Node, request: StepRequest) -> StepReply:
     """Finish the last step with λ, begin the next with a forward, or send the weights."""
     # Before the meter: where it is not built yet, the whole model is in memory for a moment.
     module = node.half.module
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         restore(node, request)
         if request.lam is not None:
             _finish(node, module, request)
@@ -39,8 +40,8 @@ def step(node: Node, request: StepRequest) -> StepReply:
             # The forward is run again with a graph: same masks, and buffers move once a batch.
             draws = node.draws(request.round, request.step)
             with torch.no_grad(), kept_buffers(module), draws:
-                z = module(x).contiguous().numpy()
-            y = labels.to(torch.int64).numpy()
+                z = to_array(module(x).contiguous())
+            y = to_array(labels.to(torch.int64))
     packed = pack_state(travelling_state(module))
     remember(node, request, packed, batch)
     return StepReply(
@@ -57,7 +58,7 @@ def step(node: Node, request: StepRequest) -> StepReply:
 def _finish(node: Node, module: nn.Module, request: StepRequest) -> None:
     x, y = node.batch(request.round, request.step - 1, request.batch_size)
     node.same_batch(request.round, batch_digest(x, y), met_before(node))
-    lam = torch.from_numpy(np.array(request.lam))
+    lam = to_tensor(np.asarray(request.lam), node.device)
     with torch.enable_grad(), node.draws(request.round, request.step - 1):
         z = module(x)
         if z.shape != lam.shape:

@@ -17,6 +17,7 @@ from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import OPTIMIZER
 from sfl_flower.node.steps import forget, remember, restore
 from sfl_flower.split import travelling_state
+from sfl_flower.training.device import to_array
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import (
@@ -38,7 +39,7 @@ def step(node: Node, request: ZOStepRequest) -> ZOStepReply:
     """Finish the last step with its scalars, begin the next with probes, or send the weights."""
     # Before the meter: where it is not built yet, the whole model is in memory for a moment.
     module, vector = node.half.module, node.half.trained
-    with metered(request.meter) as usage:
+    with metered(request.meter, node.device) as usage:
         restore(node, request)
         if request.scalars is not None:
             _finish(node, vector, request, request.scalars)
@@ -72,7 +73,7 @@ def _probe(
             for length in (request.probing.mu, -request.probing.mu):
                 with vector.probe(direction, length):
                     parts.append(run_half(node, x, request.eval_mode))
-    return torch.cat(parts).numpy(), y.to(torch.int64).numpy()
+    return to_array(torch.cat(parts)), to_array(y.to(torch.int64))
 
 
 def _finish(

@@ -90,7 +90,7 @@ def batch_digest(x: Tensor, y: Tensor) -> str:
     digest = blake2b(digest_size=8)
     for tensor in (x, y):
         digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        plain = tensor.detach().reshape(-1).contiguous()
+        plain = tensor.detach().cpu().reshape(-1).contiguous()
         if len(plain):
             content: Any = plain.view(torch.uint8).numpy()
             digest.update(content)

@@ -53,17 +53,22 @@ def seeded_torch(*words: str | int) -> Iterator[None]:
     """Let modules draw numbers that depend on these words alone.
 
     Torch layers, and so every module a user writes, draw their first weights and their dropout
-    masks from torch's default CPU generator and offer no argument to pass another one. This is the
-    only module of the package that seeds it; the state found on entry is put back on exit, also
-    after an error, so the caller cannot tell that it happened.
+    masks from torch's default generator and offer no argument to pass another one. This is the
+    only module of the package that seeds it, the CPU's and, once a process computes on a GPU, that
+    GPU's, whose numbers are others; the states found on entry are put back on exit, also after an
+    error, so the caller cannot tell that it happened.
 
     Parameters
     ----------
     *words : str or int
         What the numbers are for, as in `derive`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(*words) % 2**63)
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpus):
+        seed = derive(*words) % 2**63
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
         yield
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfl_flower.errors import DataError, TrainingError
 from sfl_flower.node.node import Node
 from sfl_flower.split import load_travelling, travelling_state
+from sfl_flower.training.device import to_array
 from sfl_flower.wire import Usage, unpack_state
 from sfl_flower.wire.local import LocalReply, LocalRequest
 
@@ -56,9 +57,11 @@ def local_model(node: Node, request: LocalRequest, laid_out: str = "") -> LocalM
     """
 
     def build() -> LocalModel:
-        return LocalModel(node.task.build(node.seed).client, node.new_head(request.head))
+        client = node.task.build(node.seed).client.to(node.device)
+        return LocalModel(client, node.new_head(request.head))
 
-    model = node.task.memo(("local model", node.seed, request.head, laid_out), build)
+    key = ("local model", node.seed, request.head, laid_out, node.device)
+    model = node.task.memo(key, build)
     load_travelling(model.client, unpack_state(request.weights, travelling_state(model.client)))
     if request.head_weights:
         head = travelling_state(model.head)
@@ -120,8 +123,8 @@ class Uploads:
         if step % self._every == 0:
             if step < self._first:
                 z, y = z[:0], y[:0]  # a reply without samples still has their shape
-            self._z.append(z.detach().numpy().copy())
-            self._y.append(y.to(torch.int64).numpy())
+            self._z.append(to_array(z).copy())
+            self._y.append(to_array(y.to(torch.int64)))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return smashed data, labels and the samples of each step that sends some."""

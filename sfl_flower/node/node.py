@@ -11,6 +11,7 @@ from logging import getLogger
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from flwr.app import Context
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +25,7 @@ from sfl_flower.node.shares import divide
 from sfl_flower.node.store import NodeStore
 from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import NOT_DIVIDED, SplitTask
+from sfl_flower.training.device import find_device
 from sfl_flower.training.meter import PeakMemory, profiled
 from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
 from sfl_flower.zo import ParameterVector, trained_names
@@ -31,6 +33,7 @@ from sfl_flower.zo import ParameterVector, trained_names
 __all__ = ["HeldModule", "Node", "TaskSource", "join", "metered", "node_partition"]
 
 _log = getLogger("flwr")
+_DEVICE = "client-device"
 
 TaskSource = Callable[[Context], SplitTask]
 """Gives the task of a run from the node's context."""
@@ -98,6 +101,8 @@ class Node:
         Its share of the data: rows of `samples`, int64, shape [n].
     store : NodeStore
         What it remembers.
+    device : torch.device
+        Where it computes.
     """
 
     task: SplitTask
@@ -106,11 +111,12 @@ class Node:
     samples: Samples
     rows: npt.NDArray[np.int64]
     store: NodeStore
+    device: torch.device
 
     @classmethod
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
         """Find the task, the share of the data and the memory of the node of a message."""
-        task, number = source(context), node_partition(context)
+        task, number, device = source(context), node_partition(context), _device(context, setup)
         samples = task.samples("train", context)
         if setup.partition == LOCAL:
             rows = np.arange(len(samples))
@@ -128,14 +134,15 @@ class Node:
                     "node configuration, or set clients higher."
                 )
             rows = parts[number]
-        return cls(task, setup.seed, number, samples, rows, NodeStore(context))
+        return cls(task, setup.seed, number, samples, rows, NodeStore(context), device)
 
     @property
     def half(self) -> HeldModule:
         """The client half; one a process, so load parameters before using it."""
         # Only the client half is kept: a client of a split never holds the server's.
         return self.task.memo(
-            ("client half", self.seed), lambda: HeldModule(self.task.build(self.seed).client)
+            ("client half", self.seed, self.device),
+            lambda: HeldModule(self.task.build(self.seed).client.to(self.device)),
         )
 
     @property
@@ -144,22 +151,23 @@ class Node:
 
         def build() -> HeldModule:
             halves = self.task.build(self.seed)
-            return HeldModule(Whole(halves.client, halves.server))
+            return HeldModule(Whole(halves.client, halves.server).to(self.device))
 
-        return self.task.memo(("whole model", self.seed), build)
+        return self.task.memo(("whole model", self.seed, self.device), build)
 
     def new_head(self, kind: str) -> nn.Module:
         """Return a new auxiliary head; its frozen part is the server's, the rest travels."""
         # Not every layer of a server half can be drawn anew; its frozen ones never are.
         init = "copy" if kind.startswith(("blocks:", "server")) else "random"
-        return self.task.build_head(self.seed, kind, init)
+        return self.task.build_head(self.seed, kind, init).to(self.device)
 
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Return inputs [n, ...] and labels [n] of one mini-batch of a round."""
+        """Return inputs [n, ...] and labels [n] of a mini-batch of a round, on the device."""
         chosen = batch_indices(self.seed, self.partition, round, step, len(self.rows), batch_size)
-        return self.task.training_batch(
+        x, y = self.task.training_batch(
             self.samples, self.rows[chosen], self.seed, self.partition, round, step
         )
+        return x.to(self.device), y.to(self.device)
 
     def same_batch(self, round: int, digest: str, met: str) -> None:
         """Refuse a mini-batch that is met again in a round and is another one.
@@ -186,6 +194,14 @@ class Node:
     def draws(self, round: int, step: int) -> AbstractContextManager[None]:
         """Let the half's dropout, if it is active, depend on the mini-batch alone."""
         return seeded_torch("client forward", self.seed, self.partition, round, step)
+
+
+def _device(context: Context, setup: Setup) -> torch.device:
+    """Return the device that a node's own configuration names, or else the run's."""
+    own = context.node_config.get(_DEVICE)
+    if own is None:
+        return find_device(setup.device, _DEVICE)
+    return find_device(str(own), f"{_DEVICE} of the node configuration")
 
 
 def _spec(text: str) -> PartitionSpec:
@@ -233,13 +249,13 @@ def _check_base(node: Node, request: JoinRequest) -> None:
 
 
 @contextmanager
-def metered(wanted: str) -> Iterator[Callable[[], Usage]]:
-    """Measure what a block costs, one of `METERS`; gives a function to read it afterwards."""
+def metered(wanted: str, device: torch.device) -> Iterator[Callable[[], Usage]]:
+    """Measure what a block costs on a device, one of `METERS`; gives a function to read it."""
     if wanted == "memory" and profiled():
         _log.warning("Memory is not measured: a profiler of torch already runs in this process.")
         yield Usage
     elif wanted == "memory":
-        with PeakMemory() as meter:
+        with PeakMemory(device) as meter:
             yield lambda: Usage(peak_bytes=meter.peak)
     elif wanted == "flops":
         with FlopCounterMode(display=False) as counter:

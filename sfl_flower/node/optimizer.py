@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sfl_flower.node.node import Node
+from sfl_flower.training.device import to_array
 from sfl_flower.training.optim import load_slots, make_optimizer, slots
 
 __all__ = ["OPTIMIZER", "keep_optimizer", "open_optimizer"]
@@ -46,4 +47,4 @@ def keep_optimizer(node: Node, optimizer: torch.optim.Optimizer) -> None:
     Call it last: a state kept in a file does not go back when the round fails.
     """
     if state := slots(optimizer):
-        node.store.put(OPTIMIZER, {name: slot.numpy() for name, slot in state.items()})
+        node.store.put(OPTIMIZER, {name: to_array(slot) for name, slot in state.items()})

@@ -12,6 +12,7 @@ import torch
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.node.node import HeldModule, Node
 from sfl_flower.split import load_travelling, travelling_state
+from sfl_flower.training.device import to_array
 from sfl_flower.wire import StaleReply, Sync, pack_state, unpack_state
 from sfl_flower.zo import JournalHeader, Replica, manifest_digest
 from sfl_flower.zo.journal import Tail
@@ -123,7 +124,7 @@ def _download(node: Node, sync: Sync, half: HeldModule) -> Replica:
     else:
         known = {k: v for k, v in sync.state.items() if not k.startswith((_WEIGHTS, "header"))}
         expected = known.pop("params").tobytes()
-        known["theta"] = vector.anchor.numpy()
+        known["theta"] = to_array(vector.anchor)
         replica = Replica.from_arrays(known, header, vector.shapes)
         if replica.params_digest() != expected:
             raise WireError("The downloaded parameters do not match their digest.")

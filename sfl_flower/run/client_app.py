@@ -12,6 +12,7 @@ from sfl_flower.methods import METHODS, Method
 from sfl_flower.node.node import Node, TaskSource, join
 from sfl_flower.run.mods import Mod, check_mods
 from sfl_flower.run.run_config import task_from_context
+from sfl_flower.training.device import full_precision
 from sfl_flower.training.modes import torch_threads
 from sfl_flower.wire.common import JoinRequest, StaleReply, UnknownTerms
 from sfl_flower.wire.message import Request
@@ -87,7 +88,7 @@ def _answer(
         asked = _read(request, context, message.content)
         if asked is None:
             return Message(UnknownTerms().to_content(), reply_to=message)
-        with torch_threads(asked.setup.threads):
+        with torch_threads(asked.setup.threads), full_precision():
             reply = handler(Node.open(source, context, asked.setup), asked)
         if postprocess is not None and not isinstance(reply, StaleReply):  # that tells no data
             reply = postprocess(reply)

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sfl_flower.run.run import Observer, Plan, RunResult, execute
 from sfl_flower.run.stoppable import StoppableGrid
 from sfl_flower.task import NOT_DIVIDED, NOT_THEIR_OWN, SplitTask
 from sfl_flower.tasks import load_task
+from sfl_flower.training.device import find_device
 from sfl_flower.wire.flower import SUPERLINK, identity
 
 __all__ = ["BACKENDS", "run_plan", "simulate"]
@@ -119,6 +121,7 @@ def run_plan(
     check_choice("backend", backend, BACKENDS)
     if plan.config.partition_spec() is None and not task.own_data:
         raise ConfigError(NOT_THEIR_OWN.format(task.name))
+    plan = _placed(plan, backend)
     app = make_client_app(lambda context: task, [plan.method])
     with _alone(), _quiet(verbose), _own_state():
         task.check(plan.config.seed, plan.config.clients)
@@ -128,6 +131,31 @@ def run_plan(
         forget_recent()
         with identity(1, SUPERLINK):
             return execute(InlineGrid(app, plan.config.clients), task, plan, observer)
+
+
+def _placed(plan: Plan, backend: str) -> Plan:
+    """Return the plan with the device that clients get on a backend.
+
+    Raises
+    ------
+    ConfigError
+        If one is asked for that is not there.
+    """
+    config = plan.config
+    find_device(config.server_device, "server_device")
+    if backend == "inline":
+        find_device(config.client_device, "client_device")
+        return plan
+    if config.client_gpus:
+        find_device("cuda", "client_device")
+        return plan
+    if config.client_device == "cuda":
+        raise ConfigError(
+            "client_device is cuda with client_gpus 0, which keeps Ray's workers off the GPU; "
+            "client_gpus must be above 0, the share of a GPU that a worker takes: 0.25 lets four "
+            "share one."
+        )
+    return replace(plan, config=replace(config, client_device="cpu"))  # so does auto
 
 
 def _divide(task: SplitTask, plan: Plan) -> None:
@@ -169,6 +197,8 @@ def _on_ray(
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         servers.append(threading.current_thread())
+        if stopped.is_set():  # begun only after the simulation had failed
+            return
         try:
             results.append(execute(StoppableGrid(grid, stopped), task, plan, observer))
         except BaseException as error:
@@ -182,7 +212,10 @@ def _on_ray(
             client_app,
             plan.config.clients,
             backend_config={
-                "client_resources": {"num_cpus": plan.config.client_threads, "num_gpus": 0},
+                "client_resources": {
+                    "num_cpus": plan.config.client_threads,
+                    "num_gpus": plan.config.client_gpus,
+                },
                 "init_args": {"include_dashboard": False, "log_to_driver": verbose},
             },
         )

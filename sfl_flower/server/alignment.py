@@ -239,7 +239,7 @@ class AlignedHead:
             order = rng.permutation(count) if parts > 1 else np.arange(count)
             total = 0.0
             for chosen in np.array_split(order, parts):
-                rows = torch.from_numpy(chosen)
+                rows = torch.from_numpy(chosen).to(z.device)
                 # G is of a mean over n, the head's gradient of a mean over these: same scale.
                 target = gradient[rows] * (count / len(rows))
                 value = mismatch(self.module, loss, z[rows], y[rows], target)

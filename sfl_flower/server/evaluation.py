@@ -8,6 +8,7 @@ from sfl_flower.config import RunConfig
 from sfl_flower.data import PartitionSpec, Samples, hold_back
 from sfl_flower.data.labels import row_labels
 from sfl_flower.task import SplitTask
+from sfl_flower.training.device import device_of
 from sfl_flower.training.modes import eval_mode, torch_threads
 
 __all__ = ["VALIDATION", "evaluate_halves", "held_back"]
@@ -61,9 +62,10 @@ def evaluate_halves(
         As `SplitTask.evaluate` of the test set; and, where the run holds training samples back, the
         same of those under names that begin with `VALIDATION`.
     """
+    device = device_of(client)
 
     def forward(x: Tensor) -> Tensor:
-        output: Tensor = server(client(x))
+        output: Tensor = server(client(x.to(device)))
         return output
 
     with torch_threads(config.server_threads), eval_mode(client, server):

@@ -15,6 +15,7 @@ from sfl_flower.data.labels import wrong_label
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import check_zeroth_order
+from sfl_flower.training.device import device_of, to_tensor
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.zo import Direction, ParameterVector
 
@@ -102,10 +103,11 @@ class ForwardOnlyTrainer:
             raise WireError(problem)
         buffers = nullcontext() if draw != self._ran else kept_buffers(self.module)
         self._ran = draw
+        device = device_of(self.module)
         try:
             with torch.no_grad(), buffers, seeded_torch("server forward", self._seed, *draw):
-                output = self.module(torch.from_numpy(z.copy()))
-                found = float(self._loss(output, torch.from_numpy(y.copy())))
+                output = self.module(to_tensor(z, device))
+                found = float(self._loss(output, to_tensor(y, device)))
         except (RuntimeError, ValueError, IndexError) as error:
             # Shapes are checked before; what is left is a server half that cannot take the batch.
             raise WireError(f"the server half cannot use its batch: {error}.") from error
@@ -125,7 +127,7 @@ class ForwardOnlyStrategy(SplitStrategy):
         CutError
             If something in the client half breaks it, or the server half has nothing to train.
         """
-        x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
+        x, _ = self.examples(2)
         check_zeroth_order(self.client_half, example=(x,))
         try:
             ForwardOnlyTrainer(self)

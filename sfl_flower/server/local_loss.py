@@ -100,7 +100,8 @@ class LocalLossStrategy(SplitStrategy):
                 f"'{self.name}' has nothing to train there; cut at a later layer."
             )
         settings = self.settings
-        self.head = self.task.build_head(self.config.seed, settings.head, settings.head_init)
+        head = self.task.build_head(self.config.seed, settings.head, settings.head_init)
+        self.head = head.to(self.device)
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return client half and head for a checkpoint."""

@@ -14,6 +14,7 @@ from sfl_flower.errors import WireError
 from sfl_flower.server.exchange import Tally
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.task import SplitTask
+from sfl_flower.training.device import device_of
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import unpack_state
 
@@ -33,7 +34,7 @@ def smashed_shape(task: SplitTask, client: nn.Module) -> tuple[int, ...]:
     """Return the shape of smashed data, without the batch, of the task's own data."""
     x, _ = task.batch(task.samples("test"), slice(0, 2))
     with torch.no_grad(), eval_mode(client):
-        return tuple(client(x).shape[1:])
+        return tuple(client(x.to(device_of(client))).shape[1:])
 
 
 def received_state(
@@ -150,5 +151,6 @@ def _finite(modules: tuple[nn.Module, ...]) -> bool:
 
 def _loss_is_finite(task: SplitTask, client: nn.Module, server: nn.Module) -> bool:
     x, y = task.batch(task.samples("test"), slice(0, ROWS))
+    device = device_of(client)
     with torch.no_grad(), eval_mode(client, server):
-        return math.isfinite(float(task.loss(server(client(x)), y)))
+        return math.isfinite(float(task.loss(server(client(x.to(device))), y.to(device))))

@@ -37,6 +37,7 @@ from sfl_flower.server.unwrapped import Unwrapped
 from sfl_flower.split import dequantised, load_dequantised, load_travelling, travelling_state
 from sfl_flower.task import SplitTask
 from sfl_flower.task.models import unused_state
+from sfl_flower.training.device import find_device
 from sfl_flower.training.modes import torch_threads
 from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup, Usage
 from sfl_flower.zo import Journal
@@ -85,11 +86,12 @@ class SplitStrategy(Unwrapped):
         self.account = Account(config, on_round)
         self.screening = Screening(config)
         self.round = 0
-        ways = config.smashed, config.gradients
+        ways = config.smashed, config.gradients, config.client_device
         self.setup = Setup(config.seed, config.partition_text(), config.client_threads, *ways)
+        self.device = find_device(config.server_device, "server-device")
         halves = task.build(config.seed)
-        self.client_half: nn.Module = halves.client
-        self.server = self.new_trainer(halves.server)
+        self.client_half: nn.Module = halves.client.to(self.device)
+        self.server = self.new_trainer(halves.server.to(self.device))
         self._roster = Roster(config, self.settings)
         self._late: set[str] = set()
         self._terms_held: dict[int, set[bytes]] = {}
@@ -230,15 +232,20 @@ class SplitStrategy(Unwrapped):
 
     # The model
 
+    def examples(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels of the first test samples, on the device of the halves."""
+        x, y = self.task.batch(self.task.samples("test"), slice(0, count))
+        return x.to(self.device), y.to(self.device)
+
     def model(self) -> dict[str, Tensor]:
         """Return a copy of the whole model's weights."""
         return {k: v.detach().clone() for k, v in self.state_dict().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the whole model's weights under their original names, none of them quantised."""
+        """Return the whole model's weights by their original names, on the CPU, none quantised."""
         unused = unused_state(self.task, self.config.seed)
         halves = {**self.client_half.state_dict(), **self.server.module.state_dict()}
-        return dequantised({**unused, **halves})
+        return dequantised({name: value.cpu() for name, value in {**unused, **halves}.items()})
 
     def arrays(self) -> ArrayRecord:
         """Return the whole model's weights as Flower's record."""
@@ -286,12 +293,10 @@ class SplitStrategy(Unwrapped):
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and plain values from which the run goes on exactly."""
-        tensors = {
-            **self.method_tensors(), **self.server.tensors(), **self.screening.tensors(),
-        }  # fmt: skip
-        progress = self.account.progress(self.round)
+        parts = (self.method_tensors(), self.server.tensors(), self.screening.tensors())
+        tensors = {name: value.cpu() for part in parts for name, value in part.items()}
         return tensors, {
-            **progress.to_dict(),
+            **self.account.progress(self.round).to_dict(),
             "base": self._on_clients().digest,
             "data": self._roster.data,
             **identity(self.task, self.config.seed),
@@ -338,8 +343,7 @@ class SplitStrategy(Unwrapped):
         if self._base is None:
             held = self._on_clients()
             self._base = held.digest, held.head
-        digest, head = self._base
-        request = JoinRequest(self.setup, digest or None, self.facts.whole, head)
+        request = JoinRequest(self.setup, self._base[0] or None, self.facts.whole, self._base[1])
         with self.account.joining():
             return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_reader)
 

@@ -14,6 +14,7 @@ from sfl_flower.data import seeded_torch
 from sfl_flower.data.labels import wrong_label
 from sfl_flower.errors import WireError
 from sfl_flower.server.tensors import load_trained, trained_tensors, under
+from sfl_flower.training.device import device_of, to_array, to_tensor
 from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.training.optim import make_optimizer
 from sfl_flower.wire.encodings import ENCODINGS
@@ -117,11 +118,12 @@ class Trainer:
             as they were.
         """
         self.check_labels(y)
-        cut = torch.from_numpy(z.copy()).requires_grad_()
+        device = device_of(self.module)
+        cut = to_tensor(z, device).requires_grad_()
         with buffers_put_back(self.module):
             try:
                 with seeded_torch("server forward", self._config.seed, *draw):
-                    loss = self._loss(self.module(cut), torch.from_numpy(y.copy()))
+                    loss = self._loss(self.module(cut), to_tensor(y, device))
             except (RuntimeError, ValueError, IndexError) as error:
                 # Shapes are checked before; what is left is a server half that cannot take the
                 # batch.
@@ -143,8 +145,9 @@ class Trainer:
                     "its loss or a gradient is not finite; lower the learning rates if this "
                     "repeats."
                 )
-            self._encoding.encode(lam.numpy(), "gradients")
-        return Gradients(lam.numpy(), float(loss.detach()), weights)
+            sent = to_array(lam)
+            self._encoding.encode(sent, "gradients")
+        return Gradients(sent, float(loss.detach()), weights)
 
     def add(self, gradients: Iterable[Gradients], weight: float) -> None:
         """Add gradients of mini-batches, times a weight, to what the next `step` follows."""

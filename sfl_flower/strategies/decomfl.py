@@ -143,7 +143,7 @@ class DeComFL(JournalledStrategy):
         )
 
     def _check(self, whole: Whole) -> None:
-        x, y = self.task.batch(self.task.samples("test"), slice(0, 2))
+        x, y = self.examples(2)
         try:
             check_zeroth_order(self.client_half, example=(x,), frozen_ok=True)
             with torch.no_grad():

@@ -130,7 +130,7 @@ class FSLSAGE(LocalLossStrategy):
                 f"buffer is {self.settings.buffer}, but a mini-batch has up to "
                 f"{self.config.batch_size} samples; it must be at least {self.config.batch_size}."
             )
-        x, y = self.task.batch(self.task.samples("test"), slice(0, 2))
+        x, y = self.examples(2)
         with torch.no_grad(), eval_mode(self.client_half):
             z = self.client_half(x)
         check_alignable(self.settings.head, self.head, self.task.loss, z, y)
@@ -248,7 +248,8 @@ class FSLSAGE(LocalLossStrategy):
         settings, words = self.settings, (self.config.seed, round, member.partition)
         head = self.bank.head(member.partition)
         before = head.tensors()
-        z, y = self.bank.buffer(member.partition).samples()
+        kept = self.bank.buffer(member.partition).samples()
+        z, y = (part.to(self.device) for part in kept)
         with seeded_torch("alignment", *words):  # of dropout
             losses = head.align(
                 self.task.loss,

@@ -138,7 +138,7 @@ class HERON(LocalLossStrategy):
         super().prepare()
         both = nn.ModuleDict({"client": self.client_half, "head": self.head})
         names = trained_names(both, WALKS[self.trains])
-        x, y = self.task.batch(self.task.samples("test"), slice(0, 2))
+        x, y = self.examples(2)
         check_estimator(
             self.settings.probing(),
             both,
@@ -288,7 +288,7 @@ class HERON(LocalLossStrategy):
             If they are not finite.
         """
         settings = self.settings
-        flat = self.vector.anchor.clone()
+        flat = self.vector.anchor.cpu().clone()
         directions = self.vector.directions(run_key("heron", self.config.seed), settings.direction)
         walk, stream = Walk(flat, settings.spec(), directions), client_stream(member.partition)
         lr, unit = settings.client_rate(round, self.config.rounds), settings.probing().unit

@@ -155,7 +155,7 @@ class HOSFL(JournalledStrategy):
         """
         settings = self.settings
         with eval_mode(self.client_half) if settings.client_mode == "eval" else nullcontext():
-            x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
+            x, _ = self.examples(2)
             check_zeroth_order(self.client_half, example=(x,))
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
         self.mirror = Mirror(

@@ -88,7 +88,7 @@ def moved(module: nn.Module, mean: Mapping[str, Tensor], rate: float) -> dict[st
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        own, other = parameter.detach().double(), mean[name].double()
+        own, other = parameter.detach().double(), mean[name].to(parameter.device).double()
         # In this form a rate of 1 gives the mean to the bit.
         found[name] = ((1.0 - rate) * own + rate * other).to(parameter.dtype)
     return found

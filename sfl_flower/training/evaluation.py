@@ -32,7 +32,7 @@ def mean_measures(
     Parameters
     ----------
     forward : callable
-        From inputs [n, ...] to outputs.
+        From inputs [n, ...] to outputs, on whatever device.
     batches : iterable of (Tensor, Tensor)
         Inputs and labels.
     loss : callable
@@ -52,6 +52,7 @@ def mean_measures(
     with torch.no_grad():
         for x, y in batches:
             output = forward(x)
+            y = y.to(output.device)
             counted = y.numel() if ignore is None else int((y != ignore).sum())
             labels += counted
             samples += len(y)

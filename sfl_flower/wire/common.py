@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from sfl_flower.errors import WireError
+from sfl_flower.training.device import DEVICES
 from sfl_flower.wire.draft import Draft, Encodings
 from sfl_flower.wire.encodings import ENCODINGS
 from sfl_flower.wire.fields import (
@@ -130,6 +131,8 @@ class Setup(Part):
         Threads that torch uses on the client.
     smashed, gradients : str
         How smashed data and cut gradients travel, keys of `ENCODINGS`.
+    device : str
+        Where the client computes, one of `DEVICES`, unless its node configuration says otherwise.
     """
 
     STANDING: ClassVar[bool] = True
@@ -139,6 +142,7 @@ class Setup(Part):
     threads: Annotated[int, whole(low=1, high=1024)] = 1
     smashed: Annotated[str, text(ENCODINGS)] = "float32"
     gradients: Annotated[str, text(ENCODINGS)] = "float32"
+    device: Annotated[str, text(DEVICES)] = "cpu"
 
     @property
     def encodings(self) -> Encodings:

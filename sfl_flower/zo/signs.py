@@ -103,5 +103,5 @@ def _expand(packed: Tensor, constant: float) -> Tensor:
     """Return ``±constant`` for the 8 bits of each byte: float32, on the device of ``packed``."""
     shifts = torch.arange(8, dtype=torch.int32, device=packed.device)
     bits = (packed.to(torch.int32).unsqueeze(1) >> shifts) << 31
-    pattern = torch.tensor(constant, dtype=torch.float32, device=packed.device).view(torch.int32)
+    pattern = int(np.float32(constant).view(np.int32))  # a number: nothing waits for a copy
     return torch.bitwise_xor(bits, pattern).view(torch.float32).reshape(-1)

@@ -29,7 +29,8 @@ class Walk:
     Parameters
     ----------
     theta : Tensor
-        Flat float32 vector on the CPU, updated in place.
+        Flat float32 vector, updated in place. The steps are taken on the CPU, where they have the
+        same bits on every machine; a vector on another device gets their result.
     spec : OptimizerSpec
         The optimiser.
     directions : Directions
@@ -49,7 +50,7 @@ class Walk:
     Raises
     ------
     ConfigError
-        If ``theta`` is not a flat float32 vector on the CPU, or the directions are of another size.
+        If ``theta`` is not a flat float32 vector, or the directions are of another size.
     JournalError
         If the state does not fit the optimiser or the vector.
     """
@@ -61,10 +62,10 @@ class Walk:
         directions: Directions,
         state: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        if theta.dtype != torch.float32 or theta.dim() != 1 or theta.device.type != "cpu":
+        if theta.dtype != torch.float32 or theta.dim() != 1:
             raise ConfigError(
-                f"A walk needs a flat float32 vector on the CPU; it got {theta.dtype} of shape "
-                f"{tuple(theta.shape)} on {theta.device}."
+                f"A walk needs a flat float32 vector; it got {theta.dtype} of shape "
+                f"{tuple(theta.shape)}."
             )
         if theta.numel() != directions.size:
             raise ConfigError(
@@ -73,7 +74,7 @@ class Walk:
             )
         self.theta = theta.detach()
         self._spec, self._directions = spec, directions
-        self._flat: F32 = self.theta.numpy()
+        self._flat: F32 = self.theta.cpu().numpy()  # of a vector on the CPU, its own memory
         self._work: Workspace | None = None
         if state is None:
             self.slots = {name: np.zeros_like(self._flat) for name in spec.slots}
@@ -113,6 +114,7 @@ class Walk:
             gradient.write(g, low)
             block = {name: slot[here] for name, slot in self.slots.items()}
             step.apply(self._flat[here], block, g, scratch)
+        self._hand_over()
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return the optimiser state as arrays (no copies), empty for plain SGD."""
@@ -129,7 +131,12 @@ class Walk:
 
     def restore(self, other: Walk) -> None:
         """Take over parameters and optimiser state of another walk with the same optimiser."""
-        self.theta.copy_(other.theta)
+        self._flat[:] = other._flat
+        self._hand_over()
         for name, slot in self.slots.items():
             slot[:] = other.slots[name]
         self.powers = other.powers
+
+    def _hand_over(self) -> None:
+        if self.theta.device.type != "cpu":
+            self.theta.copy_(torch.from_numpy(self._flat))

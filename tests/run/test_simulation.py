@@ -6,9 +6,15 @@ import threading
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 
-from sfl_flower.errors import ConfigError
+from sfl_flower.config import RunConfig
+from sfl_flower.errors import ConfigError, TrainingError
+from sfl_flower.node.node import Node, join
+from sfl_flower.run import simulation
+from sfl_flower.run.run import Plan, RunResult
 from sfl_flower.run.simulation import simulate
+from sfl_flower.wire import JoinRequest, Setup
 from tests import tiny
 
 pytestmark = pytest.mark.flower
@@ -52,3 +58,73 @@ def test_too_long_an_upload_period_for_the_smallest_share_is_refused_before_anyt
     options = {**OPTIONS, "local_steps": 0, "upload_every": 3}
     with pytest.raises(ConfigError, match=r"upload_every is 3, .* must be in \[1, 2\]"):
         simulate(tiny.task(clients=2, each=8), "cse_fsl", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"server_device": "cuda"}, "server_device is cuda, but torch .* sees no GPU"),
+        ({"client_device": "cuda"}, "client_device is cuda, but torch .* sees no GPU"),
+        ({"client_gpus": 0.5}, "client_gpus is 0.5 with client_device 'cpu'.*must be 0"),
+        ({"client_device": "tpu"}, "client_device .*cpu, auto, cuda"),
+        (
+            {"client_device": "auto", "client_gpus": 0.5, "backend": "ray"},
+            "client_device is cuda, but torch .* sees no GPU",
+        ),
+        (
+            {"client_device": "cuda", "backend": "ray"},
+            "client_gpus 0, which keeps Ray's workers off the GPU",
+        ),
+    ],
+)
+def test_a4_a_device_that_is_not_there_is_refused_before_anything_starts(
+    options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("flwr.simulation.run_simulation", None)
+    with pytest.raises(ConfigError, match=said):
+        simulate(tiny.task(clients=2), **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "gpus"),
+    [
+        ({"client_device": "auto", "client_gpus": 0.25}, "auto", 0.25),
+        ({"client_device": "auto"}, "cpu", 0),
+        ({}, "cpu", 0),
+    ],
+)
+def test_a4_rays_workers_get_the_share_of_a_gpu_that_is_asked_for(
+    options: dict[str, Any], device: str, gpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def run_simulation(*apps: Any, backend_config: dict[str, Any], **more: Any) -> None:
+        seen.append(backend_config["client_resources"]["num_gpus"])
+        raise RuntimeError("Enough.")
+
+    def watched(app: Any, task: Any, plan: Plan, *more: Any) -> RunResult:
+        seen.append(plan.config.client_device)
+        return on_ray(app, task, plan, *more)
+
+    on_ray = simulation._on_ray
+    monkeypatch.setattr(simulation, "_on_ray", watched)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("flwr.simulation.run_simulation", run_simulation)
+    with pytest.raises(TrainingError, match="Enough"):
+        simulate(tiny.task(clients=2), **{**OPTIONS, "backend": "ray", **options})
+    assert seen == [device, gpus]
+
+
+def test_a4_a_node_configuration_goes_before_the_device_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    task, setup = tiny.task(clients=2), Setup(0, RunConfig(clients=2).partition_text())
+    divided: dict[str, Any] = {"partition-id": 0, "client-device": "cuda"}
+    context = Context(1, 1, divided, RecordDict(), {})
+    reply = join(lambda context: task, context, JoinRequest(setup))
+    assert "client-device of the node configuration is cuda" in reply.problem
+    context.node_config["client-device"] = "auto"
+    assert Node.open(lambda context: task, context, setup).device.type == "cpu"

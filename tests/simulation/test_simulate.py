@@ -120,21 +120,37 @@ def test_a15_more_clients_than_samples_are_found_before_anything_starts(
 
 
 @pytest.mark.flower
+@pytest.mark.parametrize("late", [False, True])
 def test_a18_e8_when_ray_cannot_start_the_cause_is_said_once_and_no_thread_is_left(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    late: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for Flower's own: the ServerApp in a thread, Ray's failure in the caller."""
+    """A stand-in for Flower's own: the ServerApp in a thread, Ray's failure in the caller.
+
+    The thread comes to the app before the failure, or only after it.
+    """
     log = logging.getLogger("flwr")
+    inside, failed = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def entered(*given: Any) -> RunResult:
+        inside.set()
+        return execute(*given)
+
+    monkeypatch.setattr(simulation, "execute", entered)
 
     def run_simulation(server_app: Callable[..., None], *rest: Any, **more: Any) -> None:
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
         nobody = InlineGrid(ClientApp(), 0)
 
         def serve() -> None:
+            if late:
+                failed.wait(60)
             with contextlib.suppress(TrainingError), identity(1, SUPERLINK):
                 server_app(nobody, context)
 
-        threading.Thread(target=serve, name="the server's").start()
+        threads.append(threading.Thread(target=serve))
+        threads[0].start()
+        assert late or inside.wait(60)
         try:
             try:
                 raise OSError("AF_UNIX path length cannot exceed 107 bytes: /tmp/xxx\nand more")
@@ -149,12 +165,16 @@ def test_a18_e8_when_ray_cannot_start_the_cause_is_said_once_and_no_thread_is_le
     monkeypatch.setattr(log, "propagate", True)
     with pytest.raises(TrainingError) as caught:
         simulate("digits", rounds=1, clients=3, client_threads=16, join_timeout=500.0)
+    if late:
+        failed.set()
+        threads[0].join(60)
     said = str(caught.value)
     assert "AF_UNIX path length cannot exceed 107 bytes: /tmp/xxx;" in said
     assert "client-threads = 16" in said and 'backend="inline"' in said and "\n" not in said
     assert "--backend inline" in caught.value.shell
     assert [record.getMessage() for record in caplog.records] == []
-    assert not [each for each in threading.enumerate() if each.name == "the server's"]
+    assert not threads[0].is_alive()
+    assert inside.is_set() != late
 
 
 @pytest.mark.flower

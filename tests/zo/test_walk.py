@@ -151,5 +151,5 @@ def test_a_state_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("bad", [theta().double(), theta().reshape(3, 111)])
 def test_a_walk_needs_a_flat_float32_vector(bad: Tensor) -> None:
-    with pytest.raises(ConfigError, match="flat float32 vector on the CPU"):
+    with pytest.raises(ConfigError, match="flat float32 vector"):
         Walk(bad, spec("sgd"), Directions(RUN, "rademacher", [(SIZE,)]))

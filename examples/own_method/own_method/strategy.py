@@ -65,7 +65,7 @@ class SignSFL(JournalledStrategy):
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights."""
-        x, _ = self.task.batch(self.task.samples("test"), slice(0, 2))
+        x, _ = self.examples(2)
         check_zeroth_order(self.client_half, example=(x,))
         key = run_key(self.name, self.config.seed)
         self.mirror = Mirror(self.client_half, key, "rademacher", OptimizerSpec("sgd"), "auto")

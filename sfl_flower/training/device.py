@@ -1,0 +1,86 @@
+"""Where a module computes: on the CPU, or on a GPU with CUDA.
+
+Messages, journals and files hold arrays of the CPU whatever computes them, so a client with a GPU
+and one without train together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.errors import ConfigError
+
+__all__ = ["DEVICES", "device_of", "find_device", "full_precision", "to_array", "to_tensor"]
+
+DEVICES = ("cpu", "auto", "cuda")
+
+
+def find_device(wanted: str, option: str) -> torch.device:
+    """Return the device that an option names.
+
+    Parameters
+    ----------
+    wanted : str
+        One of `DEVICES`: "auto" is the GPU where this process sees one, else the CPU.
+    option : str
+        The name of the option, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of them, or "cuda" where torch sees no GPU.
+    """
+    if wanted not in DEVICES:
+        raise ConfigError(f"{option} is '{wanted}'; it must be one of {', '.join(DEVICES)}.")
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{option} is cuda, but torch {torch.__version__} sees no GPU in this process; it must "
+            "be cpu, or auto, which takes a GPU where there is one."
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter or buffer, the CPU if it has none."""
+    for tensor in chain(module.parameters(), module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return the values of a tensor as an array; of one on the CPU without a copy."""
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
+    return array
+
+
+def to_tensor(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Return a copy of an array as a tensor on a device."""
+    return torch.from_numpy(array.copy()).to(device)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Run a block in which a GPU multiplies float32 as float32.
+
+    TF32, torch's default for convolutions, keeps ten bits of a weight: a probe of length μ = 1e-3
+    would be lost in its rounding.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
