@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,9 +127,9 @@ def test_a4_on_another_device_it_trains_to_the_same_bits(
     """Nothing is left on the CPU that must be moved, nothing leaves but what belongs there."""
     names = ("client_device", "server_device") if on_it == "both" else (on_it,)
     options, build = settings(method, rounds=2), tiny.with_batch_norm
-    if "client_mode" in (field.name for field in fields(value(method).settings)):
+    if method in METHODS:
         options["client_mode"] = "eval"  # forwards alone cannot train with BatchNorm otherwise
-    elif method == OWN:
+    else:
         build = tiny.model
     here = train(tiny.task(build=build), method, **options)
     with second_device() as find:

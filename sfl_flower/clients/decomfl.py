@@ -8,15 +8,12 @@ again what it was at the start of the round.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
 from sfl_flower.errors import TrainingError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up, journal_key
-from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.zo import SHARED_STREAM, Direction, loss_scalars
@@ -33,10 +30,7 @@ def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
     vector, probing = half.trained, request.probing
     directions = vector.directions(journal_key(node), probing.law)
     rows, losses, samples = [], [], 0
-    with (
-        metered(request.meter, node.device) as usage,
-        eval_mode(half.module) if request.eval_mode else nullcontext(),
-    ):
+    with metered(request.meter, node.device) as usage:
         start = vector.anchor.clone()
         try:
             for step in range(request.steps):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from sfl_flower.errors import DataError
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up
 from sfl_flower.training.device import to_array
-from sfl_flower.training.modes import eval_mode, kept_buffers
+from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
 
@@ -62,16 +60,14 @@ def anchor_forward(
         if met is not None:
             met.append(batch_digest(x, y))
         with torch.no_grad(), kept_buffers(node.half.module), node.draws(request.round, step):
-            zs.append(run_half(node, x, request.eval_mode))
+            zs.append(run_half(node, x))
         ys.append(y.to(torch.int64))
     return zs, ys
 
 
-def run_half(node: Node, x: Tensor, as_eval: bool) -> Tensor:
+def run_half(node: Node, x: Tensor) -> Tensor:
     """Return z = f_c(x; θ_c), float32, shape [b, ...]."""
-    module = node.half.module
-    with eval_mode(module) if as_eval else nullcontext():
-        z: Tensor = module(x)
+    z: Tensor = node.half.module(x)
     if z.dtype != torch.float32:
         raise DataError(f"The client half gives {z.dtype}; smashed data must be float32.")
     return z.contiguous()

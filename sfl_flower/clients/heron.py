@@ -108,8 +108,8 @@ def _probe(
 def _laid_out(node: Node, model: LocalModel, request: HERONRequest) -> ParameterVector:
     """Return the parameters that walk as one vector, laid out once a process."""
     names = trained_names(model, WALKS[request.trains])
-    key = ("walk", node.seed, request.head, request.trains, node.device)
-    return node.task.memo(key, lambda: ParameterVector(model, names))
+    key = ("walk", request.head, request.trains)
+    return node.memo(key, lambda: ParameterVector(model, names))
 
 
 def _head(head: nn.Module, request: HERONRequest) -> dict[str, np.ndarray]:

@@ -6,11 +6,10 @@ the anchor, and nothing but scalars to send.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sfl_flower.clients.frozen import forward as anchor
 from sfl_flower.clients.frozen import run_half
@@ -56,7 +55,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
                 node.same_batch(request.round, batch_digest(x, y), met[step])
             part = slice(start, start + len(y))
             start = part.stop
-            forward = _forward(node, x, request.eval_mode)
+            forward = partial(run_half, node, x)
             with torch.no_grad():
                 z = forward() if kept is None else to_tensor(kept[part], node.device)
             lam = request.lam[part]
@@ -95,7 +94,3 @@ def _kept(node: Node, round: int) -> np.ndarray | None:
     if node.store.get_text(_ROUND).get("round") != round:
         return None
     return (node.store.get(_ANCHOR) or {}).get("z")
-
-
-def _forward(node: Node, x: Tensor, as_eval: bool) -> Callable[[], Tensor]:
-    return lambda: run_half(node, x, as_eval)

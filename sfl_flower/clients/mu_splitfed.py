@@ -31,11 +31,11 @@ def forward(node: Node, request: MUForwardRequest) -> MUForwardReply:
     with metered(request.meter, node.device) as usage, torch.no_grad():
         x, y = node.batch(request.round, 0, request.batch_size)
         direction = _direction(node, request)
-        anchor = run_half(node, x, request.eval_mode)
+        anchor = run_half(node, x)
         with half.trained.probe(direction, request.probing.mu):
-            plus = run_half(node, x, request.eval_mode)
+            plus = run_half(node, x)
         with half.trained.probe(direction, -request.probing.mu):
-            minus = run_half(node, x, request.eval_mode)
+            minus = run_half(node, x)
     node.store.put(_WEIGHTS, request.weights)
     node.store.put_text(_AT, {"round": request.round})
     return MUForwardReply(

@@ -72,7 +72,7 @@ def _probe(
             direction = _directions(node, vector, request).of(key)
             for length in (request.probing.mu, -request.probing.mu):
                 with vector.probe(direction, length):
-                    parts.append(run_half(node, x, request.eval_mode))
+                    parts.append(run_half(node, x))
     return to_array(torch.cat(parts)), to_array(y.to(torch.int64))
 
 

@@ -57,11 +57,10 @@ def local_model(node: Node, request: LocalRequest, laid_out: str = "") -> LocalM
     """
 
     def build() -> LocalModel:
-        client = node.task.build(node.seed).client.to(node.device)
+        client = node.ready(node.task.build(node.seed).client)
         return LocalModel(client, node.new_head(request.head))
 
-    key = ("local model", node.seed, request.head, laid_out, node.device)
-    model = node.task.memo(key, build)
+    model = node.memo(("local model", request.head, laid_out), build)
     load_travelling(model.client, unpack_state(request.weights, travelling_state(model.client)))
     if request.head_weights:
         head = travelling_state(model.head)

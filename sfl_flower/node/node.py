@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
 from sfl_flower.zo import ParameterVector, trained_names
 
 __all__ = ["HeldModule", "Node", "TaskSource", "join", "metered", "node_partition"]
+
+T = TypeVar("T")
 
 _log = getLogger("flwr")
 _DEVICE = "client-device"
@@ -103,6 +106,8 @@ class Node:
         What it remembers.
     device : torch.device
         Where it computes.
+    mode : {"as_built", "eval"}
+        Mode of the modules that it trains.
     """
 
     task: SplitTask
@@ -112,6 +117,7 @@ class Node:
     rows: npt.NDArray[np.int64]
     store: NodeStore
     device: torch.device
+    mode: str
 
     @classmethod
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
@@ -134,15 +140,14 @@ class Node:
                     "node configuration, or set clients higher."
                 )
             rows = parts[number]
-        return cls(task, setup.seed, number, samples, rows, NodeStore(context), device)
+        return cls(task, setup.seed, number, samples, rows, NodeStore(context), device, setup.mode)
 
     @property
     def half(self) -> HeldModule:
         """The client half; one a process, so load parameters before using it."""
         # Only the client half is kept: a client of a split never holds the server's.
-        return self.task.memo(
-            ("client half", self.seed, self.device),
-            lambda: HeldModule(self.task.build(self.seed).client.to(self.device)),
+        return self.memo(
+            "client half", lambda: HeldModule(self.ready(self.task.build(self.seed).client))
         )
 
     @property
@@ -151,9 +156,17 @@ class Node:
 
         def build() -> HeldModule:
             halves = self.task.build(self.seed)
-            return HeldModule(Whole(halves.client, halves.server).to(self.device))
+            return HeldModule(self.ready(Whole(halves.client, halves.server)))
 
-        return self.task.memo(("whole model", self.seed, self.device), build)
+        return self.memo("whole model", build)
+
+    def ready(self, module: nn.Module) -> nn.Module:
+        """Return a new module as the run trains it: on its device, in its mode."""
+        return module.to(self.device).eval() if self.mode == "eval" else module.to(self.device)
+
+    def memo(self, what: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` gave the first time this process asked for it in such a run."""
+        return self.task.memo((what, self.seed, self.device, self.mode), make)
 
     def new_head(self, kind: str) -> nn.Module:
         """Return a new auxiliary head; its frozen part is the server's, the rest travels."""

@@ -108,7 +108,6 @@ class JournalledStrategy(SplitStrategy):
         cohort: list[Member],
         exchange: Exchange,
         minibatches: int,
-        eval_mode: bool,
     ) -> dict[Member, ForwardReply]:
         """Collect smashed data and labels of a round; clients that lost their state get it again.
 
@@ -122,8 +121,6 @@ class JournalledStrategy(SplitStrategy):
             Carries the messages.
         minibatches : int
             Mini-batches per client.
-        eval_mode : bool
-            Whether the client half runs in eval mode.
         """
 
         def request(member: Member) -> ForwardRequest:
@@ -134,7 +131,6 @@ class JournalledStrategy(SplitStrategy):
                 setup=self.setup,
                 sync=self.mirror.sync(member),
                 meter=self.metering(round),
-                eval_mode=eval_mode,
             )
 
         found = self.ask_in_step(

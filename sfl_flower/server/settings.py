@@ -11,7 +11,17 @@ from typing import Annotated
 
 from sfl_flower.config import Settings
 from sfl_flower.data import steps_per_epoch
-from sfl_flower.options import Choice, ClientState, Decay, Momentum, Range, Rate, Steps, choices
+from sfl_flower.options import (
+    Choice,
+    ClientMode,
+    ClientState,
+    Decay,
+    Momentum,
+    Range,
+    Rate,
+    Steps,
+    choices,
+)
 from sfl_flower.training.optim import FIRST_ORDER, optimizer_text
 from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
 from sfl_flower.zo import OPTIMIZERS, OptimizerSpec
@@ -107,11 +117,14 @@ class LocalStepsSettings(ClientOptimizerSettings):
         Momentum of the client optimiser; none by default, for it says nothing in one fresh step.
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client.
+    client_mode : {"as_built", "eval"}
+        Mode of the modules that clients train: as the task built them, or eval.
     """
 
     local_steps: Steps = 1
     client_momentum: Momentum = 0.0
     client_state: ClientState = "fresh"
+    client_mode: ClientMode = "as_built"
 
     def batches(self, samples: int, batch_size: int) -> int:
         """Return the mini-batches that a client with so many samples runs in a round."""

@@ -86,7 +86,7 @@ class SplitStrategy(Unwrapped):
         self.account = Account(config, on_round)
         self.screening = Screening(config)
         self.round = 0
-        ways = config.smashed, config.gradients, config.client_device
+        ways = config.smashed, config.gradients, config.client_device, self.settings.client_mode
         self.setup = Setup(config.seed, config.partition_text(), config.client_threads, *ways)
         self.device = find_device(config.server_device, "server-device")
         halves = task.build(config.seed)

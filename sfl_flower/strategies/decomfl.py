@@ -204,7 +204,6 @@ class DeComFL(JournalledStrategy):
             setup=self.setup,
             sync=self.mirror.sync(member),
             lr=lr,
-            eval_mode=settings.client_mode == "eval",
             meter=self.metering(round),
         )
 

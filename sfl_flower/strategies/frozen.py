@@ -92,13 +92,7 @@ class Frozen(JournalledStrategy):
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Train the server half on the smashed data of one round."""
         settings = self.settings
-        anchors = self.anchors(
-            round,
-            cohort,
-            exchange,
-            settings.minibatches,
-            settings.client_mode == "eval",
-        )
+        anchors = self.anchors(round, cohort, exchange, settings.minibatches)
         each_batch = settings.server_steps == "batch"
         losses: list[float] = []
         samples, total = 0, 0.0

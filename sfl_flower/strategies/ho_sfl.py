@@ -189,13 +189,7 @@ class HOSFL(JournalledStrategy):
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of HO-SFL."""
         settings = self.settings
-        anchors = self.anchors(
-            round,
-            cohort,
-            exchange,
-            settings.minibatches,
-            settings.client_mode == "eval",
-        )
+        anchors = self.anchors(round, cohort, exchange, settings.minibatches)
         # Every batch is committed before the first probe; then clients probe while the server
         # still works on the others' batches.
         each_batch = settings.server_steps == "batch"
@@ -235,7 +229,6 @@ class HOSFL(JournalledStrategy):
             lam=lam,
             stream=self._stream(member),
             probing=settings.probing(),
-            eval_mode=settings.client_mode == "eval",
             meter=self.metering(round),
         )
 

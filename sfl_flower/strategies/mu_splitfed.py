@@ -200,7 +200,6 @@ class MUSplitFed(ForwardOnlyStrategy):
             setup=self.setup,
             probing=self.settings.probing(),
             weights=pack_state(travelling_state(self.client_half)),
-            eval_mode=self.settings.client_mode == "eval",
             meter=self.metering(round),
         )
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sfl_flower.config import Settings
 from sfl_flower.errors import SflError, WireError
-from sfl_flower.options import ClientMode, Decay, Momentum, Rate, Steps
+from sfl_flower.options import Decay, Momentum, Rate, Steps
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -74,8 +74,6 @@ class ZOSFLSettings(DirectionSettings, LocalStepsSettings):
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client; the
         server's optimisers always start anew.
-    client_mode : {"as_built", "eval"}
-        Mode of the client half's modules: as the task built them, or eval.
     """
 
     local_steps: Steps = 0
@@ -84,7 +82,6 @@ class ZOSFLSettings(DirectionSettings, LocalStepsSettings):
     client_lr: Rate = 1e-3
     client_momentum: Momentum = 0.9
     client_weight_decay: Decay = 1e-4
-    client_mode: ClientMode = "as_built"
 
     def probing(self) -> Probing:
         """Return how a mini-batch is probed."""
@@ -245,7 +242,6 @@ class ZOSFL(ForwardOnlyStrategy):
             probing=settings.probing(),
             optimizer=settings.optimizer_text(round, self.config.rounds),
             keep_state=settings.client_state == "kept",
-            eval_mode=settings.client_mode == "eval",
             weights=weights or {},
             scalars=scalars,
             meter=self.metering(round),

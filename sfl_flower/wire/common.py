@@ -133,6 +133,8 @@ class Setup(Part):
         How smashed data and cut gradients travel, keys of `ENCODINGS`.
     device : str
         Where the client computes, one of `DEVICES`, unless its node configuration says otherwise.
+    mode : {"as_built", "eval"}
+        Mode of the modules that the client trains.
     """
 
     STANDING: ClassVar[bool] = True
@@ -143,6 +145,7 @@ class Setup(Part):
     smashed: Annotated[str, text(ENCODINGS)] = "float32"
     gradients: Annotated[str, text(ENCODINGS)] = "float32"
     device: Annotated[str, text(DEVICES)] = "cpu"
+    mode: Annotated[str, text(("as_built", "eval"))] = "as_built"
 
     @property
     def encodings(self) -> Encodings:

@@ -8,7 +8,6 @@ from typing import ClassVar
 from sfl_flower.wire.common import Setup, Sync
 from sfl_flower.wire.fields import (
     BatchSize,
-    EvalMode,
     Loss,
     Rate,
     Scalars,
@@ -46,7 +45,6 @@ class WalkRequest(Request):
     setup: Setup
     sync: Sync
     lr: Rate
-    eval_mode: EvalMode = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:

@@ -21,7 +21,6 @@ __all__ = [
     "BatchSize",
     "Codec",
     "CutGradients",
-    "EvalMode",
     "HeadWeights",
     "Labels",
     "Loss",
@@ -229,8 +228,6 @@ Sizes = Annotated[
     array("int64", ndim=1).unless(lambda told: np.array([len(told["y"])], np.int64)),
 ]
 """Samples of each mini-batch, int64, summing to n; of one they are those of the labels `y`."""
-EvalMode = Annotated[bool, flag().stands()]
-"""Whether the model on the client runs in eval mode."""
 Weights = Annotated[Packed, group("weights.", "weights")]
 """Packed parameters and buffers of the model, or of the client half where there is a cut."""
 HeadWeights = Annotated[Packed, group("head.", "auxiliary")]

@@ -9,7 +9,6 @@ from sfl_flower.wire.common import Setup, Sync, check_batch
 from sfl_flower.wire.fields import (
     BatchSize,
     CutGradients,
-    EvalMode,
     Labels,
     Samples,
     Scalars,
@@ -44,7 +43,6 @@ class ForwardRequest(Request):
     minibatches: Steps
     setup: Setup
     sync: Sync
-    eval_mode: EvalMode = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:
@@ -95,7 +93,6 @@ class ProbeRequest(Request):
     lam: CutGradients
     stream: Annotated[int, whole().stands()]
     probing: Probes
-    eval_mode: EvalMode = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:

@@ -174,7 +174,6 @@ class Request(Message):
     - `optimizer`: the client optimiser and its settings of the round as canonical JSON;
     - `keep_state`: whether the optimiser's state of the last round is taken up;
     - `probing`: how many probes, along what, how long, and what is computed of them;
-    - `eval_mode`: whether the model on the client runs in eval mode;
     - `meter`: what to measure.
     """
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from sfl_flower.wire.common import Setup, check_batch
-from sfl_flower.wire.fields import BatchSize, EvalMode, Labels, Rate, Smashed, Weights, array
+from sfl_flower.wire.fields import BatchSize, Labels, Rate, Smashed, Weights, array
 from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.probing import Probes
 from sfl_flower.wire.reader import Reader
@@ -28,7 +28,6 @@ class MUForwardRequest(Request):
     setup: Setup
     probing: Probes
     weights: Weights
-    eval_mode: EvalMode = False
     meter: Meter = "none"
 
     def asks(self) -> Asked:

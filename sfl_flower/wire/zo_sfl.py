@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from sfl_flower.wire.common import Setup
-from sfl_flower.wire.fields import BatchSize, EvalMode, Steps, Weights, array
+from sfl_flower.wire.fields import BatchSize, Steps, Weights, array
 from sfl_flower.wire.message import Asked, Request
 from sfl_flower.wire.probing import Probes
 from sfl_flower.wire.reader import Reader
@@ -42,7 +42,6 @@ class ZOStepRequest(Request):
     probing: Probes
     optimizer: str
     keep_state: bool
-    eval_mode: EvalMode = False
     weights: Weights = field(default_factory=dict)
     scalars: Annotated[np.ndarray, array("float32", "scalars")] | None = None
     meter: Meter = "none"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sfl_flower.methods import METHODS
+from sfl_flower.run.terms import terms
 from tests import tiny
 from tests.tiny import begin, train
 
@@ -51,6 +52,22 @@ def test_e7_statistics_in_train_mode_move(method: str) -> None:
     found = trial.strategy.server.module.state_dict()
     assert int(found["norm.num_batches_tracked"]) > 0
     assert not torch.equal(found["norm.running_mean"], torch.zeros(4))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_d2_every_method_runs_with_its_client_half_in_eval_mode(method: str) -> None:
+    problem = tiny.task(build=tiny.with_batch_norm)
+    trial = train(problem, method, rounds=2, client_mode="eval")
+    assert [r.failures + r.rejected for r in trial.strategy.records] == [0] * 3
+    found = trial.strategy.client_half.state_dict()
+    assert torch.equal(found["norm.running_mean"], torch.zeros(tiny.CUT))
+    assert int(found["norm.num_batches_tracked"]) == 0
+    assert terms(trial.strategy, [])["client_mode"] == "eval"
+    # And a run in the mode of the task, in the same process, is not touched by it.
+    if trial.strategy.facts.client == "first order":
+        again = train(problem, method, rounds=2).strategy
+        assert int(again.client_half.state_dict()["norm.num_batches_tracked"]) > 0
+        assert terms(again, [])["client_mode"] == "train"
 
 
 def test_e7_dropout_in_eval_mode_is_off_in_the_server_half() -> None:

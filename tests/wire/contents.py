@@ -63,15 +63,13 @@ MESSAGES: dict[str, Any] = {
     "stale": StaleReply(2, "ab"),
     "stale, none": StaleReply(-1, ""),
     "forward, none": ForwardRequest(4, 8, 2, SETUP, NONE),
-    "forward, tail": ForwardRequest(4, 8, 1, SETUP, TAIL, True, "memory"),
+    "forward, tail": ForwardRequest(4, 8, 1, SETUP, TAIL, "memory"),
     "forward, full": ForwardRequest(4, 8, 1, SETUP, FULL),
     "anchor": ForwardRequest(4, 8, 1, SETUP, NONE),
     "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), Usage(99, 2)),
     "forward reply, texts": ForwardReply(4, -1, TEXTS, Y, np.array([1, 3], np.int64)),
     "probe, texts": ProbeRequest(4, 8, 1, SETUP, TEXTS, 0, Probing(5, "gaussian")),
-    "probe": ProbeRequest(
-        4, 8, 1, SETUP, Z, 0, Probing(5, "gaussian", 1e-3, "central"), True, "flops"
-    ),
+    "probe": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5, "gaussian", 1e-3, "central"), "flops"),
     "probe reply": ProbeReply(4, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
     "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),
@@ -80,7 +78,7 @@ MESSAGES: dict[str, Any] = {
     "full": FullRequest(4, 3, 8, SETUP, "{}", True, WEIGHTS, "flops"),
     "full reply": FullReply(4, 20, 0.5, WEIGHTS, Usage(5, 7)),
     "walk, none": WalkRequest(
-        4, 3, Probing(5, "sphere", 1e-3, "central"), 8, SETUP, NONE, 0.1, True, "memory"
+        4, 3, Probing(5, "sphere", 1e-3, "central"), 8, SETUP, NONE, 0.1, "memory"
     ),
     "walk, tail": WalkRequest(4, 3, Probing(5, "gaussian"), 8, SETUP, TAIL, 0.0),
     "walk, full": WalkRequest(4, 3, Probing(5), 8, SETUP, FULL, 0.1),
@@ -160,7 +158,7 @@ MESSAGES: dict[str, Any] = {
         taken=np.array([1, 0, 1], np.uint8),
     ),
     "three forwards": MUForwardRequest(
-        4, 8, SETUP, Probing(1, "sphere", 1e-3, "central"), WEIGHTS, True, "memory"
+        4, 8, SETUP, Probing(1, "sphere", 1e-3, "central"), WEIGHTS, "memory"
     ),
     "three forwards reply": MUForwardReply(4, Z, Z + 1, Z - 1, Y, Usage(99, 2)),
     "one scalar": MUStepRequest(
@@ -168,7 +166,7 @@ MESSAGES: dict[str, Any] = {
     ),
     "one scalar reply": MUStepReply(4, WEIGHTS, Usage(5, 7)),
     "first zo step": ZOStepRequest(
-        4, 0, 2, 8, SETUP, Probing(1, "sphere", 0.1, "central"), "{}", False, True, WEIGHTS
+        4, 0, 2, 8, SETUP, Probing(1, "sphere", 0.1, "central"), "{}", False, WEIGHTS
     ),
     "later zo step": ZOStepRequest(
         4,
@@ -179,7 +177,6 @@ MESSAGES: dict[str, Any] = {
         Probing(3, "gaussian", 1e-3, "central"),
         "{}",
         True,
-        False,
         {},
         Z[0],
         "memory",

@@ -80,7 +80,7 @@ class SignSFL(JournalledStrategy):
         """Anchors up, λ down, signs up; everyone steps along the mean of the signed directions."""
         losses: list[float] = []
         used: dict[Member, int] = {}
-        for member, reply in self.anchors(round, cohort, exchange, 1, False).items():
+        for member, reply in self.anchors(round, cohort, exchange, 1).items():
             try:
                 (found,) = self.backward(member, reply, step=False)
             except WireError as error:
