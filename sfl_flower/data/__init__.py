@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from sfl_flower.data.batches import batch_indices, chunks, client_samples, steps_per_epoch
+from sfl_flower.data.batches import (
+    batch_indices,
+    chunks,
+    client_samples,
+    largest_batch,
+    steps_per_epoch,
+)
 from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
 from sfl_flower.data.samples import Samples, check_samples
 from sfl_flower.data.seeding import (
@@ -26,6 +32,7 @@ __all__ = [
     "derive",
     "generator",
     "hold_back",
+    "largest_batch",
     "partition",
     "seeded_construction",
     "seeded_draws",

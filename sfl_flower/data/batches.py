@@ -14,16 +14,25 @@ import numpy.typing as npt
 from sfl_flower.data.seeding import generator
 from sfl_flower.errors import ConfigError, DataError
 
-__all__ = ["batch_indices", "chunks", "client_samples", "steps_per_epoch"]
+__all__ = ["batch_indices", "chunks", "client_samples", "largest_batch", "steps_per_epoch"]
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Return ``ceil(n / batch_size)``: the mini-batches in one pass over `n` samples."""
+    """Return the mini-batches in one pass over `n` samples: ``ceil(n / batch_size)``.
+
+    One less where a single sample would be left: it joins the mini-batch before it, because
+    BatchNorm in train mode cannot run on one sample.
+    """
     if n < 1:
         raise DataError(f"A client has {n} samples; it needs at least 1 to make a batch.")
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
-    return -(-n // batch_size)
+    return max(1, -(-(n - 1) // batch_size)) if batch_size > 1 else n
+
+
+def largest_batch(n: int, batch_size: int) -> int:
+    """Return the most samples that a mini-batch of a client with `n` samples may hold."""
+    return batch_size + (1 < batch_size < n and n % batch_size == 1)
 
 
 def client_samples(held: int, batch_size: int, batches: int) -> int:
@@ -36,10 +45,10 @@ def client_samples(held: int, batch_size: int, batches: int) -> int:
     batch_size : int
         Samples per mini-batch.
     batches : int
-        Mini-batches it runs; every ``ceil(held / batch_size)`` of them are one epoch.
+        Mini-batches it runs; every `steps_per_epoch` of them are one epoch.
     """
     epochs, rest = divmod(batches, steps_per_epoch(held, batch_size))
-    return epochs * held + min(rest * batch_size, held)
+    return epochs * held + rest * batch_size
 
 
 @lru_cache(maxsize=256)
@@ -55,8 +64,9 @@ def batch_indices(
     """Return the rows of one mini-batch of one client.
 
     The client's `n` samples are shuffled by a key of (seed, partition, round, epoch) and dealt out
-    in order. When they run out, at ``step == ceil(n / batch_size)``, the next epoch of the same
-    round starts with a fresh shuffle. The last batch of an epoch may be short.
+    in order. When they run out, at ``step == steps_per_epoch(n, batch_size)``, the next epoch of
+    the same round starts with a fresh shuffle. The last batch of an epoch may be short, down to two
+    samples; where one sample would be left, it is in the batch before, which is then one larger.
 
     Parameters
     ----------
@@ -75,7 +85,7 @@ def batch_indices(
 
     Returns
     -------
-    ndarray of int64, shape [b], 1 <= b <= batch_size
+    ndarray of int64, shape [b], 1 <= b <= batch_size + 1
         Positions among the client's own samples, 0 <= index < n; read-only.
 
     Raises
@@ -90,7 +100,7 @@ def batch_indices(
         raise ConfigError(f"step is {step}; steps count from 0.")
     epoch, place = divmod(step, steps)
     order = _order(seed, partition, round, epoch, n)
-    return order[place * batch_size : (place + 1) * batch_size]
+    return order[place * batch_size : n if place == steps - 1 else (place + 1) * batch_size]
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:

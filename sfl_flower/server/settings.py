@@ -112,7 +112,7 @@ class LocalStepsSettings(ClientOptimizerSettings):
     ----------
     local_steps : int
         h, mini-batches per client and round; 0 is one epoch of the client's own samples, whose
-        last mini-batch may be short.
+        last mini-batch may be short (one sample that is left joins the mini-batch before it).
     client_momentum : float
         Momentum of the client optimiser; none by default, for it says nothing in one fresh step.
     client_state : {"fresh", "kept"}

@@ -128,8 +128,8 @@ class Trainer:
                 # Shapes are checked before; what is left is a server half that cannot take the
                 # batch.
                 one = (
-                    " BatchNorm cannot train on one sample: choose a batch-size that leaves no "
-                    "client a last mini-batch of one, or freeze it."
+                    " BatchNorm cannot train on one sample: give every client at least two, set "
+                    "batch-size to at least 2, or freeze it."
                 )
                 raise WireError(
                     f"the server half cannot use its batch: {error}.{one if len(y) == 1 else ''}"

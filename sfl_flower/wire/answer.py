@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sfl_flower.data import client_samples
+from sfl_flower.data import client_samples, largest_batch
 from sfl_flower.errors import WireError
 from sfl_flower.wire.common import StaleReply
 from sfl_flower.wire.message import Asked, Reply, Request
@@ -60,7 +60,7 @@ def _problems(
     if asked.scalars is not None and (scalars is None or scalars.shape != asked.scalars):
         shape = "none" if scalars is None else scalars.shape
         yield f"it has scalars of shape {shape}, asked was {asked.scalars}."
-    yield from _batch_problems(told, wanted, asked)
+    yield from _batch_problems(told, wanted, asked, held)
     if asked.steps is not None:
         right = client_samples(held, wanted["batch_size"], asked.steps)
         if told["samples"] != right:
@@ -70,7 +70,9 @@ def _problems(
             )
 
 
-def _batch_problems(told: dict[str, Any], wanted: dict[str, Any], asked: Asked) -> Iterator[str]:
+def _batch_problems(
+    told: dict[str, Any], wanted: dict[str, Any], asked: Asked, held: int
+) -> Iterator[str]:
     """Yield what is wrong with smashed data and labels, if the reply brings any."""
     sizes, labels = told.get("sizes"), told.get("y")
     if labels is None:
@@ -78,7 +80,7 @@ def _batch_problems(told: dict[str, Any], wanted: dict[str, Any], asked: Asked) 
     counts = [len(labels)] if sizes is None else sizes.tolist()
     if asked.batches is not None and len(counts) != asked.batches:
         yield f"it has smashed data of {len(counts)} mini-batches, asked were {asked.batches}."
-    most = wanted["batch_size"]
+    most = largest_batch(held, wanted["batch_size"])
     if (largest := max(counts, default=0)) > most:
         yield f"it has a mini-batch of {largest} samples, asked were at most {most}."
     if asked.rows > 1 and len(told["z"]) != asked.rows * len(labels):

@@ -144,7 +144,7 @@ class Asked(NamedTuple):
     Attributes
     ----------
     batches : int or None
-        Mini-batches of smashed data, each of at most the request's `batch_size`; None for any.
+        Mini-batches of smashed data, each of at most `largest_batch`; None for any.
     rows : int
         Rows of smashed data for each sample.
     scalars : tuple of int or None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfl_flower.data import batch_indices, chunks, client_samples, steps_per_epoch
+from sfl_flower.data import batch_indices, chunks, client_samples, largest_batch, steps_per_epoch
 from sfl_flower.data.batches import _order
 from sfl_flower.errors import ConfigError, DataError
 
@@ -33,6 +33,8 @@ def test_every_epoch_covers_every_sample_once(
         ]
         assert sorted(np.concatenate(batches).tolist()) == list(range(n))
         assert all(len(batch) == min(batch_size, n) for batch in batches[:-1])
+        assert len(batches[-1]) > 1 or min(n, batch_size) == 1
+        assert max(map(len, batches)) <= largest_batch(n, batch_size)
 
 
 @settings(deadline=None, max_examples=30)
@@ -80,8 +82,17 @@ def test_errors() -> None:
         chunks(5, 0)
 
 
-def test_steps_per_epoch_rounds_up() -> None:
-    assert [steps_per_epoch(n, 4) for n in (1, 4, 5, 8)] == [1, 1, 2, 2]
+def test_steps_per_epoch_rounds_up_but_for_a_single_sample() -> None:
+    assert [steps_per_epoch(n, 4) for n in (1, 4, 5, 6, 8, 9, 10)] == [1, 1, 1, 2, 2, 2, 3]
+    assert [steps_per_epoch(n, 1) for n in (1, 2, 5)] == [1, 2, 5]
+
+
+def test_e2_a_single_sample_that_is_left_joins_the_batch_before_it() -> None:
+    whole = batch_indices(0, 0, 1, 0, 9, 9).tolist()
+    assert batch_indices(0, 0, 1, 0, 9, 4).tolist() == whole[:4]
+    assert batch_indices(0, 0, 1, 1, 9, 4).tolist() == whole[4:]
+    assert [largest_batch(n, 4) for n in (1, 3, 4, 5, 6, 9)] == [4, 4, 4, 5, 4, 5]
+    assert largest_batch(5, 1) == 1
 
 
 def test_chunks_cover_in_order() -> None:
@@ -98,6 +109,9 @@ def test_chunks_cover_in_order() -> None:
         (10, 4, 4, 14),  # and the next epoch begins
         (10, 4, 6, 20),
         (3, 4, 5, 15),  # every batch is all the client has
+        (9, 4, 1, 4),
+        (9, 4, 2, 9),  # the ninth is in the second
+        (9, 4, 3, 13),
     ],
 )
 def test_samples_of_a_client(held: int, batch_size: int, batches: int, samples: int) -> None:
@@ -105,6 +119,6 @@ def test_samples_of_a_client(held: int, batch_size: int, batches: int, samples: 
 
 
 def test_samples_of_steps_are_those_of_the_batches() -> None:
-    for held, batch, steps in itertools.product((1, 4, 9), (1, 4, 50), range(12)):
+    for held, batch, steps in itertools.product((1, 4, 5, 9, 10), (1, 2, 4, 50), range(12)):
         sizes = [len(batch_indices(0, 0, 1, step, held, batch)) for step in range(steps)]
         assert client_samples(held, batch, steps) == sum(sizes)

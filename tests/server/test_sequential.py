@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfl_flower.errors import TrainingError
 from tests import tiny
@@ -104,19 +104,57 @@ E2: dict[str, dict[str, Any]] = {
 }
 
 
+class Even(nn.Module):
+    """Refuses to train on an odd number of samples."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.training and len(z) % 2:
+            raise RuntimeError("an odd batch")
+        return z
+
+
+def even() -> nn.Module:
+    model = tiny.with_batch_norm()
+    model.add_module("even", Even())
+    return model
+
+
 @pytest.mark.parametrize("method", E2)
-def test_e2_a_last_batch_of_one_sample_leaves_no_trace_where_it_is_refused(method: str) -> None:
-    """Five samples at batch 4: BatchNorm behind the cut takes the first batch and not the rest."""
-    shares = [tiny.samples(5, seed) for seed in range(2)]
-    problem = tiny.task(shares, build=tiny.with_batch_norm, cut="first")
+def test_e2_a_last_batch_leaves_no_trace_where_it_is_refused(method: str) -> None:
+    """Seven samples at batch 4: the server half takes the first batch and not the second."""
+    shares = [tiny.samples(7, seed) for seed in range(2)]
+    problem = tiny.task(shares, build=even, cut="first")
     trial = begin(problem, method, clients=2, rounds=2, patience=3, **E2[method])
     before = server_of(trial)
     with pytest.raises(TrainingError, match=r"No usable reply in any of the 2 rounds"):
         start(trial)
     assert trial.total("rejected") == 2 and trial.total("replies") == 0  # round 2 left no record
-    assert "BatchNorm cannot train on one sample: choose a batch-size" in trial.notes
+    assert "the server half cannot use its batch: an odd batch." in trial.notes
     if method == "fsl_sage":  # in round 1 the first batches came ahead: they are used, and counted
         assert [record.samples for record in trial.strategy.records] == [0, 8]
         return
     assert trial.strategy.ledger.samples == 0
     assert equal(server_of(trial), before)
+
+
+EPOCH: dict[str, dict[str, Any]] = {
+    **E2,
+    "splitfed_v1": {"local_steps": 0},
+    "splitfed_v2": {"local_steps": 0},
+    "fedavg": {},
+}
+
+
+@pytest.mark.parametrize("cut", ["first", "act"])
+@pytest.mark.parametrize("method", EPOCH)
+def test_e2_a_sample_that_would_be_a_batch_of_its_own_is_trained_on(method: str, cut: str) -> None:
+    """Five samples at batch 4, with BatchNorm in train mode behind the cut, or on both sides."""
+    shares = [tiny.samples(5, seed) for seed in range(2)]
+    problem = tiny.task(shares, build=tiny.with_batch_norm, cut=cut)
+    options: dict[str, Any] = {}
+    if cut == "act" and method == "ho_sfl":
+        options = {"client_mode": "eval"}
+    passes = 2 if "minibatches" in EPOCH[method] else 1
+    trial = train(problem, method, clients=2, rounds=2, **EPOCH[method], **options)
+    assert trial.total("rejected") == trial.total("failures") == 0
+    assert [record.samples for record in trial.strategy.records] == [0, 10 * passes, 20 * passes]

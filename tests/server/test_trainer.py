@@ -52,10 +52,10 @@ def test_e2_a_refused_batch_leaves_statistics_and_counters_as_they_were(
     assert int(module.state_dict()["norm.num_batches_tracked"]) == 0
 
 
-def test_e2_a_last_batch_of_one_sample_comes_with_a_remedy() -> None:
+def test_e2_a_batch_of_one_sample_comes_with_a_remedy() -> None:
     module = nn.Sequential(nn.BatchNorm1d(tiny.CUT))
     trainer = Trainer(module, cross_entropy, tiny.CLASSES, RunConfig())
-    says = "BatchNorm cannot train on one sample: choose a batch-size that leaves no client"
+    says = "BatchNorm cannot train on one sample: give every client at least two, set batch-size"
     with pytest.raises(WireError, match=says):
         trainer.gradients(np.ones((1, tiny.CUT), np.float32), np.zeros(1, np.int64), (1, 0, 0))
 

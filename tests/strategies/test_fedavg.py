@@ -116,15 +116,15 @@ def test_duplicated_clients_change_nothing() -> None:
 
 
 def test_an_epoch_is_every_sample_once() -> None:
-    shares = [tiny.samples(n, n) for n in (3, 4, 9)]
+    shares = [tiny.samples(n, n) for n in (3, 4, 10)]
     trial = train(tiny.task(shares), "fedavg", clients=3, rounds=2)
-    assert [record.samples for record in trial.strategy.records] == [0, 16, 32]
+    assert [record.samples for record in trial.strategy.records] == [0, 17, 34]
     asked = [content["config"]["steps"] for kind, _, content in trial.grid.asked if kind != "join"]
     assert asked == [1, 1, 3] * 2
 
 
 def test_batches_follow_the_clients_own_samples() -> None:
-    assert [FedAvgSettings().batches(n, 4) for n in (1, 4, 9)] == [1, 1, 3]
+    assert [FedAvgSettings().batches(n, 4) for n in (1, 4, 9, 10)] == [1, 1, 2, 3]
     assert FedAvgSettings().batches(9, 4) == steps_per_epoch(9, 4)
     assert FedAvgSettings(local_steps=7).batches(9, 4) == 7
 

@@ -531,14 +531,14 @@ def test_a_kept_optimizer_state_goes_on_over_rounds(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("uplink", ["scalars", "weights"])
 def test_a_local_epoch_has_as_many_steps_as_a_client_has_batches(uplink: str) -> None:
-    """Shares of 9, 4, 1 and 6 samples at batch 4: 3, 1, 1 and 2 steps, the last ones short."""
-    shares = [tiny.samples(n, seed) for seed, n in enumerate((9, 4, 1, 6))]
+    """Shares of 10, 4, 1 and 6 samples at batch 4: 3, 1, 1 and 2 steps, the last ones short."""
+    shares = [tiny.samples(n, seed) for seed, n in enumerate((10, 4, 1, 6))]
     trial = train(
         tiny.task(shares), rounds=2, local_steps=0, mean="samples", uplink=uplink, probes=2
     )
     ledger = trial.strategy.ledger
-    assert (ledger.samples, trial.total("replies"), trial.total("rejected")) == (40, 8, 0)
-    assert ledger.up["smashed"] == 40 * 4 * CUT
+    assert (ledger.samples, trial.total("replies"), trial.total("rejected")) == (42, 8, 0)
+    assert ledger.up["smashed"] == 42 * 4 * CUT
     assert ledger.up["scalars"] == (2 * 7 * 2 * 4 if uplink == "scalars" else 0)
     told = (c["config"] for kind, _, c in trial.grid.requests if kind == "local")
     # What does not change is told once.

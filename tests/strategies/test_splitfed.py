@@ -99,13 +99,13 @@ def test_an_epoch_of_5000_samples_is_20_batches() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_local_epoch_has_as_many_steps_as_the_client_has_batches(method: str) -> None:
-    """Shares of 9, 4, 1 and 6 samples at batch 4: 3, 1, 1 and 2 steps, the last ones short."""
-    shares = [tiny.samples(n, seed) for seed, n in enumerate((9, 4, 1, 6))]
+    """Shares of 10, 4, 1 and 6 samples at batch 4: 3, 1, 1 and 2 steps, the last ones short."""
+    shares = [tiny.samples(n, seed) for seed, n in enumerate((10, 4, 1, 6))]
     trial = train(tiny.task(shares), method, rounds=2, local_steps=0, mean="samples")
     ledger = trial.strategy.ledger
     assert [trial.grid.log["step", client] for client in range(4)] == [8, 4, 4, 6]
-    assert (ledger.samples, trial.total("replies"), trial.total("rejected")) == (40, 8, 0)
-    assert ledger.up["smashed"] == ledger.down["gradients"] == 40 * 4 * tiny.CUT
+    assert (ledger.samples, trial.total("replies"), trial.total("rejected")) == (42, 8, 0)
+    assert ledger.up["smashed"] == ledger.down["gradients"] == 42 * 4 * tiny.CUT
     assert ledger.up["weights"] == ledger.down["weights"] == 8 * 4 * tiny.CLIENT_SIZE
 
 
