@@ -6,11 +6,11 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
@@ -23,12 +23,16 @@ from sfl_flower.node.sync import forget_recent
 from sfl_flower.options import check_choice
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
+from sfl_flower.run.mods import Mod
 from sfl_flower.run.run import Observer, Plan, RunResult, execute
 from sfl_flower.run.stoppable import StoppableGrid
 from sfl_flower.task import NOT_DIVIDED, NOT_THEIR_OWN, SplitTask
 from sfl_flower.tasks import load_task
 from sfl_flower.training.device import find_device
 from sfl_flower.wire.flower import SUPERLINK, identity
+
+if TYPE_CHECKING:
+    from sfl_flower.node.postprocess import Postprocess
 
 __all__ = ["BACKENDS", "run_plan", "simulate"]
 
@@ -54,6 +58,8 @@ def simulate(
     resume: bool | str = False,
     on_round: Observer | None = None,
     verbose: bool = False,
+    postprocess: Postprocess | None = None,
+    mods: Sequence[Mod] = (),
     **options: Any,
 ) -> RunResult:
     """Train a task on virtual clients.
@@ -75,6 +81,9 @@ def simulate(
         Called with the `RoundRecord` of each round.
     verbose : bool
         Whether to show Flower's own log.
+    postprocess, mods
+        What every client's app is made with; see `make_client_app`. They are no settings: a
+        resumed run has to be given them again.
     **options
         Settings of the run (`RunConfig`) and of the method.
 
@@ -86,8 +95,8 @@ def simulate(
     Raises
     ------
     ConfigError
-        If an option is unknown or out of range, or another thread of this process simulates;
-        nothing has been started then.
+        If an option is unknown or out of range, a mod cannot work, or another thread of this
+        process simulates; nothing has been started then.
     SflError
         If training cannot go on; what was trained so far is in `out`.
 
@@ -106,7 +115,15 @@ def simulate(
     name = task if isinstance(task, str) else task.name
     plan = Plan.read({**options, "method": method, "task": name}, out, resume)
     built = load_task(task, **plan.task_options) if isinstance(task, str) else task
-    return run_plan(built, plan, backend=backend, observer=on_round, verbose=verbose)
+    return run_plan(
+        built,
+        plan,
+        backend=backend,
+        observer=on_round,
+        verbose=verbose,
+        postprocess=postprocess,
+        mods=mods,
+    )
 
 
 def run_plan(
@@ -116,13 +133,15 @@ def run_plan(
     backend: str = "ray",
     observer: Observer | None = None,
     verbose: bool = False,
+    postprocess: Postprocess | None = None,
+    mods: Sequence[Mod] = (),
 ) -> RunResult:
     """Train a task as planned; see `simulate`."""
     check_choice("backend", backend, BACKENDS)
     if plan.config.partition_spec() is None and not task.own_data:
         raise ConfigError(NOT_THEIR_OWN.format(task.name))
     plan = _placed(plan, backend)
-    app = make_client_app(lambda context: task, [plan.method])
+    app = make_client_app(lambda context: task, [plan.method], postprocess=postprocess, mods=mods)
     with _alone(), _quiet(verbose), _own_state():
         task.check(plan.config.seed, plan.config.clients)
         _divide(task, plan)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sfl_flower import simulate
 from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.node.postprocess import NoisyScalars, Postprocess, secret_generator
 from sfl_flower.run.client_app import make_client_app
@@ -116,3 +118,22 @@ def test_heron_averages_what_the_noised_scalars_lead_to() -> None:
     assert equal(once.model, twice.model) and not equal(once.model, none.model)
     quiet = injected(0.0)
     assert equal(quiet.model, none.model)
+
+
+def test_simulate_takes_a_postprocessor_for_every_client() -> None:
+    class Still:
+        """Sends scalars of 0, so that nothing moves the client half."""
+
+        seen = 0
+
+        def __call__(self, reply: Any) -> Any:
+            if getattr(reply, "scalars", None) is None:
+                return reply
+            self.seen += 1
+            return replace(reply, scalars=np.zeros_like(reply.scalars))
+
+    options: dict[str, Any] = {"clients": 2, "rounds": 2, "batch_size": 4, "partition": "iid"}
+    process = Still()
+    still = simulate(tiny.task(clients=2), backend="inline", postprocess=process, **options)
+    stands = simulate(tiny.task(clients=2), backend="inline", client_lr=0.0, **options)
+    assert process.seen == 4 and equal(still.model, stands.model)

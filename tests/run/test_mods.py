@@ -16,6 +16,7 @@ from flwr.clientapp.mod import (
     message_size_mod,
 )
 
+from sfl_flower import simulate
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS
 from sfl_flower.run.client_app import make_client_app
@@ -85,3 +86,19 @@ def test_what_is_no_mod_is_refused() -> None:
     mods: Any = ["message_size_mod"]
     with pytest.raises(ConfigError, match="mods holds 'message_size_mod', which cannot be called"):
         make_client_app(lambda context: tiny.task(), mods=mods)
+
+
+def test_simulate_takes_mods_and_refuses_those_that_break_the_exchanges() -> None:
+    seen: list[str] = []
+
+    def own(
+        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+    ) -> Message:
+        seen.append(message.metadata.message_type)
+        return call_next(message, context)
+
+    options: dict[str, Any] = {"clients": 2, "rounds": 1, "batch_size": 4, "partition": "iid"}
+    simulate(tiny.task(clients=2), backend="inline", mods=[own], **options)
+    assert seen.count("query.join") == 2 and len(seen) == 6
+    with pytest.raises(ConfigError, match="Flower's fixedclipping_mod does not work here"):
+        simulate(tiny.task(clients=2), mods=[fixedclipping_mod], **options)
