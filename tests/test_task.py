@@ -406,6 +406,49 @@ def test_a12_a_softmax_under_cross_entropy_is_remarked(
     assert "outputs of task 'small' are probabilities" in flower_log.text
 
 
+def _logits_loss(out: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(out[:, 0], y.float())
+
+
+def _probabilities_loss(out: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy(out[:, 0].clamp(0, 1), y.float())
+
+
+class _Half(nn.Module):
+    """A sigmoid without a layer of its own, and its numbers moved around."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z).squeeze(1).unsqueeze(-1)
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "said"),
+    [
+        (nn.Sigmoid, _logits_loss, True),
+        (_Half, _logits_loss, True),
+        (nn.Sigmoid, _probabilities_loss, False),
+        (nn.Identity, _logits_loss, False),
+        (nn.ReLU6, _logits_loss, False),
+        (nn.Hardtanh, _logits_loss, False),
+        (nn.Softplus, _logits_loss, False),
+        (lambda: nn.Sequential(nn.Sigmoid(), nn.Linear(1, 1)), _logits_loss, False),
+        (lambda: nn.Sequential(nn.LayerNorm(1), nn.ReLU()), _logits_loss, False),
+    ],
+)
+def test_a12_a_sigmoid_under_a_loss_of_logits_is_remarked_and_nothing_like_it(
+    last: Any, loss: Any, said: bool, flower_log: pytest.LogCaptureFixture
+) -> None:
+    def model() -> nn.Module:
+        layers = OrderedDict(a=nn.Linear(2, 4), act=nn.Tanh(), b=nn.Linear(4, 1), last=last())
+        return nn.Sequential(layers)
+
+    _task(
+        model=model, loss=loss, classes=2, metrics={"accuracy": binary_accuracy},
+        train=lambda: Samples(X, Y % 2), test=lambda: Samples(X, Y % 2),
+    ).check()  # fmt: skip
+    assert ("ends in a sigmoid, and its loss" in flower_log.text) == said
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [

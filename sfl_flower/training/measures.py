@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from logging import getLogger
 from typing import Any
 
 import torch
@@ -22,8 +21,6 @@ __all__ = [
     "diverged",
     "token_accuracy",
 ]
-
-_log = getLogger("flwr")
 
 _DIVERGED = 10.0
 IGNORED = -100
@@ -99,11 +96,6 @@ def check_outputs(
                 f"The model of task {task!r} gives an output of shape {shape} for {len(y)} "
                 f"samples; cross entropy over {classes} classes needs {wanted}."
             )
-        if classes > 1 and _are_probabilities(output):
-            _log.warning(
-                "The outputs of task '%s' are probabilities (they sum to 1), and cross entropy "
-                "applies a softmax of its own; leave the softmax out of the model.", task
-            )  # fmt: skip
     if not isinstance(output, Tensor):
         return
     alone = output.shape[-1:] == (1,) or output.ndim == 1
@@ -142,11 +134,6 @@ def diverged(found: Mapping[str, float], first: Mapping[str, float]) -> str:
         f"The loss on the test set is {now:.4g}, {now / before:.0f} times what it was before "
         f"training ({before:.4g}): training has diverged. Lower server-lr or client-lr, or clip."
     )
-
-
-def _are_probabilities(output: Tensor) -> bool:
-    sums = output.sum(dim=-1)
-    return bool((output >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4))
 
 
 def check_measures(task: str, loss: Any, values: Mapping[str, Any], n: int) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError, CutError, SflError
-from sfl_flower.training.measures import check_measures, check_outputs
+from sfl_flower.training.logits import are_probabilities, sigmoid_before_logits
+from sfl_flower.training.measures import check_measures, check_outputs, cross_entropy
 
 __all__ = ["Trial"]
 
@@ -67,7 +68,8 @@ class Trial:
         fed : mapping of str to tuple of int
             Shapes of an input of the sets that were tried before, by `where`; compared in errors.
         warn : bool
-            Whether to warn of smashed data larger than the inputs.
+            Whether to warn of smashed data larger than the inputs, and of outputs that are
+            probabilities already.
 
         Raises
         ------
@@ -99,6 +101,8 @@ class Trial:
             ) from error
         check_measures(self.task, loss, values, len(y))
         check_outputs(self.task, output, y, self.loss, self.metrics, self.classes)
+        if warn:
+            self._remark(z, output, y)
         # Numbers of a text are far fewer than those of any layer's output.
         if warn and x.is_floating_point() and z.numel() > x.numel():
             _log.warning(
@@ -106,6 +110,21 @@ class Trial:
                 "(%s): more crosses the network than the inputs hold. A later cut may send less.",
                 self.task, self.at, z[0].numel(), list(z.shape[1:]), x[0].numel(),
                 list(x.shape[1:]),
+            )  # fmt: skip
+
+    def _remark(self, z: Tensor, output: Tensor, y: Tensor) -> None:
+        """Warn of outputs that are probabilities under a loss of logits."""
+        if self.loss is cross_entropy:
+            if self.classes > 1 and are_probabilities(output):
+                _log.warning(
+                    "The outputs of task '%s' are probabilities (they sum to 1), and cross entropy "
+                    "applies a softmax of its own; leave the softmax out of the model.", self.task
+                )  # fmt: skip
+        elif sigmoid_before_logits(self.server, self.loss, z, y):
+            _log.warning(
+                "The model of task '%s' ends in a sigmoid, and its loss, binary cross entropy of "
+                "logits, applies one of its own; leave the sigmoid out of the model, or take the "
+                "loss of probabilities.", self.task
             )  # fmt: skip
 
     def _check_z(self, x: Tensor, z: Any) -> None:
