@@ -50,6 +50,8 @@ def add_profile(commands: Any) -> None:
     parser.add_argument("--bandwidth", default="10Mbit/s", help="such as 10Mbit/s, each way")
     parser.add_argument("--probes", type=int, default=8, help="P of zeroth-order methods")
     parser.add_argument("--estimator", default="forward", help="of zeroth-order methods")
+    parser.add_argument("--smashed", default="float32", help="how smashed data travel")
+    parser.add_argument("--gradients", default="float32", help="how cut gradients travel")
     parser.add_argument("--sampled", type=int, default=5, help="clients of a round")
     parser.add_argument("--local-steps", type=int, default=1, help="steps between weights")
     parser.add_argument("--slowdown", type=float, default=1.0, help="of a client to this machine")
@@ -82,6 +84,8 @@ def _profile(parsed: argparse.Namespace) -> None:
         local_steps=parsed.local_steps,
         slowdown=parsed.slowdown,
         estimator=parsed.estimator,
+        smashed=parsed.smashed,
+        gradients=parsed.gradients,
         trained=parsed.trained,
         seconds=parsed.seconds,
         watch=_watch,

@@ -10,10 +10,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from sfl_flower.methods import METHODS, Method
-from sfl_flower.options import check_range
+from sfl_flower.options import check_choice, check_range
 from sfl_flower.profiling.cuts import WHOLE, CutProfile
 from sfl_flower.server.cost import Parts
+from sfl_flower.wire.encodings import ENCODINGS
 from sfl_flower.zo import Probing
 
 __all__ = ["Cost", "Setting", "method_costs"]
@@ -46,6 +49,8 @@ class Setting:
         Whether the model gives them at every position of a text, and so does the head.
     estimator : str
         That of the zeroth-order methods, a name of `sfl_flower.zo.ESTIMATORS`.
+    smashed, gradients : str
+        How smashed data and cut gradients travel, names of `sfl_flower.wire.encodings.ENCODINGS`.
     """
 
     batch_size: int
@@ -57,6 +62,8 @@ class Setting:
     outputs: int = 10
     everywhere: bool = False
     estimator: str = "forward"
+    smashed: str = "float32"
+    gradients: str = "float32"
 
     def __post_init__(self) -> None:
         check_range("batch-size", self.batch_size, 1)
@@ -65,6 +72,8 @@ class Setting:
         check_range("sampled", self.sampled, 1)
         check_range("local-steps", self.local_steps, 1)
         check_range("slowdown", self.slowdown, 1e-6)
+        check_choice("smashed", self.smashed, ENCODINGS)
+        check_choice("gradients", self.gradients, ENCODINGS)
 
     @property
     def probing(self) -> Probing:
@@ -125,7 +134,9 @@ def method_costs(
     features = shape[-1] if setting.everywhere else math.prod(shape)
     positions = math.prod(shape[:-1]) if setting.everywhere else 1
     parts = Parts(
-        smashed=size * profile.smashed_bytes,
+        smashed=_travelling(setting.smashed, size, shape),
+        gradients=_travelling(setting.gradients, size, shape),
+        held=size * profile.smashed_bytes,
         labels=size * positions * LABEL,
         weights=profile.travelling_bytes // setting.local_steps,
         head=FLOAT * (features + 1) * setting.outputs // setting.local_steps,
@@ -154,3 +165,9 @@ def method_costs(
             transfer_seconds=8 * (cost.up + cost.down) / setting.bandwidth,
         )
     return found
+
+
+def _travelling(encoding: str, size: int, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a mini-batch of smashed data, or of λ, in an encoding."""
+    values = np.ones((size, *shape), dtype=np.float32)
+    return sum(part.nbytes for part in ENCODINGS[encoding].encode(values, "smashed").values())

@@ -59,6 +59,8 @@ def profile(
     local_steps: int = 1,
     slowdown: float = 1.0,
     estimator: str = "forward",
+    smashed: str = "float32",
+    gradients: str = "float32",
     trained: str = "",
     seconds: float = 50.0,
     methods: Sequence[str | Method] = tuple(METHODS),
@@ -86,6 +88,8 @@ def profile(
         How many times slower than this machine a client computes.
     estimator : str
         Of the zeroth-order methods, as their setting.
+    smashed, gradients : str
+        How smashed data and cut gradients travel, as the run's settings.
     trained : str
         Which client parameters are trained, as of `SplitTask`; by default those of the task, or
         all.
@@ -118,7 +122,15 @@ def profile(
     '(whole model)'
     """
     given = Setting(
-        batch_size, bandwidth, probes, sampled, local_steps, slowdown, estimator=estimator
+        batch_size,
+        bandwidth,
+        probes,
+        sampled,
+        local_steps,
+        slowdown,
+        estimator=estimator,
+        smashed=smashed,
+        gradients=gradients,
     )
     if isinstance(subject, SplitTask):
         name, model = subject.name, subject.whole(0)

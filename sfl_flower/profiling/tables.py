@@ -69,6 +69,8 @@ def profile_numbers(profile: Profile) -> dict[str, Any]:
         "sampled": setting.sampled,
         "local_steps": setting.local_steps,
         "slowdown": setting.slowdown,
+        "smashed": setting.smashed,
+        "gradients": setting.gradients,
         "client_memory_bytes": profile.client_memory,
         "cuts": [
             {

@@ -18,8 +18,10 @@ class Parts:
 
     Attributes
     ----------
-    smashed, labels : int
-        Bytes of its smashed data and labels.
+    smashed, gradients, labels : int
+        Bytes of its smashed data, of λ and of its labels, as they travel.
+    held : int
+        Bytes of its smashed data, or of λ, where a client holds them.
     weights, head : int
         Bytes of what travels of the client half (or of the whole model where clients hold it) and
         of the auxiliary head, divided by the mini-batches between two exchanges of them.
@@ -38,7 +40,9 @@ class Parts:
     """
 
     smashed: int
+    gradients: int
     labels: int
+    held: int
     weights: int
     head: int
     scalars: int

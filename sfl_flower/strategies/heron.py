@@ -129,7 +129,7 @@ class HERON(LocalLossStrategy):
         return ClientCost(
             up=parts.smashed + parts.labels + parts.scalars,
             down=parts.weights + parts.head,
-            memory=parts.probing(held=parts.smashed + parts.head),
+            memory=parts.probing(held=parts.held + parts.head),
             seconds=parts.probe_seconds(beside_anchor=True),
         )
 

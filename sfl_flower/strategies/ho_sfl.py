@@ -134,8 +134,8 @@ class HOSFL(JournalledStrategy):
         # z and λ are held; everyone's scalars of the last round come down.
         return ClientCost(
             up=parts.smashed + parts.labels + parts.scalars,
-            down=parts.smashed + parts.journal,
-            memory=parts.probing(held=2 * parts.smashed),
+            down=parts.gradients + parts.journal,
+            memory=parts.probing(held=2 * parts.held),
             seconds=parts.probe_seconds(beside_anchor=True),
         )
 

@@ -190,7 +190,7 @@ class SplitFedV2(_SplitFed):
         """Return what a mini-batch costs a client, of V1 as of V2."""
         return ClientCost(
             up=parts.smashed + parts.labels + parts.weights,
-            down=parts.smashed + parts.weights,
+            down=parts.gradients + parts.weights,
             memory=parts.backprop,
             # One forward gives z and keeps no graph; λ is led back through a second.
             seconds=parts.forward_seconds + parts.backprop_seconds,

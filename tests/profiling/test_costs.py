@@ -80,6 +80,19 @@ def test_an_estimator_says_what_its_probes_cost() -> None:
         replace(SETTING, estimator="x")
 
 
+def test_encodings_count_as_they_travel_and_what_is_held_is_float32() -> None:
+    full = method_costs(ROW, SETTING)
+    half = method_costs(ROW, replace(SETTING, smashed="float16", gradients="float16"))
+    one = method_costs(ROW, replace(SETTING, gradients="float16"))
+    for name, cost in full.items():
+        down = Z // 2 if name in ("ho_sfl", "splitfed_v2") else 0
+        assert (half[name].up, half[name].down) == (cost.up - Z // 2, cost.down - down)
+        assert (one[name].up, one[name].down) == (cost.up, cost.down - down)
+        assert half[name].memory == cost.memory
+    with pytest.raises(ConfigError, match="smashed is 'int4'; it must be one of float32, float16"):
+        replace(SETTING, smashed="int4")
+
+
 def test_a_head_on_texts_with_an_output_at_every_position() -> None:
     row = replace(ROW, smashed_shape=(7, 10), smashed_bytes=280)
     z, of_one, of_each = 32 * 280, Y + 4 * 71 * 3, 7 * Y + 4 * 11 * 3  # labels and head

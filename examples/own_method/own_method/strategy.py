@@ -58,8 +58,8 @@ class SignSFL(JournalledStrategy):
         signs = parts.probes  # a byte each
         return ClientCost(
             up=parts.smashed + parts.labels + signs,
-            down=parts.smashed + parts.journal,
-            memory=parts.probing(held=2 * parts.smashed),
+            down=parts.gradients + parts.journal,
+            memory=parts.probing(held=2 * parts.held),
             seconds=(1 + parts.probes) * parts.forward_seconds,
         )
 
