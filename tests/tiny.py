@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import Context
 from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig
@@ -82,18 +83,27 @@ def task(
     each: int = 12,
     cut: str = "act",
     test: Callable[[], Samples] = lambda: samples(40, 1),
+    own: bool = False,
     **options: Any,
 ) -> SplitTask:
-    """Return a task; client i holds `shares[i]`, by default `each` samples of its own."""
+    """Return a task; client i holds `shares[i]`, by default `each` samples of its own.
+
+    With `own` it is told its context and loads no more than that (`partition="local"`).
+    """
     if shares is None:
         whole = samples(clients * each)
         shares = [whole.take(slice(i * each, (i + 1) * each)) for i in range(clients)]
     x, y = torch.cat([share.x for share in shares]), torch.cat([share.y for share in shares])
+    given = list(shares)
+
+    def of_node(context: Context) -> Samples:
+        return given[int(context.node_config["partition-id"])]
+
     made = SharedOut(
         name="tiny",
         model=build,
         cut=cut,
-        train=lambda: Samples(x, y),
+        train=of_node if own else lambda: Samples(x, y),
         test=test,
         classes=CLASSES,
         **options,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from threading import RLock
 from typing import Any, TypeVar
 
-__all__ = ["forget", "remember"]
+__all__ = ["forget", "held", "remember"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,12 @@ def remember(token: str, key: Hashable, make: Callable[[], T]) -> T:
             kept[key] = make()
         value: T = kept[key]
         return value
+
+
+def held(token: str, key: Hashable) -> Any:
+    """Return what this process keeps under (token, key), None for nothing."""
+    with _LOCK:
+        return _MEMORY.get(token, {}).get(key)
 
 
 def forget(token: str) -> None:

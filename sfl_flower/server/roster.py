@@ -17,6 +17,7 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError, DataError, TrainingError, printable
 from sfl_flower.server.same_data import SameData
+from sfl_flower.task import SplitTask
 from sfl_flower.wire import JoinReply
 
 __all__ = ["Ask", "Member", "Notes", "Roster", "draw_cohort"]
@@ -65,13 +66,17 @@ class Roster:
         and, with the round, which clients take part.
     settings : Settings
         Settings of the method, which a client's samples must allow.
+    task : SplitTask, optional
+        The learning problem, for what nodes say of their training sets; see `SameData`.
     """
 
-    def __init__(self, config: RunConfig, settings: Settings) -> None:
+    def __init__(
+        self, config: RunConfig, settings: Settings, task: SplitTask | None = None
+    ) -> None:
         self._config = config
         self._settings = settings
         self._divided = config.partition_spec() is not None
-        self._data = SameData(self._divided)
+        self._data = SameData(self._divided, task)
         self._members: dict[int, Member] = {}
         # Which node keeps it out by being online: the one that holds its share, or itself.
         self._refused: dict[int, int] = {}
@@ -96,13 +101,16 @@ class Roster:
             If not enough nodes come within the deadline, or none of them answers.
         DataError
             If none of them can be used.
+        ConfigError
+            If nodes with data of their own cannot have any; see `SameData.hear`.
         """
         self._asked += 1
         online = self._wait(grid)
         if strangers := self._strangers(online):
             answers = ask([Member(node, node) for node in strangers])
             self._wait_longer(set(strangers) - {member.node_id for member in answers})
-            if alike := self._data.hear(r for r in answers.values() if not self._problem(r)):
+            usable = [reply for reply in answers.values() if not self._problem(reply)]
+            if alike := self._data.hear(usable, first=not self._members):
                 notes.note(alike)
             reasons = self._admit(answers, online, ask, notes)
             if not self._members:

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from sfl_flower.errors import printable
+from sfl_flower.data.identity import data_digest
+from sfl_flower.errors import ConfigError, printable
+from sfl_flower.task import NOT_THEIR_OWN, SplitTask
+from sfl_flower.task.own_data import divided_set
 from sfl_flower.wire import JoinReply
 
 __all__ = ["SameData"]
@@ -22,6 +25,9 @@ class SameData:
     ----------
     divided : bool
         Whether the nodes divide one set; if not, each has data of its own.
+    task : SplitTask, optional
+        The learning problem; tells whether `train` could tell nodes apart, and which set the server
+        itself has loaded.
 
     Attributes
     ----------
@@ -29,18 +35,37 @@ class SameData:
         That of the run's training set, empty while it is not known.
     """
 
-    def __init__(self, divided: bool) -> None:
+    def __init__(self, divided: bool, task: SplitTask | None = None) -> None:
         self._divided = divided
+        self._task = task
         self.digest = ""
 
-    def hear(self, replies: Iterable[JoinReply]) -> str:
-        """Take the digest that most nodes name as that of the run, the first time.
+    def hear(self, replies: Iterable[JoinReply], first: bool = False) -> str:
+        """Take the digest of the run's set, the first time: the server's, or what most nodes name.
+
+        The server has a set of its own to hold them against in a simulation, and where it holds
+        samples back; its test set was taken from the same rows.
+
+        Parameters
+        ----------
+        replies : iterable of JoinReply
+            Of nodes that could take part.
+        first : bool
+            Whether no node has joined before.
 
         Returns
         -------
         str
             What a person should know: that nodes with data of their own all hold the same.
+
+        Raises
+        ------
+        ConfigError
+            All of the first nodes hold the same, and `train` of the task cannot tell them apart.
         """
+        if self._divided and not self.digest and self._task is not None:
+            own = divided_set(self._task)
+            self.digest = "" if own is None else data_digest(own)
         found = sorted((reply.partition, reply.data) for reply in replies if reply.data)
         counts = Counter(data for _, data in found)
         if not counts:
@@ -49,6 +74,8 @@ class SameData:
             # Of equally many the one of the lowest partition.
             self.digest = self.digest or counts.most_common(1)[0][0]
         elif len(found) > 1 and len(counts) == 1:
+            if first and self._task is not None and not self._task.own_data:
+                raise ConfigError(NOT_THEIR_OWN.format(self._task.name))
             return (
                 f"All {len(found)} nodes hold the same training set, each of them all of it. With "
                 "partition=local a node's train() should load that node's own data: give it a "
@@ -63,7 +90,7 @@ class SameData:
         own, others = (printable(digest[:8]) for digest in (reply.data, self.digest))
         return (
             f"client {reply.partition} has loaded another training set (digest {own}) than the "
-            f"nodes it divides one with ({others}): its labels, their number or their order "
+            f"one that this run divides ({others}): its labels, their number or their order "
             "differ. train() must return the same on every node: seed what it draws and sort what "
             "it lists; or set partition=local for nodes with data of their own."
         )

@@ -92,7 +92,7 @@ class SplitStrategy(Unwrapped):
         halves = task.build(config.seed)
         self.client_half: nn.Module = halves.client.to(self.device)
         self.server = self.new_trainer(halves.server.to(self.device))
-        self._roster = Roster(config, self.settings)
+        self._roster = Roster(config, self.settings, task)
         self._late: set[str] = set()
         self._terms_held: dict[int, set[bytes]] = {}
         self._save = save

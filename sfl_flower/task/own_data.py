@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, RecordDict
 
-__all__ = ["NOT_DIVIDED", "NOT_THEIR_OWN", "first_node", "node_key", "takes_context"]
+from sfl_flower.data import Samples
+from sfl_flower.data.memory import held
+
+if TYPE_CHECKING:
+    from sfl_flower.task.task import SplitTask
+
+__all__ = ["NOT_DIVIDED", "NOT_THEIR_OWN", "divided_set", "first_node", "node_key", "takes_context"]
 
 NOT_DIVIDED = (
     "train() of task {0!r} takes the node's context, so each node's training data are its own and "
@@ -22,7 +28,7 @@ NOT_THEIR_OWN = (
     "Flower's Context (train(context): context.node_config['partition-id'] says which node), or "
     "divide the set (partition=iid)."
 )
-"""The refusal of a simulation in which every client would get the whole set."""
+"""The refusal of a run in which every client would get the whole set."""
 
 
 def takes_context(function: Callable[..., Any]) -> bool:
@@ -39,6 +45,13 @@ def takes_context(function: Callable[..., Any]) -> bool:
         return False
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return any(p.kind in places and p.default is p.empty for p in parameters)
+
+
+def divided_set(task: SplitTask) -> Samples | None:
+    """Return the training set that nodes divide, if this process has loaded it."""
+    # Under the key of `SplitTask.samples`.
+    found: Samples | None = held(task.key, ("samples", "train", None))
+    return None if task.own_data else found
 
 
 def node_key(context: Context) -> Hashable:

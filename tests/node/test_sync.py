@@ -188,5 +188,5 @@ def test_a_node_says_who_it_is() -> None:
 
 
 def test_clients_with_data_of_their_own() -> None:
-    trial = train(tiny.task(), "ho_sfl", partition="local", rounds=2)
+    trial = train(tiny.task(own=True), "ho_sfl", partition="local", rounds=2)
     assert [record.replies for record in trial.strategy.records[1:]] == [4, 4]

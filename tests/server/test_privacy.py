@@ -94,6 +94,6 @@ def test_c10_the_seed_gives_a_client_the_server_halfs_first_weights_the_cohorts_
 
 
 def test_c10_with_data_of_their_own_clients_are_told_no_rows() -> None:
-    trial = train(tiny.task(), "frozen", partition="local", rounds=1)
+    trial = train(tiny.task(own=True), "frozen", partition="local", rounds=1)
     setups = [c["config"] for kind, _, c in trial.grid.asked if kind != "join"]
     assert {setup["partition"] for setup in setups} == {"local"}

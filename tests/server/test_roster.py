@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import DataError, TrainingError, WireError
+from sfl_flower.data.identity import data_digest
+from sfl_flower.errors import ConfigError, DataError, TrainingError, WireError
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
 from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member, Roster
+from sfl_flower.task import NOT_THEIR_OWN
 from sfl_flower.wire import JoinReply
 from tests import tiny
 from tests.local_grid import changed
@@ -239,7 +241,7 @@ def test_e5_a_node_with_another_training_set_than_the_others_is_left_out_by_name
     assert [member.partition for member in members] == [p for p in range(3) if p != odd]
     assert tally.notes[0].startswith(
         f"Node {1000 + odd} is left out: client {odd} has loaded another training set (digest "
-        "bbbbbbbb) than the nodes it divides one with (aaaaaaaa)"
+        "bbbbbbbb) than the one that this run divides (aaaaaaaa)"
     )
     assert "seed what it draws and sort what it lists" in tally.notes[0]
 
@@ -254,6 +256,46 @@ def test_e5_a_node_that_comes_late_with_another_training_set_is_left_out() -> No
     roster._config = RunConfig(clients=2, partition="iid", join_timeout=0.01)
     assert len(roster.refresh(_grid(1000, 1001), Nodes(says).ask, tally)) == 1
     assert "client 1 has loaded another training set" in tally.notes[0]
+
+
+def test_e5_nodes_are_held_against_the_set_that_the_server_tests_beside() -> None:
+    """All nodes agree, as in one worker, on another division than the server's."""
+    task = tiny.task()
+    says: dict[int, JoinReply | None] = {n: _with_data(n - 1000, "bb" * 16) for n in (1000, 1001)}
+    config = RunConfig(clients=2, partition="iid", join_timeout=0.01)
+    # It has loaded none, as in a deployment: what most nodes have counts.
+    both = Roster(config, Settings(), task).refresh(_grid(*says), Nodes(says).ask, Tally())
+    assert len(both) == 2
+    right = data_digest(task.samples("train"))
+    with pytest.raises(DataError, match=rf"\(digest bbbbbbbb\) than the one .* \({right[:8]}\)"):
+        Roster(config, Settings(), task).refresh(_grid(*says), Nodes(says).ask, Tally())
+    says[1000] = _with_data(0, right)
+    tally = Tally()
+    members = Roster(config, Settings(), task).refresh(_grid(*says), Nodes(says).ask, tally)
+    assert [member.partition for member in members] == [0] and tally.rejected == 1
+
+
+def test_e5_a_run_in_which_every_node_would_hold_all_samples_is_refused_wherever_it_starts() -> (
+    None
+):
+    task, config = tiny.task(), RunConfig(clients=2, partition="local", join_timeout=0.01)
+
+    def join(*sets: str, roster: Roster | None = None) -> Tally:
+        says: dict[int, JoinReply | None] = {
+            1000 + index: _with_data(index, name * 16) for index, name in enumerate(sets)
+        }
+        tally = Tally()
+        (roster or Roster(config, Settings(), task)).refresh(_grid(*says), Nodes(says).ask, tally)
+        return tally
+
+    with pytest.raises(ConfigError) as refused:
+        join("aa", "aa")
+    assert str(refused.value) == NOT_THEIR_OWN.format(task.name)
+    # Each node reads a file of its own, say: that train() takes no context does not matter.
+    assert join("aa", "bb").notes == []
+    trial = tiny.begin(task, "frozen", partition="local")
+    with pytest.raises(ConfigError, match="all clients would get the same samples"):
+        tiny.start(trial)
 
 
 def test_a6_nodes_with_data_of_their_own_that_all_hold_the_same_are_remarked() -> None:
