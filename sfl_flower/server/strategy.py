@@ -78,8 +78,7 @@ class SplitStrategy(Unwrapped):
         on_round: Callable[[RoundRecord], None] | None = None,
         save: Callable[[SplitStrategy], None] | None = None,
     ) -> None:
-        self.task = task
-        self.config = config
+        self.task, self.config = task, config
         self.settings = settings if settings is not None else self.settings_type()
         self.check_options(config, self.settings)
         self.aggregator = find_aggregator(config.aggregator)
@@ -243,9 +242,9 @@ class SplitStrategy(Unwrapped):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the whole model's weights by their original names, on the CPU, none quantised."""
-        unused = unused_state(self.task, self.config.seed)
         halves = {**self.client_half.state_dict(), **self.server.module.state_dict()}
-        return dequantised({name: value.cpu() for name, value in {**unused, **halves}.items()})
+        whole = {**unused_state(self.task, self.config.seed), **halves}
+        return dequantised({name: value.cpu() for name, value in whole.items()})
 
     def arrays(self) -> ArrayRecord:
         """Return the whole model's weights as Flower's record."""
