@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Self
 
-from sfl_flower.data import LARGEST, PARTITIONS, PartitionSpec
+from sfl_flower.data import (
+    LARGEST,
+    PARTITIONS,
+    PartitionSpec,
+    client_key,
+    division_seed,
+    model_seed,
+)
 from sfl_flower.errors import ConfigError
 from sfl_flower.options import (
     Choice,
@@ -252,6 +259,15 @@ class RunConfig:
         return self.sampled or self.clients
 
     @property
+    def model_seed(self) -> int:
+        """Seed of the model's first weights, see `SplitTask.build`; clients are told it."""
+        return model_seed(self.seed)
+
+    def client_key(self, partition: int) -> str:
+        """Return what everything that a client draws follows from; see `client_key`."""
+        return client_key(self.seed, partition)
+
+    @property
     def evaluation_period(self) -> int:
         """Rounds between evaluations."""
         return self.eval_every or max(1, self.rounds // 20)
@@ -279,7 +295,7 @@ class RunConfig:
             name=self.partition,
             clients=self.clients,
             alpha=self.alpha,
-            seed=self.seed,
+            seed=division_seed(self.seed),
             classes_per_client=self.classes_per_client,
             validation=self.validation,
         )

@@ -257,7 +257,7 @@ BATCH: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
         "unknown entries: x",
     ),
     "unknown setting": (setting(extra=1), "unknown entries: extra"),
-    "protocol": (setting(protocol=3), "protocol version 3, this side speaks 2; install the same"),
+    "protocol": (setting(protocol=2), "protocol version 2, this side speaks 3; install the same"),
     "no arrays": (without("arrays"), "lacks the record 'arrays'"),
     "no metrics": (without("metrics"), "lacks the record 'metrics'"),
     "status": (setting(status=""), "status"),
@@ -293,7 +293,7 @@ SCALARS: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
         r"\|v\| / mu = 1e\+08, more than scalar-limit = 1e\+06",
     ),
     "missing": (lambda content: changed(content, arrays={"scalars": None}), "lacks the array"),
-    "protocol": (setting(protocol=3), "protocol version 3"),
+    "protocol": (setting(protocol=2), "protocol version 2"),
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfl_flower.config import LOCAL, RunConfig
-from sfl_flower.data import PartitionSpec
+from sfl_flower.data import PartitionSpec, division_seed
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.options import check_choice, check_range, read_fields
@@ -146,7 +146,7 @@ def test_the_partition_travels_as_json() -> None:
     assert (spec.name, spec.clients, spec.seed, spec.classes_per_client) == (
         "pathological",
         6,
-        4,
+        division_seed(4),
         3,
     )
     local = RunConfig(partition=LOCAL)

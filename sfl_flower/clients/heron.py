@@ -43,7 +43,7 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     settings = settings_of(request)
     lr = settings.pop("lr")
     probing = request.probing
-    directions = vector.directions(run_key("heron", node.seed), probing.law)
+    directions = vector.directions(run_key("heron", node.key), probing.law)
     stream = client_stream(node.partition)
     state = node.store.get(_OPTIMIZER) if request.keep_state else None
     uploads = Uploads(request.upload_every)

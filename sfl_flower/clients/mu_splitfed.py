@@ -70,6 +70,6 @@ def step(node: Node, request: MUStepRequest) -> MUStepReply:
 
 
 def _direction(node: Node, request: MUForwardRequest | MUStepRequest) -> Direction:
-    run = run_key("mu_splitfed client", node.seed)
+    run = run_key("mu_splitfed client", node.key)
     directions = node.half.trained.directions(run, request.probing.law)
     return directions.of(Key(request.round, 0, client_stream(node.partition)))

@@ -93,7 +93,7 @@ def _finish(
 
 
 def _directions(node: Node, vector: ParameterVector, request: ZOStepRequest) -> Directions:
-    return vector.directions(run_key("zo_sfl client", node.seed), request.probing.law)
+    return vector.directions(run_key("zo_sfl client", node.key), request.probing.law)
 
 
 def _keys(node: Node, request: ZOStepRequest, step: int) -> list[Key]:

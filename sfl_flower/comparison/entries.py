@@ -125,7 +125,7 @@ def controls(plans: Sequence[Plan], given: Mapping[str, Any], task: SplitTask) -
     task : SplitTask
         Tells whether the mode changes anything.
     """
-    modal = changes_by_mode(task.build(plans[0].config.seed).client)
+    modal = changes_by_mode(task.build(plans[0].config.model_seed).client)
     forms: list[dict[str, Any]] = []
     for plan in plans:
         form = {"minibatches": 1, **plan.settings.control}

@@ -12,11 +12,15 @@ from sfl_flower.data.batches import (
 from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
 from sfl_flower.data.samples import Samples, check_samples
 from sfl_flower.data.seeding import (
+    client_key,
     derive,
+    division_seed,
     generator,
+    model_seed,
     seeded_construction,
     seeded_draws,
     seeded_torch,
+    server_seed,
 )
 from sfl_flower.data.validation import LARGEST, hold_back
 
@@ -28,14 +32,18 @@ __all__ = [
     "batch_indices",
     "check_samples",
     "chunks",
+    "client_key",
     "client_samples",
     "derive",
+    "division_seed",
     "generator",
     "hold_back",
     "largest_batch",
+    "model_seed",
     "partition",
     "seeded_construction",
     "seeded_draws",
     "seeded_torch",
+    "server_seed",
     "steps_per_epoch",
 ]

@@ -52,28 +52,26 @@ def client_samples(held: int, batch_size: int, batches: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _order(seed: int, partition: int, round: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
-    order = generator("batches", seed, partition, round, epoch).permutation(n)
+def _order(key: str, round: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
+    order = generator("batches", key, round, epoch).permutation(n)
     order.flags.writeable = False
     return order
 
 
 def batch_indices(
-    seed: int, partition: int, round: int, step: int, n: int, batch_size: int
+    key: str, round: int, step: int, n: int, batch_size: int
 ) -> npt.NDArray[np.int64]:
     """Return the rows of one mini-batch of one client.
 
-    The client's `n` samples are shuffled by a key of (seed, partition, round, epoch) and dealt out
-    in order. When they run out, at ``step == steps_per_epoch(n, batch_size)``, the next epoch of
-    the same round starts with a fresh shuffle. The last batch of an epoch may be short, down to two
+    The client's `n` samples are shuffled by a hash of (key, round, epoch) and dealt out in order.
+    When they run out, at ``step == steps_per_epoch(n, batch_size)``, the next epoch of the same
+    round starts with a fresh shuffle. The last batch of an epoch may be short, down to two
     samples; where one sample would be left, it is in the batch before, which is then one larger.
 
     Parameters
     ----------
-    seed : int
-        The run's seed.
-    partition : int
-        The client's partition number.
+    key : str
+        The client's key, see `client_key`.
     round : int
         The round, any integer.
     step : int
@@ -99,7 +97,7 @@ def batch_indices(
     if step < 0:
         raise ConfigError(f"step is {step}; steps count from 0.")
     epoch, place = divmod(step, steps)
-    order = _order(seed, partition, round, epoch, n)
+    order = _order(key, round, epoch, n)
     return order[place * batch_size : n if place == steps - 1 else (place + 1) * batch_size]
 
 

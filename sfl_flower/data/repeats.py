@@ -60,7 +60,7 @@ def check_transform(task: str, transform: Callable[[Tensor], Tensor], x: Tensor)
     raise DataError(
         f"transform of task {task!r} is random, so test data would differ from one evaluation to "
         "the next; give what is random as `augment=`, which changes training batches only, and is "
-        "seeded by the run's seed, the client, the round and the step."
+        "seeded by the client's key, the round and the step."
     )
 
 

@@ -2,10 +2,17 @@
 
 Partitions, batches and initial weights are pure functions of a seed and of what they are for, so
 every process of a run arrives at the same bits without a message and without a shared generator.
+
+The run's seed itself need not leave the server.  Everybody builds the model, so everybody gets the
+model's seed, and where the data is divided the division's.  What a client draws (its mini-batches,
+augmentation, dropout, directions of its own) follows from a key of its own, and nobody's key says
+anything of the seed or of another key.  Those derivations are one way, but a seed that can be
+guessed can be tried: `SFL_SECRET` on the server makes its own draws follow from more than the seed.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +23,21 @@ import numpy as np
 import torch
 
 __all__ = [
+    "client_key",
     "derive",
+    "division_seed",
     "generator",
     "global_states",
+    "model_seed",
+    "secret_mark",
     "seeded_construction",
     "seeded_draws",
     "seeded_torch",
+    "server_seed",
 ]
+
+_BELOW = 2**31
+"""Seeds that travel are below this: every generator takes them, and they tell less of the run's."""
 
 
 def derive(*words: str | int) -> int:
@@ -46,6 +61,40 @@ def derive(*words: str | int) -> int:
 def generator(*words: str | int) -> np.random.Generator:
     """Return a generator of its own for these words (Philox, keyed by `derive`)."""
     return np.random.Generator(np.random.Philox(key=derive(*words)))
+
+
+def model_seed(seed: int) -> int:
+    """Return the seed of the model's first weights, which every client is told."""
+    return derive("model", seed) % _BELOW
+
+
+def division_seed(seed: int) -> int:
+    """Return the seed of the data's division, told to every client of a run that divides it."""
+    return derive("division", seed) % _BELOW
+
+
+def server_seed(seed: int) -> int:
+    """Return what the server's own draws follow from: the run's seed, with `SFL_SECRET` if set."""
+    secret = os.environ.get("SFL_SECRET", "")
+    return derive("secret", secret, seed) if secret else seed
+
+
+def client_key(seed: int, partition: int) -> str:
+    """Return the key of a client, 32 hexadecimal digits, from which everything it draws follows.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    partition : int
+        The client's partition number.
+    """
+    return f"{derive('client key', server_seed(seed), partition):032x}"
+
+
+def secret_mark(seed: int) -> str:
+    """Return a few digits that tell whether two runs of a seed have the same `SFL_SECRET`."""
+    return f"{derive('secret mark', server_seed(seed)) % _BELOW:08x}"
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def local_model(node: Node, request: LocalRequest, laid_out: str = "") -> LocalM
     """
 
     def build() -> LocalModel:
-        client = node.ready(node.task.build(node.seed).client)
+        client = node.ready(node.task.build(node.model_seed).client)
         return LocalModel(client, node.new_head(request.head))
 
     model = node.memo(("local model", request.head, laid_out), build)

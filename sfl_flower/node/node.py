@@ -94,8 +94,11 @@ class Node:
     ----------
     task : SplitTask
         The learning problem.
-    seed : int
-        The run's seed.
+    model_seed : int
+        The seed of the model's first weights, the same for everybody.
+    key : str
+        What everything that the client draws follows from, known to it and the server alone;
+        empty at the join.
     partition : int
         The number of its share of the data.
     samples : Samples
@@ -111,7 +114,8 @@ class Node:
     """
 
     task: SplitTask
-    seed: int
+    model_seed: int
+    key: str
     partition: int
     samples: Samples
     rows: npt.NDArray[np.int64]
@@ -140,14 +144,17 @@ class Node:
                     "node configuration, or set clients higher."
                 )
             rows = parts[number]
-        return cls(task, setup.seed, number, samples, rows, NodeStore(context), device, setup.mode)
+        return cls(
+            task, setup.model_seed, setup.key, number, samples, rows, NodeStore(context), device,
+            setup.mode,
+        )  # fmt: skip
 
     @property
     def half(self) -> HeldModule:
         """The client half; one a process, so load parameters before using it."""
         # Only the client half is kept: a client of a split never holds the server's.
         return self.memo(
-            "client half", lambda: HeldModule(self.ready(self.task.build(self.seed).client))
+            "client half", lambda: HeldModule(self.ready(self.task.build(self.model_seed).client))
         )
 
     @property
@@ -155,7 +162,7 @@ class Node:
         """Both halves, for methods without a cut; one a process, as `half`."""
 
         def build() -> HeldModule:
-            halves = self.task.build(self.seed)
+            halves = self.task.build(self.model_seed)
             return HeldModule(self.ready(Whole(halves.client, halves.server)))
 
         return self.memo("whole model", build)
@@ -166,20 +173,19 @@ class Node:
 
     def memo(self, what: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` gave the first time this process asked for it in such a run."""
-        return self.task.memo((what, self.seed, self.device, self.mode), make)
+        return self.task.memo((what, self.model_seed, self.device, self.mode), make)
 
     def new_head(self, kind: str) -> nn.Module:
         """Return a new auxiliary head; its frozen part is the server's, the rest travels."""
         # Not every layer of a server half can be drawn anew; its frozen ones never are.
         init = "copy" if kind.startswith(("blocks:", "server")) else "random"
-        return self.task.build_head(self.seed, kind, init).to(self.device)
+        return self.task.build_head(self.model_seed, kind, init).to(self.device)
 
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Return inputs [n, ...] and labels [n] of a mini-batch of a round, on the device."""
-        chosen = batch_indices(self.seed, self.partition, round, step, len(self.rows), batch_size)
-        x, y = self.task.training_batch(
-            self.samples, self.rows[chosen], self.seed, self.partition, round, step
-        )
+        chosen = batch_indices(self.key, round, step, len(self.rows), batch_size)
+        rows = self.rows[chosen]
+        x, y = self.task.training_batch(self.samples, rows, self.key, round, step)
         return x.to(self.device), y.to(self.device)
 
     def same_batch(self, round: int, digest: str, met: str) -> None:
@@ -206,7 +212,7 @@ class Node:
 
     def draws(self, round: int, step: int) -> AbstractContextManager[None]:
         """Let the half's dropout, if it is active, depend on the mini-batch alone."""
-        return seeded_torch("client forward", self.seed, self.partition, round, step)
+        return seeded_torch("client forward", self.key, round, step)
 
 
 def _device(context: Context, setup: Setup) -> torch.device:
@@ -248,11 +254,11 @@ def _check_base(node: Node, request: JoinRequest) -> None:
         return
 
     def compute() -> str:
-        halves = node.task.build(node.seed)
+        halves = node.task.build(node.model_seed)
         held = [halves.client, *([halves.server] if request.whole else [])]
         return base_digest(*held, *([node.new_head(request.head)] if request.head else []))
 
-    own = node.task.memo(("base", node.seed, request.whole, request.head), compute)
+    own = node.task.memo(("base", node.model_seed, request.whole, request.head), compute)
     if own != request.base:
         raise ConfigError(
             f"Client {node.partition} builds other frozen parameters than the server (digest "

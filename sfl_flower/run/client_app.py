@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from sfl_flower.errors import WireError
 from sfl_flower.methods import METHODS, Method
 from sfl_flower.node.node import Node, TaskSource, join
 from sfl_flower.run.mods import Mod, check_mods
@@ -88,6 +89,8 @@ def _answer(
         asked = _read(request, context, message.content)
         if asked is None:
             return Message(UnknownTerms().to_content(), reply_to=message)
+        if not asked.setup.key:
+            raise WireError(f"A {request.WHAT} message lacks the key of its client.")
         with torch_threads(asked.setup.threads), full_precision():
             reply = handler(Node.open(source, context, asked.setup), asked)
         if postprocess is not None and not isinstance(reply, StaleReply):  # that tells no data

@@ -204,7 +204,7 @@ def _summary(strategy: SplitStrategy, history: History, out: Path | None) -> Sum
 def _facts(strategy: SplitStrategy) -> dict[str, Any]:
     """Return what decides a comparison and is not in the configuration: data and first weights."""
     task = strategy.task
-    halves = task.build(strategy.config.seed)
+    halves = task.build(strategy.config.model_seed)
     weights = {**halves.client.state_dict(), **halves.server.state_dict()}
     digest = hashlib.sha256()
     for name in sorted(weights):

@@ -143,7 +143,7 @@ def run_plan(
     plan = _placed(plan, backend)
     app = make_client_app(lambda context: task, [plan.method], postprocess=postprocess, mods=mods)
     with _alone(), _quiet(verbose), _own_state():
-        task.check(plan.config.seed, plan.config.clients)
+        task.check(plan.config.model_seed, plan.config.clients)
         _divide(task, plan)
         if backend == "ray":
             return _on_ray(app, task, plan, observer, verbose)

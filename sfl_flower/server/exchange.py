@@ -115,6 +115,8 @@ class Exchange:
         Ids of requests whose replies came too late; they are pulled and thrown away.
     method : str
         Name of the method, which is part of the messages' types.
+    keys : callable
+        Gives a client's key by its partition; each request carries that of whom it goes to.
     held : dict of set of bytes, optional
         By node, the terms that it has answered to and so knows (`sfl_flower.wire.terms`).
     """
@@ -126,10 +128,12 @@ class Exchange:
         timeout: float,
         late: set[str],
         method: str,
+        keys: Callable[[int], str],
         held: dict[int, set[bytes]] | None = None,
     ) -> None:
         self.tally = Tally()
         self._method = method
+        self._keys = keys
         self._grid = grid
         self._ledger = ledger
         self._timeout = timeout
@@ -158,7 +162,7 @@ class Exchange:
         for item in items:
             member, request = item.member, item.request
             try:
-                draft = request.draft()
+                draft = request.addressed(self._keys(member.partition)).draft()
             except WireError as error:  # a value that the run's encoding cannot hold
                 self.tally.fail(member, str(error))
                 continue

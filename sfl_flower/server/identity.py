@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sfl_flower.config import RunConfig
+from sfl_flower.data.seeding import secret_mark
 from sfl_flower.errors import TrainingError
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import eval_mode
@@ -21,21 +23,22 @@ TOLERANCE = 1e-3
 """Relative difference of the probed loss that another machine may make."""
 
 
-def identity(task: SplitTask, seed: int) -> dict[str, Any]:
-    """Return what says which test set and which loss a task has; computed once a process.
+def identity(task: SplitTask, config: RunConfig) -> dict[str, Any]:
+    """Return what says which test set, loss and server's secret a run has.
 
     Parameters
     ----------
     task : SplitTask
         The learning problem.
-    seed : int
-        The run's seed, which decides the weights at which the loss is probed.
+    config : RunConfig
+        Settings of the run; its seed decides the weights at which the loss is probed.
 
     Returns
     -------
     dict[str, Any]
         ``test``, the SHA-256 of inputs and labels of the test set, and ``loss``, the mean loss of
-        its first samples at the initial weights; None where it is not finite.
+        its first samples at the initial weights, None where it is not finite; both are computed
+        once a process. ``secret`` marks what clients' keys follow from.
     """
 
     def find() -> dict[str, Any]:
@@ -43,13 +46,14 @@ def identity(task: SplitTask, seed: int) -> dict[str, Any]:
         for value in (samples.x, samples.y):
             digest.update(f"{value.dtype}{list(value.shape)}".encode())
             digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        halves = task.build(seed)
+        halves = task.build(config.model_seed)
         x, y = task.batch(samples, slice(0, ROWS))
         with torch.no_grad(), eval_mode(halves.client, halves.server):
             loss = float(task.loss(halves.server(halves.client(x)), y))
         return {"test": digest.hexdigest(), "loss": loss if math.isfinite(loss) else None}
 
-    return task.memo(("identity", seed), find)
+    found = task.memo(("identity", config.model_seed), find)
+    return {**found, "secret": secret_mark(config.seed)}
 
 
 def check_identity(values: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -63,8 +67,13 @@ def check_identity(values: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     Raises
     ------
     TrainingError
-        If test set or loss differ.
+        If test set, loss or `SFL_SECRET` differ.
     """
+    if values["secret"] != own["secret"]:
+        raise TrainingError(
+            "The checkpoint was made with another SFL_SECRET (or without one), so clients would "
+            "draw otherwise; set it as it was, or start anew in another directory."
+        )
     if values["test"] != own["test"]:
         what = "with another test set than the task has now"
     elif not _close(values["loss"], own["loss"]):

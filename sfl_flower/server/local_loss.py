@@ -100,7 +100,7 @@ class LocalLossStrategy(SplitStrategy):
                 f"'{self.name}' has nothing to train there; cut at a later layer."
             )
         settings = self.settings
-        head = self.task.build_head(self.config.seed, settings.head, settings.head_init)
+        head = self.task.build_head(self.config.model_seed, settings.head, settings.head_init)
         self.head = head.to(self.device)
 
     def method_tensors(self) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Protocol
 from flwr.serverapp import Grid
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.data import generator
+from sfl_flower.data import generator, server_seed
 from sfl_flower.errors import ConfigError, DataError, TrainingError, printable
 from sfl_flower.server.same_data import SameData
 from sfl_flower.task import SplitTask
@@ -38,7 +38,7 @@ def draw_cohort(seed: int, round: int, count: int, size: int) -> list[int]:
     """Return which of `count` clients take part in a round, ascending; all if `size` is more."""
     if size >= count:
         return list(range(count))
-    chosen = generator("cohort", seed, round).choice(count, size, replace=False)
+    chosen = generator("cohort", server_seed(seed), round).choice(count, size, replace=False)
     return sorted(chosen.tolist())
 
 

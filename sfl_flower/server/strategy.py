@@ -86,9 +86,9 @@ class SplitStrategy(Unwrapped):
         self.screening = Screening(config)
         self.round = 0
         ways = config.smashed, config.gradients, config.client_device, self.settings.client_mode
-        self.setup = Setup(config.seed, config.partition_text(), config.client_threads, *ways)
+        self.setup = Setup(config.model_seed, config.partition_text(), config.client_threads, *ways)
         self.device = find_device(config.server_device, "server-device")
-        halves = task.build(config.seed)
+        halves = task.build(config.model_seed)
         self.client_half: nn.Module = halves.client.to(self.device)
         self.server = self.new_trainer(halves.server.to(self.device))
         self._roster = Roster(config, self.settings, task)
@@ -192,9 +192,8 @@ class SplitStrategy(Unwrapped):
             self.round = self.account.first + server_round
             for half in self.server_halves():
                 half.begin(self.round)
-            exchange = Exchange(
-                grid, self.ledger, self.config.timeout, self._late, self.name, self._terms_held
-            )
+            told = self.name, self.config.client_key, self._terms_held
+            exchange = Exchange(grid, self.ledger, self.config.timeout, self._late, *told)
             online = self._roster.refresh(
                 grid, lambda nodes: self._ask(nodes, exchange), exchange.tally
             )
@@ -243,7 +242,7 @@ class SplitStrategy(Unwrapped):
     def state_dict(self) -> dict[str, Tensor]:
         """Return the whole model's weights by their original names, on the CPU, none quantised."""
         halves = {**self.client_half.state_dict(), **self.server.module.state_dict()}
-        whole = {**unused_state(self.task, self.config.seed), **halves}
+        whole = {**unused_state(self.task, self.config.model_seed), **halves}
         return dequantised({name: value.cpu() for name, value in whole.items()})
 
     def arrays(self) -> ArrayRecord:
@@ -298,7 +297,7 @@ class SplitStrategy(Unwrapped):
             **self.account.progress(self.round).to_dict(),
             "base": self._on_clients().digest,
             "data": self._roster.data,
-            **identity(self.task, self.config.seed),
+            **identity(self.task, self.config),
         }
 
     def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -315,7 +314,7 @@ class SplitStrategy(Unwrapped):
             self.server.load_tensors(tensors)
             self.load_method_tensors(tensors)
             self.screening.load_tensors(tensors)
-            check_identity(values, identity(self.task, self.config.seed))
+            check_identity(values, identity(self.task, self.config))
             self._roster.go_on(str(values["data"]))
         self.account.go_on(progress)
         self.round = progress.round

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sfl_flower.data import generator
+from sfl_flower.data import generator, server_seed
 from sfl_flower.server.roster import Member
 
 __all__ = ["SERVER_STEPS", "turns"]
@@ -29,6 +29,6 @@ def turns(seed: int, round: int, members: Sequence[Member]) -> list[Member]:
     members : sequence of Member
         The clients; the order in which they are given does not matter.
     """
-    drawn = generator("splitfed order", seed, round, 0)
+    drawn = generator("splitfed order", server_seed(seed), round, 0)
     known = sorted(members)
     return [known[index] for index in drawn.permutation(len(known)).tolist()]

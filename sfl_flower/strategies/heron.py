@@ -271,7 +271,7 @@ class HERON(LocalLossStrategy):
         round : int
             The round.
         member : Member
-            The client, whose partition names its directions.
+            The client, whose key its directions follow from.
         scalars : numpy.ndarray
             v, float32, shape [h, P].
         taken : numpy.ndarray
@@ -289,7 +289,8 @@ class HERON(LocalLossStrategy):
         """
         settings = self.settings
         flat = self.vector.anchor.cpu().clone()
-        directions = self.vector.directions(run_key("heron", self.config.seed), settings.direction)
+        key = run_key("heron", self.config.client_key(member.partition))
+        directions = self.vector.directions(key, settings.direction)
         walk, stream = Walk(flat, settings.spec(), directions), client_stream(member.partition)
         lr, unit = settings.client_rate(round, self.config.rounds), settings.probing().unit
         for step in np.flatnonzero(taken).tolist():

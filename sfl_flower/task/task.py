@@ -72,8 +72,8 @@ class SplitTask:
         every time.
     augment : callable, optional
         ``augment(x)`` changes the stored inputs of a training batch, before `transform`. What it
-        draws from torch's, Python's or numpy's global generator depends on the run's seed, the
-        client, the round and the step alone.
+        draws from torch's, Python's or numpy's global generator depends on the client's key,
+        the round and the step alone.
     head : callable, optional
         ``head()`` builds an auxiliary head, from smashed data z to the shape of the model's output;
         used by the methods that have one, when their option `head` is "task".
@@ -252,7 +252,7 @@ class SplitTask:
         Parameters
         ----------
         seed : int
-            The run's seed.
+            The model's seed; `RunConfig.model_seed` of a run.
 
         Raises
         ------
@@ -279,7 +279,7 @@ class SplitTask:
         Parameters
         ----------
         seed : int
-            The run's seed.
+            The model's seed; `RunConfig.model_seed` of a run.
         kind : str
             One of `sfl_flower.split.HEADS`.
         init : {"random", "copy"}
@@ -335,7 +335,7 @@ class SplitTask:
         Parameters
         ----------
         seed : int
-            The run's seed.
+            The model's seed; `RunConfig.model_seed` of a run.
         clients : int
             Its clients, as a `train` that takes a context is told.
 

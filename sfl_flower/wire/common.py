@@ -123,8 +123,8 @@ class Setup(Part):
 
     Attributes
     ----------
-    seed : int
-        The run's seed.
+    model_seed : int
+        The seed of the model's first weights.
     partition : str
         The partitioning of the data as JSON, "local" for clients with data of their own.
     threads : int
@@ -135,17 +135,20 @@ class Setup(Part):
         Where the client computes, one of `DEVICES`, unless its node configuration says otherwise.
     mode : {"as_built", "eval"}
         Mode of the modules that the client trains.
+    key : str
+        The key of the client that is asked; `Request.addressed` puts it in.
     """
 
     STANDING: ClassVar[bool] = True
 
-    seed: int
+    model_seed: int
     partition: str
     threads: Annotated[int, whole(low=1, high=1024)] = 1
     smashed: Annotated[str, text(ENCODINGS)] = "float32"
     gradients: Annotated[str, text(ENCODINGS)] = "float32"
     device: Annotated[str, text(DEVICES)] = "cpu"
     mode: Annotated[str, text(("as_built", "eval"))] = "as_built"
+    key: Annotated[str, text(longest=64)] = ""
 
     @property
     def encodings(self) -> Encodings:
@@ -186,6 +189,10 @@ class JoinRequest(Request):
     def message_type(cls, method: str) -> str:
         """Return Flower's type of the message, the same for every method."""
         return "query.join"
+
+    def addressed(self, key: str) -> Self:
+        """Return the request as it is: whose key a node may have is known when it has answered."""
+        return self
 
     setup: Setup
     base: Annotated[str, hexadecimal()] | None = None

@@ -13,7 +13,7 @@ from sfl_flower.wire.terms import TERMS, terms_digest
 
 __all__ = ["ARRAYS", "CONFIG", "METRICS", "PLAIN", "PROTOCOL", "RAW", "Draft", "Encodings"]
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records of a message; Flower's mods and wrappers expect one of each kind."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from functools import cache
 from types import NoneType, UnionType
 from typing import (
@@ -194,6 +194,11 @@ class Request(Message):
         """How smashed data and cut gradients travel, in the reply too."""
         setup: Any = vars(self).get("setup")
         return PLAIN if setup is None else setup.encodings
+
+    def addressed(self, key: str) -> Self:
+        """Return the request to the client with this key, of which its setup then tells."""
+        told: Any = self
+        return replace(told, setup=replace(told.setup, key=key)) if hasattr(told, "setup") else self
 
     def asks(self) -> Asked:
         """Return what the reply has to bring; `check_answer` holds it against that."""

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from sfl_flower.data import derive, generator, seeded_construction
+from sfl_flower.data import (
+    client_key,
+    derive,
+    division_seed,
+    generator,
+    model_seed,
+    seeded_construction,
+    server_seed,
+)
 
 
 def test_keys_tell_types_and_borders_apart() -> None:
@@ -47,3 +55,38 @@ def test_the_default_generator_is_left_as_it_was_after_an_error() -> None:
 def test_modules_are_built_on_the_cpu_whatever_the_default_device() -> None:
     with torch.device("meta"):
         assert _weights(1).device.type == "cpu"
+
+
+def test_known_keys_of_a_run() -> None:
+    # Every run's bits follow from them: they must not move by accident.
+    assert (model_seed(0), division_seed(0)) == (453256590, 1774730896)
+    assert client_key(0, 0) == "cedc439574d138aaa950b1849b805d44"
+    assert client_key(1, 2) == "8f044be7cc416392d97c784210e4302b"
+    assert server_seed(5) == 5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+def test_seeds_that_travel_are_ones_that_every_generator_takes(seed: int) -> None:
+    given = (model_seed(seed), division_seed(seed))
+    assert all(0 <= found < 2**31 for found in given)
+    assert len({*given, seed}) == 3
+
+
+def test_c10_clients_have_keys_of_their_own() -> None:
+    keys = [client_key(seed, partition) for seed in range(5) for partition in range(50)]
+    assert len(set(keys)) == 250
+    assert {len(bytes.fromhex(key)) for key in keys} == {16}
+
+
+def test_c10_a_secret_makes_the_servers_draws_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_draws = client_key(3, 1), server_seed(3)
+    public = model_seed(3), division_seed(3)
+    found = {open_draws}
+    for secret in ("one", "two"):
+        monkeypatch.setenv("SFL_SECRET", secret)
+        found.add((client_key(3, 1), server_seed(3)))
+        assert (model_seed(3), division_seed(3)) == public
+    assert len(found) == 3
+    assert generator("cohort", server_seed(3)).random() != generator("cohort", 3).random()
+    monkeypatch.setenv("SFL_SECRET", "")
+    assert (client_key(3, 1), server_seed(3)) == open_draws

@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 
 from sfl_flower import RunResult, load_task, simulate
+from sfl_flower.data import model_seed
 from sfl_flower.report import History, RunDirectory
 from sfl_flower.zo import Journal, ParameterVector, Replica
 from tests.deployment.federation import (
@@ -115,7 +116,7 @@ def found_bytes(found: RunDirectory) -> dict[str, dict[str, int]]:
 def replica_at(found: RunDirectory, version: int) -> Replica:
     """Replay the run's journal from the initial weights."""
     journal = Journal.decode((found.path / "journal.bin").read_bytes(), "The run's journal")
-    half = load_task("digits").build(OPTIONS["seed"]).client
+    half = load_task("digits").build(model_seed(OPTIONS["seed"])).client
     vector = ParameterVector(half)
     replica = Replica.initial(vector.anchor, journal.header, vector.shapes)
     for entry in journal.entries[:version]:
@@ -128,7 +129,7 @@ def assert_journal(found: RunDirectory) -> None:
     last = found.history[-1]
     replica = replica_at(found, last.version)
     assert (replica.version, replica.digest.hex()) == (5, last.digest)
-    half = load_task("digits").build(OPTIONS["seed"]).client
+    half = load_task("digits").build(model_seed(OPTIONS["seed"])).client
     vector = ParameterVector(half)
     vector.load(replica.theta)
     model = found.load_model()

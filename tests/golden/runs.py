@@ -2,7 +2,8 @@
 
 ``python tests/golden/runs.py`` prints them as JSON; `tests/test_golden.py` compares with
 `runs.json`.  Every option is written out, so a changed default changes nothing here, and nothing
-but the public interface is used, so that the file runs on any commit.
+but the public interface is used, so that the file runs on any commit.  Recorded when clients came
+to draw from keys of their own, and everybody to build the model from a seed of its own.
 """
 
 from __future__ import annotations

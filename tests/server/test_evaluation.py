@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfl_flower.config import LOCAL, RunConfig
-from sfl_flower.data import Samples, hold_back
+from sfl_flower.data import Samples, division_seed, hold_back
 from sfl_flower.errors import ConfigError
 from sfl_flower.server.evaluation import held_back
 from sfl_flower.task import SplitTask, accuracy
@@ -33,7 +33,7 @@ def test_d3_every_evaluation_measures_what_is_held_back() -> None:
     problem = task()
     found = tiny.run(problem, partition="iid", validation=0.25, rounds=2, seed=3)
     whole = problem.samples("train")
-    _, held = hold_back(whole.y.numpy(), 0.25, 3)
+    _, held = hold_back(whole.y.numpy(), 0.25, division_seed(3))
     assert len(held) == 12 and found.summary.samples == 2 * 4 * 4
     model = tiny.model().eval()
     model.load_state_dict(found.model)
@@ -50,7 +50,7 @@ def test_d3_every_evaluation_measures_what_is_held_back() -> None:
 def test_d3_a_run_is_that_of_the_training_part_alone() -> None:
     """To the bit: the model knows nothing of the samples that are held back."""
     whole = tiny.samples(48)
-    _, held = hold_back(whole.y.numpy(), 0.25, 0)
+    _, held = hold_back(whole.y.numpy(), 0.25, division_seed(0))
     spoilt = Samples(whole.x.clone(), whole.y)
     spoilt.x[torch.from_numpy(held)] = 1e6
     plain, other = (

@@ -29,7 +29,7 @@ def test_c1_whatever_reading_raises_refuses_that_reply_and_books_it(
 ) -> None:
     trial = tiny.begin(tiny.task(), "frozen")
     ledger = Ledger()
-    exchange = Exchange(trial.grid, ledger, 60.0, set(), "frozen")
+    exchange = Exchange(trial.grid, ledger, 60.0, set(), "frozen", str)
     members = [Member(index, node) for index, node in enumerate(trial.grid.nodes)]
     request = JoinRequest(trial.strategy.setup)
 

@@ -390,7 +390,7 @@ def test_the_cohort_follows_seed_and_round_alone() -> None:
 
 def exchange(trial: Trial) -> tuple[Exchange, Ledger]:
     ledger = Ledger()
-    return Exchange(trial.grid, ledger, 0.05, set(), "ho_sfl"), ledger
+    return Exchange(trial.grid, ledger, 0.05, set(), "ho_sfl", str), ledger
 
 
 def test_a_refused_reply_is_booked_as_control() -> None:

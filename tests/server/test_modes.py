@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sfl_flower.data import model_seed
 from sfl_flower.methods import METHODS
 from sfl_flower.run.terms import terms
 from tests import tiny
@@ -82,6 +83,6 @@ def test_e7_dropout_in_eval_mode_is_off_in_the_server_half() -> None:
 def test_e7_a_head_of_the_server_halfs_layers_has_their_modes() -> None:
     for trains in (False, True):
         problem = tiny.task(build=lambda trains=trains: model(trains))  # type: ignore[misc]
-        head = problem.build_head(0, "server")
+        head = problem.build_head(model_seed(0), "server")
         modes = {type(part): part.training for part in head.modules()}
         assert modes[nn.Dropout] is trains and modes[nn.BatchNorm1d] is trains

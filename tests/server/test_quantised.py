@@ -11,6 +11,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
+from sfl_flower.data import model_seed
 from sfl_flower.data.memory import forget
 from sfl_flower.errors import DataError, TrainingError
 from sfl_flower.report import RunDirectory
@@ -99,7 +100,7 @@ def test_a_journal_replays_to_the_same_bits(
     done = run(task, "ho_sfl", out=tmp_path / "run", **SETTINGS)
     journal = Journal.load(tmp_path / "run" / "journal.bin")
     forget(task.key)  # built anew, as on another machine
-    vector = ParameterVector(task.build(0).client)
+    vector = ParameterVector(task.build(model_seed(0)).client)
     assert vector.anchor.dtype == torch.float32 and all("lora_" in n for n in vector.names)
     replica = Replica.initial(vector.anchor, journal.header, vector.shapes)
     replica.replay(journal.entries)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sfl_flower.config import RunConfig
+from sfl_flower.data import model_seed
 from sfl_flower.errors import ConfigError
 from sfl_flower.server.settings import ClientRateSettings
 from sfl_flower.server.trainer import Trainer
@@ -81,7 +82,7 @@ def test_clients_are_told_the_rate_of_the_round(method: str) -> None:
 
 def test_a_rate_of_zero_leaves_the_server_half_alone() -> None:
     still = linear("frozen", server_lr=0.0)
-    before = tiny.task().build(0).server.state_dict()
+    before = tiny.task().build(model_seed(0)).server.state_dict()
     assert all(torch.equal(still.model[name], value) for name, value in before.items())
 
 

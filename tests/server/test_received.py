@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfl_flower.data import model_seed
 from sfl_flower.errors import WireError
 from sfl_flower.server.exchange import Tally
 from sfl_flower.server.received import check_bounds, finite_mean
@@ -93,7 +94,7 @@ def test_c6_bounds_of_each_kind_of_tensor(
 
 def halves() -> tuple[Any, nn.Module, nn.Module]:
     problem = tiny.task()
-    built = problem.build(0)
+    built = problem.build(model_seed(0))
     return problem, built.client, built.server
 
 
@@ -129,7 +130,7 @@ def test_c6_a_mean_is_not_blamed_for_a_loss_that_was_not_finite_before() -> None
 def test_c6_a_mean_that_is_refused_every_round_ends_the_run() -> None:
     """A loss that is infinite for any weights but the first: no mean can be used."""
     problem = tiny.task()
-    first = float(problem.build(0).client.get_parameter("first.bias")[0].detach())
+    first = float(problem.build(model_seed(0)).client.get_parameter("first.bias")[0].detach())
 
     def loss(output: Tensor, y: Tensor) -> Tensor:
         value = nn.functional.cross_entropy(output, y)

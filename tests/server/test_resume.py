@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sfl_flower.data import model_seed
 from sfl_flower.errors import ConfigError, DataError, JournalError, SflError, TrainingError
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.server.trainer import Trainer
@@ -267,6 +268,18 @@ def test_e12_a_resume_with_another_test_set_is_noticed(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_c10_a_resume_with_another_secret_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFL_SECRET", "one")
+    run(tiny.task(), out=tmp_path, rounds=1)
+    monkeypatch.setenv("SFL_SECRET", "two")
+    with pytest.raises(TrainingError, match="another SFL_SECRET"):
+        run(tiny.task(), out=tmp_path, rounds=2, resume=True)
+    monkeypatch.setenv("SFL_SECRET", "one")
+    assert run(tiny.task(), out=tmp_path, rounds=2, resume=True).history[-1].round == 2
+
+
 def test_e12_a_resume_with_another_loss_is_noticed(tmp_path: Path) -> None:
     run(tiny.task(), out=tmp_path, rounds=1)
     twice = tiny.task(loss=lambda output, y: 2.0 * cross_entropy(output, y))
@@ -300,7 +313,7 @@ def test_the_journal_on_disk_rebuilds_the_client_half(tmp_path: Path) -> None:
     problem = tiny.task()
     result = run(problem, out=tmp_path / "run", rounds=4, client_optimizer="momentum")
     journal = Journal.load(tmp_path / "run" / "journal.bin")
-    vector = ParameterVector(problem.build(0).client)
+    vector = ParameterVector(problem.build(model_seed(0)).client)
     replica = Replica.initial(vector.anchor, journal.header, vector.shapes)
     replica.replay(journal.entries)
     vector.load(replica.theta)

@@ -75,8 +75,9 @@ def test_a_request_is_brief_from_the_second_round_on(method: str) -> None:
     assert trial.total("replies") == 12
     for names in settings(trial, 1)[-1:]:
         assert "terms" in names
-        assert not {"seed", "partition", "protocol", "batch-size", "law", "mu"} & set(names)
-    assert "seed" in settings(trial, 1)[0]
+        standing = {"key", "model-seed", "partition", "protocol", "batch-size", "law", "mu"}
+        assert not standing & set(names)
+    assert {"key", "model-seed"} <= set(settings(trial, 1)[0])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,7 +98,7 @@ def test_a_client_that_lost_its_terms_gets_the_whole_request(method: str) -> Non
     assert (trial.total("replies"), trial.notes, lost) == (12, "", [])
     assert equal(trial.model, train(tiny.task(), method, rounds=3).model)
     names = settings(trial, 1)
-    assert sum("seed" in sent for sent in names) > sum("seed" in s for s in settings(trial, 2))
+    assert sum("key" in sent for sent in names) > sum("key" in s for s in settings(trial, 2))
 
 
 def test_a_client_that_never_knows_its_terms_is_refused() -> None:

@@ -37,7 +37,7 @@ def test_e12_a_saved_model_loads_strictly_into_the_whole_one(method: str) -> Non
     model = _Unused()
     model.load_state_dict(trial.model)
     assert torch.equal(model.get_buffer("steps"), torch.tensor([3]))
-    built = task.whole(trial.strategy.config.seed).state_dict()
+    built = task.whole(trial.strategy.config.model_seed).state_dict()
     assert torch.equal(trial.model["spare.weight"], built["spare.weight"])
 
 
@@ -64,7 +64,7 @@ def test_e12_sparse_embeddings_are_trained_by_first_order_clients(method: str) -
         tiny.task(shares, build=_words, test=lambda: _ids(8, 9)), method, rounds=1, **options
     )
     assert trial.total("failures") + trial.total("rejected") == 0
-    built = trial.strategy.task.whole(trial.strategy.config.seed).state_dict()
+    built = trial.strategy.task.whole(trial.strategy.config.model_seed).state_dict()
     assert not torch.equal(trial.model["embed.weight"], built["embed.weight"])
 
 

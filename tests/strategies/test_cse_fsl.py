@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfl_flower.data import batch_indices
+from sfl_flower.data import batch_indices, client_key
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import read_options
 from sfl_flower.node import local_loss as shared
@@ -97,7 +97,7 @@ def by_hand(
                 local = kind(parameters, lr=0.1, weight_decay=0.01)
             seen = 0
             for m in range(h):
-                rows = batch_indices(0, number, round, m, len(share), 4).copy()
+                rows = batch_indices(client_key(0, number), round, m, len(share), 4).copy()
                 x, y = share.x[rows], share.y[rows]
                 seen += len(y)
                 z = own(x)
@@ -209,10 +209,10 @@ def test_uploads_are_pre_step() -> None:
     start(trial)
     ((_, _, reply),) = [r for r in trial.grid.replies if r[0] == "local"]
     z = values(reply["arrays"]["z"])
-    rows = batch_indices(0, 0, 1, 0, 8, 4).copy()
+    rows = batch_indices(client_key(0, 0), 1, 0, 8, 4).copy()
     with torch.no_grad():
         np.testing.assert_array_equal(z[:4], half(share.x[rows]).numpy())
-        again = batch_indices(0, 0, 1, 1, 8, 4).copy()
+        again = batch_indices(client_key(0, 0), 1, 1, 8, 4).copy()
         assert not np.allclose(z[4:], half(share.x[again]).numpy(), atol=1e-4)
 
 

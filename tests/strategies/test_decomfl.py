@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.calls import CallCounter
 from sfl_flower.clients import decomfl
-from sfl_flower.data import batch_indices
+from sfl_flower.data import batch_indices, client_key, model_seed
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.split import Whole
@@ -65,7 +65,7 @@ def test_one_client_is_zeroth_order_sgd_on_the_whole_model() -> None:
         mu=mu,
         client_lr=lr,
     )
-    halves = trial.strategy.task.build(0)
+    halves = trial.strategy.task.build(model_seed(0))
     model = Whole(halves.client, halves.server).double()
     names = sorted(dict(model.named_parameters()))
     at = theta(trial).clone()
@@ -81,7 +81,7 @@ def test_one_client_is_zeroth_order_sgd_on_the_whole_model() -> None:
     for round in range(1, 4):
         drawn = torch.from_numpy(directions(trial, round, steps, probes))
         for step in range(steps):
-            rows = batch_indices(0, 0, round, step, 10, 4).copy()
+            rows = batch_indices(client_key(0, 0), round, step, 10, 4).copy()
             here = loss(at, rows)
             losses.append(float(here))
             v = torch.stack([loss(at + mu * u, rows) - here for u in drawn[step]])

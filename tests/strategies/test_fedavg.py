@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.clients import fedavg
-from sfl_flower.data import batch_indices, steps_per_epoch
+from sfl_flower.data import batch_indices, client_key, steps_per_epoch
 from sfl_flower.errors import ConfigError
 from sfl_flower.strategies.fedavg import FedAvgSettings
 from sfl_flower.wire.fedavg import FullReply, FullRequest
@@ -38,7 +38,7 @@ def centralised(
         if fresh:
             made = optimizer(model.parameters())
         for step in range(steps):
-            rows = batch_indices(0, 0, round, step, len(share), 4).copy()
+            rows = batch_indices(client_key(0, 0), round, step, len(share), 4).copy()
             loss = nn.functional.cross_entropy(model(share.x[rows]), share.y[rows])
             made.zero_grad()
             loss.backward()

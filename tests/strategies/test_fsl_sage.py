@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from sfl_flower.data import batch_indices
+from sfl_flower.data import batch_indices, client_key, model_seed
 from sfl_flower.errors import ConfigError, CutError, DataError
 from sfl_flower.methods import read_options
 from sfl_flower.presets import load_preset
@@ -37,7 +37,7 @@ def sage(faults: Any = (), problem: Any = None, **options: Any) -> Trial:
 def server_half(dtype: torch.dtype = torch.float64) -> nn.Module:
     torch.set_default_dtype(dtype)
     try:
-        return tiny.task().build(0).server.to(dtype)
+        return tiny.task().build(model_seed(0)).server.to(dtype)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -101,7 +101,7 @@ def test_a6b_with_it_and_a_still_server_clients_follow_splitfed_v2(every: int, b
     names = [*CLIENT_NAMES, *(NORM_NAMES if build is tiny.with_batch_norm else ())]
     for name in names:
         assert torch.equal(first.model[name], second.model[name]), name
-    initial = tiny.task(build=build).build(0).client.state_dict()
+    initial = tiny.task(build=build).build(model_seed(0)).client.state_dict()
     assert not torch.equal(first.model["first.weight"], initial["first.weight"])
 
 
@@ -224,7 +224,7 @@ def test_a_run_keeps_the_last_smashed_data_of_each_client() -> None:
 
 @pytest.mark.parametrize("mode", ["batch", "running", "published"])
 def test_the_refresh_leaves_running_statistics_alone(mode: str) -> None:
-    server = tiny.task(build=tiny.with_batch_norm).build(0).server
+    server = tiny.task(build=tiny.with_batch_norm).build(model_seed(0)).server
     z, y = smashed(20, torch.float32)
     before = copy.deepcopy(server.state_dict())
     found = refresh(server, cross_entropy, z, y, mode)
@@ -249,7 +249,7 @@ def test_a_server_with_batch_norm_is_refreshed_as_asked() -> None:
 
 def test_what_is_uploaded_is_from_before_the_step_and_comes_once() -> None:
     trial = sage(rounds=1, local_steps=4, upload_every=2, client_lr=0.5)
-    initial = tiny.task().build(0).client
+    initial = tiny.task().build(model_seed(0)).client
     sent = [
         (kind, values(content["arrays"]["z"]))
         for kind, client, content in trial.grid.replies
@@ -261,11 +261,11 @@ def test_what_is_uploaded_is_from_before_the_step_and_comes_once() -> None:
     config = trial.strategy.config
     problem.given(config)  # type: ignore[attr-defined]
     rows = problem.client_rows(config.partition_spec())[1]
-    chosen = rows[batch_indices(0, 1, 1, 0, len(rows), 4)]
+    chosen = rows[batch_indices(client_key(0, 1), 1, 0, len(rows), 4)]
     with torch.no_grad():
         first = initial(problem.samples("train").x[chosen])
         assert np.array_equal(first.numpy(), sent[0][1])
-        chosen = rows[batch_indices(0, 1, 1, 2, len(rows), 4)]
+        chosen = rows[batch_indices(client_key(0, 1), 1, 2, len(rows), 4)]
         later = initial(problem.samples("train").x[chosen])
     assert not np.allclose(later.numpy(), sent[1][1])  # two steps on
 

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from sfl_flower import simulate
 from sfl_flower.clients import heron as client
-from sfl_flower.data import batch_indices
+from sfl_flower.config import RunConfig
+from sfl_flower.data import batch_indices, client_key
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.methods import read_options
 from sfl_flower.node.local_loss import LocalModel, Uploads, local_model
@@ -249,7 +250,8 @@ def test_scalars_over_mu_are_the_derivatives_of_the_local_loss(estimator: str) -
 
         found = []
         for key in step_keys(1, 0, client_stream(0), 16):
-            u = Directions(run_key("heron", 0), "rademacher", [(SIZE,)]).of(key).values().double()
+            own = Directions(run_key("heron", client_key(0, 0)), "rademacher", [(SIZE,)])
+            u = own.of(key).values().double()
             tangent, low = {}, 0
             for name, value in point.items():
                 tangent[name] = u[low : low + value.numel()].view(value.shape)
@@ -362,7 +364,7 @@ def test_uploads_and_running_statistics_are_the_anchors_alone() -> None:
     problem = tiny.task([share], build=tiny.with_batch_norm, cut="act")
     trial = open_run(problem, clients=1, rounds=1, local_steps=1, probes=3, uplink="weights")
     model = local(trial)
-    rows = batch_indices(0, 0, 1, 0, 8, 4).copy()
+    rows = batch_indices(client_key(0, 0), 1, 0, 8, 4).copy()
     with torch.no_grad():
         z = model.client(share.x[rows])
     start(trial)
@@ -381,7 +383,7 @@ def test_uploads_of_later_steps_are_pre_step_too() -> None:
     options: dict[str, Any] = {"clients": 1, "rounds": 1, "probes": 2}
     trial = train(tiny.task([share]), local_steps=4, upload_every=2, **options)
     shorter = local(train(tiny.task([share]), local_steps=2, **options))
-    rows = batch_indices(0, 0, 1, 2, 8, 4).copy()
+    rows = batch_indices(client_key(0, 0), 1, 2, 8, 4).copy()
     with torch.no_grad():
         z = shorter.client(share.x[rows])
     (up,) = sent(trial, "z")
@@ -469,7 +471,10 @@ def test_with_the_true_gradient_and_batch_norm_it_is_cse_fsl() -> None:
     other = start(begin(problem, "cse_fsl", client_optimizer="sgd", **options))
     mine, cse = all_of(heron), all_of(other)
     for name, value in mine.items():
-        torch.testing.assert_close(value, cse[name], rtol=0, atol=2e-6, msg=name)
+        # BatchNorm over four samples amplifies, behind the cut, the last bits of z (3e-8 there).
+        behind = name.startswith(("hidden", "norm2", "out"))
+        atol = 1e-5 if behind else 1e-6
+        torch.testing.assert_close(value, cse[name], rtol=0, atol=atol, msg=name)
 
 
 @pytest.mark.usefixtures("first_order")
@@ -487,11 +492,12 @@ def test_duplicated_clients_change_no_client_half_and_no_head(mean: str) -> None
     assert float((flat(once) - flat(twice)).norm()) <= 2e-5 * float(step.norm())
 
 
-def test_with_equal_streams_duplicates_change_nothing_either(
+def test_with_equal_keys_duplicates_change_nothing_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in (client, server):
         monkeypatch.setattr(module, "client_stream", lambda partition: partition % 3 + 1)
+    monkeypatch.setattr(RunConfig, "client_key", lambda config, partition: f"{partition % 3}")
     shares = [tiny.samples(1, n) for n in range(3)]  # one sample: one order of its batch
     once = local(train(tiny.task(shares), clients=3, rounds=2, server_lr=0.0))
     twice = local(train(tiny.task(shares + shares), clients=6, rounds=2, server_lr=0.0))
@@ -883,6 +889,6 @@ def test_c3_k_beyond_a_clients_local_epoch_leaves_that_client_out(sampled: int) 
 
 def test_a_round_without_clients_is_a_round_without_replies() -> None:
     trial = open_run()
-    exchange = Exchange(trial.grid, trial.strategy.ledger, 1.0, set(), "heron")
+    exchange = Exchange(trial.grid, trial.strategy.ledger, 1.0, set(), "heron", str)
     outcome = trial.strategy.train_round(1, [], exchange)
     assert (outcome.losses, outcome.samples) == ([], 0)

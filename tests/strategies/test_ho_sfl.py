@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfl_flower.data import batch_indices, generator
+from sfl_flower.data import batch_indices, client_key, generator
 from sfl_flower.errors import ConfigError
 from sfl_flower.server.trainer import Gradients, Trainer
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
@@ -416,7 +416,7 @@ def by_hand(
     for number in order:
         for step in range(minibatches):
             share = shares[number]
-            rows = batch_indices(0, number, 1, step, len(share), 4).copy()
+            rows = batch_indices(client_key(0, number), 1, step, len(share), 4).copy()
             z = client(share.x[rows]).detach().requires_grad_()
             optimizer.zero_grad()
             functional.cross_entropy(server(z), share.y[rows]).backward()

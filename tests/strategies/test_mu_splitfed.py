@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from benchmarks.calls import CallCounter
 from sfl_flower.clients import mu_splitfed as client
-from sfl_flower.data import batch_indices
+from sfl_flower.data import batch_indices, client_key, model_seed
 from sfl_flower.errors import ConfigError, CutError, TrainingError, WireError
 from sfl_flower.server.forward_only import ForwardOnlyTrainer
 from sfl_flower.strategies import mu_splitfed as server
@@ -49,11 +49,12 @@ def test_three_forwards_up_one_scalar_down_and_2_tau_plus_2_on_the_server(
 
 def by_hand(problem: Any, share: Any, settings: MUSplitFedSettings) -> tuple[Tensor, Tensor]:
     """Return both halves, flat, after one client's local step, from the method's description."""
-    halves = problem.build(0)
-    rows = batch_indices(0, 0, 1, 0, len(share), 4).copy()
+    halves = problem.build(model_seed(0))
+    rows = batch_indices(client_key(0, 0), 1, 0, len(share), 4).copy()
     x, y, mu = share.x[rows], share.y[rows], settings.mu
     theta_c, theta_s = zo_half.flat(halves.client), zo_half.flat(halves.server)
-    u = zo_half.direction(run_key("mu_splitfed client", 0), len(theta_c), law=settings.direction)
+    own = run_key("mu_splitfed client", client_key(0, 0))
+    u = zo_half.direction(own, len(theta_c), law=settings.direction)
 
     def loss(theta: Tensor, z: Tensor) -> float:
         return float(functional.cross_entropy(zo_half.run_at(halves.server, theta, z), y))

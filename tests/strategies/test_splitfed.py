@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.data import batch_indices
+from sfl_flower.data import batch_indices, client_key
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.server.mean import Mean
 from sfl_flower.server.settings import LocalStepsSettings
@@ -32,7 +32,7 @@ def centralised(
     for round in range(1, rounds + 1):
         optimizers = [client(halves[0]), server(halves[1])]
         for step in range(steps):
-            rows = batch_indices(0, 0, round, step, len(share), 4).copy()
+            rows = batch_indices(client_key(0, 0), round, step, len(share), 4).copy()
             loss = nn.functional.cross_entropy(model(share.x[rows]), share.y[rows])
             for optimizer in optimizers:
                 optimizer.zero_grad()

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from benchmarks.calls import CallCounter
 from sfl_flower.clients import zo_sfl as client
-from sfl_flower.data import batch_indices
+from sfl_flower.data import batch_indices, client_key, model_seed
 from sfl_flower.errors import ConfigError, CutError, TrainingError
 from sfl_flower.strategies import zo_sfl as server
 from sfl_flower.strategies.zo_sfl import ZOSFLSettings
@@ -59,8 +59,8 @@ def test_2p_uploads_2p_forwards_on_both_sides_and_p_scalars_a_step(
 
 def gradients(problem: Any, share: Any) -> tuple[Tensor, Tensor]:
     """Return autograd's gradients of both halves on the first batch, flat."""
-    halves = problem.build(0)
-    rows = batch_indices(0, 0, 1, 0, len(share), 4).copy()
+    halves = problem.build(model_seed(0))
+    rows = batch_indices(client_key(0, 0), 1, 0, len(share), 4).copy()
     theta = [zo_half.flat(half).requires_grad_() for half in (halves.client, halves.server)]
     z = zo_half.run_at(halves.client, theta[0], share.x[rows])
     loss = functional.cross_entropy(zo_half.run_at(halves.server, theta[1], z), share.y[rows])
@@ -78,7 +78,7 @@ def test_a_scalar_is_the_derivative_along_both_directions(law: str) -> None:
     parts = zip(gradients(problem, share), ("client", "server"), strict=True)
     expected = np.zeros(probes)
     for gradient, side in parts:
-        key = run_key(f"zo_sfl {side}", 0)
+        key = run_key(f"zo_sfl {side}", client_key(0, 0) if side == "client" else 0)
         along = [zo_half.direction(key, len(gradient), 0, p, law) for p in range(probes)]
         expected += np.array([float(u.double() @ gradient.double()) for u in along])
     assert np.abs(expected).max() > 0.05
@@ -99,7 +99,7 @@ def test_both_sides_step_along_the_scalars() -> None:
     )
     for side, lr, names in sides:
         step = flat(before, names) - flat(trial.model, names)
-        key = run_key(f"zo_sfl {side}", 0)
+        key = run_key(f"zo_sfl {side}", client_key(0, 0) if side == "client" else 0)
         along = torch.stack([zo_half.direction(key, len(step), 0, p) for p in range(probes)])
         expected = lr * torch.from_numpy(scalars / (2 * mu * probes)).double() @ along.double()
         assert float(expected.norm()) > 1e-3

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.calls import CallCounter
+from sfl_flower.config import RunConfig
+from sfl_flower.data import client_key, model_seed
 from sfl_flower.node.node import HeldModule
 from sfl_flower.server.forward_only import ForwardOnlyTrainer
 from sfl_flower.zo import Directions, Key
@@ -18,7 +20,11 @@ from tests import tiny
 
 def client_module(problem: Any) -> nn.Module:
     """Return the client half that the clients of this process run."""
-    half: HeldModule = problem.memo(("client half", 0), lambda: HeldModule(problem.build(0).client))
+    seed = model_seed(0)
+    half: HeldModule = problem.memo(
+        ("client half", seed, torch.device("cpu"), "as_built"),
+        lambda: HeldModule(problem.build(seed).client),
+    )
     return half.module
 
 
@@ -39,6 +45,7 @@ def without_streams(patch: pytest.MonkeyPatch, *modules: Any) -> None:
     """Let all clients have the same directions."""
     for module in modules:
         patch.setattr(module, "client_stream", lambda partition: 0)
+    patch.setattr(RunConfig, "client_key", lambda config, partition: client_key(config.seed, 0))
 
 
 def flat(module: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from sfl_flower.wire.splitfed import StepReply, StepRequest
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import Entry, Probing, Tail
 
-SETUP = Setup(seed=7, partition="local", threads=1)
+JOINING = Setup(model_seed=7, partition="local", threads=1)
+SETUP = replace(JOINING, key="0c" * 16)
 Z = np.arange(12, dtype=np.float32).reshape(4, 3)
 Y = np.array([0, 1, 2, 0], dtype=np.int64)
 TEXTS = np.pad(np.ones((4, 2, 30), np.float32), ((0, 0), (0, 9), (0, 0)))
@@ -55,9 +57,9 @@ WEIGHTS: dict[str, np.ndarray] = {
 }
 
 MESSAGES: dict[str, Any] = {
-    "join request": JoinRequest(SETUP),
-    "join request with a base": JoinRequest(SETUP, "0f" * 16, True),
-    "join request with a head": JoinRequest(SETUP, "0f" * 16, False, "blocks:block:3"),
+    "join request": JoinRequest(JOINING),
+    "join request with a base": JoinRequest(JOINING, "0f" * 16, True),
+    "join request with a head": JoinRequest(JOINING, "0f" * 16, False, "blocks:block:3"),
     "join reply": JoinReply(2, 30, data="0af3"),
     "join problem": JoinReply(2, 0, "no data"),
     "stale": StaleReply(2, "ab"),
@@ -250,9 +252,9 @@ ARRAYS = st.one_of(
     ).map(_array),
 )
 WORDS = st.sampled_from(
-    """protocol status round version digest sync base-version base-digest partition seed threads
-    batch-size minibatches eval-mode meter stream probes law mu estimator step steps optimizer
-    keep-state partition-id problem z.positions lam.positions other""".split()
+    """protocol status round version digest sync base-version base-digest partition model-seed key
+    threads batch-size minibatches eval-mode meter stream probes law mu estimator step steps
+    optimizer keep-state partition-id problem z.positions lam.positions other""".split()
 )
 SCALARS = st.one_of(
     st.booleans(),
