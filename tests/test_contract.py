@@ -20,6 +20,7 @@ from torch.optim import adam as optim
 
 from sfl_flower.methods import METHODS, Method, find_method
 from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.task import SplitTask
 from sfl_flower.training.device import device_of
 from sfl_flower.training.meter import PeakMemory
 from sfl_flower.wire import Ledger, content_bytes
@@ -151,17 +152,23 @@ class Stop(Exception):
     """Ends a run from outside."""
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", ["all", "subspace:2"])
+def test_a_stopped_run_goes_on_to_the_same_bits(method: str, trained: str, tmp_path: Path) -> None:
     def stop(record: RoundRecord) -> None:
         if record.round == 2:
             raise Stop
 
     options = settings(method)
-    whole = run(tiny.task(), method, out=tmp_path / "whole", **options)
+
+    def problem() -> SplitTask:
+        return tiny.task(trained=trained, public=lambda: tiny.samples(20, 7))
+
+    whole = run(problem(), method, out=tmp_path / "whole", **options)
     with pytest.raises(Stop):
-        run(tiny.task(), method, out=tmp_path / "parts", observer=stop, **options)
-    resumed = run(tiny.task(), method, out=tmp_path / "parts", resume=True, **options)
+        run(problem(), method, out=tmp_path / "parts", observer=stop, **options)
+    resumed = run(problem(), method, out=tmp_path / "parts", resume=True, **options)
     assert equal(whole.model, resumed.model)
+    assert set(whole.model) == set(tiny.model().state_dict())
     assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)
     if value(method).facts.journal:
         one, two = ((tmp_path / n / "journal.bin").read_bytes() for n in ("whole", "parts"))

@@ -9,7 +9,7 @@ from sfl_flower.data.batches import (
     largest_batch,
     steps_per_epoch,
 )
-from sfl_flower.data.partition import PARTITIONS, PartitionSpec, partition
+from sfl_flower.data.partition import PARTITIONS, PartitionSpec, divided, partition
 from sfl_flower.data.samples import Samples, check_samples
 from sfl_flower.data.seeding import (
     client_key,
@@ -35,6 +35,7 @@ __all__ = [
     "client_key",
     "client_samples",
     "derive",
+    "divided",
     "division_seed",
     "generator",
     "hold_back",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sfl_flower.data.labels import row_labels
+from sfl_flower.data.samples import Samples
 from sfl_flower.data.seeding import derive, generator
 from sfl_flower.data.validation import LARGEST, hold_back
 from sfl_flower.errors import ConfigError, DataError
@@ -17,7 +19,7 @@ from sfl_flower.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-__all__ = ["PARTITIONS", "PartitionSpec", "partition"]
+__all__ = ["PARTITIONS", "PartitionSpec", "divided", "partition"]
 
 PARTITIONS = ("iid", "dirichlet", "pathological", "shard", "linear", "square", "exponential")
 """Names that `PartitionSpec` knows."""
@@ -105,6 +107,13 @@ class PartitionSpec:
             "shard": f", {self.shards_per_client} shards a client",
         }
         return f"{self.name}{options.get(self.name, '')}, seed {self.seed}"
+
+
+def divided(
+    samples: Samples, spec: PartitionSpec, ignore: int | None
+) -> list[npt.NDArray[np.int64]]:
+    """Divide a set among clients, by the labels of its samples that count; see `partition`."""
+    return partition(spec, row_labels(samples.y.numpy(), ignore, spec.by_class))
 
 
 def partition(spec: PartitionSpec, labels: npt.ArrayLike) -> list[npt.NDArray[np.int64]]:

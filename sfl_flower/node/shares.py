@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sfl_flower.data import PartitionSpec
+from sfl_flower.data import PartitionSpec, divided
 from sfl_flower.errors import SflError
 from sfl_flower.node.directory import (
     arrays_digest,
@@ -58,7 +58,7 @@ def divide(task: SplitTask, spec: PartitionSpec) -> None:
         path = _file(spec, labels)
         rows = _read(path, spec.clients, len(labels))
         if rows is None:
-            rows = task.compute_rows(spec)
+            rows = divided(task.samples("train"), spec, task.ignore_label)
             _write(path, rows)
         return rows
 

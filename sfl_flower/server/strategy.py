@@ -31,10 +31,11 @@ from sfl_flower.server.received import finite_mean, smashed_shape
 from sfl_flower.server.records import as_record, from_record
 from sfl_flower.server.roster import Member, Roster
 from sfl_flower.server.screening import Screening
+from sfl_flower.server.subspace import fitted
 from sfl_flower.server.summary import log_summary
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.unwrapped import Unwrapped
-from sfl_flower.split import dequantised, load_dequantised, load_travelling, travelling_state
+from sfl_flower.split import load_dequantised, load_travelling, plain_weights, travelling_state
 from sfl_flower.task import SplitTask
 from sfl_flower.task.models import unused_state
 from sfl_flower.training.device import find_device
@@ -88,7 +89,7 @@ class SplitStrategy(Unwrapped):
         ways = config.smashed, config.gradients, config.client_device, self.settings.client_mode
         self.setup = Setup(config.model_seed, config.partition_text(), config.client_threads, *ways)
         self.device = find_device(config.server_device, "server-device")
-        halves = task.build(config.model_seed)
+        halves = fitted(task, config.model_seed)
         self.client_half: nn.Module = halves.client.to(self.device)
         self.server = self.new_trainer(halves.server.to(self.device))
         self._roster = Roster(config, self.settings, task)
@@ -242,8 +243,7 @@ class SplitStrategy(Unwrapped):
     def state_dict(self) -> dict[str, Tensor]:
         """Return the whole model's weights by their original names, on the CPU, none quantised."""
         halves = {**self.client_half.state_dict(), **self.server.module.state_dict()}
-        whole = {**unused_state(self.task, self.config.model_seed), **halves}
-        return dequantised({name: value.cpu() for name, value in whole.items()})
+        return plain_weights({**unused_state(self.task, self.config.model_seed), **halves})
 
     def arrays(self) -> ArrayRecord:
         """Return the whole model's weights as Flower's record."""

@@ -46,6 +46,18 @@ from .parameters.quantised import (
 from .parameters.quantised import (
     stay_frozen as stay_frozen,
 )
+from .parameters.subspace import (
+    energy_shares as energy_shares,
+)
+from .parameters.subspace import (
+    fit_subspace as fit_subspace,
+)
+from .parameters.subspace import (
+    plain_weights as plain_weights,
+)
+from .parameters.subspace import (
+    read_subspace as read_subspace,
+)
 from .parameters.trained import (
     TRAINED as TRAINED,
 )

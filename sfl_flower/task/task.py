@@ -18,11 +18,10 @@ from sfl_flower.data import (
     Samples,
     check_samples,
     chunks,
-    partition,
+    divided,
     seeded_draws,
 )
 from sfl_flower.data.identity import fingerprint
-from sfl_flower.data.labels import row_labels
 from sfl_flower.data.memory import remember
 from sfl_flower.errors import DataError
 from sfl_flower.task.own_data import first_node, node_key, takes_context
@@ -38,7 +37,7 @@ __all__ = ["Split", "SplitTask"]
 
 T = TypeVar("T")
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "public"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +81,9 @@ class SplitTask:
         The default loss leaves out -100; give a loss that leaves out another.
     trained : str
         Which client parameters are trained: ``all`` that the model trains, ``lora``, ``norm``,
-        ``bias``, ``last:N`` or a pattern over names, as `sfl_flower.split.restrict` takes them.
+        ``bias``, ``last:N``, ``subspace:R`` or a pattern over names; see `split.restrict`.
+    public : callable, optional
+        ``public()`` returns `Samples` that are nobody's secret; a ``subspace`` is theirs.
     token : str, optional
         Names the data and the model. Tasks whose other fields are equal too then share what this
         process keeps; without one, each `SplitTask` is on its own, so build it once, not once a
@@ -115,6 +116,7 @@ class SplitTask:
     head: Callable[[], nn.Module] | None = None
     ignore_label: int | None = None
     trained: str = "all"
+    public: Callable[[], Samples] | None = None
     token: str = ""
     key: str = field(init=False, repr=False, default="")
 
@@ -127,7 +129,9 @@ class SplitTask:
         check_metrics(self.name, self.metrics)
         measures = {f"metrics[{name!r}]": metric for name, metric in self.metrics.items()}
         needed = {name: getattr(self, name) for name in ("model", "train", "test", "loss")}
-        optional = {name: getattr(self, name) for name in ("transform", "augment", "head")}
+        optional = {
+            name: getattr(self, name) for name in ("transform", "augment", "head", "public")
+        }
         check_functions(self.name, {**needed, **measures}, optional)
         own = fingerprint([getattr(self, f.name) for f in fields(self) if f.init])
         # No argument: `dataclasses.replace` makes a task that shares nothing with this one.
@@ -192,7 +196,7 @@ class SplitTask:
 
         Parameters
         ----------
-        split : {"train", "test"}
+        split : {"train", "test", "public"}
             Which.
         context : Context, optional
             The node's, where nodes have data of their own; the first one's when left out.
@@ -207,7 +211,7 @@ class SplitTask:
 
     def load(self, split: Split, context: Context | None = None) -> Samples:
         """Return what `samples` does, loaded anew."""
-        where = f"the {'training' if split == 'train' else 'test'} set of task {self.name!r}"
+        where = f"the {'training' if split == 'train' else split} set of task {self.name!r}"
         function: Callable[..., Any] = getattr(self, split)
         if split == "train" and self.own_data:
             function = partial(function, context or first_node(1))
@@ -222,12 +226,9 @@ class SplitTask:
         DataError
             The training set cannot be divided so; see `partition`.
         """
-        return self.memo(("rows", spec), lambda: self.compute_rows(spec))
-
-    def compute_rows(self, spec: PartitionSpec) -> list[npt.NDArray[np.int64]]:
-        """Return what `client_rows` does, computed anew."""
-        labels = self.samples("train").y.numpy()
-        return partition(spec, row_labels(labels, self.ignore_label, spec.by_class))
+        return self.memo(
+            ("rows", spec), lambda: divided(self.samples("train"), spec, self.ignore_label)
+        )
 
     def batch(self, samples: Samples, rows: npt.ArrayLike | slice) -> tuple[Tensor, Tensor]:
         """Return the model's inputs and the labels of these rows."""

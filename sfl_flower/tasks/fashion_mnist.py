@@ -16,6 +16,9 @@ from sfl_flower.tasks.options import whole_number
 
 __all__ = ["fashion_mnist", "fashion_mnist_model"]
 
+TRAINING, PUBLIC = 60_000, 64
+"""Images of the training set, and how many of them, the last, are public."""
+
 _IMAGES = ImageSet("Fashion-MNIST", "fashion_mnist.npz", (28, 28), "FashionMNIST", "FashionMNIST")
 
 
@@ -41,7 +44,7 @@ def fashion_mnist_model() -> nn.Sequential:
 
 
 def fashion_mnist(
-    train_size: int = 60_000,
+    train_size: int = TRAINING,
     test_size: int = 10_000,
     data_dir: str | None = None,
     trained: str = "all",
@@ -56,7 +59,8 @@ def fashion_mnist(
         Folder with ``fashion_mnist.npz``, or where torchvision keeps or puts its download. By
         default the environment variable ``SFL_DATA_DIR``, else ``~/.cache/sfl_flower``.
     trained : str
-        Which client parameters are trained, as `SplitTask` takes it.
+        Which client parameters are trained, as `SplitTask` takes it; the directions of a subspace
+        are those of the last 64 training images, or of noise where those are in use.
 
     Raises
     ------
@@ -73,6 +77,8 @@ def fashion_mnist(
         train=partial(_load, root, "train", train_size),
         test=partial(_load, root, "test", test_size),
         classes=10,
+        # Images that are nobody's: none are left where clients have them all.
+        public=partial(_public, root) if train_size <= TRAINING - PUBLIC else None,
         transform=_scale,
         trained=trained,
         token=f"fashion_mnist:{root.absolute()}:{train_size}:{test_size}",
@@ -87,3 +93,8 @@ def _scale(x: Tensor) -> Tensor:
 def _load(root: Path, split: Literal["train", "test"], size: int) -> Samples:
     samples = _IMAGES.load(root, split, size)
     return Samples(samples.x.unsqueeze(1).clone(), samples.y.clone())
+
+
+def _public(root: Path) -> Samples:
+    """Return the last images of the training set."""
+    return _load(root, "train", TRAINING).take(slice(TRAINING - PUBLIC, TRAINING))

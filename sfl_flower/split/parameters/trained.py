@@ -16,7 +16,7 @@ from sfl_flower.errors import ConfigError
 
 __all__ = ["TRAINED", "check_trained", "restrict"]
 
-TRAINED = ("all", "lora", "norm", "bias", "last:N")
+TRAINED = ("all", "lora", "norm", "bias", "last:N", "subspace:R")
 """What `trained` may be, besides a pattern over parameter names."""
 
 _LISTS = (nn.Sequential, nn.ModuleList)
@@ -24,6 +24,7 @@ _LAST = re.compile(r"last:([1-9][0-9]{0,5})")
 # By name, so that the RMSNorm that every language model brings along is known too.
 _NORM = re.compile(r"(?:Layer|Batch|Group|Instance|RMS)_?Norm(?:[123]d)?$")
 _SHOWN = 6
+_SUBSPACE = "subspace"
 
 
 def check_trained(trained: object) -> None:
@@ -32,7 +33,7 @@ def check_trained(trained: object) -> None:
     Raises
     ------
     ConfigError
-        It is not a text, is empty, or is ``last:`` without a whole number of at least 1.
+        It is not a text, is empty, or is ``last:`` or ``subspace`` without a whole number from 1.
     """
     if not isinstance(trained, str) or not trained:
         raise ConfigError(f"trained is {trained!r}; it must be {_legal('layer2.*')}.")
@@ -40,6 +41,10 @@ def check_trained(trained: object) -> None:
         raise ConfigError(
             f"trained is '{trained}'; last:N needs a whole number of blocks from 1, as in last:2."
         )
+    if trained.startswith(_SUBSPACE):
+        from sfl_flower.split.parameters.subspace import read_subspace
+
+        read_subspace(trained)
 
 
 def restrict(client: nn.Module, trained: str) -> None:
@@ -55,8 +60,8 @@ def restrict(client: nn.Module, trained: str) -> None:
         ``all``: what the model has. ``lora``: parameters named ``lora_…``, as peft names adapters.
         ``norm``: those of normalisation layers. ``bias``: biases. ``last:N``: those of the last N
         blocks that have something to train; a block is an item of an ``nn.Sequential`` or
-        ``nn.ModuleList``, or a layer outside such lists. Anything else is a pattern over parameter
-        names, as ``fnmatch`` reads it.
+        ``nn.ModuleList``, or a layer outside such lists. ``subspace:R``: see `open_subspace`.
+        Anything else is a pattern over parameter names, as ``fnmatch`` reads it.
 
     Raises
     ------
@@ -65,6 +70,11 @@ def restrict(client: nn.Module, trained: str) -> None:
     """
     check_trained(trained)
     if trained == "all":
+        return
+    if trained.startswith(_SUBSPACE):
+        from sfl_flower.split.parameters.subspace import open_subspace
+
+        open_subspace(client, trained)
         return
     last = _LAST.fullmatch(trained)
     chosen = _last(client, int(last[1])) if last else _named(client, _test(client, trained))

@@ -1,0 +1,201 @@
+"""Layers that move in a few directions of their inputs: by hand, and in runs of every kind."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfl_flower import simulate
+from sfl_flower.errors import ConfigError
+from sfl_flower.server.subspace import fitted
+from sfl_flower.split import energy_shares, fit_subspace, plain_weights, read_subspace, restrict
+from sfl_flower.split.parameters.subspace import Subspace
+from tests import tiny
+from tests.tiny import Trial, begin, train
+
+NAMES = ["first.bias", "first.subspace"]
+
+
+def public() -> Any:
+    return tiny.samples(20, 7)
+
+
+def problem(**options: Any) -> Any:
+    return tiny.task(**{"trained": "subspace:2", "public": public, **options})
+
+
+def opened(module: nn.Module, trained: str = "subspace:2") -> nn.Module:
+    restrict(module, trained)
+    return module
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """Give every R some values."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("subspace"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def test_what_a_choice_says() -> None:
+    assert read_subspace("all") is None
+    assert read_subspace("subspace:4") == Subspace(4, "*")
+    assert read_subspace("subspace:12:layer2.*") == Subspace(12, "layer2.*")
+
+
+@pytest.mark.parametrize("bad", ["subspace", "subspace:", "subspace:0", "subspace:x", "subspaces"])
+def test_a_choice_that_is_none_is_refused_at_once(bad: str) -> None:
+    with pytest.raises(ConfigError, match="subspace:R, with R directions a layer from 1"):
+        tiny.task(trained=bad)
+
+
+def test_the_leading_directions_by_hand() -> None:
+    layer = opened(nn.Sequential(nn.Linear(3, 2)))
+    # Inputs along the second axis with mean square 4, along the third with 1, none along the first.
+    x = torch.tensor([[0.0, 2, 1], [0, -2, 1], [0, 2, -1], [0, -2, -1]])
+    fit_subspace(layer, x)
+    basis = layer[0].get_buffer("subspace_basis")  # type: ignore[index]
+    assert torch.allclose(basis, torch.tensor([[0, 0.5, 0], [0, 0, 1.0]]), atol=1e-7)
+    # So what the directions take of the inputs has a mean square of 1, each.
+    assert torch.allclose((x @ basis.t()).square().mean(dim=0), torch.ones(2))
+
+
+def test_a_model_whose_layers_may_move_is_unchanged_until_they_do() -> None:
+    plain = tiny.model()
+    client = opened(copy.deepcopy(plain))
+    fit_subspace(client, public().x)
+    assert torch.equal(client(public().x), plain(public().x))
+    assert [n for n, p in client.named_parameters() if p.requires_grad and "first" in n] == NAMES
+    assert tiny.equal(plain_weights(client.state_dict()), plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(2, 4, 3),
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=2),
+        nn.Conv2d(2, 4, (3, 2), padding="same"),
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect", bias=False),
+        nn.Conv2d(2, 4, 1),
+    ],
+)
+def test_a_convolution_moves_as_its_weight_would(conv: nn.Conv2d) -> None:
+    x = torch.randn(20, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    client = opened(nn.Sequential(OrderedDict(conv=copy.deepcopy(conv))))
+    fit_subspace(client, x)
+    moved(client)
+    plain = nn.Sequential(OrderedDict(conv=copy.deepcopy(conv)))
+    plain.load_state_dict(plain_weights(client.state_dict()))
+    assert not torch.allclose(client(x), nn.Sequential(OrderedDict(conv=conv))(x), atol=0.1)
+    assert torch.allclose(client(x), plain(x), atol=1e-5)
+
+
+def test_the_patches_of_a_convolution_are_what_its_kernels_see() -> None:
+    """With one direction, the layer's mean square over positions along it is 1."""
+    x = torch.randn(20, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    client = opened(nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 4, 3, stride=2))), "subspace:1")
+    fit_subspace(client, x)
+    basis = client.get_buffer("conv.subspace_basis")
+    along = nn.functional.conv2d(x, basis.reshape(1, 2, 3, 3), stride=2)
+    assert float(along.square().mean()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_all_directions_hold_all_of_a_gradient_and_fewer_less() -> None:
+    x, y = public().x, public().y
+    plain = tiny.model()
+    nn.functional.cross_entropy(plain(x), y).backward()
+    gradients = {name: plain.get_submodule(name).weight.grad for name in ("first", "hidden")}
+    shares: list[dict[str, float]] = []
+    for rank in (1, 2, 4):
+        client = opened(copy.deepcopy(plain), f"subspace:{rank}:[fh]i*")
+        fit_subspace(client, x)
+        shares.append(energy_shares(client, gradients))  # type: ignore[arg-type]
+    for few, more in pairwise(shares):
+        assert all(few[name] < more[name] <= 1 + 1e-6 for name in gradients)
+    full = opened(copy.deepcopy(plain), f"subspace:{tiny.FEATURES}:first")
+    fit_subspace(full, x)
+    assert energy_shares(full, gradients)["first"] == pytest.approx(1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("trained", "said"),
+    [
+        ("subspace:2:third", r"chooses no layer .* by 'third'.*\(first\)"),
+        ("subspace:7", r"'first' has 6 inputs; R must be in \[1, 6\]"),
+    ],
+)
+def test_a_subspace_that_the_half_cannot_have_is_refused(trained: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        problem(trained=trained).build(0)
+
+
+def test_samples_that_say_too_little_are_refused() -> None:
+    few = problem(trained="subspace:4", public=lambda: tiny.samples(3, 7))
+    with pytest.raises(
+        ConfigError, match=r"4 directions of the layer 'first'.* span 3; ask for few"
+    ):
+        fitted(few, 0)
+
+
+def test_public_samples_of_another_shape_are_refused() -> None:
+    wide = tiny.samples(20, 7)
+    other = problem(public=lambda: type(wide)(torch.randn(20, 9), wide.y))
+    with pytest.raises(ConfigError, match=r"cannot run public samples of shape \[9\].* like train"):
+        fitted(other, 0)
+
+
+def test_without_public_samples_noise_stands_in_and_texts_are_refused() -> None:
+    one, two = (fitted(problem(public=None), 0).client for _ in range(2))
+    assert torch.equal(
+        one.get_buffer("first.subspace_basis"), two.get_buffer("first.subspace_basis")
+    )
+    assert bool(one.get_buffer("first.subspace_basis").any())
+    texts = problem(public=None, transform=lambda x: x.long())
+    with pytest.raises(ConfigError, match=r"no public samples, nor can noise .*int64; give it pub"):
+        fitted(texts, 0)
+
+
+def basis_of(trial: Trial) -> Tensor:
+    found: Tensor = trial.strategy.client_half.get_buffer("first.subspace_basis")
+    return found
+
+
+@pytest.mark.flower
+def test_ho_sfl_sends_the_directions_once_and_moves_along_them_alone() -> None:
+    trial = train(problem(), rounds=4, client_lr=0.5, sync="replay")
+    before, after = tiny.model(), trial.model
+    first = begin(problem()).model["first.weight"]
+    change = after["first.weight"] - first
+    inside = basis_of(trial)
+    residual = change - change @ torch.linalg.pinv(inside) @ inside
+    assert float(change.norm()) > 1e-3 > 1e-4 > float(residual.norm())
+    assert set(after) == set(before.state_dict())
+    # R, bias and A: [5, 2] + [5] + [2, 6] float32 for each of four clients, at the start.
+    assert trial.strategy.ledger.down["weights"] == 4 * 4 * (10 + 5 + 12)
+
+
+@pytest.mark.flower
+def test_what_a_run_leaves_is_a_plain_model_that_gives_the_same_results() -> None:
+    trial = train(problem(), rounds=4, client_lr=0.5)
+    plain = tiny.model()
+    plain.load_state_dict(trial.model)
+    found = problem().evaluate(plain.eval())
+    assert found["loss"] == pytest.approx(trial.strategy.records[-1].metrics["loss"], rel=1e-5)
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize("method", ["ho_sfl", "heron"])
+def test_ray_equals_inline(method: str) -> None:
+    shared: dict[str, Any] = {
+        "rounds": 2, "clients": 2, "batch_size": 8, "task.trained": "subspace:3",
+    }  # fmt: skip
+    one, two = (simulate("digits", method, backend=b, **shared) for b in ("inline", "ray"))
+    assert tiny.equal(one.model, two.model)
