@@ -30,7 +30,7 @@ Groups = dict[str, list[FinishedRun]]
 
 VARIES = frozenset(
     "seed rounds server_lr eval_every checkpoint_every timeout join_timeout patience "
-    "client_threads server_threads".split()
+    "client_threads server_threads client_device server_device client_gpus".split()
 )
 """Settings in which the runs of one row may differ."""
 PER_SEED = ("initial_weights",)

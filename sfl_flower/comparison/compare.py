@@ -120,7 +120,7 @@ def compare(
         task, methods, options, samples, drawn, out, server_lrs, metric
     )
     for job in jobs:
-        job.done()  # refuses directories of other configurations
+        job.done(backend)  # refuses directories of other configurations
     tuning = drawn[: tune_seeds or len(drawn)]
     first = [job for job in jobs if job.options["seed"] in tuning]
     failed = train_all(first, built, backend, workers, on_round)

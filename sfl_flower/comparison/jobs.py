@@ -19,7 +19,7 @@ from sfl_flower.errors import SflError, TrainingError
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.report.files import plain
 from sfl_flower.run.run import Plan
-from sfl_flower.run.simulation import run_plan
+from sfl_flower.run.simulation import placed, run_plan
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
 
@@ -60,8 +60,13 @@ class Job:
         begun = RunDirectory(self.out, tensorboard=False).occupied
         return Plan.read(self.options, self.out, resume=begun)
 
-    def done(self) -> bool:
+    def done(self, backend: str) -> bool:
         """Tell whether the run is complete in its directory.
+
+        Parameters
+        ----------
+        backend : {"ray", "inline"}
+            As for `simulate`; it decides on which device clients compute.
 
         Raises
         ------
@@ -71,7 +76,7 @@ class Job:
         directory = RunDirectory(self.out, tensorboard=False)
         if not (self.out / "config.json").exists():
             return False
-        directory.check_same(plain(self.plan().resolved(), "config"))
+        directory.check_same(plain(placed(self.plan(), backend).resolved(), "config"))
         return directory.finished
 
 
@@ -101,7 +106,7 @@ def train_all(
     dict of Path to str
         Directories of the runs that failed, and why.
     """
-    left = [job for job in jobs if not job.done()]
+    left = [job for job in jobs if not job.done(backend)]
     if workers > 1 and len(left) > 1:
         return _side_by_side(left, backend, min(workers, len(left)), watch)
     failed = {}

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -34,7 +35,7 @@ from sfl_flower.wire.flower import SUPERLINK, identity
 if TYPE_CHECKING:
     from sfl_flower.node.postprocess import Postprocess
 
-__all__ = ["BACKENDS", "run_plan", "simulate"]
+__all__ = ["BACKENDS", "placed", "run_plan", "simulate"]
 
 BACKENDS = ("ray", "inline")
 
@@ -140,7 +141,7 @@ def run_plan(
     check_choice("backend", backend, BACKENDS)
     if plan.config.partition_spec() is None and not task.own_data:
         raise ConfigError(NOT_THEIR_OWN.format(task.name))
-    plan = _placed(plan, backend)
+    plan = placed(plan, backend)
     app = make_client_app(lambda context: task, [plan.method], postprocess=postprocess, mods=mods)
     with _alone(), _quiet(verbose), _own_state():
         task.check(plan.config.model_seed, plan.config.clients)
@@ -152,8 +153,15 @@ def run_plan(
             return execute(InlineGrid(app, plan.config.clients), task, plan, observer)
 
 
-def _placed(plan: Plan, backend: str) -> Plan:
+def placed(plan: Plan, backend: str) -> Plan:
     """Return the plan with the device that clients get on a backend.
+
+    Parameters
+    ----------
+    plan : Plan
+        The settings.
+    backend : {"ray", "inline"}
+        As for `simulate`.
 
     Raises
     ------
@@ -166,7 +174,11 @@ def _placed(plan: Plan, backend: str) -> Plan:
         find_device(config.client_device, "client_device")
         return plan
     if config.client_gpus:
-        find_device("cuda", "client_device")
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"client_gpus is {config.client_gpus:g}, but torch {torch.__version__} sees no GPU "
+                "in this process; it must be 0, and client_device cpu or auto."
+            )
         return plan
     if config.client_device == "cuda":
         raise ConfigError(

@@ -15,7 +15,7 @@ from sfl_flower.data.labels import wrong_label
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import check_zeroth_order
-from sfl_flower.training.device import device_of, to_tensor
+from sfl_flower.training.device import device_of, full_precision, to_tensor
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.zo import Direction, ParameterVector
 
@@ -105,7 +105,8 @@ class ForwardOnlyTrainer:
         self._ran = draw
         device = device_of(self.module)
         try:
-            with torch.no_grad(), buffers, seeded_torch("server forward", self._seed, *draw):
+            drawn = seeded_torch("server forward", self._seed, *draw)
+            with torch.no_grad(), buffers, drawn, full_precision():
                 output = self.module(to_tensor(z, device))
                 found = float(self._loss(output, to_tensor(y, device)))
         except (RuntimeError, ValueError, IndexError) as error:

@@ -64,10 +64,12 @@ def construct_head(task: SplitTask, seed: int, kind: str, init: str) -> nn.Modul
     with torch.no_grad():
         z = halves.client.eval()(task.batch(task.samples("test"), slice(0, 2))[0])
         output = copy.deepcopy(halves.server).eval()(z)
-    if output.ndim != 2 and not output.ndim == z.ndim == 3:
+    shape = list(output.shape) if isinstance(output, Tensor) else None
+    if shape is None or (len(shape) != 2 and not len(shape) == z.ndim == 3):
+        given = f"an output of shape {shape}" if shape is not None else f"a {type(output).__name__}"
         raise CutError(
-            f"The model of task {task.name!r} gives an output of shape {list(output.shape)}; "
-            "an auxiliary head needs one of shape [N, outputs], or [N, T, outputs] of texts."
+            f"The model of task {task.name!r} gives {given}; an auxiliary head needs one of shape "
+            "[N, outputs], or [N, T, outputs] of texts."
         )
     with seeded_torch("head", seed), torch.device("cpu"):
         return make_head(

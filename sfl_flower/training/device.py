@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
 
-__all__ = ["DEVICES", "device_of", "find_device", "full_precision", "to_array", "to_tensor"]
+__all__ = ["CPU", "DEVICES", "device_of", "find_device", "full_precision", "to_array", "to_tensor"]
 
 DEVICES = ("cpu", "auto", "cuda")
+CPU = torch.device("cpu")
 
 
 def find_device(wanted: str, option: str) -> torch.device:
@@ -40,7 +41,7 @@ def find_device(wanted: str, option: str) -> torch.device:
     if wanted not in DEVICES:
         raise ConfigError(f"{option} is '{wanted}'; it must be one of {', '.join(DEVICES)}.")
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
+        return CPU
     if not torch.cuda.is_available():
         raise ConfigError(
             f"{option} is cuda, but torch {torch.__version__} sees no GPU in this process; it must "
@@ -53,7 +54,7 @@ def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter or buffer, the CPU if it has none."""
     for tensor in chain(module.parameters(), module.buffers()):
         return tensor.device
-    return torch.device("cpu")
+    return CPU
 
 
 def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -77,10 +78,27 @@ def full_precision() -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = False
+    name, wanted, places = _precision()
+    before = [getattr(place, name) for place in places]
+    for place in places:
+        setattr(place, name, wanted)
     try:
         yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+def _precision() -> tuple[str, Any, list[Any]]:
+    """Return the name of torch's switch, the value for float32, and what has it.
+
+    torch 2.9 brought a second switch, and refuses to read the first where somebody set the second.
+    """
+    products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    first = "allow_tf32"
+    try:
+        getattr(products, first), getattr(cudnn, first)
+    except RuntimeError:
+        second: Any = cudnn
+        return "fp32_precision", "ieee", [products, second.conv, second.rnn]
+    return first, False, [products, cudnn]

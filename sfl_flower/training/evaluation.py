@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sfl_flower.training.device import CPU
 
 __all__ = ["mean_measures", "rows_at_once"]
 
@@ -52,7 +56,7 @@ def mean_measures(
     with torch.no_grad():
         for x, y in batches:
             output = forward(x)
-            y = y.to(output.device)
+            y = y.to(_device(output))
             counted = y.numel() if ignore is None else int((y != ignore).sum())
             labels += counted
             samples += len(y)
@@ -61,3 +65,9 @@ def mean_measures(
                 totals[name] += float(metric(output, y).sum(dtype=torch.float64))
     shared = {name: total / samples for name, total in totals.items()}
     return {**shared, "loss": totals["loss"] / labels}
+
+
+def _device(output: Any) -> torch.device:
+    """Return where outputs are; a model with a loss of its own may give them in a dict, say."""
+    tensors = (part for part in tree_leaves(output) if isinstance(part, Tensor))
+    return next((part.device for part in tensors), CPU)

@@ -12,11 +12,13 @@ from sfl_flower import Samples, SplitTask, compare, compare_runs
 from sfl_flower.comparison.budget import Budget, fit
 from sfl_flower.comparison.entries import method_entries, read
 from sfl_flower.comparison.finished import FinishedRun
+from sfl_flower.comparison.jobs import Job
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.methods import METHODS
 from sfl_flower.report import RunDirectory
 from sfl_flower.run.run import Plan
+from sfl_flower.run.simulation import placed
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.strategies.frozen import FrozenSettings
 from sfl_flower.task import accuracy
@@ -397,6 +399,26 @@ def test_two_percent_and_options_without_effect_do_not_matter(tmp_path: Path) ->
     options: dict[str, Any] = {"classes_per_client": 3}
     finished(tmp_path / "b", "ho_sfl", 0.5, samples=1020, server_lr=0.1, **options)
     assert [row.label for row in compare_runs([tmp_path]).rows] == ["frozen", "ho_sfl"]
+
+
+def test_where_runs_compute_tells_no_rows_apart(tmp_path: Path) -> None:
+    places: list[dict[str, Any]] = [{}, {"client_device": "auto", "client_gpus": 0.5}]
+    for seed, more in enumerate(places):
+        finished(tmp_path / f"frozen-{seed}", "frozen", 0.5, seed=seed)
+        finished(tmp_path / f"own-{seed}", "ho_sfl", 0.5, seed=seed, server_lr=0.1, **more)
+    assert [row.label for row in compare_runs([tmp_path]).rows] == ["frozen", "ho_sfl"]
+
+
+def test_a_run_on_ray_that_was_told_auto_is_found_done_again(tmp_path: Path) -> None:
+    """Its directory says where clients computed: without a share of a GPU on the CPU."""
+    options: dict[str, Any] = {"method": "ho_sfl", "task": "digits", "client_device": "auto"}
+    job = Job("ho_sfl", "ho_sfl", options, tmp_path / "run", 100)
+    config = placed(Plan.read(options), "ray").resolved()
+    assert config["client_device"] == "cpu"
+    RunDirectory.create(tmp_path / "run", config).close()
+    assert not job.done("ray")  # begun, not complete, and of this configuration
+    with pytest.raises(ConfigError, match="client_device: 'cpu' -> 'auto'"):
+        job.done("inline")
 
 
 def test_encodings_that_every_method_is_given_are_for_those_with_a_cut() -> None:

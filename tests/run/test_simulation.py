@@ -69,7 +69,7 @@ def test_too_long_an_upload_period_for_the_smallest_share_is_refused_before_anyt
         ({"client_device": "tpu"}, "client_device .*cpu, auto, cuda"),
         (
             {"client_device": "auto", "client_gpus": 0.5, "backend": "ray"},
-            "client_device is cuda, but torch .* sees no GPU",
+            "client_gpus is 0.5, but torch .* sees no GPU .*; it must be 0, and client_device cpu",
         ),
         (
             {"client_device": "cuda", "backend": "ray"},

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sfl_flower.config import LOCAL, RunConfig
 from sfl_flower.data import Samples, division_seed, hold_back
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.server.evaluation import held_back
 from sfl_flower.task import SplitTask, accuracy
 from tests import tiny
@@ -45,6 +46,32 @@ def test_d3_every_evaluation_measures_what_is_held_back() -> None:
     assert found.summary.metrics.keys() == {
         "loss", "accuracy", "validation_loss", "validation_accuracy",
     }  # fmt: skip
+
+
+class Named(nn.Module):
+    """Gives its outputs as a dict does, or in a tuple."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.body, self.kind = tiny.model(), kind
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = self.body(x)
+        return {"logits": logits} if self.kind is dict else (logits, logits.sum())
+
+
+@pytest.mark.parametrize(("kind", "key"), [(dict, "logits"), (tuple, 0)])
+def test_outputs_that_are_no_single_tensor_are_evaluated(kind: type, key: Any) -> None:
+    problem = tiny.task(
+        build=partial(Named, kind),
+        cut="body.act",
+        loss=lambda output, y: nn.functional.cross_entropy(output[key], y),
+        metrics={"accuracy": lambda output, y: accuracy(output[key], y)},
+    )
+    found = tiny.run(problem, "ho_sfl", rounds=2).history[-1].metrics
+    assert found.keys() == {"loss", "accuracy"} and 0 < found["loss"] < 3
+    with pytest.raises(CutError, match=f"gives a {kind.__name__}; an auxiliary head needs one"):
+        tiny.run(problem, "heron", rounds=2)
 
 
 def test_d3_a_run_is_that_of_the_training_part_alone() -> None:

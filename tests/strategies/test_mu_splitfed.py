@@ -166,6 +166,17 @@ def test_buffers_of_the_server_half_move_once_a_batch_and_masks_are_those_of_the
     assert int(half.module.state_dict()["norm2.num_batches_tracked"]) == 5
 
 
+def test_probes_of_the_server_half_are_not_rounded_by_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = ForwardOnlyTrainer(begin(tiny.task(), METHOD).strategy)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    seen: list[bool] = []
+    half.module.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    half.loss(np.ones((4, tiny.CUT), np.float32), np.zeros(4, np.int64), (1, 0, 0))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_a_client_that_breaks_off_is_left_out_and_not_booked() -> None:
     faults = [
         Fault("drop", {2}, {1}, types="step", times=1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,26 @@ def test_products_of_a_gpu_are_float32_inside_alone(monkeypatch: pytest.MonkeyPa
         assert flags() == (False, False)
         raise ZeroDivisionError
     assert flags() == before
+
+
+def test_products_are_float32_where_a_person_set_the_newer_switch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    products: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if not hasattr(products, "fp32_precision"):
+        pytest.skip("this torch has one switch")
+    places = [products, cudnn.conv, cudnn.rnn]
+    before = [place.fp32_precision for place in places]
+    with_gpu(monkeypatch, True)
+    products.fp32_precision = "tf32"  # reading the older switch raises from here on
+    try:
+        with full_precision():
+            assert [place.fp32_precision for place in places] == ["ieee"] * 3
+        assert [place.fp32_precision for place in places] == ["tf32", *before[1:]]
+    finally:
+        products.fp32_precision = before[0]
+    assert products.allow_tf32 is False  # and can be read again
 
 
 def test_values_come_and_go_as_they_are() -> None:
