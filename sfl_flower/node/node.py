@@ -110,7 +110,7 @@ class Node:
     device : torch.device
         Where it computes.
     mode : {"as_built", "eval"}
-        Mode of the modules that it trains.
+        Mode of the client half, or of the whole model where there is no cut.
     """
 
     task: SplitTask
@@ -168,7 +168,7 @@ class Node:
         return self.memo("whole model", build)
 
     def ready(self, module: nn.Module) -> nn.Module:
-        """Return a new module as the run trains it: on its device, in its mode."""
+        """Return a new half, or whole model, as the run trains it: on its device, in its mode."""
         return module.to(self.device).eval() if self.mode == "eval" else module.to(self.device)
 
     def memo(self, what: Hashable, make: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfl_flower.errors import JournalError
 from sfl_flower.server.roster import Member
 from sfl_flower.server.tensors import under
-from sfl_flower.split import travelling_state
+from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.wire import StaleReply, Sync, pack_state, state_bytes
 from sfl_flower.zo import (
     Entry,
@@ -181,4 +181,8 @@ class Mirror:
         self.journal = journal
         self.replica = Replica.from_arrays(arrays, journal.header, self.vector.shapes)
         self.vector.load(self.replica.theta)
+        # Buffers too: the directions of a subspace need not have the same bits on every machine.
+        kept = under("client.", tensors)
+        for name, value in buffers_of(self.half, travelling_state(self.half)).items():
+            value.copy_(kept[name])
         self._stands.clear()

@@ -118,7 +118,8 @@ class LocalStepsSettings(ClientOptimizerSettings):
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client.
     client_mode : {"as_built", "eval"}
-        Mode of the modules that clients train: as the task built them, or eval.
+        Mode of the client half, or of the whole model where there is no cut: as the task built it,
+        or eval. An auxiliary head stays as it was built.
     """
 
     local_steps: Steps = 1

@@ -329,7 +329,7 @@ class SplitStrategy(Unwrapped):
         state = from_record(arrays, own)
         if any(not torch.equal(state[k], own[k]) for k in own):
             check_first_weights(state, self._on_clients().modules)
-            self.load_client(state)
+            self.load_client({**travelling_state(self.client_half), **state})
             load_dequantised(self.server.module, state)
         self._record(self.evaluate_model())
 

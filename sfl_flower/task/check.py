@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context
 
 from sfl_flower.data.repeats import check_augment, check_same, check_transform
+from sfl_flower.split import read_subspace
 from sfl_flower.task.own_data import first_node
 from sfl_flower.training.trial import Trial
 
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SETS", "check_task"]
 
-SETS: dict[Split, str] = {"train": "the training set", "test": "the test set"}
+SETS: dict[Split, str] = {
+    "train": "the training set", "test": "the test set", "public": "the public set",
+}  # fmt: skip
 
 
 def check_task(task: SplitTask, seed: int, clients: int) -> None:
-    """Try a few samples of both sets on the halves, and ask for the data twice.
+    """Try a few samples of each set on the halves, and ask for the data twice.
 
     Parameters
     ----------
@@ -44,6 +47,8 @@ def check_task(task: SplitTask, seed: int, clients: int) -> None:
     fed: dict[str, tuple[int, ...]] = {}
     node = first_node(clients) if task.own_data else None
     for split, where in SETS.items():
+        if split == "public" and (task.public is None or read_subspace(task.trained) is None):
+            continue
         samples = task.samples(split, node)
         for rows in (slice(0, 2), slice(0, 3)):
             batch = partial(task.batch, samples, rows)

@@ -163,7 +163,7 @@ class SplitTask:
         x_train, y_train, x_test, y_test : array
             Inputs, shape [N, ...], and labels, int, shape [N].
         **options
-            `loss`, `metrics`, `transform`, `augment`, `head`, `trained`, as for the class.
+            Other fields of the class, such as `loss`, `transform`, `trained` and `public`.
 
         Raises
         ------
@@ -192,7 +192,7 @@ class SplitTask:
         return takes_context(self.train)
 
     def samples(self, split: Split, context: Context | None = None) -> Samples:
-        """Return the checked training or test set; loaded once a process.
+        """Return the checked training, test or public set; loaded once a process.
 
         Parameters
         ----------

@@ -134,7 +134,7 @@ class Setup(Part):
     device : str
         Where the client computes, one of `DEVICES`, unless its node configuration says otherwise.
     mode : {"as_built", "eval"}
-        Mode of the modules that the client trains.
+        Mode of the client half, or of the whole model where there is no cut.
     key : str
         The key of the client that is asked; `Request.addressed` puts it in.
     """

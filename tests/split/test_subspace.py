@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower import simulate
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.server.records import as_record
 from sfl_flower.server.subspace import fitted
 from sfl_flower.split import energy_shares, fit_subspace, plain_weights, read_subspace, restrict
 from sfl_flower.split.parameters.subspace import Subspace
@@ -189,6 +191,88 @@ def test_what_a_run_leaves_is_a_plain_model_that_gives_the_same_results() -> Non
     plain.load_state_dict(trial.model)
     found = problem().evaluate(plain.eval())
     assert found["loss"] == pytest.approx(trial.strategy.records[-1].metrics["loss"], rel=1e-5)
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize("method", ["ho_sfl", "decomfl", "heron", "frozen"])
+def test_a_resumed_run_goes_on_in_the_directions_of_its_checkpoint(
+    method: str, tmp_path: Path
+) -> None:
+    rate = {} if method == "frozen" else {"client_lr": 0.1}
+    shared: dict[str, Any] = {"checkpoint_every": 1, **rate, **tiny.STEADY.get(method, {})}
+    whole = tiny.run(problem(), method, rounds=4, **shared)
+    tiny.run(problem(), method, out=tmp_path / "run", rounds=2, **shared)
+    # As on another machine, where they come out otherwise.
+    other = problem(public=lambda: tiny.samples(20, 9))
+    again = tiny.run(other, method, out=tmp_path / "run", resume=True, rounds=4, **shared)
+    assert tiny.equal(whole.model, again.model)
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize("method", ["ho_sfl", "decomfl", "heron", "fedavg"])
+def test_first_weights_are_those_of_the_plain_model(method: str) -> None:
+    trial = begin(problem(), method, rounds=1)
+    given = trial.model
+    for name in ("first.bias", "out.weight"):
+        given[name] += 1
+    trial.strategy.arrays = lambda: as_record(given)
+    tiny.start(trial)
+    plain = tiny.model()
+    plain.load_state_dict(given)
+    found = problem().evaluate(plain.eval())
+    assert trial.strategy.records[0].metrics["loss"] == pytest.approx(found["loss"], rel=1e-6)
+    assert trial.strategy.records[-1].failures + trial.strategy.records[-1].rejected == 0
+
+
+class Shared(nn.Module):
+    """Two layers of one weight, and one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.own = (nn.Linear(tiny.FEATURES, tiny.FEATURES) for _ in range(3))
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self.two(self.one(x).relu()).relu())  # type: ignore[no-any-return]
+
+
+def test_layers_without_a_weight_of_their_own_stay() -> None:
+    """The plain model has one place for a shared weight, and none for a computed one."""
+    client = opened(Shared())
+    assert [n for n, p in client.named_parameters() if p.requires_grad] == [
+        "own.bias", "own.subspace",
+    ]  # fmt: skip
+    normed = tiny.model()
+    nn.utils.parametrizations.weight_norm(normed.get_submodule("first"))
+    opened(normed)
+    assert set(plain_weights(normed.state_dict())) >= {
+        "first.parametrizations.weight.original0", "hidden.weight",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"with a weight of their own, can move so \(own\)"):
+        opened(Shared(), "subspace:2:one")
+
+
+def test_a_layer_that_runs_twice_moves_both_times() -> None:
+    class Twice(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.own(self.own(x).relu())  # type: ignore[no-any-return]
+
+    client = opened(Twice(), "subspace:2:own")
+    fit_subspace(client, public().x)
+    moved(client)
+    plain = Twice()
+    plain.load_state_dict(plain_weights(client.state_dict()))
+    assert torch.allclose(client(public().x), plain(public().x), atol=1e-5)
+
+
+def test_the_public_set_is_tried_before_a_run() -> None:
+    problem().check()
+    with pytest.raises(DataError, match=r"The public set of task 'tiny' is a int"):
+        problem(public=lambda: 3).check()
+    drawn = iter(range(9))
+    with pytest.raises(DataError, match=r"public\(\) of task 'tiny'"):
+        problem(public=lambda: tiny.samples(20, next(drawn))).check()
+    tiny.task(public=lambda: 3).check()  # nothing asks for it
 
 
 @pytest.mark.simulation

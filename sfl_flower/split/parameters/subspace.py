@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,8 +108,9 @@ def open_subspace(client: nn.Module, trained: str) -> None:
         names = ", ".join(name for name, _ in _layers(client)) or "none"
         raise ConfigError(
             f"trained is '{trained}' and chooses no layer of the client half by "
-            f"'{chosen.pattern}': linear layers and convolutions without groups, which the model "
-            f"trains, can move so ({names}); name one of them, or use another choice of parameters."
+            f"'{chosen.pattern}': linear layers and convolutions without groups that the model "
+            f"trains, with a weight of their own, can move so ({names}); name one of them, or use "
+            "another choice of parameters."
         )
     for name, layer in layers.items():
         if chosen.rank > (width := _width(layer)):
@@ -208,8 +210,16 @@ def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Yield name and layer of what can move so; attention's own projection is never called."""
+    """Yield name and layer of what can move so; attention's own projection is never called.
+
+    A weight that two layers share, or that is computed of other parameters, stays: the plain model
+    has no place for W₀ + R A of one layer.
+    """
+    weights = [module._parameters.get("weight") for module in client.modules()]
+    owners = Counter(id(weight) for weight in weights if weight is not None)
     for name, layer in client.named_modules():
+        if owners[id(layer._parameters.get("weight"))] != 1:
+            continue
         if isinstance(layer, nn.Linear) and not isinstance(
             layer, nn.modules.linear.NonDynamicallyQuantizableLinear
         ):
