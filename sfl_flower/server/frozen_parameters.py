@@ -78,7 +78,7 @@ def check_first_weights(state: Mapping[str, Tensor], modules: Sequence[nn.Module
         If a frozen parameter has another value than the task builds.
     """
     own = dequantised(base_state(*modules))
-    apart = [k for k, value in own.items() if not torch.equal(state[k], value)]
+    apart = [k for k, value in own.items() if not torch.equal(state[k], value.cpu())]
     if apart:
         more = f" and {len(apart) - 1} more" if apart[1:] else ""
         raise TrainingError(

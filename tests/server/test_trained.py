@@ -18,11 +18,13 @@ from sfl_flower.node.node import join
 from sfl_flower.report import RunDirectory
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.server import summary
+from sfl_flower.server.frozen_parameters import check_first_weights
 from sfl_flower.server.probing import HOPELESS
 from sfl_flower.split import freeze_batch_norm
 from sfl_flower.wire import JoinRequest
 from tests import tiny
 from tests.local_grid import values
+from tests.second_device import SECOND, second_device
 from tests.tiny import CUT, FEATURES, SharedOut, begin, equal, run, start, train
 
 WHOLE = ("fedavg", "decomfl")
@@ -142,6 +144,16 @@ def test_first_weights_that_clients_would_not_have_are_refused(method: str) -> N
     says = r"initial_arrays give 'first\.weight' other values than the task builds.*model\(\)"
     with pytest.raises(TrainingError, match=says):
         warm(method, "first.weight", "first.bias", "out.weight")
+
+
+def test_a4_first_weights_are_held_against_a_half_on_another_device() -> None:
+    half = tiny.model().requires_grad_(False)
+    first = {name: value.clone() for name, value in half.state_dict().items()}
+    with second_device():
+        half.to(SECOND)
+        check_first_weights(first, [half])
+        with pytest.raises(TrainingError, match=r"'first\.bias' other values"):
+            check_first_weights(shifted(first, "first.bias"), [half])
 
 
 def test_frozen_parameters_of_a_server_half_may_be_given() -> None:
