@@ -265,6 +265,15 @@ def test_a_layer_that_runs_twice_moves_both_times() -> None:
     assert torch.allclose(client(public().x), plain(public().x), atol=1e-5)
 
 
+def test_layers_that_are_read_and_never_called_are_refused() -> None:
+    class Reads(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.own.weight)
+
+    with pytest.raises(ConfigError, match=r"never calls \(own\), it reads .*call them in forward"):
+        fit_subspace(opened(Reads()), public().x)
+
+
 def test_the_public_set_is_tried_before_a_run() -> None:
     problem().check()
     with pytest.raises(DataError, match=r"The public set of task 'tiny' is a int"):

@@ -145,9 +145,15 @@ def fit_subspace(client: nn.Module, x: Tensor) -> None:
     Raises
     ------
     ConfigError
-        The samples span fewer directions than are asked for.
+        The samples span fewer directions than are asked for, or the half calls none of the layers.
     """
     moments = _moments(client, x)
+    if not moments:
+        names = ", ".join(name for name, _ in _opened(client))
+        raise ConfigError(
+            f"trained chooses layers that the client half never calls ({names}), it reads their "
+            "weights; call them in forward(), or use another choice of parameters."
+        )
     for name, layer in _opened(client):
         if name not in moments:
             continue  # a layer that the forward does not call stays as it is
