@@ -161,7 +161,7 @@ def seeded_construction(seed: int) -> Iterator[None]:
     Parameters
     ----------
     seed : int
-        The run's seed, any integer.
+        The model's seed, any integer.
     """
     with seeded_torch("construction", seed), torch.device("cpu"):
         yield

@@ -29,7 +29,7 @@ def hold_back(
     share : float
         Held back, 0 < share <= `LARGEST`; ``round(share * N)`` rows.
     seed : int
-        The run's seed, which decides the rows.
+        The division's seed, which decides the rows.
 
     Returns
     -------

@@ -30,7 +30,7 @@ def check_task(task: SplitTask, seed: int, clients: int) -> None:
     task : SplitTask
         The learning problem.
     seed : int
-        The run's seed.
+        The model's seed.
     clients : int
         Its clients; of data of their own, the first one's are tried.
 
