@@ -9,21 +9,13 @@ over it.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-
 from benchmarks.figure import Figure
-from sfl_flower import simulate
+from benchmarks.grid import Job, run_jobs
 from sfl_flower.options import check_choice
 
 __all__ = ["add_arguments", "run"]
@@ -91,27 +83,11 @@ Scores = Mapping[tuple[str, float], list[dict[str, float]]]
 """Results of the runs of a label at a server rate, by seed."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of the grid."""
-
-    label: str
-    server_lr: float
-    seed: int
-    rounds: int
-
-    def key(self) -> str:
-        """Return everything that decides the run, as text."""
-        settings = {"settings": METHODS[self.label], "shared": SHARED}
-        return json.dumps({**self.__dict__, **settings}, sort_keys=True)
-
-
-def _read(path: Path | None) -> dict[str, dict[str, float]]:
-    """Return the results of the runs in a file."""
-    if path is None or not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {line["run"]: line["metrics"] for line in lines}
+def job(label: str, server_lr: float, seed: int, rounds: int) -> Job:
+    """Return one run of the grid."""
+    method, settings = METHODS[label]
+    options = {"rounds": rounds, "eval_every": rounds, "seed": seed, "server_lr": server_lr}
+    return Job("fashion_mnist", method, {**SHARED, **settings, **options})
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -136,22 +112,15 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     chosen = args.learning_methods.split(",")
     for label in chosen:
         check_choice("--learning-methods", label, METHODS)
-    jobs = [
-        Job(label, rate, seed, args.learning_rounds)
+    seeds, rounds = range(args.learning_seeds), args.learning_rounds
+    jobs = {
+        (label, rate): [job(label, rate, seed, rounds) for seed in seeds]
         for label in chosen
-        for rate, seed in product(RATES[label], range(args.learning_seeds))
-    ]
-    done = _read(args.learning_out)
-    left = [job for job in jobs if job.key() not in done]
-    with ProcessPoolExecutor(args.learning_workers, mp_context=get_context("spawn")) as pool:
-        for job, metrics in zip(left, pool.map(train, left), strict=True):
-            done[job.key()] = metrics
-            if args.learning_out:
-                with args.learning_out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"run": job.key(), "metrics": metrics}) + "\n")
-    found: dict[tuple[str, float], list[dict[str, float]]] = {}
-    for job in jobs:
-        found.setdefault((job.label, job.server_lr), []).append(done[job.key()])
+        for rate in RATES[label]
+    }
+    every = [each for asked in jobs.values() for each in asked]
+    done = run_jobs(every, args.learning_workers, args.learning_out)
+    found = {at: [done[each.key()] for each in asked] for at, asked in jobs.items()}
     best: dict[str, float] = {}
     for label in chosen:
         rate = _best_rate(label, found)
@@ -204,22 +173,3 @@ def _setting(label: str, rate: float, found: Scores) -> str:
         f"{method} ({own}), server rate {rate:g}, {len(runs)} seeds, standard deviation "
         f"{spread:.4f}; mean on held back images by server rate {others}"
     )
-
-
-def train(job: Job) -> dict[str, float]:
-    """Return the results of the whole model after the last round."""
-    torch.set_num_threads(1)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    method, settings = METHODS[job.label]
-    result = simulate(
-        "fashion_mnist",
-        method,
-        backend="inline",
-        rounds=job.rounds,
-        seed=job.seed,
-        server_lr=job.server_lr,
-        eval_every=job.rounds,
-        **SHARED,
-        **settings,
-    )
-    return dict(result.summary.metrics)

@@ -29,7 +29,7 @@ def test_d3_rates_are_chosen_on_images_that_are_held_back(tmp_path: Path) -> Non
     with path.open("w", encoding="utf-8") as file:
         for (label, rate), (test, held) in SCORES.items():
             metrics = {"accuracy": test, "validation_accuracy": held}
-            key = learning.Job(label, rate, 0, 2000).key()
+            key = learning.job(label, rate, 0, 2000).key()
             file.write(json.dumps({"run": key, "metrics": metrics}) + "\n")
     parser = argparse.ArgumentParser()
     learning.add_arguments(parser.add_argument_group("learning"))

@@ -1,0 +1,80 @@
+"""Runs of a grid side by side, each in a process of its own, and a file of their results."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfl_flower import simulate
+
+__all__ = ["Job", "run_jobs"]
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes
+    ----------
+    task, method : str
+        What is learned, and how.
+    options : mapping of str to value
+        Settings of run, method and task, the seed among them.
+    """
+
+    task: str
+    method: str
+    options: Mapping[str, Any]
+
+    def key(self) -> str:
+        """Return everything that decides the run, as text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def run_jobs(jobs: Iterable[Job], workers: int, out: Path | None = None) -> dict[str, Metrics]:
+    """Run jobs that are not in a file yet, and return all results by `Job.key`.
+
+    Parameters
+    ----------
+    jobs : iterable of Job
+        What to run.
+    workers : int
+        Runs side by side.
+    out : Path, optional
+        A file of results, one JSON line each; new ones are added.
+    """
+    jobs = list(jobs)
+    done = _read(out)
+    left = [job for job in {job.key(): job for job in jobs}.values() if job.key() not in done]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for job, metrics in zip(left, pool.map(_train, left), strict=True):
+            done[job.key()] = metrics
+            if out:
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"run": job.key(), "metrics": metrics}) + "\n")
+    return {job.key(): done[job.key()] for job in jobs}
+
+
+def _train(job: Job) -> Metrics:
+    """Return the results of the whole model after the last round."""
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    result = simulate(job.task, job.method, backend="inline", **job.options)
+    return dict(result.summary.metrics)
+
+
+def _read(path: Path | None) -> dict[str, Metrics]:
+    if path is None or not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line["run"]: line["metrics"] for line in lines}

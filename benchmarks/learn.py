@@ -1,0 +1,133 @@
+"""What forward-only clients learn with at most five forwards a sample, on Fashion-MNIST.
+
+HO-SFL on all client weights and in a subspace of them, between the frozen client, whose server
+takes as many steps, and first order: on all weights, and on the same trained ones.  Every row has
+its own best client rate, chosen with seed 0 on training images that are held back.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.figure import Figure
+from benchmarks.grid import Job, Metrics, run_jobs
+
+__all__ = ["add_arguments", "run"]
+
+SHARED: Mapping[str, Any] = {
+    "task.train_size": 12_000,
+    "task.test_size": 2_000,
+    "clients": 10,
+    "sampled": 5,
+    "batch_size": 32,
+    "partition": "dirichlet",
+    "alpha": 0.5,
+    "validation": 0.1,
+    "server_optimizer": "sgd",
+    "server_momentum": 0.9,
+    "server_lr": 0.05,
+}
+FORWARDS: Mapping[str, Any] = {"client_lr_schedule": "cosine", "client_lr_warmup": 0.05}
+BACKPROP: Mapping[str, Any] = {"client_momentum": 0.9, "client_state": "kept"}
+FEW: Mapping[str, Any] = {"task.trained": "subspace:4"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method and its settings, and the client rates that are tried."""
+
+    method: str
+    settings: Mapping[str, Any]
+    rates: tuple[float, ...] = ()
+
+
+ROWS: Mapping[str, Row] = {
+    "frozen": Row("frozen", {}),
+    "all_p4": Row("ho_sfl", {**FORWARDS, "probes": 4}, (0.02, 0.06, 0.2)),
+    "subspace_p4": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 4}, (0.05, 0.1, 0.2)),
+    "subspace_p1": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 1}, (0.025, 0.05, 0.1)),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.02, 0.05, 0.1)),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **FEW}, (0.02, 0.05, 0.1)),
+}
+GAPS: Mapping[str, tuple[str, str, float]] = {
+    "fashion_gap_p4": ("subspace_p4", "first_order", 0.8),
+    "fashion_gap_p4_same": ("subspace_p4", "first_order_same", 0.9),
+    "fashion_gap_p4_all": ("all_p4", "first_order", 0.0),
+    "fashion_gap_p1": ("subspace_p1", "first_order", 0.7),
+}
+"""Figure -> forward-only row, the first order it is held against, the target."""
+
+
+def job(label: str, client_lr: float, seed: int, rounds: int) -> Job:
+    """Return one run of a row."""
+    row = ROWS[label]
+    own = {**row.settings, "client_lr": client_lr} if row.rates else row.settings
+    options = {"rounds": rounds, "eval_every": rounds, "seed": seed}
+    return Job("fashion_mnist", row.method, {**SHARED, **own, **options})
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument("--learn-rounds", type=int, default=2000, help="rounds of each run")
+    parser.add_argument("--learn-seeds", type=int, default=3, help="seeds 0, 1, … of each row")
+    parser.add_argument("--learn-workers", type=int, default=2, help="runs side by side")
+    parser.add_argument(
+        "--learn-out", type=Path, help="file of results: runs in it are not run again"
+    )
+
+
+def run(args: argparse.Namespace) -> Iterator[Figure]:
+    """Yield the accuracy of each row, and the shares of the gap that forward-only rows close."""
+    rounds = args.learn_rounds
+
+    def results(asked: list[Job]) -> list[Metrics]:
+        done = run_jobs(asked, args.learn_workers, args.learn_out)
+        return [done[each.key()] for each in asked]
+
+    tried = [(label, rate) for label, row in ROWS.items() for rate in row.rates or (0.0,)]
+    tuning = dict(zip(tried, results([job(*each, 0, rounds) for each in tried]), strict=True))
+    best = {
+        label: max(row.rates or (0.0,), key=lambda rate: tuning[label, rate]["validation_accuracy"])
+        for label, row in ROWS.items()
+    }
+    asked = [(label, seed) for label in ROWS for seed in range(args.learn_seeds)]
+    found = dict(
+        zip(
+            asked,
+            results([job(label, best[label], seed, rounds) for label, seed in asked]),
+            strict=True,
+        )
+    )
+    accuracy: dict[str, float] = {}
+    for label, row in ROWS.items():
+        seeds = [found[label, seed]["accuracy"] for seed in range(args.learn_seeds)]
+        accuracy[label] = mean(seeds)
+        grid = ", ".join(
+            f"{rate:g}: {tuning[label, rate]['validation_accuracy']:.4f}" for rate in row.rates
+        )
+        own = ", ".join(f"{key}={value}" for key, value in row.settings.items()) or "no settings"
+        spread = stdev(seeds) if len(seeds) > 1 else 0.0
+        yield Figure(
+            f"accuracy_{label}",
+            accuracy[label],
+            "share",
+            None,
+            f"{row.method} ({own}), {args.learn_rounds} rounds, seeds "
+            f"{', '.join(f'{value:.4f}' for value in seeds)}, standard deviation {spread:.4f}; "
+            f"client rate {best[label]:g}, of seed 0 on held back images: {grid or 'none tried'}",
+        )
+    for name, (label, twin, target) in GAPS.items():
+        low, high, value = accuracy["frozen"], accuracy[twin], accuracy[label]
+        yield Figure(
+            name,
+            (value - low) / (high - low),
+            "ratio",
+            target,
+            f"({label} - frozen) / ({twin} - frozen) = ({value:.4f} - {low:.4f}) / ({high:.4f} - "
+            f"{low:.4f}); the frozen client is HO-SFL at a client rate of 0 to the bit",
+        )
