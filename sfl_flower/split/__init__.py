@@ -17,7 +17,7 @@ _NAMES = {
         "parts",
         "stay_frozen",
     ],
-    "parameters.subspace": ["energy_shares", "fit_subspace", "plain_weights", "read_subspace"],
+    "parameters.subspace": ["fit_subspace", "plain_weights", "read_subspace"],
     "parameters.trained": ["TRAINED", "check_trained", "restrict"],
     "parameters.travelling": [
         "base_digest",

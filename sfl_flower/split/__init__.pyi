@@ -47,9 +47,6 @@ from .parameters.quantised import (
     stay_frozen as stay_frozen,
 )
 from .parameters.subspace import (
-    energy_shares as energy_shares,
-)
-from .parameters.subspace import (
     fit_subspace as fit_subspace,
 )
 from .parameters.subspace import (

@@ -43,9 +43,8 @@ def through(method: str, *mods: Mod) -> Trial:
     return start(trial)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a5_mods_that_only_look_compose_with_every_method(method: str) -> None:
-    seen: list[str] = []
+def noting(seen: list[str]) -> Mod:
+    """Return a mod that notes the type of each message."""
 
     def own(
         message: Message, context: Context, call_next: Callable[[Message, Context], Message]
@@ -53,6 +52,13 @@ def test_a5_mods_that_only_look_compose_with_every_method(method: str) -> None:
         seen.append(message.metadata.message_type)
         return call_next(message, context)
 
+    return own
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a5_mods_that_only_look_compose_with_every_method(method: str) -> None:
+    seen: list[str] = []
+    own = noting(seen)
     trial = through(method, message_size_mod, arrays_size_mod, own)
     assert equal(trial.model, train(tiny.task(), method).model)
     assert seen.count("query.join") == 4 and len(seen) == sum(trial.grid.log.values())
@@ -90,13 +96,7 @@ def test_what_is_no_mod_is_refused() -> None:
 
 def test_simulate_takes_mods_and_refuses_those_that_break_the_exchanges() -> None:
     seen: list[str] = []
-
-    def own(
-        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
-    ) -> Message:
-        seen.append(message.metadata.message_type)
-        return call_next(message, context)
-
+    own = noting(seen)
     options: dict[str, Any] = {"clients": 2, "rounds": 1, "batch_size": 4, "partition": "iid"}
     simulate(tiny.task(clients=2), backend="inline", mods=[own], **options)
     assert seen.count("query.join") == 2 and len(seen) == 6

@@ -28,7 +28,6 @@ from sfl_flower.split.parameters.quantised import dequantised, is_quantised
 
 __all__ = [
     "Subspace",
-    "energy_shares",
     "fit_subspace",
     "open_subspace",
     "plain_weights",
@@ -172,25 +171,6 @@ def fit_subspace(client: nn.Module, x: Tensor) -> None:
         basis.copy_((vectors / values.sqrt()).t())
 
 
-def energy_shares(client: nn.Module, gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the share of each layer's squared gradient that lies in its subspace.
-
-    Parameters
-    ----------
-    client : nn.Module
-        The client half with fitted subspaces.
-    gradients : mapping of str to Tensor
-        Gradient at the weight of each layer, by the layer's name, shape of the weight.
-    """
-    found = {}
-    for name, layer in _opened(client):
-        whole = gradients[name].reshape(len(gradients[name]), -1).double()
-        directions = functional.normalize(layer.get_buffer(BASIS).double(), dim=1)
-        inside = (whole @ directions.t()).square().sum()
-        found[name] = float(inside / whole.square().sum())
-    return found
-
-
 def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state as it leaves the package: of the model that the task built, on the CPU.
 
@@ -202,16 +182,16 @@ def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state : mapping of str to Tensor
         A state dict, of whatever choice of parameters.
     """
-    here = dequantised({name: value.cpu() for name, value in state.items()})
-    found = {k: v for k, v in here.items() if k.rpartition(".")[2] not in (FACTOR, BASIS)}
-    for name, factor in here.items():
-        prefix, _, last = name.rpartition(".")
-        if last == FACTOR:
-            layer = f"{prefix}." if prefix else ""
-            weight = found[f"{layer}weight"]
-            change = (factor.double() @ here[f"{layer}{BASIS}"].double()).reshape(weight.shape)
-            if bool(change.any()):  # else it is W₀ to the bit
-                found[f"{layer}weight"] = (weight.double() + change).to(weight.dtype)
+    found = dequantised({name: value.cpu() for name, value in state.items()})
+    for name in state:
+        layer = name.removesuffix(FACTOR)
+        basis, weight = f"{layer}{BASIS}", f"{layer}weight"
+        if not name.endswith(FACTOR) or not {basis, weight} <= found.keys():
+            continue  # a name of the model's own
+        change = found.pop(name).double() @ found.pop(basis).double()
+        if bool(change.any()):  # else it is W₀ to the bit
+            own = found[weight]
+            found[weight] = (own.double() + change.reshape(own.shape)).to(own.dtype)
     return found
 
 
