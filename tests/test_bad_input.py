@@ -33,6 +33,8 @@ ALL = ("ho_sfl", "frozen", "splitfed_v1", "splitfed_v2", "cse_fsl", "heron", "fs
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"method": "ho_slf"}, r"Unknown method 'ho_slf'; legal are .*Did you mean 'ho_sfl'\?"),
     ({"probs": 3}, r"Unknown option of method 'ho_sfl' 'probs'; legal .*mean 'probes'\?"),
+    ({"scale": "spread", "probes": 1}, "one scalar has no spread; set probes to at least 2"),
+    ({"method": "heron", "scale": "std"}, "scale is 'std'; it must be one of none, spread"),
     ({"method": "frozen", "probes": 3}, "Unknown option of method 'frozen' 'probes'; legal are"),
     ({"rounds": 0}, "rounds is 0; it must be at least 1"),
     ({"clients": 0}, "clients is 0; it must be at least 1"),

@@ -58,7 +58,8 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
             # A step whose scalars are not finite is skipped, here and where it is rebuilt.
             if np.isfinite(scalars).all():
                 taken[step] = 1
-                walk.step(keys, step_coefficients(scalars, probing.unit, request.clip_norm), lr)
+                factors = step_coefficients(scalars, probing.unit, request.clip_norm, request.scale)
+                walk.step(keys, factors, lr)
             else:
                 rows[-1] = np.zeros_like(scalars)
     with_scalars = request.uplink == "scalars"

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.config import Settings
-from sfl_flower.errors import WireError
+from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Range
 from sfl_flower.server.exchange import Tally
 from sfl_flower.training.modes import kept_buffers
-from sfl_flower.zo import ESTIMATORS, LAWS, ParameterVector, Probing
+from sfl_flower.zo import ESTIMATORS, LAWS, SCALES, ParameterVector, Probing
 from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
 __all__ = [
     "HOPELESS",
     "DirectionSettings",
+    "EstimateSettings",
     "Noise",
     "ProbeLength",
     "Probes",
@@ -89,6 +90,32 @@ class ProbingSettings(DirectionSettings):
     def client_passes(self) -> tuple[int, int]:
         """Forwards and backprops of a client for each sample: the anchor's and its probes'."""
         return 1 + self.probes * self.probing().rule.forwards, 0
+
+
+@dataclass(frozen=True)
+class EstimateSettings(ProbingSettings):
+    """Options of methods that make a step of the scalars of each mini-batch.
+
+    Attributes
+    ----------
+    clip_norm : float
+        Scalars of a mini-batch that tell of a gradient of a larger norm are scaled down to it
+        (`sfl_flower.zo.clip_scalars`); 0: no clipping. With `scale` it is the norm after that.
+    scale : {"none", "spread"}
+        Whether the scalars of a mini-batch are divided by their standard deviation over its probes,
+        at least 2 (FZOO), so that a step has one size whatever the gradient's.
+    """
+
+    clip_norm: Annotated[float, Range(0, 1e30)] = 0.0
+    scale: Annotated[str, Choice(SCALES)] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale == "spread" and self.probes < 2:
+            raise ConfigError(
+                "scale=spread with probes=1: one scalar has no spread; set probes to at least 2, "
+                "or scale=none (clip_norm bounds a step with one probe too)."
+            )
 
 
 @dataclass(frozen=True)

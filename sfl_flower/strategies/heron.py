@@ -27,9 +27,9 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import (
+    EstimateSettings,
     Noise,
     Probes,
-    ProbingSettings,
     check_estimator,
     check_scalars,
     note_zeros,
@@ -61,7 +61,7 @@ _TRAINER = "trainer."
 
 
 @dataclass(frozen=True)
-class HERONSettings(ProbingSettings, LocalLossSettings):
+class HERONSettings(EstimateSettings, LocalLossSettings):
     """Settings of HERON-SFL, beside those of probes (the paper has one a step).
 
     The defaults are those that learned best on Fashion-MNIST (``docs/results/heron.md``); the
@@ -79,9 +79,6 @@ class HERONSettings(ProbingSettings, LocalLossSettings):
         move their half alone, or the client, by zeroth order jointly with its half (the paper).
     head_lr : float
         Learning rate of the server's optimiser on the head, for `head_trainer=server`.
-    clip_norm : float
-        Scalars that tell of a gradient of a larger norm are scaled down to it
-        (`sfl_flower.zo.clip_scalars`); 0: no clipping.
     scalar_limit : float
         A reply with |v| / μ above this is not used; for `uplink=scalars`.
     """
@@ -95,7 +92,6 @@ class HERONSettings(ProbingSettings, LocalLossSettings):
     uplink: Annotated[str, Choice(UPLINKS)] = "scalars"
     head_trainer: Annotated[str, Choice(("client", "server"))] = "server"
     head_lr: Annotated[float, Range(0)] = 0.02
-    clip_norm: Annotated[float, Range(0, 1e30)] = 0.0
     scalar_limit: Annotated[float, Range(0)] = 1e6
 
     def __post_init__(self) -> None:
@@ -219,6 +215,7 @@ class HERON(LocalLossStrategy):
             uplink=settings.uplink,
             trains=self.trains,
             clip_norm=settings.clip_norm,
+            scale=settings.scale,
         )
 
     def _check(self, reply: LocalReply) -> None:
@@ -295,7 +292,7 @@ class HERON(LocalLossStrategy):
         lr, unit = settings.client_rate(round, self.config.rounds), settings.probing().unit
         for step in np.flatnonzero(taken).tolist():
             keys = step_keys(round, step, stream, settings.probes)
-            factors = step_coefficients(scalars[step], unit, settings.clip_norm)
+            factors = step_coefficients(scalars[step], unit, settings.clip_norm, settings.scale)
             walk.step(keys, factors, lr)
         if not torch.isfinite(flat).all():
             raise WireError(

@@ -31,9 +31,9 @@ from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import (
+    EstimateSettings,
     Noise,
     Probes,
-    ProbingSettings,
     check_estimator,
     check_scalars,
     note_zeros,
@@ -49,7 +49,7 @@ from sfl_flower.zo import (
     SHARED_STREAM,
     Entry,
     client_stream,
-    clip_scalars,
+    condition_scalars,
     run_key,
 )
 
@@ -57,7 +57,7 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(ProbingSettings, ClientOptimizerSettings):
+class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     """Settings of HO-SFL, beside those of probes and of the client's optimiser.
 
     The defaults are those that learned most on the validation splits of three small tasks
@@ -72,9 +72,6 @@ class HOSFLSettings(ProbingSettings, ClientOptimizerSettings):
         round's clients share P (the paper).
     client_optimizer : {"sgd", "momentum", "adam", "adamw"}
         Replayable optimiser of the client half.
-    clip_norm : float
-        Scalars of a mini-batch that tell of a gradient of a larger norm are scaled down to it
-        (`sfl_flower.zo.clip_scalars`); 0: no clipping.
     scalar_limit : float
         A reply with |v| / μ above this is not used.
     server_steps : {"round", "batch"}
@@ -254,9 +251,10 @@ class HOSFL(JournalledStrategy):
         settings, probing = self.settings, self.settings.probing()
         note_zeros(exchange.tally, (reply.scalars for reply in replies.values()), probing)
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
+        own = (probing.unit, settings.clip_norm, settings.scale)
         clipped = np.stack(
             [
-                [clip_scalars(step, probing.unit, settings.clip_norm) for step in reply.scalars]
+                [condition_scalars(step, *own) for step in reply.scalars]
                 for reply in replies.values()
             ]
         )

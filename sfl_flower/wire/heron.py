@@ -9,7 +9,7 @@ from sfl_flower.wire.fields import number, text
 from sfl_flower.wire.local import LocalRequest
 from sfl_flower.wire.message import Asked
 from sfl_flower.wire.probing import Probes
-from sfl_flower.zo import Probing
+from sfl_flower.zo import SCALES, Probing
 
 __all__ = ["UPLINKS", "WALKS", "HERONRequest"]
 
@@ -30,6 +30,8 @@ class HERONRequest(LocalRequest):
         Whether client half and head walk, or the client half alone.
     clip_norm : float
         Scalars that tell of a gradient of a larger norm are scaled down to it; 0: no clipping.
+    scale : {"none", "spread"}
+        Whether the scalars of a step are divided by their spread.
     """
 
     ACTION: ClassVar[str] = "local"
@@ -38,6 +40,7 @@ class HERONRequest(LocalRequest):
     uplink: Annotated[str, text(UPLINKS)] = "weights"
     trains: Annotated[str, text(WALKS)] = "both"
     clip_norm: Annotated[float, number(0.0, 1e30)] = 0.0
+    scale: Annotated[str, text(SCALES)] = "none"
 
     def asks(self) -> Asked:
         """Ask for scalars of every step, where they stand for the weights."""

@@ -9,7 +9,7 @@ import lazy_loader
 
 _NAMES = {
     "clipping": ["clip_scalars"],
-    "coefficients": ["step_coefficients"],
+    "coefficients": ["condition_scalars", "step_coefficients"],
     "directions": ["Direction", "Directions"],
     "entry": ["Entry"],
     "estimators": ["ESTIMATORS"],
@@ -21,6 +21,7 @@ _NAMES = {
     "probing": ["Probing"],
     "replica": ["Replica"],
     "scalars": ["loss_scalars", "surrogate_scalars"],
+    "spread": ["SCALES"],
     "vector": ["ParameterVector", "trained_names"],
     "walk": ["Walk"],
 }

@@ -2,6 +2,9 @@ from .clipping import (
     clip_scalars as clip_scalars,
 )
 from .coefficients import (
+    condition_scalars as condition_scalars,
+)
+from .coefficients import (
     step_coefficients as step_coefficients,
 )
 from .directions import (
@@ -72,6 +75,9 @@ from .scalars import (
 )
 from .scalars import (
     surrogate_scalars as surrogate_scalars,
+)
+from .spread import (
+    SCALES as SCALES,
 )
 from .vector import (
     ParameterVector as ParameterVector,

@@ -6,14 +6,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.zo.clipping import clip_scalars
+from sfl_flower.zo.spread import spread_scalars
 
-__all__ = ["step_coefficients"]
+__all__ = ["condition_scalars", "step_coefficients"]
+
+
+def condition_scalars(
+    scalars: NDArray[np.floating], unit: float, clip_norm: float = 0.0, scale: str = "none"
+) -> NDArray[np.float64]:
+    """Scale the scalars of one mini-batch of one client: to a spread of 1, then by clipping.
+
+    Parameters
+    ----------
+    scalars : numpy.ndarray
+        v, shape [P].
+    unit : float
+        What a scalar is divided by to be a derivative.
+    clip_norm : float
+        See `clip_scalars`; 0: no clipping.  It is the norm after the scaling.
+    scale : {"none", "spread"}
+        See `spread_scalars`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape [P].
+    """
+    scaled = spread_scalars(scalars, unit) if scale == "spread" else scalars
+    return clip_scalars(scaled, unit, clip_norm)
 
 
 def step_coefficients(
-    scalars: NDArray[np.floating], unit: float, clip_norm: float = 0.0
+    scalars: NDArray[np.floating], unit: float, clip_norm: float = 0.0, scale: str = "none"
 ) -> NDArray[np.float32]:
-    """Return the factors of the directions of one step, clipped ``v_p / (P · unit)``.
+    """Return the factors of the directions of one step, ``v_p / (P · unit)`` of scaled scalars.
 
     The client and whoever rebuilds its step compute them to the same bits.
 
@@ -24,8 +50,8 @@ def step_coefficients(
     unit : float
         What a scalar is divided by to be a derivative: `Probing.unit`, or 2 μ for a difference
         between θ + μu and θ - μu that was not halved.
-    clip_norm : float
-        See `clip_scalars`; 0: no clipping.
+    clip_norm, scale : float, str
+        See `condition_scalars`.
 
     Returns
     -------
@@ -33,6 +59,6 @@ def step_coefficients(
         float32, shape [P], rounded once. Not checked for finiteness.
     """
     with np.errstate(over="ignore"):
-        clipped = clip_scalars(scalars.astype(np.float32), unit, clip_norm)
-        factors: NDArray[np.float32] = (clipped / (scalars.size * unit)).astype(np.float32)
+        found = condition_scalars(scalars.astype(np.float32), unit, clip_norm, scale)
+        factors: NDArray[np.float32] = (found / (scalars.size * unit)).astype(np.float32)
     return factors

@@ -39,7 +39,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "decomfl": {"local_steps": 2, "probes": 2},
     "mu_splitfed": {},
     "zo_sfl": {"client_optimizer": "adamw", "client_lr": 0.001, "server_lr": 1e-4},
+    "ho_sfl spread": {"probes": 3, "scale": "spread"},
+    "heron spread": {"local_steps": 2, "probes": 3, "scale": "spread"},
 }
+"""What is run by label, whose first word is the method."""
 
 
 def untimed(result: RunResult) -> list[RoundRecord]:
@@ -56,7 +59,7 @@ def assert_equal(found: RunResult, expected: RunResult) -> None:
 
 @pytest.mark.simulation
 def test_ray_equals_inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(METHODS) == set(KNOWN)
+    assert {label.split()[0] for label in METHODS} == set(KNOWN)
     # One start of Ray for all methods: the others train on the same grid after the first. The
     # clients' larger arrays go to files there, and stay in Flower's context inline.
     # Nodes remember from one method to the next, so none here takes up the state of an optimiser.
@@ -65,9 +68,10 @@ def test_ray_equals_inline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def execute_all(grid: Grid, task: SplitTask, plan: Plan, observer: Any) -> RunResult:
         result = execute(grid, task, plan, observer)
-        for name in others:
-            options = {"method": name, "task": "digits", **SHARED, **METHODS[name]}
-            found[name] = execute(grid, task, Plan.read(options))
+        for label in others:
+            name = label.split()[0]
+            options = {"method": name, "task": "digits", **SHARED, **METHODS[label]}
+            found[label] = execute(grid, task, Plan.read(options))
         return result
 
     seen: list[int] = []
@@ -78,8 +82,9 @@ def test_ray_equals_inline(monkeypatch: pytest.MonkeyPatch) -> None:
             "digits", first, on_round=lambda r: seen.append(r.round), **SHARED, **METHODS[first]
         )
     assert seen == [0, 1, 2, 3]
-    for name, options in METHODS.items():
-        assert_equal(found[name], simulate("digits", name, backend="inline", **SHARED, **options))
+    for label, options in METHODS.items():
+        inline = simulate("digits", label.split()[0], backend="inline", **SHARED, **options)
+        assert_equal(found[label], inline)
 
 
 @pytest.fixture

@@ -121,6 +121,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sphere": {"direction": "sphere"},
     "schedule": {"client_lr_schedule": "cosine", "client_lr_warmup": 2},
     "clipped": {"clip_norm": 0.1, "probes": 3},
+    "spread": {"scale": "spread", "probes": 3},
+    "spread and clipped": {"scale": "spread", "probes": 2, "clip_norm": 0.5},
     "by samples": {"mean": "samples", "local_steps": 0},
     "sampled": {"sampled": 2},
     "kept": {"client_state": "kept"},

@@ -135,6 +135,24 @@ def test_clipping_scales_a_clients_scalars_to_the_norm() -> None:
 
 
 @pytest.mark.parametrize("directions", ["shared", "own"])
+def test_a_spread_of_one_for_each_clients_mini_batch(directions: str) -> None:
+    options: dict[str, Any] = {"rounds": 1, "probes": 3, "minibatches": 2}
+    plain, scaled = (
+        train(tiny.task(clients=2), clients=2, directions=directions, scale=scale, **options)
+        for scale in ("none", "spread")
+    )
+    (reply, *others) = (content["arrays"] for _, _, content in plain.grid.replies if "z" not in
+                        content["arrays"] and "scalars" in content["arrays"])  # fmt: skip
+    v = np.stack([values(arrays["scalars"]) for arrays in (reply, *others)]).astype(np.float64)
+    own = v / v.std(axis=2, ddof=1, keepdims=True) / (3 * 2 * 2)  # P probes, b batches, K clients
+    (entry,) = scaled.strategy.mirror.journal.entries
+    expected = own if directions == "own" else own.sum(axis=0, keepdims=True)
+    np.testing.assert_allclose(
+        np.sort(entry.coefficients, axis=0), np.sort(expected, axis=0), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("directions", ["shared", "own"])
 def test_the_estimate_leans_on_the_gradient_as_theory_says(directions: str) -> None:
     """The cosine to the gradient is √(P / (P + d + 1)), with own directions P counts K times."""
     problem = tiny.task()

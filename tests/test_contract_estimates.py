@@ -1,0 +1,86 @@
+"""What the contract says of every method, for each way of making steps of scalars.
+
+HO-SFL's clients follow a journal, HERON-SFL's walk on their own and are rebuilt from scalars.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfl_flower.report import RoundRecord, RunDirectory
+from tests import tiny
+from tests.local_grid import Fault
+from tests.test_contract import Stop, history, same
+from tests.tiny import Trial, begin, equal, run, start, train
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ho_sfl": {"minibatches": 2, "probes": 3, "client_lr": 0.01},
+    "heron": {"local_steps": 3, "upload_every": 2, "probes": 3, "client_lr": 0.01},
+}
+ESTIMATES: dict[str, dict[str, Any]] = {
+    "spread": {"scale": "spread", "clip_norm": 1.0},
+}
+CASES = [(method, estimate) for method in METHODS for estimate in ESTIMATES]
+SHARED: dict[str, Any] = {"rounds": 5, "sampled": 2, "server_momentum": 0.9}
+
+
+def settings(method: str, estimate: str, **more: Any) -> dict[str, Any]:
+    return {**SHARED, **METHODS[method], **ESTIMATES[estimate], **more}
+
+
+def trained(method: str, estimate: str, *faults: Fault, **more: Any) -> Trial:
+    return train(tiny.task(), method, faults, **settings(method, estimate, **more))
+
+
+@pytest.mark.parametrize(("method", "estimate"), CASES)
+def test_it_moves_the_client_elsewhere_than_without(method: str, estimate: str) -> None:
+    trial, plain = (
+        trained(method, estimate),
+        train(tiny.task(), method, **SHARED, **METHODS[method]),
+    )
+    first = begin(tiny.task(), method, **settings(method, estimate)).model
+    for name in tiny.CLIENT_NAMES:
+        assert not bool((trial.model[name] == first[name]).all())
+        assert not bool((trial.model[name] == plain.model[name]).all())
+    assert [r.failures + r.rejected for r in trial.strategy.records] == [0] * 6
+    assert same(trial, trained(method, estimate))
+
+
+@pytest.mark.parametrize(("method", "estimate"), CASES)
+def test_a_stopped_run_goes_on_to_the_same_bits(method: str, estimate: str, tmp_path: Path) -> None:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 3:
+            raise Stop
+
+    options = settings(method, estimate)
+    whole = run(tiny.task(), method, out=tmp_path / "whole", **options)
+    with pytest.raises(Stop):
+        run(tiny.task(), method, out=tmp_path / "parts", observer=stop, **options)
+    resumed = run(tiny.task(), method, out=tmp_path / "parts", resume=True, **options)
+    assert equal(whole.model, resumed.model)
+    assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_clients_that_were_away_replay_or_download_to_the_same_bits(estimate: str) -> None:
+    """Of four clients two take part in a round, so each is behind at its next."""
+    replay, download = (trained("ho_sfl", estimate, sync=sync) for sync in ("replay", "download"))
+    assert same(replay, download)
+    assert replay.strategy.ledger.down["scalars"] > 0
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_scalars_and_weights_give_the_same_bits(estimate: str) -> None:
+    scalars, weights = (trained("heron", estimate, uplink=up) for up in ("scalars", "weights"))
+    assert same(scalars, weights)
+
+
+@pytest.mark.parametrize(("method", "estimate"), CASES)
+def test_replies_in_another_order_and_twice_change_nothing(method: str, estimate: str) -> None:
+    clean = trained(method, estimate)
+    trial = begin(tiny.task(), method, [Fault("twice")], **settings(method, estimate))
+    trial.grid._rng.seed(5)
+    assert same(clean, start(trial))
