@@ -14,7 +14,9 @@ from sfl_flower.task import SplitTask
 
 __all__ = ["TASKS", "load_task", "read_task_options", "task_options"]
 
-_NAMES = ("cifar10", "digits", "e2e", "fashion_mnist", "rte", "sst2", "synthetic")
+_NAMES = (
+    "cifar10", "digits", "e2e", "efficientnet_cifar10", "fashion_mnist", "rte", "sst2", "synthetic",
+)  # fmt: skip
 """Each is a module of this room and the builder in it. Whoever adds a task adds its name here."""
 
 

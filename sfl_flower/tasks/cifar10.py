@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,10 +17,14 @@ from sfl_flower.tasks.images import ImageSet, data_folder
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.vision import channels_last, freeze_up_to, resnet18
 
-__all__ = ["cifar10"]
+__all__ = ["CLASSES", "cifar10", "images", "public_images"]
+
+TRAINING, PUBLIC, CLASSES = 50_000, 64, 10
+"""Images of the training set, how many of them, the last, are public, and the classes."""
+
+Split = Literal["train", "test"]
 
 _IMAGES = ImageSet("CIFAR-10", "cifar10_10k_2k.npz", (32, 32, 3), "CIFAR10", "cifar-10-batches-py")
-_CLASSES = 10
 # Of ImageNet's pixels in 0..1: what torchvision's pre-trained weights expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -54,7 +59,8 @@ def cifar10(
     freeze_bn : bool
         Freeze BatchNorm up to the cut (`freeze_batch_norm`), as HO-SFL needs.
     trained : str
-        Which client parameters are trained, as `SplitTask` takes it.
+        Which client parameters are trained, as `SplitTask` takes it; the directions of a subspace
+        are those of the last 64 training images, or of noise where those are in use.
 
     Raises
     ------
@@ -62,7 +68,7 @@ def cifar10(
         An option is out of its range.
     """
     if train_size is not None:
-        whole_number("cifar10", "train_size", train_size, 1, 50_000)
+        whole_number("cifar10", "train_size", train_size, 1, TRAINING)
     if test_size is not None:
         whole_number("cifar10", "test_size", test_size, 1, 10_000)
     if stem not in ("imagenet", "cifar"):
@@ -75,7 +81,7 @@ def cifar10(
             "pre-trained ResNet-18 has that stem."
         )
     root = data_folder(data_dir)
-    load = partial(_load, root, train_size, test_size)
+    load = partial(images, root, train_size, test_size)
     model = f"{stem}:{cut}:{pretrained}:{freeze_bn}"
     return SplitTask(
         name="cifar10",
@@ -83,7 +89,8 @@ def cifar10(
         cut=cut,
         train=partial(load, "train"),
         test=partial(load, "test"),
-        classes=_CLASSES,
+        classes=CLASSES,
+        public=public_images(root, train_size, test_size),
         transform=_normalise,
         trained=trained,
         token=f"cifar10:{root.absolute()}:{train_size}:{test_size}:{model}",
@@ -91,18 +98,30 @@ def cifar10(
 
 
 def _model(stem: str, cut: str, pretrained: bool, frozen: bool) -> nn.Module:
-    model = resnet18(_CLASSES, pretrained=pretrained, stem=stem)
+    model = resnet18(CLASSES, pretrained=pretrained, stem=stem)
     return freeze_up_to(model, cut) if frozen else model
 
 
-def _load(
-    root: Path, train_size: int | None, test_size: int | None, split: Literal["train", "test"]
-) -> Samples:
+def images(root: Path, train_size: int | None, test_size: int | None, split: Split) -> Samples:
+    """Return the first images of a set, bytes [N, 3, 32, 32], and their labels.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    train_size, test_size : int, optional
+        How many are used of each set, whichever is asked for: both come from one source.
+    split : {"train", "test"}
+        Which set.
+
+    Raises
+    ------
+    DataError
+        There are no such images, or too few.
+    """
     stored = _IMAGES.stored(root)
     short = None
-    if stored is not None and (
-        (train_size or 1) > stored["train"] or (test_size or 1) > stored["test"]
-    ):
+    if stored is not None and not _enough(stored, train_size, test_size):
         # Both sets from one source: a test image of one may be a training image of the other.
         short = (
             f"{root / _IMAGES.file} holds {stored['train']} and {stored['test']} images, fewer "
@@ -110,6 +129,26 @@ def _load(
         )
     samples = _IMAGES.load(root, split, train_size if split == "train" else test_size, short)
     return Samples(samples.x.permute(0, 3, 1, 2).contiguous(), samples.y.clone())
+
+
+def public_images(
+    root: Path, train_size: int | None, test_size: int | None
+) -> Callable[[], Samples] | None:
+    """Return what gives the last 64 training images of the source; None where they are in use."""
+    stored = _IMAGES.stored(root)
+    here = stored is not None and _enough(stored, train_size, test_size)
+    total = stored["train"] if stored is not None and here else TRAINING
+    if train_size is None or train_size > total - PUBLIC:
+        return None
+    return partial(_last, root, total, test_size)
+
+
+def _enough(stored: dict[Split, int], train_size: int | None, test_size: int | None) -> bool:
+    return (train_size or 1) <= stored["train"] and (test_size or 1) <= stored["test"]
+
+
+def _last(root: Path, total: int, test_size: int | None) -> Samples:
+    return images(root, total, test_size, "train").take(slice(total - PUBLIC, total))
 
 
 def _normalise(x: Tensor) -> Tensor:
