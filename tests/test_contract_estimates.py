@@ -22,6 +22,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 ESTIMATES: dict[str, dict[str, Any]] = {
     "spread": {"scale": "spread", "clip_norm": 1.0},
+    "radazo": {"client_optimizer": "radazo"},
+    "hiso": {"client_optimizer": "hiso", "client_lr": 0.1},
 }
 CASES = [(method, estimate) for method in METHODS for estimate in ESTIMATES]
 SHARED: dict[str, Any] = {"rounds": 5, "sampled": 2, "server_momentum": 0.9}

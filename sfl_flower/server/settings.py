@@ -144,7 +144,7 @@ class LocalStepsSettings(ClientOptimizerSettings):
         # Among the replayable optimisers momentum has a name of its own.
         named = "momentum" in choices(type(self), "client_optimizer")
         momentum = name == ("momentum" if named else "sgd")
-        if name.startswith("adam"):
+        if name in ("adam", "adamw", "radazo"):
             effect = (
                 f"{name} moves every parameter by client_lr whatever the size of its gradient (a "
                 "sign step)"
@@ -155,6 +155,9 @@ class LocalStepsSettings(ClientOptimizerSettings):
                 f"client_momentum={self.client_momentum:g} has no effect and the step is plain SGD"
             )
             other = "client_momentum=0"
+        elif name == "hiso":
+            effect = "nothing is learned of the curvature and the step is plain SGD"
+            other = "client_optimizer=sgd"
         else:
             return found
         warning = (

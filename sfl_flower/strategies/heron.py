@@ -69,7 +69,7 @@ class HERONSettings(EstimateSettings, LocalLossSettings):
 
     Attributes
     ----------
-    client_optimizer : {"sgd", "momentum", "adam", "adamw"}
+    client_optimizer : {"sgd", "momentum", "adam", "adamw", "radazo", "hiso"}
         Replayable optimiser of client half and head.
     uplink : {"scalars", "weights"}
         What a client sends of its steps: h x P scalars, from which the server rebuilds its

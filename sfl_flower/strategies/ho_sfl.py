@@ -70,7 +70,7 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     directions : {"own", "shared"}
         Whether each client probes along directions of its own, K x P of them in all, or the
         round's clients share P (the paper).
-    client_optimizer : {"sgd", "momentum", "adam", "adamw"}
+    client_optimizer : {"sgd", "momentum", "adam", "adamw", "radazo", "hiso"}
         Replayable optimiser of the client half.
     scalar_limit : float
         A reply with |v| / μ above this is not used.

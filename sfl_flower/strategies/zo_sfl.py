@@ -69,7 +69,7 @@ class ZOSFLSettings(DirectionSettings, LocalStepsSettings):
         h, mini-batches per client and round; 0 takes one pass over the client's samples.
     probes : int
         P, probes per mini-batch.
-    client_optimizer : {"sgd", "momentum", "adam", "adamw"}
+    client_optimizer : {"sgd", "momentum", "adam", "adamw", "radazo", "hiso"}
         Optimiser of the client half.
     client_state : {"fresh", "kept"}
         Whether the client optimiser's state starts anew each round or stays on each client; the

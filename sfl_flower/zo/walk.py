@@ -15,7 +15,8 @@ from sfl_flower.zo.accumulate import Gradient, Workspace
 from sfl_flower.zo.directions import Directions
 from sfl_flower.zo.keys import Key
 from sfl_flower.zo.law import F32
-from sfl_flower.zo.optimizers import OptimizerSpec, Step
+from sfl_flower.zo.optimizers import OptimizerSpec
+from sfl_flower.zo.rules import make_step
 
 __all__ = ["Walk"]
 
@@ -105,7 +106,8 @@ class Walk:
             self._work = Workspace(len(self._flat))
         work, spec, size = self._work, self._spec, len(self._flat)
         self.powers = (self.powers[0] * spec.beta1, self.powers[1] * spec.beta2)
-        step = Step(spec, lr, self.powers)
+        step = make_step(spec, lr, self.powers)
+        step.begin(self.slots)
         scaled = step.coefficients(coefficients.reshape(-1))
         gradient = Gradient(self._directions, keys, scaled, work)
         for low in range(0, size, work.block):

@@ -111,6 +111,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "momentum": {"client_optimizer": "momentum"},
     "adam": {"client_optimizer": "adam", "client_lr": 0.01},
     "adamw": {"client_optimizer": "adamw", "client_lr": 0.01, "client_weight_decay": 0.1},
+    "radazo": {"client_optimizer": "radazo", "client_lr": 0.01, "local_steps": 3},
+    "hiso": {"client_optimizer": "hiso", "client_lr": 0.01, "local_steps": 3},
     "batch norm": {"build": tiny.with_batch_norm, "client_optimizer": "adam"},
     "every second upload": {"upload_every": 2},
     "every third upload": {"upload_every": 3, "client_optimizer": "momentum"},
