@@ -22,6 +22,7 @@ from sfl_flower.data import (
 )
 from sfl_flower.errors import ConfigError
 from sfl_flower.options import (
+    Amount,
     Choice,
     Count,
     Form,
@@ -187,6 +188,9 @@ class RunConfig:
         Seconds to wait for the nodes at the start.
     patience : int
         Rounds in a row without any usable reply after which the run stops.
+    micro_batch : str
+        How many samples of a mini-batch a client runs at one time: "all", a number, or the memory
+        that they may take ("64MiB"), from which the number follows.
     client_threads : int
         Threads that torch uses on a client, part of the configuration because sums may depend on
         them; on Ray, the processors a worker takes.
@@ -228,6 +232,7 @@ class RunConfig:
     timeout: Annotated[float, Range(0.001, 10**7)] = 600.0
     join_timeout: Annotated[float, Range(0.001, 10**7)] = 120.0
     patience: Count = 5
+    micro_batch: Annotated[str, Amount()] = "all"
     client_threads: Count = 1
     server_threads: Count = 1
     client_device: Annotated[str, Choice(DEVICES)] = "cpu"
@@ -257,6 +262,24 @@ class RunConfig:
     def cohort(self) -> int:
         """Clients per round."""
         return self.sampled or self.clients
+
+    @property
+    def samples_at_once(self) -> int:
+        """Most samples that a client runs at one time; 0 for all of a mini-batch.
+
+        Raises
+        ------
+        ConfigError
+            If `micro_batch` is a budget, from which a run makes a number before it begins.
+        """
+        if Amount.budget(self.micro_batch):
+            raise ConfigError(
+                f"micro_batch is '{self.micro_batch}' where no run measures what that allows; give "
+                "a number of samples, or start it with simulate or an app."
+            )
+        found = Amount.samples(self.micro_batch)
+        # A last mini-batch may hold one sample more than the others.
+        return found if found <= self.batch_size else 0
 
     @property
     def model_seed(self) -> int:

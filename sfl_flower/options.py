@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 from sfl_flower.errors import ConfigError
 
 __all__ = [
+    "Amount",
     "Choice",
     "ClientMode",
     "ClientState",
@@ -93,7 +95,36 @@ class Form:
         return self.said
 
 
-Legal = Range | Choice | Form
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+"""Binary units of memory."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """``all`` samples, a number of them, or the memory that they may take, ``64MiB``."""
+
+    def check(self, name: str, value: str) -> None:
+        """Raise `ConfigError` unless the value is one of the three."""
+        if not self.samples(value) and not self.budget(value) and value != "all":
+            raise ConfigError(f"{name} is '{value}'; it must be {self.text(str)}.")
+
+    def text(self, kind: type[Any]) -> str:
+        """Return the three in words."""
+        return f"all, a number of samples from 1, or memory in {', '.join(UNITS)} such as 64MiB"
+
+    @staticmethod
+    def samples(value: str) -> int:
+        """Return the number of samples, 0 where the value is none."""
+        return int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else 0
+
+    @staticmethod
+    def budget(value: str) -> int:
+        """Return the bytes, 0 where the value is no memory."""
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([KMG]iB)", value, re.ASCII)
+        return int(float(found[1]) * UNITS[found[2]]) if found else 0
+
+
+Legal = Range | Choice | Form | Amount
 
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
@@ -242,11 +273,13 @@ def read_fields(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     ConfigError
         If a key is no field of the dataclass, or a value has the wrong type or range.
     """
-    kinds = {name: kind for name, (kind, _) in _annotations(cls).items()}
+    kinds = _annotations(cls)
     read = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in kinds:
             raise unknown(f"option of {where}", key, kinds)
-        read[name] = coerce(name, value, kinds[name])
+        kind, legal = kinds[name]
+        given = str(value) if isinstance(legal, Amount) and type(value) is int else value
+        read[name] = coerce(name, given, kind)
     return cls(**read)

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import adam as optim
 
 from sfl_flower.methods import METHODS, Method, find_method
+from sfl_flower.node.node import Node
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.task import SplitTask
 from sfl_flower.training.device import device_of
@@ -152,13 +154,15 @@ class Stop(Exception):
     """Ends a run from outside."""
 
 
-@pytest.mark.parametrize("trained", ["all", "subspace:2"])
-def test_a_stopped_run_goes_on_to_the_same_bits(method: str, trained: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("trained", "size"), [("all", "all"), ("subspace:2", "3")])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    method: str, trained: str, size: str, tmp_path: Path
+) -> None:
     def stop(record: RoundRecord) -> None:
         if record.round == 2:
             raise Stop
 
-    options = settings(method)
+    options = settings(method, micro_batch=size)
 
     def problem() -> SplitTask:
         return tiny.task(trained=trained, public=lambda: tiny.samples(20, 7))
@@ -180,6 +184,36 @@ def test_the_order_of_replies_changes_nothing(method: str) -> None:
         trial = begin(tiny.task(), method, **settings(method))
         trial.grid._rng.seed(seed)
         assert same(clean(method), start(trial))
+
+
+IN_PARTS: dict[str, dict[str, Any]] = {
+    name: {"client_optimizer": "sgd"} for name in ("ho_sfl", "splitfed_v2", "cse_fsl", "fedavg")
+}
+"""By method: a step that is continuous in its gradient, as Adam's first is not."""
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_in_micro_batches_it_trains_as_in_whole_mini_batches(
+    method: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mini-batches of four, run one by one, or three and one; again, and larger than they are."""
+    ready, seen = Node.ready, set[int]()
+
+    def watched(node: Node, module: nn.Module) -> nn.Module:
+        module.register_forward_pre_hook(lambda module, given: seen.add(len(given[0])))
+        return ready(node, module)
+
+    options = IN_PARTS.get(method, {})
+    whole = trained(method, **options)
+    monkeypatch.setattr(Node, "ready", watched)
+    parts = trained(method, micro_batch=size, **options)
+    assert seen == ({1} if size == 1 else {1, 3})
+    assert [r.failures + r.rejected for r in parts.strategy.records] == [0] * 5
+    for name, value in whole.model.items():
+        assert torch.allclose(value, parts.model[name], rtol=1e-3, atol=2e-4), name
+    assert same(parts, trained(method, micro_batch=size, **options))
+    if size == 1:
+        assert same(whole, trained(method, micro_batch=5, **options))
 
 
 @pytest.mark.flower

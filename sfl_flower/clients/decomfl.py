@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfl_flower.errors import TrainingError
+from sfl_flower.node.micro_batches import MicroBatch, batch_loss
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up, journal_key
 from sfl_flower.wire import StaleReply
@@ -62,8 +63,12 @@ def _probe(
     x, y = node.batch(request.round, step, request.batch_size)
     seen: list[float] = []
 
+    def forward(part: MicroBatch) -> Tensor:
+        output: Tensor = half.module(part.x)
+        return output
+
     def loss() -> Tensor:
-        value = node.task.loss(half.module(x), y)
+        value = batch_loss(node, forward, request.round, step, x, y)
         seen.append(float(value))
         return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sfl_flower.node.micro_batches import micro_batches
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import load_travelling, travelling_state
@@ -25,11 +26,16 @@ def train(node: Node, request: FullRequest) -> FullReply:
         for step in range(request.steps):
             x, y = node.batch(request.round, step, request.batch_size)
             optimizer.zero_grad()
-            with torch.enable_grad(), node.draws(request.round, step):
-                loss = node.task.loss(module(x), y)
-                loss.backward()
+            found = 0.0
+            for part in micro_batches(node, request.round, step, x, y):
+                if not part.share:  # no label of these counts
+                    continue
+                with torch.enable_grad(), part.draws():
+                    loss = part.weighted(node.task.loss(module(part.x), part.y))
+                    loss.backward()
+                found += float(loss.detach())
             optimizer.step()
-            losses.append(float(loss.detach()))
+            losses.append(found)
             samples += len(y)
         optimizer.zero_grad()
     reply = FullReply(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sfl_flower.data.identity import batch_digest
-from sfl_flower.errors import DataError
+from sfl_flower.node.micro_batches import smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up
 from sfl_flower.training.device import to_array
@@ -33,8 +32,8 @@ def forward(
     return ForwardReply(
         round=request.round,
         version=before,
-        z=to_array(torch.cat(zs)),
-        y=to_array(torch.cat(ys)),
+        z=zs[0] if len(zs) == 1 else np.concatenate(zs),
+        y=np.concatenate(ys),
         sizes=np.array([len(y) for y in ys], dtype=np.int64),
         usage=usage(),
     )
@@ -42,16 +41,16 @@ def forward(
 
 def anchor_forward(
     node: Node, request: ForwardRequest, met: list[str] | None
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Run the client half on each mini-batch at the anchor, without a graph.
 
     Digests of the mini-batches are appended to `met`, where it is given.
 
     Returns
     -------
-    zs : list of Tensor
+    zs : list of numpy.ndarray
         Smashed data, float32, shape [b, ...].
-    ys : list of Tensor
+    ys : list of numpy.ndarray
         Labels, int64, shape [b, ...].
     """
     zs, ys = [], []
@@ -59,15 +58,8 @@ def anchor_forward(
         x, y = node.batch(request.round, step, request.batch_size)
         if met is not None:
             met.append(batch_digest(x, y))
-        with torch.no_grad(), kept_buffers(node.half.module), node.draws(request.round, step):
-            zs.append(run_half(node, x))
-        ys.append(y.to(torch.int64))
+        module = node.half.module
+        with kept_buffers(module):
+            zs.append(smashed(node, module, request.round, step, x))
+        ys.append(to_array(y.to(torch.int64)))
     return zs, ys
-
-
-def run_half(node: Node, x: Tensor) -> Tensor:
-    """Return z = f_c(x; θ_c), float32, shape [b, ...]."""
-    z: Tensor = node.half.module(x)
-    if z.dtype != torch.float32:
-        raise DataError(f"The client half gives {z.dtype}; smashed data must be float32.")
-    return z.contiguous()

@@ -17,9 +17,11 @@ from torch import nn
 
 from sfl_flower.errors import WireError
 from sfl_flower.node.local_loss import Uploads, first_order_steps, local_model
+from sfl_flower.node.micro_batches import smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import travelling_state
+from sfl_flower.training.device import to_array
 from sfl_flower.wire import StaleReply, pack_state
 from sfl_flower.wire.fsl_sage import (
     FSLSAGERequest,
@@ -38,15 +40,13 @@ _HEAD, _WEIGHTS, _ROUND = "head", "sent ahead", "sent ahead in"
 def upload(node: Node, request: FSLSAGEUploadRequest) -> ForwardReply:
     """Send the smashed data of step 0 and keep the weights for the steps."""
     client = local_model(node, request).client
-    uploads = Uploads(1)
     x, y = node.batch(request.round, 0, request.batch_size)
     with metered(request.meter, node.device) as usage:
-        with torch.no_grad(), node.draws(request.round, 0):
-            uploads.add(0, client(x), y)
+        z = smashed(node, client, request.round, 0, x)
     # As they came: what the forward did to running statistics, the steps do again.
     node.store.put(_WEIGHTS, request.weights)
     node.store.put_text(_ROUND, {"round": request.round})
-    z, labels, sizes = uploads.arrays()
+    labels, sizes = to_array(y.to(torch.int64)), np.array([len(y)], dtype=np.int64)
     return ForwardReply(request.round, -1, z, labels, sizes, usage())
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.node.local_loss import LocalModel, Uploads, local_model, settings_of
+from sfl_flower.node.micro_batches import MicroBatch, batch_loss
 from sfl_flower.node.node import Node, metered
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.modes import kept_buffers
@@ -90,15 +91,17 @@ def _probe(
     """Run the anchor and the probes of one step; return the scalars, float32, shape [P]."""
     x, y = node.batch(request.round, step, request.batch_size)
 
-    def loss() -> Tensor:
-        with node.draws(request.round, step):  # the same masks in every forward of the step
-            return node.task.loss(model(x), y)
+    def uploaded(part: MicroBatch) -> Tensor:
+        z = model.client(part.x)
+        uploads.add(step, z, part.y)
+        output: Tensor = model.head(z)
+        return output
 
-    with torch.no_grad(), node.draws(request.round, step):
-        z = model.client(x)
-        uploads.add(step, z, y)
-        anchor = node.task.loss(model.head(z), y)
-    del z
+    def loss() -> Tensor:  # the same masks in every forward of the step
+        return batch_loss(node, lambda part: model(part.x), request.round, step, x, y)
+
+    with torch.no_grad():
+        anchor = batch_loss(node, uploaded, request.round, step, x, y)
     uploads.note(anchor)
     with kept_buffers(model):  # running statistics are the anchor's alone
         found = loss_scalars(loss, vector, directions, request.probing, anchor=anchor)

@@ -10,17 +10,24 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sfl_flower.clients.frozen import forward as anchor
-from sfl_flower.clients.frozen import run_half
 from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
+from sfl_flower.node.micro_batches import rows_together, run_half, smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import journal_key, stand_still
 from sfl_flower.training.device import to_tensor
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
-from sfl_flower.zo import surrogate_scalars
+from sfl_flower.zo import (
+    Direction,
+    ParameterVector,
+    Probing,
+    loss_scalars,
+    surrogate_scalars,
+)
 
 __all__ = ["forward", "probe"]
 
@@ -55,22 +62,15 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
                 node.same_batch(request.round, batch_digest(x, y), met[step])
             part = slice(start, start + len(y))
             start = part.stop
-            forward = partial(run_half, node, x)
-            with torch.no_grad():
-                z = forward() if kept is None else to_tensor(kept[part], node.device)
+            if kept is None:
+                z = smashed(node, node.half.module, request.round, step, x)
+            else:
+                z = kept[part]
             lam = request.lam[part]
-            if lam.shape != tuple(z.shape):
-                raise WireError(f"λ has shape {lam.shape}, the batch gives {tuple(z.shape)}.")
-            rows.append(
-                surrogate_scalars(
-                    forward,
-                    vector,
-                    directions.of_step(request.round, step, request.stream, probing.probes),
-                    probing,
-                    z,
-                    to_tensor(lam, node.device),
-                )
-            )
+            if lam.shape != z.shape:
+                raise WireError(f"λ has shape {lam.shape}, the batch gives {z.shape}.")
+            us = directions.of_step(request.round, step, request.stream, probing.probes)
+            rows.append(_scalars(node, vector, us, probing, x, z, lam))
     if start != request.lam.shape[0]:
         raise WireError(f"λ is for {request.lam.shape[0]} samples, the batches hold {start}.")
     node.store.drop(_ANCHOR)
@@ -80,6 +80,35 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         samples=start,
         usage=usage(),
     )
+
+
+def _scalars(
+    node: Node,
+    vector: ParameterVector,
+    us: list[Direction],
+    probing: Probing,
+    x: Tensor,
+    z: np.ndarray,
+    lam: np.ndarray,
+) -> Tensor:
+    """Return the scalars of a mini-batch, float32, shape [P]; `z` and `lam` are of its shape."""
+    module, parts = node.half.module, rows_together(node, len(x))
+    if len(parts) == 1:
+        forward = partial(run_half, module, x)
+        anchor, weight = (to_tensor(array, node.device) for array in (z, lam))
+        return surrogate_scalars(forward, vector, us, probing, anchor, weight)
+
+    def change() -> Tensor:
+        """Return ``<λ, f_c(x; θ) - z>`` at the θ of the moment, float64: 0 at the anchor."""
+        found = torch.zeros((), dtype=torch.float64, device=node.device)
+        for rows in parts:
+            gained = run_half(module, x[rows]) - to_tensor(z[rows], node.device)
+            weighted = gained * to_tensor(lam[rows], node.device)
+            found = found + weighted.sum(dtype=torch.float64)
+        return found
+
+    anchor = torch.zeros((), dtype=torch.float64, device=node.device)
+    return loss_scalars(change, vector, us, probing, anchor)
 
 
 def _met(node: Node, request: ProbeRequest) -> list[str]:

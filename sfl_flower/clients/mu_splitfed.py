@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from sfl_flower.clients.frozen import run_half
 from sfl_flower.errors import TrainingError
+from sfl_flower.node.micro_batches import smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.device import to_array
@@ -31,18 +33,19 @@ def forward(node: Node, request: MUForwardRequest) -> MUForwardReply:
     with metered(request.meter, node.device) as usage, torch.no_grad():
         x, y = node.batch(request.round, 0, request.batch_size)
         direction = _direction(node, request)
-        anchor = run_half(node, x)
+        forward = partial(smashed, node, half.module, request.round, 0, x)
+        anchor = forward()
         with half.trained.probe(direction, request.probing.mu):
-            plus = run_half(node, x)
+            plus = forward()
         with half.trained.probe(direction, -request.probing.mu):
-            minus = run_half(node, x)
+            minus = forward()
     node.store.put(_WEIGHTS, request.weights)
     node.store.put_text(_AT, {"round": request.round})
     return MUForwardReply(
         round=request.round,
-        anchor=to_array(anchor),
-        plus=to_array(plus),
-        minus=to_array(minus),
+        anchor=anchor,
+        plus=plus,
+        minus=minus,
         y=to_array(y.to(torch.int64)),
         usage=usage(),
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
+from sfl_flower.node.micro_batches import micro_batches, smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.node.steps import met_before, remember, restore
@@ -38,9 +39,8 @@ def step(node: Node, request: StepRequest) -> StepReply:
             x, labels = node.batch(request.round, request.step, request.batch_size)
             batch = batch_digest(x, labels)
             # The forward is run again with a graph: same masks, and buffers move once a batch.
-            draws = node.draws(request.round, request.step)
-            with torch.no_grad(), kept_buffers(module), draws:
-                z = to_array(module(x).contiguous())
+            with kept_buffers(module):
+                z = smashed(node, module, request.round, request.step, x)
             y = to_array(labels.to(torch.int64))
     packed = pack_state(travelling_state(module))
     remember(node, request, packed, batch)
@@ -58,16 +58,19 @@ def step(node: Node, request: StepRequest) -> StepReply:
 def _finish(node: Node, module: nn.Module, request: StepRequest) -> None:
     x, y = node.batch(request.round, request.step - 1, request.batch_size)
     node.same_batch(request.round, batch_digest(x, y), met_before(node))
-    lam = to_tensor(np.asarray(request.lam), node.device)
-    with torch.enable_grad(), node.draws(request.round, request.step - 1):
-        z = module(x)
-        if z.shape != lam.shape:
-            raise WireError(
-                f"λ has shape {tuple(lam.shape)}, the batch gives z of {tuple(z.shape)}."
-            )
-        if not z.requires_grad:  # nothing is trainable
-            return
-        z.backward(lam)
+    lam = np.asarray(request.lam)
+    for part in micro_batches(node, request.round, request.step - 1, x, y):
+        with torch.enable_grad(), part.draws():
+            z = module(part.x)
+            if (len(x), *z.shape[1:]) != lam.shape:
+                raise WireError(
+                    f"λ has shape {lam.shape}, the batch gives z of {(len(x), *z.shape[1:])}."
+                )
+            if not z.requires_grad:  # nothing is trainable
+                return
+            # λ is of the mean over the whole mini-batch, so the gradients add up to its own.
+            z.backward(to_tensor(lam[part.rows], node.device))
+        del z
     optimizer = open_optimizer(node, module.parameters(), request.optimizer)
     optimizer.step()
     optimizer.zero_grad()

@@ -11,8 +11,8 @@ import json
 import numpy as np
 import torch
 
-from sfl_flower.clients.frozen import run_half
 from sfl_flower.errors import TrainingError
+from sfl_flower.node.micro_batches import smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import OPTIMIZER
 from sfl_flower.node.steps import forget, remember, restore
@@ -67,13 +67,12 @@ def _probe(
     """Return z at θ_c + μu_1, θ_c - μu_1, θ_c + μu_2, …, one after another, and the labels."""
     x, y = node.batch(request.round, request.step, request.batch_size)
     parts = []
-    with torch.no_grad():
-        for key in _keys(node, request, request.step):
-            direction = _directions(node, vector, request).of(key)
-            for length in (request.probing.mu, -request.probing.mu):
-                with vector.probe(direction, length):
-                    parts.append(run_half(node, x))
-    return to_array(torch.cat(parts)), to_array(y.to(torch.int64))
+    for key in _keys(node, request, request.step):
+        direction = _directions(node, vector, request).of(key)
+        for length in (request.probing.mu, -request.probing.mu):
+            with vector.probe(direction, length):
+                parts.append(smashed(node, node.half.module, request.round, request.step, x))
+    return np.concatenate(parts), to_array(y.to(torch.int64))
 
 
 def _finish(

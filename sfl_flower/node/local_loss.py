@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import DataError, TrainingError
+from sfl_flower.node.micro_batches import micro_batches
 from sfl_flower.node.node import Node
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.device import to_array
@@ -84,13 +85,18 @@ def first_order_steps(
     """Take a round's local steps by backprop; one forward a step gives z and the head's loss."""
     for step in range(request.steps):
         x, y = node.batch(request.round, step, request.batch_size)
-        with torch.enable_grad(), node.draws(request.round, step):
-            z = model.client(x)
-            uploads.add(step, z, y)
-            loss = node.task.loss(model.head(z), y)
-        del z  # autograd keeps what it needs
-        uploads.note(loss)
-        loss.backward()
+        found = torch.zeros((), dtype=torch.float64, device=node.device)
+        for part in micro_batches(node, request.round, step, x, y):
+            with torch.enable_grad(), part.draws():
+                z = model.client(part.x)
+                uploads.add(step, z, part.y)
+                if not part.share:  # no label of these counts
+                    continue
+                loss = part.weighted(node.task.loss(model.head(z), part.y))
+            del z  # autograd keeps what it needs
+            loss.backward()
+            found += loss.detach().double()
+        uploads.note(found)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -111,23 +117,26 @@ class Uploads:
         self._first = first
         self._z: list[np.ndarray] = []
         self._y: list[np.ndarray] = []
+        self._sizes: dict[int, int] = {}
         self.samples = 0
         self.losses: list[float] = []
 
     def add(self, step: int, z: Tensor, y: Tensor) -> None:
-        """Count a step's samples, and keep them if it is a k-th step; z before the step."""
+        """Count samples of a step, and keep them if it is a k-th step; z before the step."""
         self.samples += len(y)
         if z.dtype != torch.float32:
             raise DataError(f"The client half gives {z.dtype}; smashed data must be float32.")
         if step % self._every == 0:
             if step < self._first:
                 z, y = z[:0], y[:0]  # a reply without samples still has their shape
+            else:
+                self._sizes[step] = self._sizes.get(step, 0) + len(y)
             self._z.append(to_array(z).copy())
             self._y.append(to_array(y.to(torch.int64)))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return smashed data, labels and the samples of each step that sends some."""
-        sizes = np.array([len(y) for y in self._y if len(y)], dtype=np.int64)
+        sizes = np.array([*self._sizes.values()], dtype=np.int64)
         return np.concatenate(self._z), np.concatenate(self._y), sizes
 
     def note(self, loss: Tensor) -> float:

@@ -111,6 +111,8 @@ class Node:
         Where it computes.
     mode : {"as_built", "eval"}
         Mode of the client half, or of the whole model where there is no cut.
+    micro_batch : int
+        Most samples of a mini-batch that it runs at one time, 0 for all.
     """
 
     task: SplitTask
@@ -122,6 +124,7 @@ class Node:
     store: NodeStore
     device: torch.device
     mode: str
+    micro_batch: int = 0
 
     @classmethod
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
@@ -146,7 +149,7 @@ class Node:
             rows = parts[number]
         return cls(
             task, setup.model_seed, setup.key, number, samples, rows, NodeStore(context), device,
-            setup.mode,
+            setup.mode, setup.micro_batch,
         )  # fmt: skip
 
     @property
@@ -210,9 +213,18 @@ class Node:
                 f"{UNREPEATED} What is random belongs into `augment=`."
             )
 
-    def draws(self, round: int, step: int) -> AbstractContextManager[None]:
-        """Let the half's dropout, if it is active, depend on the mini-batch alone."""
-        return seeded_torch("client forward", self.key, round, step)
+    def draws(self, round: int, step: int, first: int = 0) -> AbstractContextManager[None]:
+        """Let the half's dropout, if it is active, depend on the mini-batch alone.
+
+        Parameters
+        ----------
+        round, step : int
+            They name the mini-batch.
+        first : int
+            The first of its samples that run together.
+        """
+        words = (round, step, first) if first else (round, step)
+        return seeded_torch("client forward", self.key, *words)
 
 
 def _device(context: Context, setup: Setup) -> torch.device:

@@ -28,7 +28,8 @@ def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, 
         ``client``: how clients learn. ``client_mode``: "train" or "eval", the mode of the client
         half; empty where nothing in it depends on that (no BatchNorm, no dropout).
         ``client_forwards``, ``client_backprops``: passes of a client for each sample it trains on,
-        None where the method does not say. ``client_schedule``, ``server_schedule``: how the rates
+        None where the method does not say. ``micro_batch``: samples that a client runs at one
+        time, 0 for all of a mini-batch. ``client_schedule``, ``server_schedule``: how the rates
         go over the rounds; empty without such a rate. ``server_pace``: "round" or "batch", when the
         server half steps; ``server_steps``: how often it did, 0 where the server only averages.
     """
@@ -40,6 +41,7 @@ def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, 
         "client_mode": mode if changes_by_mode(strategy.client_half) else "",
         "client_forwards": passes[0],
         "client_backprops": passes[1],
+        "micro_batch": strategy.setup.micro_batch,
         "client_schedule": settings.client_schedule,
         "server_schedule": strategy.config.server_schedule if facts.server_lr else "",
         "server_pace": settings.server_pace,

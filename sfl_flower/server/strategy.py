@@ -31,6 +31,7 @@ from sfl_flower.server.received import finite_mean, smashed_shape
 from sfl_flower.server.records import as_record, from_record
 from sfl_flower.server.roster import Member, Roster
 from sfl_flower.server.screening import Screening
+from sfl_flower.server.setup import run_setup
 from sfl_flower.server.subspace import fitted
 from sfl_flower.server.summary import log_summary
 from sfl_flower.server.trainer import Trainer
@@ -40,7 +41,7 @@ from sfl_flower.task import SplitTask
 from sfl_flower.task.models import unused_state
 from sfl_flower.training.device import find_device
 from sfl_flower.training.modes import torch_threads
-from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Setup, Usage
+from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Usage
 from sfl_flower.zo import Journal
 
 __all__ = ["SplitStrategy"]
@@ -86,8 +87,7 @@ class SplitStrategy(Unwrapped):
         self.account = Account(config, on_round)
         self.screening = Screening(config)
         self.round = 0
-        ways = config.smashed, config.gradients, config.client_device, self.settings.client_mode
-        self.setup = Setup(config.model_seed, config.partition_text(), config.client_threads, *ways)
+        self.setup = run_setup(task, config, self.settings, self.facts)
         self.device = find_device(config.server_device, "server-device")
         halves = fitted(task, config.model_seed)
         self.client_half: nn.Module = halves.client.to(self.device)

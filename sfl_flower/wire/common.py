@@ -135,6 +135,8 @@ class Setup(Part):
         Where the client computes, one of `DEVICES`, unless its node configuration says otherwise.
     mode : {"as_built", "eval"}
         Mode of the client half, or of the whole model where there is no cut.
+    micro_batch : int
+        Most samples of a mini-batch that the client runs at one time, 0 for all.
     key : str
         The key of the client that is asked; `Request.addressed` puts it in.
     """
@@ -148,6 +150,7 @@ class Setup(Part):
     gradients: Annotated[str, text(ENCODINGS)] = "float32"
     device: Annotated[str, text(DEVICES)] = "cpu"
     mode: Annotated[str, text(("as_built", "eval"))] = "as_built"
+    micro_batch: int = 0
     key: Annotated[str, text(longest=64)] = ""
 
     @property

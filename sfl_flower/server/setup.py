@@ -1,0 +1,121 @@
+"""What every request says of a run, and whether its clients can run a mini-batch in parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from sfl_flower.config import RunConfig, Settings
+from sfl_flower.errors import ConfigError
+from sfl_flower.server.facts import Facts
+from sfl_flower.split.checks.layer_checks import layer_problem
+from sfl_flower.task import SplitTask
+from sfl_flower.wire import Setup
+
+__all__ = ["run_setup"]
+
+TRIED = 8
+"""Test samples on which it is tried whether parts of a batch give what the whole does."""
+ROUNDING, EXACT = 0.02, 1e-4
+"""How far apart smashed data (sums of half precision) and losses may be, as a share of the largest
+value."""
+
+
+def run_setup(task: SplitTask, config: RunConfig, settings: Settings, facts: Facts) -> Setup:
+    """Return what every request of a run says.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem.
+    config : RunConfig
+        Settings of the run.
+    settings : Settings
+        Settings of the method.
+    facts : Facts
+        What the method is.
+
+    Raises
+    ------
+    ConfigError
+        If `micro_batch` is below the batch size and something that clients run mixes the samples of
+        a batch.
+    """
+    size = config.samples_at_once
+    if size:
+        _check(task, config, settings, facts)
+    return Setup(
+        config.model_seed,
+        config.partition_text(),
+        config.client_threads,
+        config.smashed,
+        config.gradients,
+        config.client_device,
+        settings.client_mode,
+        size,
+    )
+
+
+def _check(task: SplitTask, config: RunConfig, settings: Settings, facts: Facts) -> None:
+    """Refuse a run whose micro-batches would not give what its mini-batches do."""
+    halves, seed = task.build(config.model_seed), config.model_seed
+    said = f"micro_batch is '{config.micro_batch}'"
+    held = {"client half": halves.client, **({"server half": halves.server} if facts.whole else {})}
+    for what, half in held.items():
+        if settings.client_mode == "eval":
+            half.eval()
+        _check_norms(said, what, half, "")
+    if facts.head:
+        head = task.build_head(seed, str(getattr(settings, "head", "linear")))
+        _check_norms(said, "auxiliary head", head, "take head=linear or pooled, or use GroupNorm")
+    samples = task.samples("test")
+    rows = np.unique(np.linspace(0, len(samples) - 1, TRIED).astype(np.int64))
+    x, y = task.batch(samples, rows)
+    client = halves.client.eval()
+    with torch.no_grad():
+        z, alone = client(x), [client(x[i : i + 1]) for i in range(len(x))]
+        if any(_apart(one[0], z[i], ROUNDING) for i, one in enumerate(alone)):
+            raise ConfigError(
+                f"{said}, but the client half of task {task.name!r} gives other smashed data for a "
+                "sample alone than within a mini-batch; leave micro_batch at all."
+            )
+        output = halves.server.eval()(z)
+        if (facts.whole or facts.head) and isinstance(output, Tensor):
+            _check_loss(said, task, output, y)
+
+
+def _check_norms(said: str, what: str, module: nn.Module, fix: str) -> None:
+    for name, layer in module.named_modules():
+        problem = layer_problem(name, layer) if isinstance(layer, _NormBase) else None
+        if problem is not None:
+            raise ConfigError(
+                f"{said}, but '{name}' of the {what} needs the whole mini-batch: {problem.what}; "
+                f"{fix or problem.fix}, or leave micro_batch at all."
+            )
+
+
+def _check_loss(said: str, task: SplitTask, output: Tensor, y: Tensor) -> None:
+    """Refuse a loss that is not the mean over the labels that count."""
+    counted = torch.ones_like(y) if task.ignore_label is None else y != task.ignore_label
+    weights = counted.reshape(len(y), -1).sum(dim=1).double()
+    if not weights.sum():
+        return
+    parts = [
+        weight * task.loss(output[i : i + 1], y[i : i + 1]).double()
+        for i, weight in enumerate(weights)
+        if weight
+    ]
+    whole = task.loss(output, y).double()
+    if _apart(torch.stack(parts).sum() / weights.sum(), whole, EXACT):
+        raise ConfigError(
+            f"{said}, but the loss of task {task.name!r} is not the mean over the labels of a "
+            "batch, so those of its parts do not add up; give such a loss, or leave micro_batch at "
+            "all."
+        )
+
+
+def _apart(found: Tensor, wanted: Tensor, share: float) -> bool:
+    largest = float(wanted.abs().max()) if wanted.numel() else 0.0
+    return bool(((found - wanted).abs() > share * largest + 1e-6).any())
