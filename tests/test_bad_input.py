@@ -34,6 +34,11 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"method": "ho_slf"}, r"Unknown method 'ho_slf'; legal are .*Did you mean 'ho_sfl'\?"),
     ({"probs": 3}, r"Unknown option of method 'ho_sfl' 'probs'; legal .*mean 'probes'\?"),
     ({"scale": "spread", "probes": 1}, "one scalar has no spread; set probes to at least 2"),
+    ({"cone": 1.0}, r"cone is 1\.0; it must be in \[0, 0\.999\]"),
+    (
+        {"method": "heron", "cone": 0.5, "client_state": "kept"},
+        "use client_state=fresh.*and cone=0",
+    ),
     ({"method": "heron", "scale": "std"}, "scale is 'std'; it must be one of none, spread"),
     ({"method": "frozen", "probes": 3}, "Unknown option of method 'frozen' 'probes'; legal are"),
     ({"rounds": 0}, "rounds is 0; it must be at least 1"),

@@ -22,6 +22,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 ESTIMATES: dict[str, dict[str, Any]] = {
     "spread": {"scale": "spread", "clip_norm": 1.0},
+    "cone": {"cone": 0.6},
+    "cone of momentum": {"cone": 0.3, "client_optimizer": "momentum"},
     "radazo": {"client_optimizer": "radazo"},
     "hiso": {"client_optimizer": "hiso", "client_lr": 0.1},
 }

@@ -50,10 +50,11 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     uploads = Uploads(request.upload_every)
     rows, taken = [], np.zeros(request.steps, dtype=np.uint8)
     with metered(request.meter, node.device) as usage:
-        walk = Walk(vector.anchor, OptimizerSpec(**settings), directions, state)
+        spec = OptimizerSpec(**settings, cone=request.cone)
+        walk = Walk(vector.anchor, spec, directions, state)
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)
-            us = [directions.of(key) for key in keys]
+            us = walk.in_cone([directions.of(key) for key in keys])
             scalars = _probe(node, model, vector, us, request, step, uploads)
             rows.append(scalars)
             # A step whose scalars are not finite is skipped, here and where it is rebuilt.

@@ -17,7 +17,7 @@ from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
 from sfl_flower.node.micro_batches import rows_together, run_half, smashed
 from sfl_flower.node.node import Node, metered
-from sfl_flower.node.sync import journal_key, stand_still
+from sfl_flower.node.sync import journal_key, stand_still, standing
 from sfl_flower.training.device import to_tensor
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
@@ -53,7 +53,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         return StaleReply(before)
     vector, kept, probing = node.half.trained, _kept(node, request.round), request.probing
     directions = vector.directions(journal_key(node), probing.law)
-    met = _met(node, request)
+    met, replica = _met(node, request), standing(node)
     rows, start = [], 0
     with metered(request.meter, node.device) as usage:
         for step in range(request.minibatches):
@@ -70,6 +70,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
             if lam.shape != z.shape:
                 raise WireError(f"λ has shape {lam.shape}, the batch gives {z.shape}.")
             us = directions.of_step(request.round, step, request.stream, probing.probes)
+            us = replica.in_cone(us)
             rows.append(_scalars(node, vector, us, probing, x, z, lam))
     if start != request.lam.shape[0]:
         raise WireError(f"λ is for {request.lam.shape[0]} samples, the batches hold {start}.")

@@ -17,7 +17,7 @@ from sfl_flower.wire import StaleReply, Sync, pack_state, unpack_state
 from sfl_flower.zo import JournalHeader, Replica, manifest_digest
 from sfl_flower.zo.journal import Tail
 
-__all__ = ["bring_up", "forget_recent", "journal_key", "stand_still"]
+__all__ = ["bring_up", "forget_recent", "journal_key", "stand_still", "standing"]
 
 _REST, _REPLICA, _POSITION = "rest", "replica", "position"
 _WEIGHTS = "weights."
@@ -98,6 +98,11 @@ def journal_key(node: Node) -> bytes:
     if rest is None:
         raise WireError("The client has no journal header; it must be synced before it probes.")
     return JournalHeader.decode(rest["header"].tobytes()).run_key
+
+
+def standing(node: Node) -> Replica:
+    """Return the replica that a client stands on, just brought up; not to be changed."""
+    return _RECENT[str(node.store.get_text(_POSITION)["digest"])]
 
 
 def _remember(replica: Replica, digest: str) -> None:

@@ -104,10 +104,14 @@ class EstimateSettings(ProbingSettings):
     scale : {"none", "spread"}
         Whether the scalars of a mini-batch are divided by their standard deviation over its probes,
         at least 2 (FZOO), so that a step has one size whatever the gradient's.
+    cone : float
+        Cosine of the angle between probes and the momentum of what was found (ConMeZO), which
+        decays by `client_momentum` a step; 0: probes know nothing of it.
     """
 
     clip_norm: Annotated[float, Range(0, 1e30)] = 0.0
     scale: Annotated[str, Choice(SCALES)] = "none"
+    cone: Annotated[float, Range(0, 0.999)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,6 +46,7 @@ from sfl_flower.wire import pack_state
 from sfl_flower.wire.heron import UPLINKS, WALKS, HERONRequest
 from sfl_flower.wire.local import LocalReply
 from sfl_flower.zo import (
+    OptimizerSpec,
     ParameterVector,
     Walk,
     client_stream,
@@ -100,9 +101,25 @@ class HERONSettings(EstimateSettings, LocalLossSettings):
         if self.uplink == "scalars" and self.client_state == "kept" and slots:
             raise ConfigError(
                 f"uplink=scalars with client_state=kept and client_optimizer="
-                f"{self.client_optimizer}: the server does not hold each client's optimiser state; "
-                "use client_state=fresh, client_optimizer=sgd or uplink=weights."
+                f"{self.client_optimizer}{' and a cone' if self.cone else ''}: the server does not "
+                "hold each client's optimiser state; use client_state=fresh, client_optimizer=sgd "
+                f"{'and cone=0 ' if self.cone else ''}or uplink=weights."
             )
+
+    def spec(self) -> OptimizerSpec:
+        """Return the client optimiser without its rate, and the cone."""
+        return dataclasses.replace(super().spec(), cone=self.cone)
+
+    def warnings(self) -> list[str]:
+        """Return what to mind: a momentum that begins anew at each step has no cone."""
+        found = super().warnings()
+        if self.cone and self.client_state == "fresh" and self.local_steps == 1:
+            found.append(
+                f"cone={self.cone:g} has no effect with client_state=fresh and local_steps=1: "
+                "there is no momentum at the first step; set more local_steps, or "
+                "client_state=kept with uplink=weights."
+            )
+        return found
 
 
 class HERON(LocalLossStrategy):
@@ -216,6 +233,7 @@ class HERON(LocalLossStrategy):
             trains=self.trains,
             clip_norm=settings.clip_norm,
             scale=settings.scale,
+            cone=settings.cone,
         )
 
     def _check(self, reply: LocalReply) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -48,6 +48,7 @@ from sfl_flower.wire.ho_sfl import ProbeReply, ProbeRequest
 from sfl_flower.zo import (
     SHARED_STREAM,
     Entry,
+    OptimizerSpec,
     client_stream,
     condition_scalars,
     run_key,
@@ -93,6 +94,10 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     server_steps: Annotated[str, Choice(SERVER_STEPS)] = "batch"
     sync: Annotated[str, Choice(SYNC_POLICIES)] = "auto"
     client_mode: ClientMode = "as_built"
+
+    def spec(self) -> OptimizerSpec:
+        """Return the client optimiser without its rate, and the cone."""
+        return replace(super().spec(), cone=self.cone)
 
     @property
     def server_pace(self) -> str:

@@ -32,6 +32,8 @@ class HERONRequest(LocalRequest):
         Scalars that tell of a gradient of a larger norm are scaled down to it; 0: no clipping.
     scale : {"none", "spread"}
         Whether the scalars of a step are divided by their spread.
+    cone : float
+        Cosine of the angle between directions and momentum; 0: directions know nothing of it.
     """
 
     ACTION: ClassVar[str] = "local"
@@ -41,6 +43,7 @@ class HERONRequest(LocalRequest):
     trains: Annotated[str, text(WALKS)] = "both"
     clip_norm: Annotated[float, number(0.0, 1e30)] = 0.0
     scale: Annotated[str, text(SCALES)] = "none"
+    cone: Annotated[float, number(0.0, 0.999)] = 0.0
 
     def asks(self) -> Asked:
         """Ask for scalars of every step, where they stand for the weights."""

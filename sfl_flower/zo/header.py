@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -15,11 +15,16 @@ from sfl_flower.zo.keys import RUN_KEY_BYTES
 from sfl_flower.zo.laws import LAWS, find_law
 from sfl_flower.zo.optimizers import OptimizerSpec
 
-__all__ = ["HEADER_BYTES", "JournalHeader", "chain", "manifest_digest", "params_digest"]
+__all__ = ["JournalHeader", "chain", "header_bytes", "manifest_digest", "params_digest"]
 
 _HEAD = struct.Struct("<4sBBH16s41s32s32s")
-_MAGIC, _FORMAT = b"SFLh", 1
-HEADER_BYTES = _HEAD.size
+_CONE = struct.Struct("<d")
+_MAGIC, _PLAIN, _WITH_CONE = b"SFLh", 1, 2
+
+
+def header_bytes(data: bytes) -> int:
+    """Return the length of the header that data begin with, by its format."""
+    return _HEAD.size + (_CONE.size if data[4:5] == bytes([_WITH_CONE]) else 0)
 
 
 def params_digest(theta: Tensor) -> bytes:
@@ -82,10 +87,11 @@ class JournalHeader:
             )
 
     def encode(self) -> bytes:
-        """Return the canonical `HEADER_BYTES` bytes."""
-        return _HEAD.pack(
+        """Return the canonical bytes: 129, and 8 more for a cone."""
+        cone = self.optimizer.cone
+        head = _HEAD.pack(
             _MAGIC,
-            _FORMAT,
+            _WITH_CONE if cone else _PLAIN,
             find_law(self.law).tag,
             0,
             self.run_key,
@@ -93,6 +99,7 @@ class JournalHeader:
             self.manifest_digest,
             self.params_digest,
         )
+        return head + _CONE.pack(cone) if cone else head
 
     @classmethod
     def decode(cls, data: bytes) -> JournalHeader:
@@ -103,13 +110,17 @@ class JournalHeader:
         WireError
             If the bytes are not a legal header.
         """
-        if len(data) != HEADER_BYTES:
-            raise WireError(f"A journal header is {HEADER_BYTES} bytes; these are {len(data)}.")
-        magic, form, law, zero, run, optimizer, manifest, params = _HEAD.unpack(data)
-        if magic != _MAGIC or form != _FORMAT or zero:
-            raise WireError("These bytes are not a journal header of format 1.")
+        wanted = header_bytes(data)
+        if len(data) != wanted:
+            raise WireError(f"A journal header is {wanted} bytes; these are {len(data)}.")
+        magic, form, law, zero, run, optimizer, manifest, params = _HEAD.unpack_from(data)
+        cone = _CONE.unpack_from(data, _HEAD.size)[0] if form == _WITH_CONE else 0.0
+        if magic != _MAGIC or form not in (_PLAIN, _WITH_CONE) or zero:
+            raise WireError("These bytes are not a journal header of format 1 or 2.")
+        if form == _WITH_CONE and cone == 0.0:
+            raise WireError("A journal header of format 2 has no cone; it must be of format 1.")
         try:
-            name, spec = find_law(law).name, OptimizerSpec.decode(optimizer)
+            name, spec = find_law(law).name, replace(OptimizerSpec.decode(optimizer), cone=cone)
         except ConfigError as error:
             raise WireError(f"A received journal header is not legal: {error}") from error
         return cls(run, manifest, params, name, spec)

@@ -12,7 +12,7 @@ from typing import Self
 
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.zo.entry import Entry, entry_bytes
-from sfl_flower.zo.header import HEADER_BYTES, JournalHeader, chain
+from sfl_flower.zo.header import JournalHeader, chain, header_bytes
 
 __all__ = ["MAX_TAIL_ENTRIES", "Journal", "Tail", "tail_bytes", "tail_ends"]
 
@@ -282,8 +282,9 @@ class Journal:
         if _checksum(body) != check:
             raise JournalError(f"{source} is not an intact journal: its checksum does not fit.")
         try:
-            header = JournalHeader.decode(body[:HEADER_BYTES])
-            tail = Tail.decode(body[HEADER_BYTES:])
+            length = header_bytes(body)
+            header = JournalHeader.decode(body[:length])
+            tail = Tail.decode(body[length:])
         except WireError as error:
             raise JournalError(f"{source} is not an intact journal: {error}") from error
         if tail.since == 0 and (tail.base != header.digest() or tail.last_round != -1):

@@ -40,6 +40,9 @@ class OptimizerSpec:
         At least 1e-30.
     weight_decay : float
         In ``0 .. 1e3``; added to the gradient, for ``adamw`` decoupled from it.
+    cone : float
+        In ``0 .. 0.999``: cosine of the angle between directions and the momentum; 0: directions
+        know nothing of it (`sfl_flower.zo.cone`).
 
     Raises
     ------
@@ -53,6 +56,7 @@ class OptimizerSpec:
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    cone: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in _SLOTS:
@@ -63,6 +67,7 @@ class OptimizerSpec:
             self._check(field, "0 <= value < 1", 0.0 <= getattr(self, field) < 1.0)
         self._check("eps", "value >= 1e-30", self.eps >= 1e-30)
         self._check("weight_decay", "0 <= value <= 1e3", 0.0 <= self.weight_decay <= 1e3)
+        self._check("cone", "0 <= value <= 0.999", 0.0 <= self.cone <= 0.999)
 
     def _check(self, field: str, legal: str, ok: bool) -> None:
         if not (ok and math.isfinite(getattr(self, field))):
@@ -73,10 +78,21 @@ class OptimizerSpec:
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the state vectors, each as long as the parameters."""
-        return _SLOTS[self.name]
+        own = _SLOTS[self.name]
+        return (*own, "momentum") if self.keeps_axis else own
+
+    @property
+    def axis(self) -> str:
+        """Name of the state vector that is the momentum, the axis of the cone."""
+        return "m" if "m" in _SLOTS[self.name] else "momentum"
+
+    @property
+    def keeps_axis(self) -> bool:
+        """Whether the optimiser has no momentum of its own, and keeps one for the cone."""
+        return self.cone > 0.0 and self.axis not in _SLOTS[self.name]
 
     def encode(self) -> bytes:
-        """Return the 41 bytes that stand in a journal's header."""
+        """Return the 41 bytes that stand in a journal's header; the cone has a place of its own."""
         values = (self.momentum, self.beta1, self.beta2, self.eps, self.weight_decay)
         return _PACKED.pack(OPTIMIZERS.index(self.name), *values)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError, JournalError
-from sfl_flower.zo.directions import Directions
+from sfl_flower.zo.directions import Direction, Directions
 from sfl_flower.zo.entry import DIGEST_BYTES, Entry
 from sfl_flower.zo.header import JournalHeader, chain, params_digest
 from sfl_flower.zo.journal import Tail
@@ -115,6 +115,10 @@ class Replica:
     def params_digest(self) -> bytes:
         """Return the digest of ``theta``, as a checkpoint holds it."""
         return params_digest(self.theta)
+
+    def in_cone(self, directions: Sequence[Direction]) -> list[Direction]:
+        """Return the directions as the next entry has them, see `Walk.in_cone`."""
+        return self._walk.in_cone(directions)
 
     def clone(self) -> Self:
         """Return an independent copy."""

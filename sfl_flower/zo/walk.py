@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from sfl_flower.errors import ConfigError, JournalError
 from sfl_flower.zo.accumulate import Gradient, Workspace
-from sfl_flower.zo.directions import Directions
+from sfl_flower.zo.cone import cone_of, in_cone
+from sfl_flower.zo.directions import Direction, Directions
 from sfl_flower.zo.keys import Key
 from sfl_flower.zo.law import F32
 from sfl_flower.zo.optimizers import OptimizerSpec
@@ -108,15 +110,35 @@ class Walk:
         self.powers = (self.powers[0] * spec.beta1, self.powers[1] * spec.beta2)
         step = make_step(spec, lr, self.powers)
         step.begin(self.slots)
-        scaled = step.coefficients(coefficients.reshape(-1))
+        scaled, cone = step.coefficients(coefficients.reshape(-1)), cone_of(spec, self.slots)
+        if cone.fresh != 1.0:
+            along, scaled = cone.along * math.fsum(scaled), [cone.fresh * c for c in scaled]
+        else:
+            along = 0.0
         gradient = Gradient(self._directions, keys, scaled, work)
         for low in range(0, size, work.block):
             here = slice(low, min(size, low + work.block))
             g, scratch = work.gradient[: here.stop - low], work.first[: here.stop - low]
             gradient.write(g, low)
             block = {name: slot[here] for name, slot in self.slots.items()}
+            if spec.cone:
+                self._lean(block[spec.axis], np.float32(along), g, scratch)
             step.apply(self._flat[here], block, g, scratch)
         self._hand_over()
+
+    def _lean(self, axis: F32, along: np.float32, g: F32, scratch: F32) -> None:
+        """Add to a block what the directions have along the momentum; keep the cone's own one."""
+        if along != 0.0:
+            np.multiply(axis, along, out=scratch)
+            np.add(g, scratch, out=g)
+        if self._spec.keeps_axis:
+            np.multiply(axis, np.float32(self._spec.momentum), out=axis)
+            np.add(axis, g, out=axis)
+
+    def in_cone(self, directions: Sequence[Direction]) -> list[Direction]:
+        """Return the directions as the next step has them: leaning, where there is a cone."""
+        axis = self.slots[self._spec.axis] if self._spec.cone else None
+        return in_cone(directions, cone_of(self._spec, self.slots), axis)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return the optimiser state as arrays (no copies), empty for plain SGD."""

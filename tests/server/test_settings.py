@@ -64,6 +64,13 @@ def test_d4_an_optimiser_that_begins_anew_at_every_step_is_warned_of(
     assert sum("begins anew" in text for text in warnings) == int("client_momentum" not in says)
 
 
+def test_a_cone_without_a_momentum_is_warned_of(warnings: list[str]) -> None:
+    for more in ({}, {"local_steps": 2}, {"client_state": "kept", "uplink": "weights"}):
+        begin(tiny.task(), "heron", cone=0.5, **more).strategy.summary()
+    (found,) = (text for text in warnings if "cone=0.5 has no effect" in text)
+    assert "set more local_steps, or client_state=kept with uplink=weights" in found
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_d4_no_method_warns_at_its_defaults(method: str) -> None:
     settings = METHODS[method].settings()

@@ -53,8 +53,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "zo_sfl": {"client_optimizer": "adamw", "client_lr": 0.001, "server_lr": 1e-4},
     "ho_sfl spread": {"probes": 3, "scale": "spread", "client_optimizer": "radazo"},
     "heron spread": {"local_steps": 2, "probes": 3, "scale": "spread"},
-    "ho_sfl hiso": {"client_optimizer": "hiso"},
-    "heron radazo": {"local_steps": 2, "probes": 2, "client_optimizer": "radazo"},
+    "ho_sfl hiso": {"client_optimizer": "hiso", "cone": 0.5},
+    "heron radazo": {
+        "local_steps": 3,
+        "probes": 2,
+        "client_optimizer": "radazo",
+        "cone": 0.5,
+        "client_lr": 0.01,
+    },
     "heron hiso": {"local_steps": 2, "probes": 2, "client_optimizer": "hiso"},
 }
 """What is run by label, whose first word is the method."""

@@ -113,6 +113,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"client_optimizer": "adamw", "client_lr": 0.01, "client_weight_decay": 0.1},
     "radazo": {"client_optimizer": "radazo", "client_lr": 0.01, "local_steps": 3},
     "hiso": {"client_optimizer": "hiso", "client_lr": 0.01, "local_steps": 3},
+    "cone": {"cone": 0.5, "local_steps": 3},
+    "cone of adam": {"cone": 0.5, "client_optimizer": "adam", "client_lr": 0.01, "local_steps": 3},
     "batch norm": {"build": tiny.with_batch_norm, "client_optimizer": "adam"},
     "every second upload": {"upload_every": 2},
     "every third upload": {"upload_every": 3, "client_optimizer": "momentum"},

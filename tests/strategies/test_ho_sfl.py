@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,40 @@ def test_clipping_scales_a_clients_scalars_to_the_norm() -> None:
     for one, two in zip(*parts, strict=True):
         assert np.sqrt(np.mean((two / share) ** 2)) == pytest.approx(1e-3, rel=1e-5)
         assert np.allclose(two / np.linalg.norm(two), one / np.linalg.norm(one), atol=1e-6)
+
+
+@pytest.mark.parametrize("directions", ["shared", "own"])
+def test_clients_probe_in_the_cone_that_the_journal_gives(directions: str) -> None:
+    options: dict[str, Any] = {"cone": 0.6, "probes": 2, "directions": directions}
+    one, two = (train(tiny.task(clients=2), clients=2, rounds=n, **options) for n in (1, 2))
+    replica, journal = one.strategy.mirror.replica, two.strategy.mirror.journal
+    half = tiny.task().build(0).client
+    vector = ParameterVector(half)
+    vector.load(replica.theta)
+    key = journal.header.run_key
+    asked = {
+        client: (content["arrays"], content["config"])
+        for kind, client, content in two.grid.asked
+        if kind == "probe" and content["config"]["round"] == 2
+    }
+    scalars = {
+        client: values(content["arrays"]["scalars"])
+        for kind, client, content in two.grid.replies
+        if kind == "probe" and content["config"]["round"] == 2
+    }
+    whole = tiny.samples(24)
+    assert len(scalars) == 2
+    for client, (arrays, config) in asked.items():
+        rows = batch_indices(client_key(0, client), 2, 0, 12, 4)
+        run_half = partial(half, whole.x[client * 12 : (client + 1) * 12][torch.from_numpy(rows)])
+        fresh = vector.directions(key, "rademacher").of_step(2, 0, int(config["stream"]), 2)
+        us = replica.in_cone(fresh)
+        assert not torch.equal(us[0].values(), fresh[0].values())
+        with torch.no_grad():
+            z = run_half()
+        lam = torch.from_numpy(values(arrays["lam"]).copy())
+        found = surrogate_scalars(run_half, vector, us, Probing(2), z, lam)
+        np.testing.assert_array_equal(found.numpy()[None], scalars[client])
 
 
 @pytest.mark.parametrize("directions", ["shared", "own"])

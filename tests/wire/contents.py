@@ -131,6 +131,7 @@ MESSAGES: dict[str, Any] = {
         "client",
         0.5,
         "spread",
+        0.25,
     ),
     "fsl-sage upload": FSLSAGEUploadRequest(4, 3, 2, 8, SETUP, "linear", "{}", False, WEIGHTS),
     "fsl-sage, held": FSLSAGERequest(
