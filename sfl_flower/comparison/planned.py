@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sfl_flower.comparison.jobs import Job
 from sfl_flower.comparison.rows import CONTROL, choice
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method
+from sfl_flower.options import Amount
 from sfl_flower.run.run import Plan
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
@@ -60,7 +62,10 @@ def plan_jobs(
             due = budgets[entries[0].label, seed].samples
             check_equal(plan.config, budgets[entry.label, seed].samples, due)
         first = checked[entry.label, seeds[0]]
-        first.method.server(built, first.config, first.settings)  # refuses what it cannot train
+        config = first.config
+        if Amount.budget(config.micro_batch):  # measured when a run begins
+            config = replace(config, micro_batch="1")
+        first.method.server(built, config, first.settings)  # refuses what it cannot train
     jobs = [
         job
         for entry in entries

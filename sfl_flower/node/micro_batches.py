@@ -86,19 +86,17 @@ def _counted(y: Tensor, ignored: int | None) -> int:
 def smashed(node: Node, module: nn.Module, round: int, step: int, x: Tensor) -> np.ndarray:
     """Return z = f_c(x; θ_c) of a mini-batch, run without a graph; float32, shape [n, ...].
 
-    Where it runs in micro-batches the whole of z is outside torch's memory, as the message is.
+    The whole of z is outside torch's memory, as the message is.
 
     Raises
     ------
     DataError
         If the half gives another dtype.
     """
-    joined, parts = np.empty(0, np.float32), rows_together(node, len(x))
-    for rows in parts:
+    joined = np.empty(0, np.float32)
+    for rows in rows_together(node, len(x)):
         with torch.no_grad(), node.draws(round, step, rows.start):
             z = to_array(run_half(module, x[rows]))
-        if len(parts) == 1:
-            return z
         if not rows.start:
             joined = np.empty((len(x), *z.shape[1:]), np.float32)
         joined[rows] = z

@@ -15,14 +15,15 @@ MAY_CHANGE = frozenset({"rounds", "out", "resume"})
 """Keys of the configuration that a resume may set differently."""
 
 
-def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a configuration of plain values."""
+def write_config(path: Path, config: Mapping[str, Any], measured: Mapping[str, int]) -> None:
+    """Write a configuration of plain values, and what was measured before the run began."""
     write_json(
         path,
         {
             "config": config,
             "seed": config.get("seed"),
             "sha256": config_digest(config),
+            **({"measured": measured} if measured else {}),
             "versions": versions(),
         },
     )

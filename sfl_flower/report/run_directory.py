@@ -50,12 +50,18 @@ class RunDirectory:
         self.checkpoints = Checkpoints(self.path)
         self._lock: Lock | None = None
         self._resolved: dict[str, Any] = {}
+        self._measured: dict[str, int] = {}
         self._history = HistoryFile(self.path / HISTORY)
         self._events = EventWriter(self.path / "tensorboard") if tensorboard else None
 
     @classmethod
     def create(
-        cls, path: Path | str, config: Mapping[str, Any], *, tensorboard: bool = True
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        *,
+        tensorboard: bool = True,
+        measured: Mapping[str, int] | None = None,
     ) -> RunDirectory:
         """Make the directory and write ``config.json``; it is locked until :meth:`close`.
 
@@ -67,6 +73,8 @@ class RunDirectory:
             The resolved configuration: plain values, dataclasses, paths, enums.
         tensorboard : bool
             Whether to write TensorBoard events.
+        measured : mapping, optional
+            What was measured before the run began.
 
         Raises
         ------
@@ -74,7 +82,7 @@ class RunDirectory:
             If a run is there, finished or going, or the path is not a usable directory.
         """
         run = cls(path, tensorboard=tensorboard)
-        run._resolved = plain(config, "config")
+        run._resolved, run._measured = plain(config, "config"), dict(measured or {})
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,7 +100,12 @@ class RunDirectory:
 
     @classmethod
     def reopen(
-        cls, path: Path | str, config: Mapping[str, Any], *, tensorboard: bool = True
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        *,
+        tensorboard: bool = True,
+        measured: Mapping[str, int] | None = None,
     ) -> RunDirectory:
         """Open the directory of a run that is to go on, and lock it until :meth:`close`.
 
@@ -106,6 +119,8 @@ class RunDirectory:
             The resolved configuration; only the keys in `MAY_CHANGE` may be new.
         tensorboard : bool
             Whether to write TensorBoard events.
+        measured : mapping, optional
+            What was measured before the run began.
 
         Raises
         ------
@@ -115,7 +130,7 @@ class RunDirectory:
             If ``config.json`` is damaged.
         """
         run = cls(path, tensorboard=tensorboard)
-        run._resolved = plain(config, "config")
+        run._resolved, run._measured = plain(config, "config"), dict(measured or {})
         if not run.occupied:
             problem = f"There is no run in {run.path} to go on with; "
             raise ConfigError(
@@ -139,12 +154,19 @@ class RunDirectory:
     def begin(self) -> None:
         """Write ``config.json``, and remove the summary of a run that goes on."""
         (self.path / "summary.json").unlink(missing_ok=True)
-        write_config(self.path / CONFIG, self._resolved)
+        write_config(self.path / CONFIG, self._resolved, self._measured)
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration in ``config.json``."""
         return read_config(self.path / CONFIG)
+
+    @property
+    def measured(self) -> dict[str, int]:
+        """What was measured before the run began; empty where nothing was, or is not there."""
+        path = self.path / CONFIG
+        found = read_json(path).get("measured") if path.exists() else None
+        return found if isinstance(found, dict) else {}
 
     @property
     def history(self) -> History:

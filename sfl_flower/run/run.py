@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from torch import Tensor
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method, read_options
+from sfl_flower.options import Amount
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
+from sfl_flower.run.micro_batch import samples_in_budget
 from sfl_flower.run.resume import go_on, which_checkpoint
 from sfl_flower.run.terms import terms
 from sfl_flower.server.frozen_parameters import counts
@@ -139,13 +141,14 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
             _save(directory, strategy)
             saved = strategy.round
 
-    strategy = plan.method.server(task, plan.config, plan.settings, on_round=on_round, save=save)
+    config, measured = _divided(task, plan)
+    strategy = plan.method.server(task, config, plan.settings, on_round=on_round, save=save)
     if plan.out is None:
         _train(strategy, grid)
     else:
         # After the strategy: settings it refuses leave no directory behind.
         opened = RunDirectory.reopen if plan.resume else RunDirectory.create
-        directory = opened(plan.out, plan.resolved())
+        directory = opened(plan.out, plan.resolved(), measured=measured)
         with closing(directory):
             if plan.resume:
                 history = go_on(directory, strategy, plan.resume)
@@ -160,6 +163,19 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
                     directory.plot()
             directory.write_summary(_summary(strategy, history, plan.out), _facts(strategy))
     return RunResult(history, _summary(strategy, history, plan.out), strategy.model(), plan.out)
+
+
+def _divided(task: SplitTask, plan: Plan) -> tuple[RunConfig, dict[str, int]]:
+    """Return the configuration with a number of samples for a budget, and what was measured.
+
+    A run that goes on has the number that it had.
+    """
+    config = plan.config
+    if not Amount.budget(config.micro_batch):
+        return config, {}
+    known = RunDirectory(plan.out, tensorboard=False).measured if plan.out and plan.resume else {}
+    size = known.get("micro_batch") or samples_in_budget(task, plan.method, config, plan.settings)
+    return replace(config, micro_batch=str(size)), {"micro_batch": size}
 
 
 def _train(strategy: SplitStrategy, grid: Grid) -> None:
