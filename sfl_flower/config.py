@@ -191,6 +191,8 @@ class RunConfig:
     micro_batch : str
         How many samples of a mini-batch a client runs at one time: "all", a number, or the memory
         that they may take ("64MiB"), from which the number follows.
+    checkpointing : bool
+        Whether clients that run backprop keep what enters each segment of theirs, and run it again.
     client_threads : int
         Threads that torch uses on a client, part of the configuration because sums may depend on
         them; on Ray, the processors a worker takes.
@@ -233,6 +235,7 @@ class RunConfig:
     join_timeout: Annotated[float, Range(0.001, 10**7)] = 120.0
     patience: Count = 5
     micro_batch: Annotated[str, Amount()] = "all"
+    checkpointing: bool = False
     client_threads: Count = 1
     server_threads: Count = 1
     client_device: Annotated[str, Choice(DEVICES)] = "cpu"

@@ -113,6 +113,8 @@ class Node:
         Mode of the client half, or of the whole model where there is no cut.
     micro_batch : int
         Most samples of a mini-batch that it runs at one time, 0 for all.
+    checkpointing : bool
+        Whether backprop runs segments of what it holds again.
     """
 
     task: SplitTask
@@ -125,6 +127,7 @@ class Node:
     device: torch.device
     mode: str
     micro_batch: int = 0
+    checkpointing: bool = False
 
     @classmethod
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
@@ -149,7 +152,7 @@ class Node:
             rows = parts[number]
         return cls(
             task, setup.model_seed, setup.key, number, samples, rows, NodeStore(context), device,
-            setup.mode, setup.micro_batch,
+            setup.mode, setup.micro_batch, setup.checkpointing,
         )  # fmt: skip
 
     @property
@@ -172,17 +175,26 @@ class Node:
 
     def ready(self, module: nn.Module) -> nn.Module:
         """Return a new half, or whole model, as the run trains it: on its device, in its mode."""
-        return module.to(self.device).eval() if self.mode == "eval" else module.to(self.device)
+        placed = module.to(self.device)
+        return self._lean(placed.eval() if self.mode == "eval" else placed)
+
+    def _lean(self, module: nn.Module) -> nn.Module:
+        if self.checkpointing:
+            from sfl_flower.split.checkpointing import checkpoint_segments  # few clients need it
+
+            checkpoint_segments(module)
+        return module
 
     def memo(self, what: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` gave the first time this process asked for it in such a run."""
-        return self.task.memo((what, self.model_seed, self.device, self.mode), make)
+        key = (what, self.model_seed, self.device, self.mode, self.checkpointing)
+        return self.task.memo(key, make)
 
     def new_head(self, kind: str) -> nn.Module:
         """Return a new auxiliary head; its frozen part is the server's, the rest travels."""
         # Not every layer of a server half can be drawn anew; its frozen ones never are.
         init = "copy" if kind.startswith(("blocks:", "server")) else "random"
-        return self.task.build_head(self.model_seed, kind, init).to(self.device)
+        return self._lean(self.task.build_head(self.model_seed, kind, init).to(self.device))
 
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Return inputs [n, ...] and labels [n] of a mini-batch of a round, on the device."""

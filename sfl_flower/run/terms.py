@@ -29,19 +29,23 @@ def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, 
         half; empty where nothing in it depends on that (no BatchNorm, no dropout).
         ``client_forwards``, ``client_backprops``: passes of a client for each sample it trains on,
         None where the method does not say. ``micro_batch``: samples that a client runs at one
-        time, 0 for all of a mini-batch. ``client_schedule``, ``server_schedule``: how the rates
+        time, 0 for all of a mini-batch. ``checkpointing``: whether a backprop runs its forward
+        again, which counts as one. ``client_schedule``, ``server_schedule``: how the rates
         go over the rounds; empty without such a rate. ``server_pace``: "round" or "batch", when the
         server half steps; ``server_steps``: how often it did, 0 where the server only averages.
     """
     settings, facts = strategy.settings, strategy.facts
     mode = "eval" if settings.client_mode == "eval" else "train"
-    passes = settings.client_passes or (None, None)
+    forwards, backprops = settings.client_passes or (None, None)
+    if forwards is not None and backprops and strategy.config.checkpointing:
+        forwards += backprops
     return {
         "client": facts.client,
         "client_mode": mode if changes_by_mode(strategy.client_half) else "",
-        "client_forwards": passes[0],
-        "client_backprops": passes[1],
+        "client_forwards": forwards,
+        "client_backprops": backprops,
         "micro_batch": strategy.setup.micro_batch,
+        "checkpointing": strategy.setup.checkpointing,
         "client_schedule": settings.client_schedule,
         "server_schedule": strategy.config.server_schedule if facts.server_lr else "",
         "server_pace": settings.server_pace,

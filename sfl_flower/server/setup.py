@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -10,12 +13,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError
 from sfl_flower.server.facts import Facts
+from sfl_flower.split import Halves
+from sfl_flower.split.checkpointing import checkpoint_segments
 from sfl_flower.split.checks.layer_checks import layer_problem
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import Setup
 
 __all__ = ["run_setup"]
 
+HEAD_FIX = "take head=linear or pooled, or use GroupNorm"
 TRIED = 8
 """Test samples on which it is tried whether parts of a batch give what the whole does."""
 ROUNDING, EXACT = 0.02, 1e-4
@@ -44,7 +50,7 @@ def run_setup(task: SplitTask, config: RunConfig, settings: Settings, facts: Fac
         a batch.
     """
     size = config.samples_at_once
-    if size:
+    if size or config.checkpointing:
         _check(task, config, settings, facts)
     return Setup(
         config.model_seed,
@@ -55,21 +61,55 @@ def run_setup(task: SplitTask, config: RunConfig, settings: Settings, facts: Fac
         config.client_device,
         settings.client_mode,
         size,
+        config.checkpointing,
     )
 
 
 def _check(task: SplitTask, config: RunConfig, settings: Settings, facts: Facts) -> None:
-    """Refuse a run whose micro-batches would not give what its mini-batches do."""
-    halves, seed = task.build(config.model_seed), config.model_seed
-    said = f"micro_batch is '{config.micro_batch}'"
+    halves = task.build(config.model_seed)
     held = {"client half": halves.client, **({"server half": halves.server} if facts.whole else {})}
-    for what, half in held.items():
-        if settings.client_mode == "eval":
+    if settings.client_mode == "eval":
+        for half in held.values():
             half.eval()
-        _check_norms(said, what, half, "")
     if facts.head:
-        head = task.build_head(seed, str(getattr(settings, "head", "linear")))
-        _check_norms(said, "auxiliary head", head, "take head=linear or pooled, or use GroupNorm")
+        kind = str(getattr(settings, "head", "linear"))
+        held["auxiliary head"] = task.build_head(config.model_seed, kind)
+    if config.checkpointing:
+        _check_checkpointing(task, facts, held)
+    if config.samples_at_once:
+        said = f"micro_batch is '{config.micro_batch}'"
+        _check_norms(said, held, "needs the whole mini-batch", "leave micro_batch at all")
+        _check_parts(said, task, facts, halves)
+
+
+def _check_checkpointing(task: SplitTask, facts: Facts, held: Mapping[str, nn.Module]) -> None:
+    """Refuse checkpointing without a backprop, of what runs only once, and of nothing."""
+    said, instead = "checkpointing is true", "leave checkpointing false"
+    if facts.client != "first order":
+        raise ConfigError(f"{said}, but clients of this method run no backprop; it must be false.")
+    _check_norms(said, held, "cannot run twice", instead)
+    if not sum(checkpoint_segments(half) for half in copy.deepcopy(list(held.values()))):
+        raise ConfigError(
+            f"{said}, but what clients of task {task.name!r} hold has no place to divide it: two "
+            "blocks, or a few layers one after another; cut at a later layer, or "
+            f"{instead}."
+        )
+
+
+def _check_norms(said: str, held: Mapping[str, nn.Module], why: str, instead: str) -> None:
+    for what, module in held.items():
+        for name, layer in module.named_modules():
+            problem = layer_problem(name, layer) if isinstance(layer, _NormBase) else None
+            if problem is not None:
+                fix = HEAD_FIX if what == "auxiliary head" else problem.fix
+                raise ConfigError(
+                    f"{said}, but '{name}' of the {what} {why}: {problem.what}; {fix}, or "
+                    f"{instead}."
+                )
+
+
+def _check_parts(said: str, task: SplitTask, facts: Facts, halves: Halves) -> None:
+    """Refuse a run whose micro-batches would not give what its mini-batches do."""
     samples = task.samples("test")
     rows = np.unique(np.linspace(0, len(samples) - 1, TRIED).astype(np.int64))
     x, y = task.batch(samples, rows)
@@ -84,16 +124,6 @@ def _check(task: SplitTask, config: RunConfig, settings: Settings, facts: Facts)
         output = halves.server.eval()(z)
         if (facts.whole or facts.head) and isinstance(output, Tensor):
             _check_loss(said, task, output, y)
-
-
-def _check_norms(said: str, what: str, module: nn.Module, fix: str) -> None:
-    for name, layer in module.named_modules():
-        problem = layer_problem(name, layer) if isinstance(layer, _NormBase) else None
-        if problem is not None:
-            raise ConfigError(
-                f"{said}, but '{name}' of the {what} needs the whole mini-batch: {problem.what}; "
-                f"{fix or problem.fix}, or leave micro_batch at all."
-            )
 
 
 def _check_loss(said: str, task: SplitTask, output: Tensor, y: Tensor) -> None:

@@ -137,6 +137,8 @@ class Setup(Part):
         Mode of the client half, or of the whole model where there is no cut.
     micro_batch : int
         Most samples of a mini-batch that the client runs at one time, 0 for all.
+    checkpointing : bool
+        Whether backprop runs segments of what the client holds again.
     key : str
         The key of the client that is asked; `Request.addressed` puts it in.
     """
@@ -151,6 +153,7 @@ class Setup(Part):
     device: Annotated[str, text(DEVICES)] = "cpu"
     mode: Annotated[str, text(("as_built", "eval"))] = "as_built"
     micro_batch: int = 0
+    checkpointing: bool = False
     key: Annotated[str, text(longest=64)] = ""
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from sfl_flower.split.graph.effects import effects
 
-__all__ = ["Half"]
+__all__ = ["Half", "compile_graph"]
 
 
 class Half(nn.Module):
@@ -55,7 +55,7 @@ class Half(nn.Module):
                 else:
                     setattr(self, name, value)
         self._sfl_graph = graph
-        self._sfl_run = _compiled(graph)
+        self._sfl_run = compile_graph(graph)
 
     def forward(self, *inputs: Tensor) -> Any:
         """Run this half; the server half takes the smashed data ``z``."""
@@ -68,10 +68,11 @@ class Half(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take ``state`` over and compile the forward again."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._sfl_run = _compiled(self._sfl_graph)
+        self._sfl_run = compile_graph(self._sfl_graph)
 
 
-def _compiled(graph: fx.Graph) -> Callable[..., Any]:
+def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
+    """Return what runs a graph: called with the half, then with its inputs."""
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, "<half of a model>", "exec"), names)
