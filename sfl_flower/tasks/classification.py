@@ -13,9 +13,9 @@ import numpy as np
 from sfl_flower.data import Samples
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.task import SplitTask
-from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
+from sfl_flower.tasks.checkpoints import CLASSIFIERS, Checkpoint, pad_id
 from sfl_flower.tasks.options import whole_number
-from sfl_flower.tasks.text import Split, padded, pairs, prompted, samples
+from sfl_flower.tasks.text import SETS, Split, padded, pairs, prompted, samples
 from sfl_flower.training.measures import IGNORED, accuracy, token_accuracy
 
 __all__ = ["Sentences", "classification"]
@@ -46,6 +46,8 @@ class Sentences:
         Rows of the training and of the test set.
     labels : tuple of str
         What the rows call the classes.
+    has_public : bool
+        Whether there is a public set.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Sentences:
     words: tuple[str, ...]
     most: tuple[int, int] | None
     labels: tuple[str, ...] = ("0", "1")
+    has_public: bool = True
 
 
 def classification(
@@ -100,6 +103,7 @@ def classification(
         cut=cut,
         train=partial(load, "train", train_size),
         test=partial(load, "test", test_size),
+        public=partial(load, "public", train_size) if data.has_public else None,
         classes=len(data.labels),
         metrics={"accuracy": token_accuracy if verbal else accuracy},
         ignore_label=IGNORED if verbal else None,
@@ -110,27 +114,28 @@ def classification(
 
 
 def _check_head(task: str, head: str) -> None:
-    if head not in ("classifier", "verbaliser"):
+    if head not in (*CLASSIFIERS, "verbaliser"):
         raise ConfigError(
-            f"Option 'head' of task {task!r} is {head!r}; it must be classifier or verbaliser."
+            f"Option 'head' of task {task!r} is {head!r}; it must be classifier, pooled or "
+            "verbaliser."
         )
 
 
 def _load(
     data: Sentences, root: Path, checkpoint: Checkpoint, split: Split, size: int | None
 ) -> Samples:
-    where = f"the {'training' if split == 'train' else 'test'} set of task {data.name!r}"
+    where = f"the {SETS[split]} set of task {data.name!r}"
     config, tokenizer = checkpoint.config(), checkpoint.tokenizer()
     *texts, labels = zip(*data.texts.load(root, split, size), strict=True)
     y = _labels(labels, data.labels, where)
     length = checkpoint.max_length
-    if checkpoint.head == "classifier":
+    if checkpoint.head in CLASSIFIERS:
         rows = pairs(tokenizer, texts, length, where)
     else:
         ends = [data.end(*row) for row in zip(*texts, strict=True)]
         rows = prompted(tokenizer, texts[0], ends, length, where)
     x = padded(rows, length, pad_id(tokenizer), config.vocab_size, where)
-    if checkpoint.head == "classifier":
+    if checkpoint.head in CLASSIFIERS:
         return samples(x, y)
     last = np.full(x.shape, IGNORED, np.int64)
     last[np.arange(len(x)), [len(row) - 1 for row in rows]] = y

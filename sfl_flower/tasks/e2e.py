@@ -11,7 +11,7 @@ from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
 from sfl_flower.tasks.images import data_folder
 from sfl_flower.tasks.options import whole_number
-from sfl_flower.tasks.text import Split, TextSet, continued, padded, samples
+from sfl_flower.tasks.text import SETS, Split, TextSet, continued, padded, samples
 from sfl_flower.training.measures import IGNORED, token_accuracy
 
 __all__ = ["e2e"]
@@ -79,6 +79,7 @@ def e2e(
         cut=cut,
         train=partial(load, "train", train_size),
         test=partial(load, "test", test_size),
+        public=partial(load, "public", train_size),
         classes=checkpoint.config().vocab_size,
         metrics={"accuracy": token_accuracy},
         ignore_label=IGNORED,
@@ -88,7 +89,7 @@ def e2e(
 
 
 def _load(root: Path, checkpoint: Checkpoint, split: Split, size: int | None) -> Samples:
-    where = f"the {'training' if split == 'train' else 'test'} set of task 'e2e'"
+    where = f"the {SETS[split]} set of task 'e2e'"
     config, tokenizer = checkpoint.config(), checkpoint.tokenizer()
     tables, sentences = zip(*_TEXTS.load(root, split, size), strict=True)
     prompts = [_prompt(table) for table in tables]

@@ -34,15 +34,19 @@ class OwnTexts:
         of objects) or JSON lines, gzipped where its name ends in ``.gz``.
     columns : tuple of str
         What a file calls them, the label last.
+    public : callable or path, optional
+        The same of the public set.
     """
 
     train: Source
     test: Source
     columns: tuple[str, ...]
+    public: Source | None = None
 
     def load(self, root: Path, split: Split, size: int | None) -> list[tuple[str, ...]]:
         """Return the first rows of a split, each with one text a column; see `TextSet.load`."""
-        source = self.train if split == "train" else self.test
+        source: Source = getattr(self, split)
+        size = None if split == "public" else size
         rows = list(self._file(root / source) if isinstance(source, str | Path) else source())
         for number, row in enumerate(rows):
             if isinstance(row, str) or len(row) != len(self.columns):
@@ -87,6 +91,7 @@ def text_task(
     test: Source,
     labels: Sequence[Any],
     *,
+    public: Source | None = None,
     columns: tuple[str, ...] = ("text", "label"),
     model: str = MINILM,
     cut: str = "block:2",
@@ -111,6 +116,8 @@ def text_task(
         ``train()`` gives rows (text, label); or a file of them: CSV, JSON or JSON lines.
     labels : sequence
         The labels as the rows have them, ``["cat", "dog"]`` or ``range(6)``; class i is the i-th.
+    public : callable or path, optional
+        Rows that are nobody's secret, labels not used; the directions of a subspace are theirs.
     columns : tuple of str
         What a file calls text and label; three for pairs of texts, the label last.
     model, cut, max_length, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, attention
@@ -142,7 +149,8 @@ def text_task(
         lora_alpha, lora_targets, base_dtype, dropout, attention, len(found),
     )  # fmt: skip
     end = _Prompt(prompt)
-    data = Sentences(name, OwnTexts(train, test, columns), end, ends, None, found)
+    texts = OwnTexts(train, test, columns, public)
+    data = Sentences(name, texts, end, ends, None, found, public is not None)
     return classification(data, Path(), None, None, cut, checkpoint, trained)
 
 

@@ -59,8 +59,9 @@ def sst2(
         Tokens of a row: longer ones are cut short, shorter ones padded.
     cut : str
         ``block:N``, behind N blocks, or a block's name.
-    head : {"classifier", "verbaliser"}
-        A new classifier on an encoder or a causal model; or, for causal models, the words *great*
+    head : {"classifier", "pooled", "verbaliser"}
+        A new classifier on an encoder or a causal model; one on the mean of an encoder's last
+        hidden states; or, for causal models, the words *great*
         and *terrible* behind the prompt "… It was", as in MeZO.
     lora_rank : int
         Rank of the adapters (`sfl_flower.tasks.adapters.adapt`); 0 trains the whole model.
@@ -79,7 +80,8 @@ def sst2(
         variable ``SFL_DATA_DIR``, else ``~/.cache/sfl_flower``; Hugging Face's datasets where the
         files are not there.
     trained : str
-        Which client parameters are trained, of those that the model trains; see `SplitTask`.
+        Which client parameters are trained, of those that the model trains; see `SplitTask`. The
+        directions of a subspace are those of the last 64 training rows, which must not be in use.
 
     Raises
     ------

@@ -18,9 +18,13 @@ from sfl_flower.data import Samples
 from sfl_flower.errors import DataError
 from sfl_flower.training.measures import IGNORED
 
-__all__ = ["Split", "TextSet", "continued", "padded", "pairs", "prompted", "samples"]
+__all__ = ["SETS", "Split", "TextSet", "continued", "padded", "pairs", "prompted", "samples"]
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "public"]
+SETS: dict[Split, str] = {"train": "training", "test": "test", "public": "public"}
+"""What the sets are called in an error."""
+PUBLIC = 64
+"""How many of the training rows, the last, are public."""
 Ids = list[int]
 
 
@@ -61,16 +65,18 @@ class TextSet:
         ----------
         root : Path
             The folder.
-        split : {"train", "test"}
-            Which set.
+        split : {"train", "test", "public"}
+            Which set; the public one is the last 64 training rows.
         size : int, optional
-            How many rows; all there are by default.
+            How many rows, all there are by default; for the public set, how many are trained on.
 
         Raises
         ------
         DataError
             There are no such rows, or too few.
         """
+        if split == "public":
+            return self._public(self.load(root, "train", None), size)
         path = root / self.files[split]
         rows = self._file(path, size) if path.exists() else self._hub(path, split, size)
         if len(rows) < (size or 1):
@@ -79,6 +85,16 @@ class TextSet:
                 "for; ask for fewer with task.train_size or task.test_size."
             )
         return rows
+
+    def _public(self, rows: list[tuple[str, ...]], used: int | None) -> list[tuple[str, ...]]:
+        most = len(rows) - PUBLIC
+        if used is None or used > most:
+            raise DataError(
+                f"No training row of {self.title} is left for public samples: {used or 'all'} of "
+                f"{len(rows)} are trained on; set task.train_size to at most {max(most, 0)}, and "
+                f"the last {PUBLIC} are public."
+            )
+        return rows[-PUBLIC:]
 
     def _file(self, path: Path, size: int | None) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []

@@ -30,7 +30,7 @@ from sfl_flower.split import Halves, check_zeroth_order, cut, every_cut, legal_c
 
 cloudpickle: Any = importlib.import_module("ray.cloudpickle")
 
-EVERY_CUT = pytest.mark.parametrize("blocks", range(1, BLOCKS))
+EVERY_CUT = pytest.mark.parametrize("blocks", range(1, BLOCKS + 1))
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 
 
@@ -184,7 +184,7 @@ def test_without_a_pad_id_every_position_is_real() -> None:
 
 def test_blocks_are_named_in_two_ways() -> None:
     model = build("bert-classes")
-    assert legal_cuts(model) == [f"bert.encoder.layer.{index}" for index in range(BLOCKS - 1)]
+    assert legal_cuts(model) == [f"bert.encoder.layer.{index}" for index in range(BLOCKS)]
     by_name = cut(model, at="bert.encoder.layer.1")
     by_number = cut(model, at="block:2")
     assert by_name.at == by_number.at == "bert.encoder.layer.1"
@@ -252,7 +252,7 @@ def test_tied_embeddings_are_untied_with_a_word(caplog: pytest.LogCaptureFixture
 
 def test_every_cut_says_once_what_is_untied(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="flwr"):
-        assert len(list(every_cut(build("gpt2-lm")))) == 3
+        assert len(list(every_cut(build("gpt2-lm")))) == BLOCKS
         (said,) = [record.getMessage() for record in caplog.records]
         assert said.startswith("Cutting this model unties 'lm_head.weight' on the server")
         assert [h.at for h in every_cut(build("gpt2-lm"), cuts=["block:3"])] == ["transformer.h.2"]
@@ -273,9 +273,8 @@ def test_ties_between_blocks_are_refused() -> None:
 @pytest.mark.parametrize(
     ("at", "said"),
     [
-        ("block:0", "the model has 4 blocks, and each half needs one"),
-        ("block:4", "the model has 4 blocks, and each half needs one"),
-        ("transformer.h.3", "it is the last block"),
+        ("block:0", "the model has 4 blocks, the client half needs one and"),
+        ("block:5", "the model has 4 blocks, the client half needs one and"),
         ("transformer.h.9", "the model has no block named 'transformer.h.9'"),
         ("block:two", "the model has no block named 'block:two'"),
         ("transformer.h.1.attn", "GPT-2 is cut behind whole blocks"),
@@ -286,7 +285,18 @@ def test_illegal_cuts_are_refused_in_one_sentence(at: Any, said: str) -> None:
     with pytest.raises(CutError) as refused:
         cut(build("gpt2-lm"), at=at)
     assert said in str(refused.value)
-    assert "the legal cuts are: block:1 to block:3" in str(refused.value)
+    assert "the legal cuts are: block:1 to block:4" in str(refused.value)
+
+
+def test_behind_the_last_block_something_has_to_be_trained() -> None:
+    model = build("llama-lm")
+    model.get_submodule("model.norm").requires_grad_(False)
+    assert len(legal_cuts(model)) == BLOCKS  # the output layer is
+    model.get_submodule("lm_head").requires_grad_(False)
+    assert legal_cuts(model)[-1] == "model.layers.2"
+    for at in ("model.layers.3", "block:4"):
+        with pytest.raises(CutError, match="or something that is trained behind the last; the leg"):
+            cut(model, at=at)
 
 
 def test_a_model_with_nothing_left_to_train_is_refused() -> None:
@@ -310,7 +320,7 @@ def test_a_subclass_is_cut_like_its_base() -> None:
     class Mine(transformers.GPT2LMHeadModel):
         pass
 
-    assert len(legal_cuts(Mine(build("gpt2-lm").config))) == BLOCKS - 1
+    assert len(legal_cuts(Mine(build("gpt2-lm").config))) == BLOCKS
 
 
 def test_wrong_batches_are_refused() -> None:
@@ -384,7 +394,7 @@ def test_a_pretrained_encoder_is_cut_at_every_block() -> None:
         model = load(minilm(), num_labels=2, local_files_only=True).eval()
     ids = torch.randint(1000, 20000, (3, 24), generator=torch.Generator().manual_seed(0))
     ids[0, 9:], ids[1, 17:], ids[2, 3:] = 0, 0, 0
-    assert len(legal_cuts(model)) == 5
+    assert len(legal_cuts(model)) == 6
     for name in legal_cuts(model):
         halves = cut(model, at=name)
         z = assert_equal_halves(model, halves, ids, pad=0)

@@ -85,7 +85,7 @@ def test_halves_equal_the_whole_and_keep_peft_names(name: str, blocks: int) -> N
 def test_blocks_may_be_named_without_the_wrapper() -> None:
     model = lora("gpt2-classes")
     names = legal_cuts(model)
-    assert names[0] == "base_model.model.transformer.h.0" and len(names) == BLOCKS - 1
+    assert names[0] == "base_model.model.transformer.h.0" and len(names) == BLOCKS
     assert model.get_submodule(names[0]) is model.base_model.model.transformer.h[0]
     for at in (names[1], "transformer.h.1", "block:2"):
         assert cut(model, at=at).at == names[1]

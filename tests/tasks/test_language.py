@@ -17,6 +17,7 @@ from torch import Tensor
 from sfl_flower.data import PartitionSpec
 from sfl_flower.data.memory import forget
 from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.server.subspace import fitted
 from sfl_flower.split import cut, problems, travelling_state
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
@@ -121,6 +122,48 @@ def test_classifiers_train_adapters_below_and_the_head_above(
     assert heads == expected[name]
     assert output(task).shape == (12, 2)
     assert problems(task.build(0).client.train(), example=(task.samples("test").x,)) == []
+
+
+def test_the_server_may_hold_the_head_alone(data: Path, bert: str, gpt2: str) -> None:
+    few = {"model": bert, "max_length": 8, "lora_rank": 2, "cut": "block:4"}
+    client, server = trained(load_task("sst2", **few))
+    assert len(client) == 4 * 2 * 2 and not any("lora_" in name for name in server)
+    task = load_task("sst2", **few, head="pooled")
+    task.check()
+    assert trained(task) == (client, ["classifier.weight", "classifier.bias"])
+    halves, x = task.build(0), task.samples("test").x
+    with torch.no_grad():
+        z, bias = halves.client(x), halves.server.get_parameter("classifier.bias")
+        weight = halves.server.get_parameter("classifier.weight")
+        by_hand = torch.stack(
+            [z[row, : int((ids != 0).sum())].mean(0) for row, ids in enumerate(x)]
+        )
+        assert torch.allclose(halves.server(z), by_hand @ weight.t() + bias, atol=1e-5)
+    # Above a cut in the middle the same: padding does not count there either.
+    assert torch.allclose(output(load_task("sst2", **{**few, "cut": "block:2"}, head="pooled")),
+                          output(task), atol=1e-5)  # fmt: skip
+    refused(ConfigError, "pooled, which is for BERT, but .* is a gpt2", "sst2",
+            model=gpt2, max_length=8, head="pooled")  # fmt: skip
+
+
+def test_the_last_rows_of_the_training_set_are_public(data: Path, bert: str, gpt2: str) -> None:
+    rows = [(f"the film was {WORDS[i % len(WORDS)]}", i % 2) for i in range(70)]
+    write(data / "sst2_train.csv.gz", ("sentence", "label"), rows)
+    few = {"model": bert, "max_length": 8, "lora_rank": 0, "cut": "block:4", "head": "pooled"}
+    task = load_task("sst2", **few, train_size=6, trained="subspace:1")
+    public = task.samples("public")
+    assert (words(public.x[0])[4], len(public)) == (WORDS[6], 64)
+    client = fitted(task, 0).client
+    bases = [value for name, value in client.named_buffers() if name.endswith("subspace_basis")]
+    assert len(bases) == 4 * 6 and all(basis.any() for basis in bases)
+    for size, used in ((7, "7"), (None, "all")):
+        task = load_task("sst2", **few, train_size=size)
+        with pytest.raises(DataError, match=f"{used} of 70 .* set task.train_size to at most 6,"):
+            task.samples("public")
+    tables = [("name[The Vaults]", f"The Vaults is {word}") for word in [*WORDS, *WORDS][:70]]
+    write(data / "e2e_train.csv.gz", ("mr", "ref"), tables)
+    e2e = load_task("e2e", model=gpt2, max_length=16, train_size=6)
+    assert len(e2e.samples("public")) == 64 and len(e2e.samples("train")) == 6
 
 
 def test_adapters_on_every_linear_layer_leave_the_head_alone(data: Path, bert: str) -> None:
@@ -321,7 +364,7 @@ def test_neither_file_nor_hub(data: Path, bert: str, monkeypatch: pytest.MonkeyP
     [
         ("'max_length' .* is 33, but .* has 32 positions", {"max_length": 33}),
         ("'max_length' .* is 1; it must be a whole number from 2", {"max_length": 1}),
-        ("'head' .* is 'words'; it must be classifier or verbaliser", {"head": "words"}),
+        ("'head' .* is 'words'; it must be classifier, pooled or verb", {"head": "words"}),
         ("is an encoder .bert., which does not continue a text", {"head": "verbaliser"}),
         ("'attention' .* is 'flash'; it must be one of auto, sdpa", {"attention": "flash"}),
         ("'base_dtype' .* is 'int4'; it must be one of float32", {"base_dtype": "int4"}),
@@ -332,7 +375,7 @@ def test_neither_file_nor_hub(data: Path, bert: str, monkeypatch: pytest.MonkeyP
         ("names 'classifier', .* below the model's head", {"lora_targets": "classifier"}),
         (r"'dropout' .* is 1\.0; it must be in \[0, 1\)", {"dropout": 1.0}),
         ("'train_size' .* is 0", {"train_size": 0}),
-        ("cannot cut at 'block:4': the model has 4 blocks", {"cut": "block:4"}),
+        ("cannot cut at 'block:5': the model has 4 blocks", {"cut": "block:5"}),
     ],
 )
 def test_options_out_of_range(says: str, options: dict[str, Any], data: Path, bert: str) -> None:

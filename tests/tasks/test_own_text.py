@@ -46,6 +46,12 @@ def test_a10_six_classes_of_questions_are_a_task_in_one_call(bert: str) -> None:
     assert result.history[-1].samples > 0
 
 
+def test_public_texts_of_ones_own(bert: str) -> None:
+    assert _small(bert).public is None
+    task = _small(bert, public=lambda: ROWS[6:9])
+    assert task.samples("public").y.tolist() == [0, 1, 2]
+
+
 def _csv(path: Path) -> None:
     path.write_text("text,label\n" + "".join(f'"{t}",{k}\n' for t, k in ROWS), encoding="utf-8")
 

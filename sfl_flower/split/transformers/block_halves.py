@@ -130,7 +130,8 @@ class ServerBlocks(BlockHalf):
     backbone : str
         Path of the backbone in `model`.
     first : str
-        Path in `model` of the first block of this half, whose dtype the hidden states have.
+        Path in `model` of the first block of this half, whose dtype the hidden states have; of
+        what follows the blocks where this half has none.
     output : str
         What the output is; see `Family`.
     """

@@ -55,8 +55,12 @@ def located(model: nn.Module) -> Found | None:
 
 
 def legal_blocks(found: Found) -> list[str]:
-    """List the blocks that a model may be cut after, from input to output."""
-    return list(found.blocks())[:-1]
+    """List the blocks that a model may be cut after, from input to output.
+
+    The last is one of them where something behind it is trained: a classifier, say.
+    """
+    names = list(found.blocks())
+    return names if _trains_behind(found) else names[:-1]
 
 
 def cut_blocks(
@@ -91,12 +95,11 @@ def cut_blocks(
         half, or the halves would share a parameter that cannot be untied.
     """
     names = list(found.blocks())
-    count = _count(found, names, at)
+    count = _count(found, at)
     if pad is None:
         pad = getattr(found.model.config, "pad_token_id", None)
     family, prefix = found.family, found.prefix
     blocks = {name.removeprefix(prefix): block for name, block in found.blocks().items()}
-    first = list(blocks)[count]
 
     below = _absent(found.model, [*list(blocks)[count:], *family.after], Passed)
     outside = _outside(model, prefix + family.backbone)
@@ -111,6 +114,7 @@ def cut_blocks(
     above |= _absent(found.model, list(family.positions), NoPositions)
     root = copied(model, dict(above))
     inner = root.get_submodule(prefix.rstrip("."))
+    first = list(blocks)[count] if count < len(blocks) else _first_behind(inner, found)
     server = ServerBlocks(root, inner, family.backbone, first, found.output)
 
     at = names[count - 1]
@@ -118,7 +122,7 @@ def cut_blocks(
     if not any(parameter.requires_grad for parameter in server.parameters()):
         raise CutError(
             f"cannot cut at '{at}': the server half would have no trainable parameter; "
-            f"{_listing(names)}."
+            f"{_listing(found)}."
         )
     return client, server, at, untied
 
@@ -155,43 +159,60 @@ def verify_blocks(
         )
 
 
-def _count(found: Found, names: list[str], at: str) -> int:
+def _count(found: Found, at: str) -> int:
     """Return how many blocks lie before the cut `at`."""
+    names, legal = list(found.blocks()), legal_blocks(found)
     if not isinstance(at, str):
-        raise CutError(f"a block is named by a string, not {at!r}; {_listing(names)}.")
+        raise CutError(f"a block is named by a string, not {at!r}; {_listing(found)}.")
+    needs = "the server half needs one, or something that is trained behind the last"
     numbered = re.fullmatch(r"block:(-?\d+)", at)
     if numbered:
         count = int(numbered[1])
-        if not 1 <= count < len(names):
+        if not 1 <= count <= len(legal):
             raise CutError(
-                f"cannot cut at '{at}': the model has {len(names)} blocks, and each half needs "
-                f"one; {_listing(names)}."
+                f"cannot cut at '{at}': the model has {len(names)} blocks, the client half needs "
+                f"one and {needs}; {_listing(found)}."
             )
         return count
     for index, name in enumerate(names):
         if at in (name, name.removeprefix(found.prefix)):
-            if index == len(names) - 1:
+            if index >= len(legal):
                 raise CutError(
-                    f"cannot cut at '{at}': it is the last block, and the server half needs one; "
-                    f"{_listing(names)}."
+                    f"cannot cut at '{at}': it is the last block, and {needs}; {_listing(found)}."
                 )
             return index + 1
     there = {name for name, _ in found.model.named_modules()}
     if at.removeprefix(found.prefix) in there:
         raise CutError(
             f"cannot cut at '{at}': {found.family.name} is cut behind whole blocks; "
-            f"{_listing(names)}."
+            f"{_listing(found)}."
         )
-    raise CutError(f"the model has no block named '{at}'; {_listing(names)}.")
+    raise CutError(f"the model has no block named '{at}'; {_listing(found)}.")
 
 
-def _listing(names: list[str]) -> str:
-    if len(names) < 2:
+def _listing(found: Found) -> str:
+    legal = legal_blocks(found)
+    if not legal:
         return "this model has no legal cut"
-    if len(names) == 2:
-        return f"the legal cut is: block:1 ('{names[0]}')"
-    last = len(names) - 1
-    return f"the legal cuts are: block:1 to block:{last}, or by name '{names[0]}' to '{names[-2]}'"
+    if len(legal) == 1:
+        return f"the legal cut is: block:1 ('{legal[0]}')"
+    last = len(legal)
+    return f"the legal cuts are: block:1 to block:{last}, or by name '{legal[0]}' to '{legal[-1]}'"
+
+
+def _trains_behind(found: Found) -> bool:
+    """Tell whether a parameter behind the last block is trained, one tied to the input's too."""
+    family = found.family
+    before = tuple(f"{path}." for path in (family.blocks, *family.embeddings, *family.positions))
+    named = found.model.named_parameters(remove_duplicate=False)
+    return any(p.requires_grad and not name.startswith(before) for name, p in named)
+
+
+def _first_behind(model: nn.Module, found: Found) -> str:
+    """Return the path of what reads the last block's output: norm, pooler or the half itself."""
+    there = dict(model.named_modules())
+    after = (path for path in found.family.after if path in there)
+    return next((path for path in after if any(True for _ in there[path].parameters())), "")
 
 
 def _absent(model: nn.Module, paths: list[str], stand_in: type[nn.Module]) -> dict[int, nn.Module]:

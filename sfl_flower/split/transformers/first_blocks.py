@@ -65,6 +65,11 @@ def first_text_blocks(server: ServerBlocks, last: str) -> ServerBlocks:
     short = copy.deepcopy(server)
     path, _, first = short._sfl_first.rpartition(".")
     blocks = short._sfl_model[0].get_submodule(path)
+    if not first.isdigit():
+        raise CutError(
+            "the server half has no block to end at: the cut is behind the last; use head 'linear' "
+            "or 'pooled'."
+        )
     held = [name for name in blocks._modules if int(name) >= int(first)]
     numbered = re.fullmatch(r"block:(\d+)", last)
     asked = str(int(numbered[1]) - 1) if numbered else last.rpartition(".")[2]
