@@ -34,6 +34,7 @@ BENCHMARKS = {
     "cuts": "halves that give the bits of the whole, at every legal cut of every architecture",
     "language": "HO-SFL beside SplitLoRA on SST-2 with a pre-trained encoder (long)",
     "defaults": "which settings HO-SFL should have, by validation on three small tasks (long)",
+    "energy": "the share of the gradient that a choice of few parameters holds (minutes)",
     "learn": "HO-SFL with at most five forwards a sample, all weights and a subspace (long)",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }

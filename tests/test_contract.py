@@ -154,7 +154,10 @@ class Stop(Exception):
     """Ends a run from outside."""
 
 
-@pytest.mark.parametrize(("trained", "size"), [("all", "all"), ("subspace:2", "3")])
+@pytest.mark.parametrize(
+    ("trained", "size"),
+    [("all", "all"), ("subspace:2", "3"), ("core:2", "all"), ("subspace:auto:0.9:1", "all")],
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(
     method: str, trained: str, size: str, tmp_path: Path
 ) -> None:

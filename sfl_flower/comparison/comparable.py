@@ -33,7 +33,7 @@ VARIES = frozenset(
     "client_threads server_threads client_device server_device client_gpus".split()
 )
 """Settings in which the runs of one row may differ."""
-PER_SEED = ("initial_weights",)
+PER_SEED = ("initial_weights", "client_trained", "trained")
 """What must be equal among runs of one seed only."""
 
 

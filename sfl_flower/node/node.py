@@ -133,6 +133,8 @@ class Node:
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
         """Find the task, the share of the data and the memory of the node of a message."""
         task, number, device = source(context), node_partition(context), _device(context, setup)
+        if setup.trained:
+            task = task.with_trained(setup.trained)
         samples = task.samples("train", context)
         if setup.partition == LOCAL:
             rows = np.arange(len(samples))
@@ -187,7 +189,8 @@ class Node:
 
     def memo(self, what: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` gave the first time this process asked for it in such a run."""
-        key = (what, self.model_seed, self.device, self.mode, self.checkpointing)
+        kind = self.model_seed, self.device, self.mode, self.checkpointing, self.task.trained
+        key = (what, *kind)
         return self.task.memo(key, make)
 
     def new_head(self, kind: str) -> nn.Module:
@@ -282,7 +285,8 @@ def _check_base(node: Node, request: JoinRequest) -> None:
         held = [halves.client, *([halves.server] if request.whole else [])]
         return base_digest(*held, *([node.new_head(request.head)] if request.head else []))
 
-    own = node.task.memo(("base", node.model_seed, request.whole, request.head), compute)
+    which = node.task.trained, request.whole, request.head
+    own = node.task.memo(("base", node.model_seed, *which), compute)
     if own != request.base:
         raise ConfigError(
             f"Client {node.partition} builds other frozen parameters than the server (digest "

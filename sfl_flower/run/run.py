@@ -230,6 +230,7 @@ def _facts(strategy: SplitStrategy) -> dict[str, Any]:
     test = task.samples("test").y
     return {
         "cut": task.cut,
+        "trained": task.trained,
         "client_trained": counts(halves.client)[1],
         "classes": task.classes,
         "training_samples": strategy.training_samples or None,

@@ -29,7 +29,9 @@ ROUNDING, EXACT = 0.02, 1e-4
 value."""
 
 
-def run_setup(task: SplitTask, config: RunConfig, settings: Settings, facts: Facts) -> Setup:
+def run_setup(
+    task: SplitTask, config: RunConfig, settings: Settings, facts: Facts, told: bool = False
+) -> Setup:
     """Return what every request of a run says.
 
     Parameters
@@ -42,6 +44,8 @@ def run_setup(task: SplitTask, config: RunConfig, settings: Settings, facts: Fac
         Settings of the method.
     facts : Facts
         What the method is.
+    told : bool
+        Whether clients are told which parameters are trained, since the server chose them.
 
     Raises
     ------
@@ -62,6 +66,7 @@ def run_setup(task: SplitTask, config: RunConfig, settings: Settings, facts: Fac
         settings.client_mode,
         size,
         config.checkpointing,
+        task.trained if told else "",
     )
 
 

@@ -32,7 +32,7 @@ from sfl_flower.server.records import as_record, from_record
 from sfl_flower.server.roster import Member, Roster
 from sfl_flower.server.screening import Screening
 from sfl_flower.server.setup import run_setup
-from sfl_flower.server.subspace import fitted
+from sfl_flower.server.subspace import fitted, resolved
 from sfl_flower.server.summary import log_summary
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.unwrapped import Unwrapped
@@ -80,19 +80,20 @@ class SplitStrategy(Unwrapped):
         on_round: Callable[[RoundRecord], None] | None = None,
         save: Callable[[SplitStrategy], None] | None = None,
     ) -> None:
-        self.task, self.config = task, config
+        self.task, self.config = resolved(task, config.model_seed), config
         self.settings = settings if settings is not None else self.settings_type()
         self.check_options(config, self.settings)
         self.aggregator = find_aggregator(config.aggregator)
         self.account = Account(config, on_round)
         self.screening = Screening(config)
         self.round = 0
-        self.setup = run_setup(task, config, self.settings, self.facts)
+        told = self.task is not task  # of what the server chose
+        self.setup = run_setup(self.task, config, self.settings, self.facts, told)
         self.device = find_device(config.server_device, "server-device")
-        halves = fitted(task, config.model_seed)
+        halves = fitted(self.task, config.model_seed)
         self.client_half: nn.Module = halves.client.to(self.device)
         self.server = self.new_trainer(halves.server.to(self.device))
-        self._roster = Roster(config, self.settings, task)
+        self._roster = Roster(config, self.settings, self.task)
         self._late: set[str] = set()
         self._terms_held: dict[int, set[bytes]] = {}
         self._save = save

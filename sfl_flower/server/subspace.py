@@ -6,6 +6,8 @@ Clients get them with the first weights, for no two machines need compute them t
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging import INFO, getLogger
 
 import torch
@@ -13,11 +15,21 @@ from torch import Tensor
 
 from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError
-from sfl_flower.split import Halves, fit_subspace, read_subspace
+from sfl_flower.split import (
+    Auto,
+    GradientMoments,
+    Halves,
+    Subspace,
+    choose_subspace,
+    fit_subspace,
+    gradient_moments,
+    read_subspace,
+    with_gradients,
+)
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import eval_mode, torch_threads
 
-__all__ = ["fitted"]
+__all__ = ["fitted", "public_gradients", "resolved"]
 
 NOISE = 64
 """Inputs of noise that stand in for public samples."""
@@ -25,32 +37,125 @@ NOISE = 64
 _log = getLogger("flwr")
 
 
-def fitted(task: SplitTask, seed: int) -> Halves:
+def resolved(task: SplitTask, seed: int, gradients: GradientMoments | None = None) -> SplitTask:
+    """Return a task whose choice of parameters names layers: ``subspace:auto`` is chosen here.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem.
+    seed : int
+        The model's seed.
+    gradients : GradientMoments, optional
+        `public_gradients`, where they are at hand.
+
+    Raises
+    ------
+    ConfigError
+        The task has no public samples, or they cannot be used; see `choose_subspace`.
+    """
+    auto = read_subspace(task.trained)
+    if not isinstance(auto, Auto):
+        return task
+
+    def choose() -> str:
+        moments = gradients or public_gradients(task, seed)
+        client = task.with_trained("all").build(seed).client
+        named = task.with_trained(choose_subspace(client, moments, auto))
+        named.memo(_kept(named, seed, "gradients"), lambda: _fit(named, seed, moments))
+        return named.trained
+
+    return task.with_trained(task.memo(("chosen", seed, task.trained), choose))
+
+
+def fitted(
+    task: SplitTask, seed: int, source: str = "auto", gradients: GradientMoments | None = None
+) -> Halves:
     """Return halves as `SplitTask.build` does, whose subspaces have their directions.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem, `resolved`.
+    seed : int
+        The model's seed.
+    source : {"auto", "gradients"}
+        ``gradients``: what gradients on the public samples are made of.  ``auto``: that for a core
+        and what `resolved` chose; else inputs of the public samples, or of noise without any.
+    gradients : GradientMoments, optional
+        `public_gradients`, where they are at hand.
 
     Raises
     ------
     ConfigError
         The samples cannot be used; see `fit_subspace`.
     """
-    if read_subspace(task.trained) is None:
+    chosen = read_subspace(task.trained)
+    if chosen is None:
         return task.build(seed)
+    assert isinstance(chosen, Subspace)
+    if source == "auto" and (chosen.core or chosen.listed):
+        source = "gradients"
 
     def fit() -> Halves:
-        halves = task.build(seed)
-        x, words = _looked_at(task, seed)
-        _log.log(INFO, "\t├──> Directions of %s: those of %d %s", task.trained, len(x), words)
-        try:
-            with torch_threads(1), eval_mode(halves.client):  # a sum may depend on threads
-                fit_subspace(halves.client, x)
-        except (RuntimeError, TypeError, IndexError) as error:
-            raise ConfigError(
-                f"The client half of task {task.name!r} cannot run {words} of shape "
-                f"{list(x.shape[1:])}: {error}. public() must return samples like train()."
-            ) from error
-        return halves
+        if source != "gradients":
+            return _fit(task, seed, None)
+        task.build(seed)  # before gradients take their time
+        return _fit(task, seed, gradients or public_gradients(task, seed))
 
-    return copy.deepcopy(task.memo(("fitted", seed), fit))
+    return copy.deepcopy(task.memo(_kept(task, seed, source), fit))
+
+
+def _kept(task: SplitTask, seed: int, source: str) -> tuple[str, int, str, str]:
+    return "fitted", seed, task.trained, source
+
+
+def _fit(task: SplitTask, seed: int, gradients: GradientMoments | None) -> Halves:
+    halves = task.build(seed)
+    x, words = _looked_at(task, seed)
+    what = "those of gradients on" if gradients else "those of"
+    _log.log(INFO, "\t├──> Directions of %s: %s %d %s", task.trained, what, len(x), words)
+    with _trying(task, x, words), eval_mode(halves.client):
+        fit_subspace(halves.client, x, gradients)
+    return halves
+
+
+def public_gradients(task: SplitTask, seed: int) -> GradientMoments:
+    """Return what the client half's gradients on each of the public samples are made of.
+
+    Raises
+    ------
+    ConfigError
+        There are none, or they cannot be used.
+    """
+    if task.public is None:
+        raise ConfigError(
+            f"trained is '{task.trained}', for which the server needs public samples with labels, "
+            f"and task {task.name!r} has none; give it public=, a function that returns Samples "
+            "which are nobody's secret, or use subspace:R."
+        )
+    halves = task.with_trained("all").build(seed)
+    client, server = with_gradients(halves.client), halves.server
+    x, y = task.batch(task.samples("public"), slice(None))
+
+    def losses() -> Iterator[Tensor]:
+        for n in range(len(x)):
+            yield task.loss(server(client(x[n : n + 1])), y[n : n + 1])
+
+    with _trying(task, x, "public samples"), eval_mode(client, server), torch.enable_grad():
+        return gradient_moments(client, losses())
+
+
+@contextmanager
+def _trying(task: SplitTask, x: Tensor, words: str) -> Iterator[None]:
+    try:
+        with torch_threads(1):  # a sum may depend on threads
+            yield
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"The client half of task {task.name!r} cannot run {words} of shape "
+            f"{list(x.shape[1:])}: {error}. public() must return samples like train()."
+        ) from error
 
 
 def _looked_at(task: SplitTask, seed: int) -> tuple[Tensor, str]:

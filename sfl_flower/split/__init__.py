@@ -17,7 +17,15 @@ _NAMES = {
         "parts",
         "stay_frozen",
     ],
-    "parameters.subspace": ["fit_subspace", "plain_weights", "read_subspace"],
+    "parameters.directions": [
+        "GradientMoments",
+        "fit_subspace",
+        "gradient_moments",
+        "plain_gradients",
+        "with_gradients",
+    ],
+    "parameters.energy": ["choose_subspace", "held_energy"],
+    "parameters.subspace": ["Auto", "Subspace", "plain_weights", "read_subspace"],
     "parameters.trained": ["TRAINED", "check_trained", "restrict"],
     "parameters.travelling": [
         "base_digest",

@@ -31,6 +31,27 @@ from .heads import (
 from .heads import (
     make_head as make_head,
 )
+from .parameters.directions import (
+    GradientMoments as GradientMoments,
+)
+from .parameters.directions import (
+    fit_subspace as fit_subspace,
+)
+from .parameters.directions import (
+    gradient_moments as gradient_moments,
+)
+from .parameters.directions import (
+    plain_gradients as plain_gradients,
+)
+from .parameters.directions import (
+    with_gradients as with_gradients,
+)
+from .parameters.energy import (
+    choose_subspace as choose_subspace,
+)
+from .parameters.energy import (
+    held_energy as held_energy,
+)
 from .parameters.quantised import (
     dequantised as dequantised,
 )
@@ -47,7 +68,10 @@ from .parameters.quantised import (
     stay_frozen as stay_frozen,
 )
 from .parameters.subspace import (
-    fit_subspace as fit_subspace,
+    Auto as Auto,
+)
+from .parameters.subspace import (
+    Subspace as Subspace,
 )
 from .parameters.subspace import (
     plain_weights as plain_weights,

@@ -39,6 +39,7 @@ def check_task(task: SplitTask, seed: int, clients: int) -> None:
     CutError, DataError, ConfigError
         What does not fit together, and what to do.
     """
+    chosen = read_subspace(task.trained)
     halves = task.build(seed)
     trial = Trial(
         task.name, halves.at, halves.client.eval(), halves.server.eval(), task.loss, task.metrics,
@@ -47,7 +48,7 @@ def check_task(task: SplitTask, seed: int, clients: int) -> None:
     fed: dict[str, tuple[int, ...]] = {}
     node = first_node(clients) if task.own_data else None
     for split, where in SETS.items():
-        if split == "public" and (task.public is None or read_subspace(task.trained) is None):
+        if split == "public" and (task.public is None or chosen is None):
             continue
         samples = task.samples(split, node)
         for rows in (slice(0, 2), slice(0, 3)):

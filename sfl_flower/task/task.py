@@ -81,13 +81,12 @@ class SplitTask:
         The default loss leaves out -100; give a loss that leaves out another.
     trained : str
         Which client parameters are trained: ``all`` that the model trains, ``lora``, ``norm``,
-        ``bias``, ``last:N``, ``subspace:R`` or a pattern over names; see `split.restrict`.
+        ``bias``, ``last:N``, ``subspace:R``, ``core:R`` or a pattern; see `split.restrict`.
     public : callable, optional
         ``public()`` returns `Samples` that are nobody's secret; a ``subspace`` is theirs.
     token : str, optional
         Names the data and the model. Tasks whose other fields are equal too then share what this
-        process keeps; without one, each `SplitTask` is on its own, so build it once, not once a
-        message.
+        process keeps; without one, each is on its own, so build it once, not once a message.
 
     Attributes
     ----------
@@ -186,6 +185,11 @@ class SplitTask:
         """Return what `make` gave the first time this process asked for `key` of this task."""
         return remember(self.key, key, make)
 
+    def with_trained(self, trained: str) -> SplitTask:
+        """Return this task with another choice of parameters; it shares what the process keeps."""
+        object.__setattr__(other := copy.copy(self), "trained", trained)
+        return other
+
     @property
     def own_data(self) -> bool:
         """Whether nodes have training data of their own: `train` takes a context."""
@@ -263,7 +267,8 @@ class SplitTask:
         """
         from sfl_flower.task.models import construct
 
-        return copy.deepcopy(self.memo(("halves", seed), lambda: construct(self, seed)))
+        make = partial(construct, self, seed)
+        return copy.deepcopy(self.memo(("halves", seed, self.trained), make))
 
     def whole(self, seed: int) -> nn.Module:
         """Return the whole model with the initial weights of a run, not cut; see `build`."""
@@ -307,7 +312,7 @@ class SplitTask:
         batch_size: int = 500,
         samples: Samples | None = None,
     ) -> dict[str, float]:
-        """Return the mean loss and metrics over a set, in its order and without a graph.
+        """Return means over a set, in its order and without a graph: ``loss`` and each metric.
 
         Parameters
         ----------
@@ -317,11 +322,6 @@ class SplitTask:
             Samples a forward, at most; fewer where each has many outputs.
         samples : Samples, optional
             The set; the test set when left out.
-
-        Returns
-        -------
-        dict of str to float
-            ``"loss"``, the mean over all labels that count, and one entry for each metric.
         """
         from sfl_flower.training.evaluation import mean_measures, rows_at_once
 

@@ -60,6 +60,8 @@ def _tail_bytes(data: bytes) -> dict[str, int]:
         return {}
 
 
+LONGEST_CHOICE = 2**18
+"""Characters of a choice of parameters: a line for each layer and parameter."""
 LARGEST_COUNT = 2**31 - 1
 """Largest number of a partition, and of samples that a node may say it holds."""
 
@@ -139,6 +141,8 @@ class Setup(Part):
         Most samples of a mini-batch that the client runs at one time, 0 for all.
     checkpointing : bool
         Whether backprop runs segments of what the client holds again.
+    trained : str
+        Which client parameters are trained, where the server has chosen; else the task says.
     key : str
         The key of the client that is asked; `Request.addressed` puts it in.
     """
@@ -154,6 +158,7 @@ class Setup(Part):
     mode: Annotated[str, text(("as_built", "eval"))] = "as_built"
     micro_batch: int = 0
     checkpointing: bool = False
+    trained: Annotated[str, text(longest=LONGEST_CHOICE)] = ""
     key: Annotated[str, text(longest=64)] = ""
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.server.records import as_record
 from sfl_flower.server.subspace import fitted
 from sfl_flower.split import fit_subspace, plain_weights, read_subspace, restrict
-from sfl_flower.split.parameters.subspace import Subspace
+from sfl_flower.split.parameters.subspace import Auto, Subspace
+from sfl_flower.tasks import load_task
 from tests import tiny
 from tests.tiny import Trial, begin, train
 
@@ -48,11 +50,26 @@ def moved(module: nn.Module) -> nn.Module:
 
 def test_what_a_choice_says() -> None:
     assert read_subspace("all") is None
-    assert read_subspace("subspace:4") == Subspace(4, "*")
-    assert read_subspace("subspace:12:layer2.*") == Subspace(12, "layer2.*")
+    assert read_subspace("core.0.weight") is None  # a name of the model's own
+    assert read_subspace("subspace:4") == Subspace((("*", 4),))
+    assert read_subspace("subspace:12:layer2.*") == Subspace((("layer2.*", 12),))
+    assert read_subspace("core:3:a") == Subspace((("a", 3),), core=True)
+    listed = read_subspace("subspace:a=2,b.*=1,norm.weight=all")
+    assert listed == Subspace((("a", 2), ("b.*", 1)), ("norm.weight",), listed=True)
+    assert isinstance(listed, Subspace)
+    assert [listed.rank(name) for name in ("a", "b.c", "c")] == [2, 1, 0]
+    assert read_subspace("subspace:auto") == Auto(0.9, 0.02)
+    assert read_subspace("subspace:auto:0.5:1") == Auto(0.5, 1.0)
 
 
-@pytest.mark.parametrize("bad", ["subspace", "subspace:", "subspace:0", "subspace:x", "subspaces"])
+BAD = (
+    "subspace subspace: subspace:0 subspace:x subspaces core: core:0 core:auto subspace:a=0 "
+    "subspace:a=1,b subspace:auto: subspace:auto:0 subspace:auto:1.5 subspace:auto:0.9:2 "
+    "subspace:auto:1.2.3"
+)
+
+
+@pytest.mark.parametrize("bad", BAD.split())
 def test_a_choice_that_is_none_is_refused_at_once(bad: str) -> None:
     with pytest.raises(ConfigError, match="subspace:R, with R directions a layer from 1"):
         tiny.task(trained=bad)
@@ -293,10 +310,13 @@ def test_the_public_set_is_tried_before_a_run() -> None:
 
 
 @pytest.mark.simulation
-@pytest.mark.parametrize("method", ["ho_sfl", "heron"])
-def test_ray_equals_inline(method: str) -> None:
-    shared: dict[str, Any] = {
-        "rounds": 2, "clients": 2, "batch_size": 8, "task.trained": "subspace:3",
-    }  # fmt: skip
-    one, two = (simulate("digits", method, backend=b, **shared) for b in ("inline", "ray"))
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [("ho_sfl", "subspace:3"), ("heron", "core:3"), ("ho_sfl", "subspace:auto:0.8:1")],
+)
+def test_ray_equals_inline(method: str, trained: str) -> None:
+    shared: dict[str, Any] = {"rounds": 2, "clients": 2, "batch_size": 8}
+    task = load_task("digits", trained=trained)
+    task = replace(task, public=task.test)
+    one, two = (simulate(task, method, backend=b, **shared) for b in ("inline", "ray"))
     assert tiny.equal(one.model, two.model)

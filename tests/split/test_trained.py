@@ -165,7 +165,7 @@ def test_a_tied_parameter_is_chosen_under_any_of_its_names() -> None:
 NOTHING = (
     r"trained is 'layer9\.\*', which chooses nothing of the client half: the model trains 12 "
     r"tensors there \(inputs\.weight, .*, …\), 4 of lora, 2 of norm, 3 of bias; use all, lora, "
-    r"norm, bias, last:N, subspace:R, or a pattern .* such as '.*\.\*'"
+    r"norm, bias, last:N, subspace:R, core:R, or a pattern .* such as '.*\.\*'"
 )
 
 
@@ -178,7 +178,7 @@ NOTHING = (
         (Model, "blocks.1", "last:4", r"has 3 blocks .* \(inputs, blocks\.0, blocks\.1\)"),
         (tiny.model, "act", "last:0", r"last:N needs a whole number of blocks from 1"),
         (tiny.model, "act", "last:two", r"last:N needs a whole number of blocks from 1"),
-        (tiny.model, "act", "", r"trained is ''; it must be .* last:N, subspace:R, or"),
+        (tiny.model, "act", "", r"trained is ''; it must be .* last:N, subspace:R, core:R, or"),
     ],
 )  # fmt: skip
 def test_a_choice_of_nothing_is_refused(

@@ -6,6 +6,10 @@ weight's gradient lies, for it is a sum of outer products with just these inputs
 trained parameter, zero at the start.  So zeroth order estimates a few hundred numbers in place of
 thousands (AGZO, arXiv 2601.17261, takes the directions anew from each batch; the EVA initialisation
 of peft trains A as well).
+
+``core:R`` moves a layer as ``W₀ + B C A``: the r columns of B are directions of the layer's
+outputs, and only C, of r x r numbers, is trained (LoRA-XS, arXiv 2405.17604, where A and B are of
+W₀).
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -27,155 +30,166 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.split.parameters.quantised import dequantised, is_quantised
 
 __all__ = [
+    "BASIS",
+    "FACTOR",
+    "OUTPUTS",
+    "Auto",
     "Subspace",
-    "fit_subspace",
+    "layer_width",
+    "movable_layers",
     "open_subspace",
+    "opened_layers",
     "plain_weights",
     "read_subspace",
 ]
 
-FACTOR, BASIS = "subspace", "subspace_basis"
-"""Names of R, shape [out, r], and of A, shape [r, in], beside a layer's weight."""
-_AT_ONCE = 16
-"""Samples of a forward while inputs are looked at."""
-_NOTHING = 1e-10
-"""Share of the largest eigenvalue below which a direction is rounding."""
-_FORM = re.compile(r"subspace:([1-9][0-9]{0,4})(?::(.+))?")
+FACTOR, BASIS, OUTPUTS = "subspace", "subspace_basis", "subspace_outputs"
+"""Names beside a layer's weight: of R, shape [out, r], or C, shape [r, r]; of A, shape [r, in]; and
+of B, shape [out, r], under ``core``."""
+_FORM = re.compile(r"(subspace|core):(?:([1-9][0-9]{0,4})(?::(.+))?|(.+=.+))")
+_RANK = re.compile(r"(.+)=(all|[1-9][0-9]{0,4})")
+_AUTO = re.compile(r"subspace:auto(?::([0-9.]+))?(?::([0-9.]+))?")
+_SAYS = (
+    "a subspace is subspace:R, with R directions a layer from 1, as in subspace:4, "
+    "subspace:R:PATTERN for layers whose names match, subspace:LAYER=R,LAYER=R,PARAMETER=all, or "
+    "subspace:auto[:SHARE[:BUDGET]] with numbers above 0 up to 1; core:R takes R directions of the "
+    "outputs too"
+)
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """What ``trained="subspace:R"`` or ``"subspace:R:PATTERN"`` asks for.
+    """What ``trained="subspace:R"`` and its like ask for.
 
     Attributes
     ----------
-    rank : int
-        r, directions of each layer.
-    pattern : str
-        Which layers, by name, as ``fnmatch`` reads it.
+    ranks : tuple of (str, int)
+        Which layers, by name as ``fnmatch`` reads it, and the directions r of each; a layer has
+        those of the first that matches.
+    whole : tuple of str
+        Other parameters that are trained as they are, by name.
+    core : bool
+        Whether the outputs have r directions too, and an r x r core is trained.
+    listed : bool
+        Whether layers are named one by one, as the server does where it chooses.
     """
 
-    rank: int
-    pattern: str = "*"
+    ranks: tuple[tuple[str, int], ...]
+    whole: tuple[str, ...] = ()
+    core: bool = False
+    listed: bool = False
+
+    def rank(self, layer: str) -> int:
+        """Return the directions of a layer, 0 where it is not chosen."""
+        return next((rank for pattern, rank in self.ranks if fnmatchcase(layer, pattern)), 0)
 
 
-def read_subspace(trained: str) -> Subspace | None:
+@dataclass(frozen=True)
+class Auto:
+    """What ``trained="subspace:auto:SHARE:BUDGET"`` asks for.
+
+    Attributes
+    ----------
+    share : float
+        Of the gradient's energy, that the choice is to hold.
+    budget : float
+        Of the client half's parameters, that it may train at most.
+    """
+
+    share: float = 0.9
+    budget: float = 0.02
+
+
+def read_subspace(trained: str) -> Subspace | Auto | None:
     """Return the subspace that a choice of parameters names, None where it names none.
 
     Raises
     ------
     ConfigError
-        It begins with ``subspace`` and is not ``subspace:R`` or ``subspace:R:PATTERN``.
+        It begins with ``subspace`` or ``core:`` and is none of their forms.
     """
-    if not trained.startswith("subspace"):
+    if not trained.startswith(("subspace", "core:")):
         return None
-    form = _FORM.fullmatch(trained)
-    if form is None:
-        raise ConfigError(
-            f"trained is '{trained}'; a subspace is subspace:R, with R directions a layer from 1, "
-            "as in subspace:4, or subspace:R:PATTERN for layers whose names match."
-        )
-    return Subspace(int(form[1]), form[2] or "*")
+    if auto := _AUTO.fullmatch(trained):
+        given = [float(part) for part in auto.groups() if part and part.count(".") < 2]
+        if len(given) == sum(part is not None for part in auto.groups()) and all(
+            0 < part <= 1 for part in given
+        ):
+            return Auto(*given)
+    elif form := _FORM.fullmatch(trained):
+        core, rank, pattern, listed = form[1] == "core", form[2], form[3], form[4]
+        if rank:
+            return Subspace(((pattern or "*", int(rank)),), core=core)
+        items = [_RANK.fullmatch(item) for item in listed.split(",")]
+        pairs = [(item[1], item[2]) for item in items if item is not None]
+        if len(pairs) == len(items):
+            ranks = tuple((name, int(rank)) for name, rank in pairs if rank != "all")
+            whole = tuple(name for name, rank in pairs if rank == "all")
+            return Subspace(ranks, whole, core, listed=True)
+    raise ConfigError(f"trained is '{trained}'; {_SAYS}.")
 
 
 def open_subspace(client: nn.Module, trained: str) -> None:
     """Freeze a client half but for R and the bias of each chosen layer, in place.
 
-    A is zero until `fit_subspace`, or weights that are loaded, say what it is.
+    A, and B, are zero until `fit_subspace`, or weights that are loaded, say what they are.
 
     Parameters
     ----------
     client : nn.Module
         The client half.
     trained : str
-        ``subspace:R`` or ``subspace:R:PATTERN``.
+        A form of ``subspace:`` or ``core:``; `read_subspace`.
 
     Raises
     ------
     ConfigError
-        No layer can move so, or one has fewer inputs than directions are asked for.
+        No layer can move so, or one has fewer inputs or outputs than directions are asked for.
     """
     chosen = read_subspace(trained)
+    if isinstance(chosen, Auto):
+        return  # the server chooses when a run begins; until then it is all the model has
     assert chosen is not None
     layers = {
         name: layer
-        for name, layer in _layers(client)
-        if fnmatchcase(name, chosen.pattern)
-        and (layer.weight.requires_grad or is_quantised(layer.weight))
+        for name, layer in movable_layers(client)
+        if chosen.rank(name) and (layer.weight.requires_grad or _stays(layer.weight))
     }
-    if not layers:
-        names = ", ".join(name for name, _ in _layers(client)) or "none"
+    if not layers and chosen.ranks:
+        names = ", ".join(name for name, _ in movable_layers(client)) or "none"
+        patterns = "', '".join(pattern for pattern, _ in chosen.ranks)
         raise ConfigError(
             f"trained is '{trained}' and chooses no layer of the client half by "
-            f"'{chosen.pattern}': linear layers and convolutions without groups that the model "
+            f"'{patterns}': linear layers and convolutions without groups that the model "
             f"trains, with a weight of their own, can move so ({names}); name one of them, or use "
             "another choice of parameters."
         )
     for name, layer in layers.items():
-        if chosen.rank > (width := _width(layer)):
+        width = layer_width(layer)
+        least, what = width, f"{width} inputs"
+        if chosen.core and len(layer.weight) < width:
+            least, what = len(layer.weight), f"{len(layer.weight)} outputs"
+        if chosen.rank(name) > least:
             raise ConfigError(
-                f"trained is '{trained}', but the layer '{name}' has {width} inputs; "
-                f"R must be in [1, {width}], or a pattern leave the layer out (subspace:R:PATTERN)."
+                f"trained is '{trained}', but the layer '{name}' has {what}; "
+                f"R must be in [1, {least}], or a pattern leave the layer out (subspace:R:PATTERN)."
             )
-    biases = {id(layer.bias) for layer in layers.values()}
-    for parameter in client.parameters():
-        parameter.requires_grad_(id(parameter) in biases and parameter.requires_grad)
-    for layer in layers.values():
-        weight = layer.weight
-        factor = torch.zeros(len(weight), chosen.rank, device=weight.device)
+    _freeze(client, trained, chosen, layers.values())
+    for name, layer in layers.items():
+        weight, rank = layer.weight, chosen.rank(name)
+        factor = torch.zeros(rank if chosen.core else len(weight), rank, device=weight.device)
         layer.register_parameter(FACTOR, nn.Parameter(factor))
-        layer.register_buffer(BASIS, torch.zeros(chosen.rank, _width(layer), device=weight.device))
+        layer.register_buffer(BASIS, torch.zeros(rank, layer_width(layer), device=weight.device))
+        if chosen.core:
+            layer.register_buffer(OUTPUTS, torch.zeros(len(weight), rank, device=weight.device))
         layer.register_forward_hook(_moved)
-
-
-def fit_subspace(client: nn.Module, x: Tensor) -> None:
-    """Set A of each opened layer to the leading directions of its inputs on some samples.
-
-    The directions are orthogonal; each is scaled so that what it takes of the inputs has a mean
-    square of 1, so one learning rate serves all layers.
-
-    Parameters
-    ----------
-    client : nn.Module
-        The client half, opened by `open_subspace`.
-    x : Tensor
-        Inputs [n, ...], without labels.
-
-    Raises
-    ------
-    ConfigError
-        The samples span fewer directions than are asked for, or the half calls none of the layers.
-    """
-    moments = _moments(client, x)
-    if not moments:
-        names = ", ".join(name for name, _ in _opened(client))
-        raise ConfigError(
-            f"trained chooses layers that the client half never calls ({names}), it reads their "
-            "weights; call them in forward(), or use another choice of parameters."
-        )
-    for name, layer in _opened(client):
-        if name not in moments:
-            continue  # a layer that the forward does not call stays as it is
-        basis = layer.get_buffer(BASIS)
-        values, vectors = torch.linalg.eigh(moments[name])  # ascending
-        there = int((values > _NOTHING * values[-1]).sum())
-        if there < len(basis):
-            raise ConfigError(
-                f"trained asks for {len(basis)} directions of the layer '{name}', but its inputs "
-                f"on the samples given span {there}; ask for fewer, or give more samples."
-            )
-        values, vectors = values[-len(basis) :].flip(0), vectors[:, -len(basis) :].flip(1)
-        # The sign of an eigenvector is the library's; here its largest element is positive.
-        largest = vectors.abs().argmax(dim=0, keepdim=True)
-        vectors = vectors * vectors.gather(0, largest).sign()
-        basis.copy_((vectors / values.sqrt()).t())
 
 
 def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state as it leaves the package: of the model that the task built, on the CPU.
 
-    Quantised weights become plain ones of their own dtype, and ``W₀ + R A`` stands in place of W₀,
-    R and A.
+    Quantised weights become plain ones of their own dtype, and ``W₀ + R A`` (or ``W₀ + B C A``)
+    stands in place of W₀, R and A.
 
     Parameters
     ----------
@@ -185,17 +199,19 @@ def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = dequantised({name: value.cpu() for name, value in state.items()})
     for name in state:
         layer = name.removesuffix(FACTOR)
-        basis, weight = f"{layer}{BASIS}", f"{layer}weight"
+        basis, weight, outputs = f"{layer}{BASIS}", f"{layer}weight", f"{layer}{OUTPUTS}"
         if not name.endswith(FACTOR) or not {basis, weight} <= found.keys():
             continue  # a name of the model's own
         change = found.pop(name).double() @ found.pop(basis).double()
+        if outputs in found:
+            change = found.pop(outputs).double() @ change
         if bool(change.any()):  # else it is W₀ to the bit
             own = found[weight]
             found[weight] = (own.double() + change.reshape(own.shape)).to(own.dtype)
     return found
 
 
-def _layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def movable_layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """Yield name and layer of what can move so; attention's own projection is never called.
 
     A weight that two layers share, or that is computed of other parameters, stays: the plain model
@@ -214,64 +230,51 @@ def _layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
             yield name, layer
 
 
-def _opened(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    return ((name, layer) for name, layer in _layers(client) if FACTOR in layer._parameters)
+def opened_layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Yield name and layer of what `open_subspace` opened."""
+    return ((name, x) for name, x in movable_layers(client) if FACTOR in x._parameters)
 
 
-def _width(layer: nn.Linear | nn.Conv2d) -> int:
+def layer_width(layer: nn.Linear | nn.Conv2d) -> int:
+    """Return what meets a row of a layer's weight: inputs, or the numbers of a patch."""
     return math.prod(layer.weight.shape[1:])
 
 
+def _stays(weight: Tensor) -> bool:
+    """Tell whether a weight is kept as no training keeps it: quantised, or in half precision."""
+    return is_quantised(weight) or weight.dtype in (torch.bfloat16, torch.float16)
+
+
+def _freeze(client: nn.Module, trained: str, chosen: Subspace, layers: Iterator[Any] | Any) -> None:
+    """Leave open the biases of the layers, and the parameters that are named."""
+    named = dict(client.named_parameters(remove_duplicate=False))
+    for name in chosen.whole:
+        if name not in named or not named[name].requires_grad:
+            raise ConfigError(
+                f"trained is '{trained}', but the client half trains no parameter '{name}'; name "
+                "one of its own, or leave it out."
+            )
+    open_ = {id(named[name]) for name in chosen.whole}
+    open_ |= {id(x.bias) for x in layers if x.bias is not None and x.bias.dtype == torch.float32}
+    for parameter in named.values():
+        parameter.requires_grad_(id(parameter) in open_ and parameter.requires_grad)
+
+
 def _moved(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Add R (A x) to a layer's output: no weight is written."""
+    """Add R (A x) to a layer's output, or B (C (A x)): no weight is written."""
     factor, basis = layer.get_parameter(FACTOR), layer.get_buffer(BASIS)
     if isinstance(layer, nn.Conv2d):
         kernels = basis.reshape(len(basis), *layer.weight.shape[1:])
         inside = layer._conv_forward(inputs[0], kernels.to(inputs[0].dtype), None)
-        return output + functional.conv2d(inside, factor[:, :, None, None].to(inside.dtype))
-    inside = functional.linear(inputs[0], basis.to(inputs[0].dtype))
-    return output + functional.linear(inside, factor.to(inside.dtype))
-
-
-def _moments(client: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Return the mean outer product of each opened layer's inputs with themselves, float64."""
-    found: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    with _watched(client, found, counts), torch.no_grad():
-        for part in x.split(_AT_ONCE):
-            client(part)
-    return {name: total / counts[name] for name, total in found.items()}
-
-
-@contextmanager
-def _watched(client: nn.Module, found: dict[str, Tensor], counts: dict[str, int]) -> Iterator[None]:
-    def watch(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            rows = _rows(layer, inputs[0]).double()
-            found[name] = found.get(name, 0) + rows.t() @ rows
-            counts[name] = counts.get(name, 0) + len(rows)
-
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in _opened(client)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return what meets the rows of a layer's weight: inputs, or patches; shape [n, in]."""
-    if not isinstance(layer, nn.Conv2d):
-        return x.reshape(-1, x.shape[-1])
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        pad, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
-        x = functional.pad(x, pad, mode="constant" if mode == "zeros" else mode)
-        padding: tuple[int, ...] = (0, 0)
     else:
-        padding = layer.padding
-    patches = functional.unfold(
-        x, layer.kernel_size, dilation=layer.dilation, padding=padding, stride=layer.stride
-    )
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+        inside = functional.linear(inputs[0], basis.to(inputs[0].dtype))
+    for each in (factor, layer._buffers.get(OUTPUTS)):
+        if each is None:
+            continue
+        each = each.to(inside.dtype)
+        if isinstance(layer, nn.Conv2d):
+            inside = functional.conv2d(inside, each[:, :, None, None])
+        else:
+            inside = functional.linear(inside, each)
+    moved: Tensor = output + inside
+    return moved

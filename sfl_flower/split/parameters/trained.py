@@ -16,7 +16,7 @@ from sfl_flower.errors import ConfigError
 
 __all__ = ["TRAINED", "check_trained", "restrict"]
 
-TRAINED = ("all", "lora", "norm", "bias", "last:N", "subspace:R")
+TRAINED = ("all", "lora", "norm", "bias", "last:N", "subspace:R", "core:R")
 """What `trained` may be, besides a pattern over parameter names."""
 
 _LISTS = (nn.Sequential, nn.ModuleList)
@@ -24,7 +24,7 @@ _LAST = re.compile(r"last:([1-9][0-9]{0,5})")
 # By name, so that the RMSNorm that every language model brings along is known too.
 _NORM = re.compile(r"(?:Layer|Batch|Group|Instance|RMS)_?Norm(?:[123]d)?$")
 _SHOWN = 6
-_SUBSPACE = "subspace"
+_SUBSPACE = ("subspace", "core:")
 
 
 def check_trained(trained: object) -> None:
@@ -33,7 +33,8 @@ def check_trained(trained: object) -> None:
     Raises
     ------
     ConfigError
-        It is not a text, is empty, or is ``last:`` or ``subspace`` without a whole number from 1.
+        It is not a text, is empty, or is ``last:``, ``subspace`` or ``core:`` and none of their
+        forms.
     """
     if not isinstance(trained, str) or not trained:
         raise ConfigError(f"trained is {trained!r}; it must be {_legal('layer2.*')}.")
@@ -60,7 +61,8 @@ def restrict(client: nn.Module, trained: str) -> None:
         ``all``: what the model has. ``lora``: parameters named ``lora_…``, as peft names adapters.
         ``norm``: those of normalisation layers. ``bias``: biases. ``last:N``: those of the last N
         blocks that have something to train; a block is an item of an ``nn.Sequential`` or
-        ``nn.ModuleList``, or a layer outside such lists. ``subspace:R``: see `open_subspace`.
+        ``nn.ModuleList``, or a layer outside such lists. ``subspace:R`` and
+        ``core:R``: see `open_subspace`.
         Anything else is a pattern over parameter names, as ``fnmatch`` reads it.
 
     Raises

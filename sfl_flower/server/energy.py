@@ -1,0 +1,98 @@
+"""What the gradients of a client half are on a few labelled batches, and what a choice holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.split import held_energy, plain_gradients, with_gradients
+from sfl_flower.task import SplitTask
+from sfl_flower.training.modes import eval_mode, torch_threads
+
+__all__ = ["EnergyShare", "energy_share", "sample_gradients"]
+
+Gradients = dict[str, Tensor]
+"""The gradient of each weight of a client half, by name."""
+
+
+@dataclass(frozen=True)
+class EnergyShare:
+    """The share of the gradient's energy that a choice of trained parameters holds.
+
+    Attributes
+    ----------
+    mean : float
+        Of the mean gradient ḡ over all batches: ‖projection of ḡ‖² / ‖ḡ‖².
+    batches : float
+        Of the batches' own: Σ ‖projection of g_b‖² / Σ ‖g_b‖².
+    trained, parameters : int
+        Parameters that the client half trains, and those of the model itself in it.
+    """
+
+    mean: float
+    batches: float
+    trained: int
+    parameters: int
+
+    @property
+    def size(self) -> float:
+        """Trained parameters over those of the half."""
+        return self.trained / self.parameters
+
+
+def sample_gradients(
+    task: SplitTask, seed: int, batches: int = 8, batch_size: int = 32
+) -> list[Gradients]:
+    """Return the gradient by every weight of the client half of each of the first test batches.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem; whatever it trains, all weights count.
+    seed : int
+        The model's seed.
+    batches, batch_size : int
+        How many batches, as far as there are samples, and of how many samples.
+    """
+    halves, samples = task.with_trained("all").build(seed), task.samples("test")
+    client, server = with_gradients(halves.client), halves.server
+    found = []
+    with torch_threads(1), eval_mode(client, server), torch.enable_grad():
+        for low in range(0, min(len(samples), batches * batch_size), batch_size):
+            x, y = task.batch(samples, slice(low, low + batch_size))
+            found.append(plain_gradients(client, task.loss(server(client(x)), y)))
+    return found
+
+
+def energy_share(client: nn.Module, gradients: Sequence[Gradients]) -> EnergyShare:
+    """Return the share of the gradients' energy that a client half holds in what it trains.
+
+    Weights that are not trained count in the whole.
+
+    Parameters
+    ----------
+    client : nn.Module
+        The client half, restricted, its directions set.
+    gradients : sequence of dict
+        `sample_gradients` of the same half.
+    """
+    mean = {name: sum_ / len(gradients) for name, sum_ in _sums(gradients).items()}
+    held = [held_energy(client, each) for each in (mean, *gradients)]
+    whole = [_energy(each) for each in (mean, *gradients)]
+    return EnergyShare(
+        held[0] / whole[0],
+        sum(held[1:]) / sum(whole[1:]),
+        sum(p.numel() for p in client.parameters() if p.requires_grad),
+        sum(g.numel() for g in mean.values()),
+    )
+
+
+def _sums(gradients: Sequence[Gradients]) -> Gradients:
+    return {name: torch.stack([g[name] for g in gradients]).sum(dim=0) for name in gradients[0]}
+
+
+def _energy(gradient: Gradients) -> float:
+    return sum(float(value.double().square().sum()) for value in gradient.values())

@@ -1,0 +1,244 @@
+"""The directions in which opened layers of a client half move: of what enters them on samples.
+
+Where labels are given, of what a weight's gradients are made of: the leading eigenvectors of
+Σ Gᵀ G over the gradients G of the samples one by one, where inputs without influence, such as the
+padding of texts, do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.split.parameters.quantised import is_quantised
+from sfl_flower.split.parameters.subspace import (
+    BASIS,
+    OUTPUTS,
+    movable_layers,
+    opened_layers,
+)
+
+__all__ = [
+    "NOTHING",
+    "GradientMoments",
+    "fit_subspace",
+    "gradient_moments",
+    "input_moments",
+    "leading",
+    "plain_gradients",
+    "set_directions",
+    "with_gradients",
+]
+
+_AT_ONCE = 16
+"""Samples of a forward while inputs are looked at."""
+NOTHING = 1e-10
+"""Share of the largest eigenvalue below which a direction is rounding."""
+
+
+@dataclass
+class GradientMoments:
+    """What the gradients of samples are made of, summed over them.
+
+    Attributes
+    ----------
+    energy : dict of str to float
+        Σ ‖G‖² of each parameter.
+    inputs, outputs : dict of str to Tensor
+        Σ Gᵀ G, shape [in, in], and Σ G Gᵀ, shape [out, out], of the weight of each layer that can
+        move, float64.
+    """
+
+    energy: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+def with_gradients(client: nn.Module) -> nn.Module:
+    """Let every weight of a client half have a gradient, in place; quantised ones become plain."""
+    for module in client.modules():
+        for name, value in list(module._parameters.items()):
+            if value is not None and is_quantised(value):
+                module.register_parameter(name, nn.Parameter(value.detach().dequantize()))
+    for parameter in client.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return client
+
+
+def plain_gradients(client: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of a loss by each weight of the model itself, adapters left out.
+
+    Parameters
+    ----------
+    client : nn.Module
+        The client half, as `with_gradients` makes it.
+    loss : Tensor
+        Shape [], computed through it.
+    """
+    named = {
+        name: parameter
+        for name, parameter in client.named_parameters()
+        if parameter.requires_grad and "lora_" not in name
+    }
+    # Any: torch's types do not know that what is not used has none.
+    found: Any = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name: g for name, g in zip(named, found, strict=True) if g is not None}
+
+
+def gradient_moments(client: nn.Module, losses: Iterable[Tensor]) -> GradientMoments:
+    """Sum what gradients are made of.
+
+    Parameters
+    ----------
+    client : nn.Module
+        The client half, as `with_gradients` makes it.
+    losses : iterable of Tensor
+        The loss of each sample, shape [], computed through the half.
+    """
+    moments = GradientMoments()
+    layers = {f"{name}.weight": name for name, _ in movable_layers(client)}
+    for loss in losses:
+        for name, gradient in plain_gradients(client, loss).items():
+            energy = float(gradient.double().square().sum())
+            moments.energy[name] = moments.energy.get(name, 0.0) + energy
+            if (layer := layers.get(name)) is not None:
+                rows = gradient.flatten(1)
+                moments.inputs[layer] = moments.inputs.get(layer, 0) + (rows.t() @ rows).double()
+                moments.outputs[layer] = moments.outputs.get(layer, 0) + (rows @ rows.t()).double()
+    return moments
+
+
+def fit_subspace(client: nn.Module, x: Tensor, gradients: GradientMoments | None = None) -> None:
+    """Set the directions of each opened layer to the leading ones on some samples.
+
+    Parameters
+    ----------
+    client : nn.Module
+        The client half, opened by `open_subspace`.
+    x : Tensor
+        Inputs [n, ...].
+    gradients : GradientMoments, optional
+        What the gradients on these samples are made of; see `set_directions`.
+
+    Raises
+    ------
+    ConfigError
+        The samples span fewer directions than are asked for, or the half calls none of the layers.
+    """
+    set_directions(client, input_moments(client, x), gradients)
+
+
+def set_directions(
+    client: nn.Module, moments: Mapping[str, Tensor], gradients: GradientMoments | None = None
+) -> None:
+    """Set the directions of each opened layer by what enters it.
+
+    The rows of A are orthogonal; each is scaled so that what it takes of the inputs has a mean
+    square of 1, so one learning rate serves all layers.  The columns of B are orthonormal, so an
+    element of C moves the outputs as far as an element of R does.
+
+    Parameters
+    ----------
+    client : nn.Module
+        The client half, opened by `open_subspace`.
+    moments : mapping of str to Tensor
+        The mean outer product of each layer's inputs with themselves, float64, shape [in, in].
+    gradients : GradientMoments, optional
+        Where given, the directions are those of the gradients; B needs them.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer directions than are asked for, or no layer has inputs.
+    """
+    if not moments:
+        names = ", ".join(name for name, _ in opened_layers(client))
+        raise ConfigError(
+            f"trained chooses layers that the client half never calls ({names}), it reads their "
+            "weights; call them in forward(), or use another choice of parameters."
+        )
+    for name, layer in opened_layers(client):
+        if name not in moments:
+            continue  # a layer that the forward does not call stays as it is
+        basis, outputs = layer.get_buffer(BASIS), layer._buffers.get(OUTPUTS)
+        source = moments[name] if gradients is None else gradients.inputs[name]
+        values, vectors = leading(source, len(basis), name, "inputs")
+        if gradients is not None:  # the eigenvalues are those of gradients
+            values = ((moments[name] @ vectors) * vectors).sum(dim=0)
+        basis.copy_((vectors / values.sqrt()).t())
+        if outputs is not None:
+            assert gradients is not None
+            found = leading(gradients.outputs[name], len(basis), name, "output gradients")
+            outputs.copy_(found[1])
+
+
+def leading(moment: Tensor, rank: int, name: str, what: str) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalues of a symmetric matrix, shape [r], and vectors, [n, r].
+
+    Raises
+    ------
+    ConfigError
+        It has fewer than `rank` that are not rounding.
+    """
+    values, vectors = torch.linalg.eigh(moment)  # ascending
+    there = int((values > NOTHING * values[-1]).sum())
+    if there < rank:
+        raise ConfigError(
+            f"trained asks for {rank} directions of the layer '{name}', but its {what} "
+            f"on the samples given span {there}; ask for fewer, or give more samples."
+        )
+    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    # The sign of an eigenvector is the library's; here its largest element is positive.
+    largest = vectors.abs().argmax(dim=0, keepdim=True)
+    return values, vectors * vectors.gather(0, largest).sign()
+
+
+def input_moments(client: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return the mean outer product of each opened layer's inputs with themselves, float64."""
+    found: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    with _watched(client, found, counts), torch.no_grad():
+        for part in x.split(_AT_ONCE):
+            client(part)
+    return {name: total / counts[name] for name, total in found.items()}
+
+
+@contextmanager
+def _watched(client: nn.Module, found: dict[str, Tensor], counts: dict[str, int]) -> Iterator[None]:
+    def watch(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            rows = _rows(layer, inputs[0]).double()
+            found[name] = found.get(name, 0) + rows.t() @ rows
+            counts[name] = counts.get(name, 0) + len(rows)
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in opened_layers(client)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what meets the rows of a layer's weight: inputs, or patches; shape [n, in]."""
+    if not isinstance(layer, nn.Conv2d):
+        return x.reshape(-1, x.shape[-1])
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        pad, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
+        x = functional.pad(x, pad, mode="constant" if mode == "zeros" else mode)
+        padding: tuple[int, ...] = (0, 0)
+    else:
+        padding = layer.padding
+    patches = functional.unfold(
+        x, layer.kernel_size, dilation=layer.dilation, padding=padding, stride=layer.stride
+    )
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
