@@ -29,7 +29,7 @@ BENCHMARKS = {
     "speed": "rounds of SplitFed V2, CSE-FSL and FSL-SAGE beside bare loops (minutes)",
     "ledger": "published traffic, from dry runs of the presets (minutes)",
     "forwards": "client forwards and backwards a step beside the closed forms",
-    "memory": "a client's peak: HERON-SFL beside CSE-FSL, zeroth order beside inference",
+    "memory": "a client's peak: HERON-SFL beside CSE-FSL, first order at equal memory (minutes)",
     "profile": "seconds of a profile of every cut, predicted peaks beside measured ones (minutes)",
     "cuts": "halves that give the bits of the whole, at every legal cut of every architecture",
     "language": "HO-SFL beside SplitLoRA on SST-2 with a pre-trained encoder (long)",

@@ -8,6 +8,7 @@ round records.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from logging import ERROR, getLogger
 from typing import Any
 
@@ -22,7 +23,7 @@ from sfl_flower.run.run import Plan
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.adapters import adapt
 
-__all__ = ["figures"]
+__all__ = ["BATCH", "TOKENS", "figures", "task"]
 
 CUT, BATCH, TOKENS, RANK = "block:3", 8, 256, 8
 MOST = 1.1
@@ -32,9 +33,9 @@ MIB = 2**20
 def figures() -> Iterator[Figure]:
     """Yield each method's peak beside inference, and backprop's beside the larger of them."""
     getLogger("flwr").setLevel(ERROR)
-    task = _task()
-    half = task.build(0).client
-    x, _ = task.batch(task.samples("train"), slice(None))
+    problem = task()
+    half = problem.build(0).client
+    x, _ = problem.batch(problem.samples("train"), slice(None))
     forward_only, with_backward = inference(half, x).peak, backprop(half, x).peak
     weights = sum(v.nbytes for v in half.parameters())
     trained = sum(p.numel() for p in half.parameters() if p.requires_grad)
@@ -44,7 +45,7 @@ def figures() -> Iterator[Figure]:
         f"allocation records: inference with the same half {forward_only / MIB:.1f} MiB, beside "
         f"{weights / MIB:.1f} MiB of weights in both"
     )
-    peaks = {method: _peak(task, method) for method in ("ho_sfl", "heron")}
+    peaks = {method: _peak(problem, method) for method in ("ho_sfl", "heron")}
     for method, peak in peaks.items():
         yield Figure(
             f"client_peak_{method}_vs_inference_gpt2",
@@ -74,10 +75,11 @@ def _peak(task: SplitTask, method: str) -> int:
     return peak
 
 
-def _task() -> SplitTask:
+def task(blocks: int = 12) -> SplitTask:
+    """Return texts of random ids for a GPT-2 of so many blocks; the client half is the same."""
     return SplitTask(
-        name="gpt2-memory", model=_model, cut=CUT, train=_texts, test=_texts, classes=2,
-        token="gpt2-memory",
+        name="gpt2-memory", model=partial(_model, blocks), cut=CUT, train=_texts, test=_texts,
+        classes=2, token=f"gpt2-memory-{blocks}",
     )  # fmt: skip
 
 
@@ -87,11 +89,11 @@ def _texts() -> Samples:
     return Samples(ids, torch.arange(BATCH) % 2)
 
 
-def _model() -> nn.Module:
+def _model(blocks: int) -> nn.Module:
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
     options: dict[str, Any] = {
-        "num_labels": 2, "pad_token_id": 50_256,
+        "n_layer": blocks, "num_labels": 2, "pad_token_id": 50_256,
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     }  # fmt: skip
     model = GPT2ForSequenceClassification(GPT2Config(**options))

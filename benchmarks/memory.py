@@ -2,7 +2,8 @@
 
 Each method runs one round of one step on the inline backend with the meter that every first
 round has (`sfl_flower.training.meter.PeakMemory`, torch's own allocation records).  The server
-half is not measured and computes nothing.  Neither side is divided into micro-batches.
+half is not measured and computes nothing.  Here neither side is divided into micro-batches;
+`benchmarks.matched_memory` divides them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import gpt2_memory
+from benchmarks import gpt2_memory, matched_memory
 from benchmarks.dry import costless, dry_task
 from benchmarks.figure import Figure
 from benchmarks.trial import options_for, train
@@ -62,10 +63,11 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
-    """Yield the ratio of the two peaks for each cut, then those of a GPT-2."""
+    """Yield the ratio of the two peaks for each cut, then of a GPT-2, then at equal memory."""
     for cut in CUTS:
         yield _figure(cut, args.memory_batch)
     yield from gpt2_memory.figures()
+    yield from matched_memory.figures()
 
 
 def _figure(cut: str, batch: int) -> Figure:

@@ -60,6 +60,11 @@ def add_compare(commands: Any) -> None:
         default=[],
         help="any other option, of every method or of one; task options begin with 'task.'",
     )
+    parser.add_argument(
+        "--memory-matched",
+        action="store_true",
+        help="first order once more, in micro-batches that take no more memory than forwards",
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="inline", help="this process or Ray")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side, inline only")
     parser.add_argument(
@@ -127,6 +132,7 @@ def _train(parsed: argparse.Namespace) -> Any:
             out=parsed.out,
             server_lrs=_numbers("server-lrs", parsed.server_lrs, float),
             tune_seeds=parsed.tune_seeds,
+            memory_matched=parsed.memory_matched,
             backend=parsed.backend,
             workers=parsed.workers,
             on_round=_Screen(progress),

@@ -42,6 +42,7 @@ def compare(
     backend: str = "inline",
     workers: int = 1,
     metric: str = "accuracy",
+    memory_matched: bool = False,
     on_round: Watch | None = None,
     **options: Any,
 ) -> Comparison:
@@ -80,6 +81,9 @@ def compare(
         Runs side by side, each in a process of its own with one torch thread; inline only.
     metric : str
         The result that is compared, higher is better.
+    memory_matched : bool
+        Whether methods of first order get a second row, in micro-batches that take no more client
+        memory than the forward-only methods.
     on_round : callable, optional
         Called with the `Job` and the `RoundRecord` of each round.
     **options
@@ -117,7 +121,7 @@ def compare(
     drawn = _seeds(seeds)
     check_range("tune_seeds", tune_seeds, 0, len(drawn))
     entries, jobs, built = plan_jobs(
-        task, methods, options, samples, drawn, out, server_lrs, metric
+        task, methods, options, samples, drawn, out, server_lrs, metric, memory_matched
     )
     for job in jobs:
         job.done(backend)  # refuses directories of other configurations

@@ -13,6 +13,7 @@ from sfl_flower.comparison.comparable import check_equal, check_problem, problem
 from sfl_flower.comparison.entries import Entry, controls, method_entries, read, still_entries
 from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.comparison.jobs import Job
+from sfl_flower.comparison.matched import matched_entries
 from sfl_flower.comparison.rows import CONTROL, choice
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method
@@ -33,6 +34,7 @@ def plan_jobs(
     out: Path,
     server_lrs: Sequence[float],
     metric: str,
+    memory_matched: bool = False,
 ) -> tuple[list[Entry], list[Job], SplitTask]:
     """Return the rows of a comparison, their runs and the task; parameters as for `compare`.
 
@@ -52,7 +54,8 @@ def plan_jobs(
         known = ", ".join(built.metrics)
         raise ConfigError(f"metric is {metric!r}; task {name!r} has {known}.")
     built.check(seeds[0])
-    entries = [*controls(plans, control, built), *asked, *still_entries(asked)]
+    matched = matched_entries(asked, plans, built) if memory_matched else []
+    entries = [*controls(plans, control, built), *asked, *matched, *still_entries(asked)]
     checked = {(e.label, seed): read(e.options, seed) for e in entries for seed in seeds}
     check_problem([problem_of(label, p.resolved(), {}) for (label, _), p in checked.items()])
     budgets = {key: _budget(built, plan, samples) for key, plan in checked.items()}

@@ -33,7 +33,7 @@ from sfl_flower.task import SplitTask
 from sfl_flower.training.device import find_device
 from sfl_flower.wire.flower import SUPERLINK, identity
 
-__all__ = ["client_peak", "largest_within", "samples_in_budget"]
+__all__ = ["client_peak", "in_units", "largest_within", "samples_in_budget"]
 
 STEPS = 2
 """Local steps of a trial: an optimiser has its state from the second on."""

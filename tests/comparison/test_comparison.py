@@ -130,6 +130,21 @@ def test_rates_are_tried_with_the_first_seeds_and_the_others_run_at_the_best(
         compare(task(), [], samples=160, seeds=3, tune_seeds=4, out=tmp_path / "b", **SHARED)
 
 
+def test_first_order_at_equal_memory_is_a_row_of_its_own(tmp_path: Path) -> None:
+    options = {**SHARED, "batch_size": 12}
+    found = compare(
+        task(), ["ho_sfl"], samples=96, seeds=1, out=tmp_path, memory_matched=True, **options
+    )
+    (label,) = (row.label for row in found.rows if "micro_batch" in row.label)
+    size = found[label].summary.terms["micro_batch"]
+    assert label == f"splitfed_v2 (micro_batch={size})" and 1 <= size < 12
+    peaks = {row.label: row.summary.client_peak_bytes or 0 for row in found.rows}
+    assert peaks[label] <= peaks["ho_sfl"] < peaks["splitfed_v2"]
+    assert found[label].mean == pytest.approx(found["splitfed_v2"].mean, abs=0.05)
+    with pytest.raises(ConfigError, match="no method of the comparison has forward-only clients"):
+        compare(task(), [], samples=96, seeds=1, out=tmp_path, memory_matched=True, **options)
+
+
 def test_a_rate_that_fails_does_not_count(tmp_path: Path) -> None:
     rates = [0.05, 1e38]
     found = compare(task(), [], samples=320, seeds=1, server_lrs=rates, out=tmp_path, **SHARED)
