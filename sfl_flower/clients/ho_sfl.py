@@ -45,7 +45,7 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
 
 
 def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
-    """Answer with the scalars of every mini-batch, float32, shape [minibatches, probes]."""
+    """Answer with the scalars of every mini-batch, float32, [minibatches, probes and a guide]."""
     before = stand_still(node)
     if isinstance(before, StaleReply):
         return before
@@ -53,6 +53,9 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         return StaleReply(before)
     vector, kept, probing = node.half.trained, _kept(node, request.round), request.probing
     directions = vector.directions(journal_key(node), probing.law)
+    if request.guide is not None and not request.guide.fits(vector.shapes):
+        raise WireError("The guide is a direction over other parameters than this client trains.")
+    more = [] if request.guide is None else [directions.along(request.guide)]
     met, replica = _met(node, request), standing(node)
     rows, start = [], 0
     with metered(request.meter, node.device) as usage:
@@ -70,7 +73,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
             if lam.shape != z.shape:
                 raise WireError(f"λ has shape {lam.shape}, the batch gives {z.shape}.")
             us = directions.of_step(request.round, step, request.stream, probing.probes)
-            us = replica.in_cone(us)
+            us = replica.in_cone(us) + more
             rows.append(_scalars(node, vector, us, probing, x, z, lam))
     if start != request.lam.shape[0]:
         raise WireError(f"λ is for {request.lam.shape[0]} samples, the batches hold {start}.")

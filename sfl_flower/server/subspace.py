@@ -13,8 +13,8 @@ from logging import INFO, getLogger
 import torch
 from torch import Tensor
 
-from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError
+from sfl_flower.server.public_inputs import noise_inputs, public_inputs
 from sfl_flower.split import (
     Auto,
     GradientMoments,
@@ -30,9 +30,6 @@ from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import eval_mode, torch_threads
 
 __all__ = ["fitted", "public_gradients", "resolved"]
-
-NOISE = 64
-"""Inputs of noise that stand in for public samples."""
 
 _log = getLogger("flwr")
 
@@ -161,13 +158,7 @@ def _trying(task: SplitTask, x: Tensor, words: str) -> Iterator[None]:
 def _looked_at(task: SplitTask, seed: int) -> tuple[Tensor, str]:
     """Return the inputs from which directions are taken, and what they are."""
     if task.public is not None:
-        return task.batch(task.samples("public"), slice(None))[0], "public samples"
-    x, _ = task.batch(task.samples("test"), slice(0, 2))
-    if not x.is_floating_point():
-        raise ConfigError(
-            f"trained is '{task.trained}' and task {task.name!r} has no public samples, nor can "
-            f"noise stand in for inputs of {x.dtype}; give it public=, a function that returns "
-            "Samples which are nobody's secret."
-        )
-    drawn = generator("subspace noise", seed).standard_normal((NOISE, *x.shape[1:]))
-    return torch.from_numpy(drawn).to(x.dtype), "inputs of noise, for there are no public samples"
+        return public_inputs(task), "public samples"
+    because = f"trained is '{task.trained}' and task {task.name!r} has no public samples"
+    x = noise_inputs(task, "subspace noise", seed, because)
+    return x, "inputs of noise, for there are no public samples"

@@ -21,12 +21,13 @@ import numpy as np
 from torch import Tensor
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import JournalError, WireError
+from sfl_flower.errors import ConfigError, JournalError, WireError
 from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
 from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
+from sfl_flower.server.guide import GUIDES, guide_maker, guided_entry
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
@@ -48,8 +49,10 @@ from sfl_flower.wire.ho_sfl import ProbeReply, ProbeRequest
 from sfl_flower.zo import (
     SHARED_STREAM,
     Entry,
+    Guide,
     OptimizerSpec,
     client_stream,
+    condition_guided,
     condition_scalars,
     run_key,
 )
@@ -80,6 +83,11 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
         clients in the order of SplitFed V2.
     sync : {"auto", "replay", "download"}
         How clients that missed rounds catch up; "auto" takes whichever is fewer bytes.
+    guide : {"none", "public", "noise"}
+        One more direction, the same for the clients of a round, which the server makes of what it
+        sent them and of the task's public samples, or of inputs of noise.
+    guide_rest : float
+        With a guide: what the part of the estimate off the guide counts; 1 leaves it unbiased.
     client_mode : {"as_built", "eval"}
         Mode of the client half's modules: as the task built them, or eval.
     """
@@ -93,6 +101,8 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     scalar_limit: Annotated[float, Range(0)] = 1e6
     server_steps: Annotated[str, Choice(SERVER_STEPS)] = "batch"
     sync: Annotated[str, Choice(SYNC_POLICIES)] = "auto"
+    guide: Annotated[str, Choice(GUIDES)] = "none"
+    guide_rest: Annotated[float, Range(0, 1)] = 1.0
     client_mode: ClientMode = "as_built"
 
     def spec(self) -> OptimizerSpec:
@@ -103,6 +113,12 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     def server_pace(self) -> str:
         """When the server half steps."""
         return self.server_steps
+
+    @property
+    def client_passes(self) -> tuple[int, int]:
+        """Forwards and backprops of a client for each sample, that along a guide among them."""
+        forwards, backprops = super().client_passes
+        return forwards + (self.guide != "none") * self.probing().rule.forwards, backprops
 
     @property
     def control(self) -> dict[str, Any]:
@@ -146,6 +162,12 @@ class HOSFL(JournalledStrategy):
         """Refuse an aggregator that needs directions the clients share, where they do not."""
         own = isinstance(settings, HOSFLSettings) and settings.directions == "own"
         check_aggregator(config, own_directions=own)
+        if isinstance(settings, HOSFLSettings) and settings.guide == "none":
+            if settings.guide_rest != HOSFLSettings.guide_rest:
+                raise ConfigError(
+                    f"guide-rest is {settings.guide_rest:g} without a guide; leave it out, or set "
+                    "guide to public or noise."
+                )
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights.
@@ -166,6 +188,9 @@ class HOSFL(JournalledStrategy):
             settings.direction,
             settings.spec(),
             settings.sync,
+        )
+        self._maker = guide_maker(
+            settings.guide, self.task, self.config.seed, self.client_half, self.mirror.vector
         )
 
     def noise(self) -> Noise:
@@ -197,6 +222,7 @@ class HOSFL(JournalledStrategy):
         each_batch = settings.server_steps == "batch"
         losses: list[float] = []
         used: dict[Member, int] = {}
+        held: dict[Member, np.ndarray] = {}
         for member in turns(self.config.seed, round, list(anchors)) if each_batch else anchors:
             reply = anchors[member]
             try:
@@ -207,21 +233,42 @@ class HOSFL(JournalledStrategy):
             used[member] = int(reply.y.shape[0])
             losses += [part.loss for part in found]
             lam = np.concatenate([part.lam for part in found])
-            exchange.push({member: self._probe_request(round, member, lam)})
+            if self._maker is None:
+                exchange.push({member: self._probe_request(round, member, lam)})
+            else:
+                held[member] = lam  # a guide is made of all of them
             if not each_batch:
                 self.server.add(found, client_weight(self.config.mean, used[member]))
         if not each_batch:
             total = sum(client_weight(self.config.mean, count) for count in used.values())
             self.server.step(total * settings.minibatches)
+        guide = self._guide(
+            {member: (anchors[member].z, lam) for member, lam in held.items()}, used
+        )
+        for member, lam in held.items():
+            exchange.push({member: self._probe_request(round, member, lam, guide)})
         answers = exchange.collect(ProbeReply.from_reader, self._check_scalars)
         brought = {member: answers[member].scalars for member in anchors if member in answers}
         kept = self.screening.keep(SCALARS, brought, exchange.tally)
         scalars = {member: answers[member] for member in kept}
         exchange.tally.replies = len(scalars)
-        extra = self._update(round, used, scalars, exchange)
+        extra = self._update(round, used, scalars, exchange, guide)
         return Outcome(losses, sum(used.values()), extra)
 
-    def _probe_request(self, round: int, member: Member, lam: np.ndarray) -> ProbeRequest:
+    def _guide(
+        self,
+        held: Mapping[Member, tuple[np.ndarray, np.ndarray]],
+        used: Mapping[Member, int],
+    ) -> Guide | None:
+        """Return the round's guide from the clients' smashed data and λ, None without one."""
+        if self._maker is None or not held:
+            return None
+        weigh = self.config.mean
+        return self._maker.guide((*held[m], client_weight(weigh, used[m])) for m in held)
+
+    def _probe_request(
+        self, round: int, member: Member, lam: np.ndarray, guide: Guide | None = None
+    ) -> ProbeRequest:
         settings = self.settings
         return ProbeRequest(
             round=round,
@@ -232,6 +279,7 @@ class HOSFL(JournalledStrategy):
             stream=self._stream(member),
             probing=settings.probing(),
             meter=self.metering(round),
+            guide=guide,
         )
 
     def _stream(self, member: Member) -> int:
@@ -247,6 +295,7 @@ class HOSFL(JournalledStrategy):
         used: Mapping[Member, int],
         replies: Mapping[Member, ProbeReply],
         exchange: Exchange,
+        guide: Guide | None,
     ) -> dict[str, float]:
         """Fold means, weights and 1/(P μ) into coefficients, and journal them."""
         if not replies:
@@ -256,13 +305,10 @@ class HOSFL(JournalledStrategy):
         settings, probing = self.settings, self.settings.probing()
         note_zeros(exchange.tally, (reply.scalars for reply in replies.values()), probing)
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
-        own = (probing.unit, settings.clip_norm, settings.scale)
         clipped = np.stack(
-            [
-                [condition_scalars(step, *own) for step in reply.scalars]
-                for reply in replies.values()
-            ]
+            [[self._condition(step, guide) for step in reply.scalars] for reply in replies.values()]
         )
+        along, clipped = clipped[..., settings.probes :], clipped[..., : settings.probes]
         scale = weights / (weights.sum() * settings.probes * settings.minibatches * probing.unit)
         if settings.directions == "shared":
             coefficients = self.aggregator.scalars(clipped, scale)[None]
@@ -272,16 +318,35 @@ class HOSFL(JournalledStrategy):
             streams = tuple(self._stream(member) for member in replies)
         lr = settings.client_rate(round, self.config.rounds)
         try:
-            self.mirror.update(
-                Entry(
-                    round=round,
-                    lr=lr,
-                    streams=streams,
-                    steps=settings.minibatches,
-                    probes=settings.probes,
-                    coefficients=coefficients.astype(np.float32),
-                )
+            entry = Entry(
+                round=round,
+                lr=lr,
+                streams=streams,
+                steps=settings.minibatches,
+                probes=settings.probes,
+                coefficients=coefficients.astype(np.float32),
             )
+            if guide is not None:
+                # One probe a mini-batch told of it, not P.
+                told = float(self.aggregator.scalars(along, scale * settings.probes).sum())
+                entry = guided_entry(
+                    self.mirror, entry, coefficients, guide, told, settings.guide_rest
+                )
+            self.mirror.update(entry)
         except JournalError as error:
             exchange.tally.note(str(error))
-        return {"client_lr": lr, "scalar_rms": float(np.sqrt(np.mean(scalars**2)))}
+        found = {
+            "client_lr": lr,
+            "scalar_rms": float(np.sqrt(np.mean(scalars[..., : settings.probes] ** 2))),
+        }
+        if guide is not None:
+            found["guide_rms"] = float(np.sqrt(np.mean(scalars[..., settings.probes :] ** 2)))
+        return found
+
+    def _condition(self, step: np.ndarray, guide: Guide | None) -> np.ndarray:
+        """Return the scalars of a mini-batch, scaled and clipped as the settings say."""
+        settings = self.settings
+        own = (settings.probing().unit, settings.clip_norm, settings.scale)
+        if guide is None:
+            return condition_scalars(step, *own)
+        return condition_guided(step, *own, guide.size)

@@ -19,7 +19,7 @@ from sfl_flower.wire.fields import (
     whole,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
-from sfl_flower.wire.probing import Probes
+from sfl_flower.wire.probing import GuideSigns, Probes
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
@@ -82,6 +82,8 @@ class ProbeRequest(Request):
     ----------
     stream : int
         Whose directions: `SHARED_STREAM` for the round's, else the client's own.
+    guide : Guide, optional
+        One more direction, after the others, the same for all clients of the round.
     """
 
     ACTION: ClassVar[str] = "probe"
@@ -94,15 +96,17 @@ class ProbeRequest(Request):
     stream: Annotated[int, whole().stands()]
     probing: Probes
     meter: Meter = "none"
+    guide: GuideSigns | None = None
 
     def asks(self) -> Asked:
-        """Ask for a row of scalars for each mini-batch."""
-        return Asked(scalars=(self.minibatches, self.probing.probes))
+        """Ask for a row of scalars for each mini-batch, that of the guide last."""
+        directions = self.probing.probes + (self.guide is not None)
+        return Asked(scalars=(self.minibatches, directions))
 
 
 @dataclass(frozen=True)
 class ProbeReply(Reply):
-    """The scalars v of a client's probes, a row for each mini-batch."""
+    """The scalars v of a client's probes, a row for each mini-batch, that of a guide last."""
 
     WHAT: ClassVar[str] = "probe reply"
 

@@ -1,16 +1,16 @@
-"""How a `Probing` travels: four settings, the same in every request of a method with probes."""
+"""How a `Probing` travels: four settings, the same in every request; and how a guide does."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from sfl_flower.wire.draft import Draft
-from sfl_flower.wire.fields import Codec
+from sfl_flower.wire.fields import Codec, octets
 from sfl_flower.wire.reader import Reader
-from sfl_flower.zo import ESTIMATORS, LAWS, Probing
+from sfl_flower.zo import ESTIMATORS, LAWS, Guide, Probing
 from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
-__all__ = ["Probes"]
+__all__ = ["GuideSigns", "Probes"]
 
 
 def _read(reader: Reader, name: str) -> Probing:
@@ -31,3 +31,14 @@ def _write(draft: Draft, name: str, probing: Probing) -> None:
 
 Probes = Annotated[Probing, Codec(_read, _write, standing=True)]
 """P, direction law, μ and estimator, as `probes`, `law`, `mu` and `estimator`."""
+
+_BYTES = octets(lambda data: {"keys": len(data)})
+
+GuideSigns = Annotated[
+    Guide,
+    Codec(
+        lambda reader, name: Guide.decode(_BYTES.read(reader, name)),
+        lambda draft, name, guide: _BYTES.write(draft, name, guide.encode()),
+    ),
+]
+"""A direction that no key gives, as its bytes; booked as keys, for it names a direction."""

@@ -9,10 +9,11 @@ import lazy_loader
 
 _NAMES = {
     "clipping": ["clip_scalars"],
-    "coefficients": ["condition_scalars", "step_coefficients"],
+    "coefficients": ["condition_guided", "condition_scalars", "step_coefficients"],
     "directions": ["Direction", "Directions"],
     "entry": ["Entry"],
     "estimators": ["ESTIMATORS"],
+    "guide": ["Guide", "guided"],
     "header": ["JournalHeader", "manifest_digest", "params_digest"],
     "journal": ["Journal", "Tail", "tail_bytes", "tail_ends"],
     "keys": ["Key", "SHARED_STREAM", "client_stream", "run_key", "step_keys"],

@@ -2,6 +2,9 @@ from .clipping import (
     clip_scalars as clip_scalars,
 )
 from .coefficients import (
+    condition_guided as condition_guided,
+)
+from .coefficients import (
     condition_scalars as condition_scalars,
 )
 from .coefficients import (
@@ -18,6 +21,12 @@ from .entry import (
 )
 from .estimators import (
     ESTIMATORS as ESTIMATORS,
+)
+from .guide import (
+    Guide as Guide,
+)
+from .guide import (
+    guided as guided,
 )
 from .header import (
     JournalHeader as JournalHeader,

@@ -13,7 +13,7 @@ import numpy as np
 
 from sfl_flower.zo.directions import Directions
 from sfl_flower.zo.keys import Key
-from sfl_flower.zo.law import F32, Product
+from sfl_flower.zo.law import F32, Product, Values
 
 __all__ = ["GROUP", "SUM_BLOCK", "Gradient", "Workspace"]
 
@@ -52,6 +52,8 @@ class Gradient:
         As many as keys, at least one; rounded to float32.
     workspace : Workspace
         Made for this size. Its ``gradient`` buffer is left to the caller.
+    last : Values, optional
+        One more term, the last, with its coefficient in it.
     """
 
     def __init__(
@@ -60,11 +62,14 @@ class Gradient:
         keys: Sequence[Key],
         coefficients: Sequence[float],
         workspace: Workspace,
+        last: Values | None = None,
     ) -> None:
         self._terms: list[Product] = [
             directions.values(key, once=True).times(np.float32(coefficient), workspace.index)
             for key, coefficient in zip(keys, coefficients, strict=True)
         ]
+        if last is not None:
+            self._terms.append(last.times(np.float32(1.0), workspace.index))
         self._workspace = workspace
 
     def write(self, out: F32, start: int) -> None:

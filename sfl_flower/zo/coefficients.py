@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.zo.clipping import clip_scalars
 from sfl_flower.zo.spread import spread_scalars
 
-__all__ = ["condition_scalars", "step_coefficients"]
+__all__ = ["condition_guided", "condition_scalars", "step_coefficients"]
 
 
 def condition_scalars(
@@ -34,6 +36,38 @@ def condition_scalars(
     """
     scaled = spread_scalars(scalars, unit) if scale == "spread" else scalars
     return clip_scalars(scaled, unit, clip_norm)
+
+
+def condition_guided(
+    scalars: NDArray[np.floating], unit: float, clip_norm: float, scale: str, size: int
+) -> NDArray[np.float64]:
+    """Scale the scalars of a mini-batch of which the last is a guide's.
+
+    The others are scaled as `condition_scalars` does, for they tell of the gradient's norm, and the
+    guide's by the same number.  What it tells along its direction is then no more than `clip_norm`.
+
+    Parameters
+    ----------
+    scalars : numpy.ndarray
+        v, shape [P + 1].
+    unit, clip_norm, scale : float, float, str
+        As in `condition_scalars`.
+    size : int
+        d, the squared norm of the guide.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape [P + 1].
+    """
+    plain, along = scalars[:-1].astype(np.float64), float(scalars[-1])
+    scaled = condition_scalars(scalars[:-1], unit, clip_norm, scale)
+    before, after = (math.sqrt(math.fsum((v * v).tolist())) for v in (plain, scaled))
+    along *= after / before if before else 1.0
+    if clip_norm > 0:
+        most = clip_norm * unit * math.sqrt(size)
+        along = min(max(along, -most), most)
+    return np.append(scaled, along)
 
 
 def step_coefficients(

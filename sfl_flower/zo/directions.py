@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.zo.guide import Guide
 from sfl_flower.zo.keys import RUN_KEY_BYTES, Key, philox_key, step_keys
 from sfl_flower.zo.law import F32, Scratch, Shapes, Values, elements
 from sfl_flower.zo.laws import find_law
@@ -70,7 +71,22 @@ class Directions:
 
     def of(self, key: Key) -> Direction:
         """Return the direction that a key names; what it draws is kept for further use."""
-        return Direction(self, key)
+        return Direction(self, self.values(key), key)
+
+    def along(self, guide: Guide) -> Direction:
+        """Return the direction that a guide is.
+
+        Raises
+        ------
+        ConfigError
+            If it is one over other tensors.
+        """
+        if not guide.fits(self.shapes):
+            raise ConfigError(
+                f"A guide has {guide.size} elements in {guide.factors.size} tensors; the "
+                f"directions have {self.size} in {len(self.shapes)}."
+            )
+        return Direction(self, guide.values(self.shapes))
 
     def of_step(self, round: int, step: int, stream: int, probes: int) -> list[Direction]:
         """Return the directions of one mini-batch or local step, see `step_keys`."""
@@ -83,14 +99,16 @@ class Directions:
 
 
 class Direction:
-    """One random direction over the flat vector of zeroth-order-trained parameters.
+    """One direction over the flat vector of zeroth-order-trained parameters.
 
     Parameters
     ----------
     directions : Directions
         Those of the run.
-    key : Key
-        Round, step, stream and probe.
+    values : Values
+        Its elements.
+    key : Key, optional
+        Round, step, stream and probe; a guide has none.
 
     Attributes
     ----------
@@ -98,10 +116,10 @@ class Direction:
         Of this direction, as in `Directions`.
     """
 
-    def __init__(self, directions: Directions, key: Key) -> None:
+    def __init__(self, directions: Directions, values: Values, key: Key | None = None) -> None:
         self.key, self.law = key, directions.law
         self.shapes, self.size = directions.shapes, directions.size
-        self._values = directions.values(key)
+        self._values = values
 
     def __repr__(self) -> str:
         return f"Direction({self.key}, size={self.size}, law={self.law!r})"

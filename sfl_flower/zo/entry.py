@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.errors import JournalError, WireError
+from sfl_flower.zo.guide import GUIDE_HEAD, Guide, guide_bytes
 from sfl_flower.zo.keys import SHARED_STREAM, Key, step_keys
 
 __all__ = ["DIGEST_BYTES", "MAX_COEFFICIENT", "MAX_COEFFICIENTS", "MAX_LR", "Entry", "entry_bytes"]
@@ -23,7 +24,7 @@ MAX_LR = 1e6
 _LIMIT = 1 << 32
 _SHARED = (SHARED_STREAM,)
 _HEAD = struct.Struct("<4sBBHIIIId")
-_MAGIC, _FORMAT = b"SFLe", 1
+_MAGIC, _FORMAT, _GUIDED = b"SFLe", 1, 2
 _HAS_STREAMS, _HAS_CHECKPOINT = 1, 2
 
 
@@ -31,7 +32,8 @@ _HAS_STREAMS, _HAS_CHECKPOINT = 1, 2
 class Entry:
     """One update: ``g = Σ c[i, j, p] · u(Key(round, j, streams[i], p))``, in that order.
 
-    Every mean, weight and ``1 / (P μ)`` is already in the coefficients.
+    Every mean, weight and ``1 / (P μ)`` is already in the coefficients. With a guide it is one more
+    term, the last, and its coefficient is in its factors.
 
     Attributes
     ----------
@@ -47,6 +49,8 @@ class Entry:
         float32 ``[len(streams), steps, probes]``, at most ±1e12; kept as a read-only copy.
     checkpoint : bytes
         Digest of the parameters after this entry (32 bytes), or empty.
+    guide : Guide, optional
+        A direction that the entry itself brings.
 
     Raises
     ------
@@ -61,6 +65,7 @@ class Entry:
     probes: int
     coefficients: NDArray[np.float32]
     checkpoint: bytes = b""
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -79,17 +84,19 @@ class Entry:
     @property
     def scalar_bytes(self) -> int:
         """Bytes of the coefficients on the wire."""
-        return 4 * self.coefficients.size
+        return 4 * (self.coefficients.size + (self.guide.factors.size if self.guide else 0))
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of the stream numbers on the wire; 0 for shared directions."""
-        return 0 if self.streams == _SHARED else 4 * len(self.streams)
+        """Bytes of what names directions on the wire: stream numbers, none if shared, and signs."""
+        streams = 0 if self.streams == _SHARED else 4 * len(self.streams)
+        return streams + (len(self.guide.signs) if self.guide else 0)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole encoded entry."""
-        return _HEAD.size + self.key_bytes + self.scalar_bytes + len(self.checkpoint)
+        guide = GUIDE_HEAD if self.guide else 0
+        return _HEAD.size + self.key_bytes + self.scalar_bytes + guide + len(self.checkpoint)
 
     def keys(self) -> Iterator[Key]:
         """Yield the keys of the directions in the order of the coefficients."""
@@ -104,9 +111,10 @@ class Entry:
         counts = (self.round, len(self.streams), self.steps, self.probes)
         return b"".join(
             (
-                _HEAD.pack(_MAGIC, _FORMAT, flags, 0, *counts, self.lr),
+                _HEAD.pack(_MAGIC, _GUIDED if self.guide else _FORMAT, flags, 0, *counts, self.lr),
                 b"" if shared else np.asarray(self.streams, dtype="<u4").tobytes(),
                 self.coefficients.astype("<f4", copy=False).tobytes(),
+                self.guide.encode() if self.guide else b"",
                 self.checkpoint,
             )
         )
@@ -136,26 +144,30 @@ class Entry:
         WireError
             As `decode`.
         """
-        round_, streams, steps, probes, lr, flags = _head(data, offset)
+        guided, round_, streams, steps, probes, lr, flags = _head(data, offset)
         at = offset + _HEAD.size
-        keys, scalars, end = entry_bytes(data, offset)
-        after_streams, count = at + keys, scalars // 4
-        after_values = after_streams + scalars
+        _, _, end = entry_bytes(data, offset)
+        count = streams * steps * probes
+        after_streams = at + (4 * streams if flags & _HAS_STREAMS else 0)
+        after_values = after_streams + 4 * count
+        after_guide = end - (DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0)
         names: Sequence[int] = _SHARED
         if flags & _HAS_STREAMS:
             names = tuple(np.frombuffer(data, "<u4", streams, at).tolist())
             if names == _SHARED:
                 raise WireError("A journal entry spells out the shared stream; it is implied.")
         values = np.frombuffer(data, "<f4", count, after_streams).reshape(streams, steps, probes)
+        guide = Guide.decode(data[after_values:after_guide]) if guided else None
         try:
-            entry = cls(round_, lr, tuple(names), steps, probes, values, data[after_values:end])
+            rest = (values, data[after_guide:end], guide)
+            entry = cls(round_, lr, tuple(names), steps, probes, *rest)
         except JournalError as error:
             raise WireError(f"A received journal entry is not legal: {error}") from error
         return entry, end
 
 
 def entry_bytes(data: bytes, offset: int) -> tuple[int, int, int]:
-    """Return the bytes of stream numbers and of coefficients of an encoded entry, and its end.
+    """Return the bytes of what names directions and of coefficients of an entry, and its end.
 
     Parameters
     ----------
@@ -169,22 +181,26 @@ def entry_bytes(data: bytes, offset: int) -> tuple[int, int, int]:
     WireError
         If these are not the bytes of an entry.
     """
-    _, streams, steps, probes, _, flags = _head(data, offset)
+    guided, _, streams, steps, probes, _, flags = _head(data, offset)
     keys = 4 * streams if flags & _HAS_STREAMS else 0
     scalars = 4 * streams * steps * probes
-    end = offset + _HEAD.size + keys + scalars + (DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0)
+    end = offset + _HEAD.size + keys + scalars
+    if guided:
+        factors, signs = guide_bytes(data, end)
+        keys, scalars, end = keys + signs, scalars + factors, end + GUIDE_HEAD + factors + signs
+    end += DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0
     if end > len(data):
         raise WireError(f"A journal entry is cut short by {end - len(data)} bytes.")
     return keys, scalars, end
 
 
-def _head(data: bytes, offset: int) -> tuple[int, int, int, int, float, int]:
-    """Return round, streams, steps, probes, lr and flags of an encoded entry."""
+def _head(data: bytes, offset: int) -> tuple[bool, int, int, int, int, float, int]:
+    """Return of an encoded entry whether it has a guide, round, streams, steps, …, lr, flags."""
     if len(data) - offset < _HEAD.size:
         raise WireError("A journal entry is cut short before the end of its head.")
     magic, form, flags, zero, round_, streams, steps, probes, lr = _HEAD.unpack_from(data, offset)
-    if magic != _MAGIC or form != _FORMAT or flags > 3 or zero:
-        raise WireError("These bytes are not a journal entry of format 1.")
+    if magic != _MAGIC or form not in (_FORMAT, _GUIDED) or flags > 3 or zero:
+        raise WireError("These bytes are not a journal entry of format 1 or 2.")
     count = streams * steps * probes
     if not 1 <= count <= MAX_COEFFICIENTS:
         raise WireError(
@@ -192,7 +208,7 @@ def _head(data: bytes, offset: int) -> tuple[int, int, int, int, float, int]:
         )
     if not flags & _HAS_STREAMS and streams != 1:
         raise WireError("A journal entry declares several streams and names none.")
-    return round_, streams, steps, probes, lr, flags
+    return form == _GUIDED, round_, streams, steps, probes, lr, flags
 
 
 def _check_fields(entry: Any) -> None:
@@ -215,6 +231,8 @@ def _check_fields(entry: Any) -> None:
             )
     if len(streams) * entry.steps * entry.probes > MAX_COEFFICIENTS:
         raise JournalError(f"{where}: more than {MAX_COEFFICIENTS} coefficients.")
+    if entry.guide is not None and not isinstance(entry.guide, Guide):
+        raise JournalError(f"{where}: guide must be a Guide, or None.")
     if not isinstance(entry.checkpoint, bytes) or len(entry.checkpoint) not in (0, DIGEST_BYTES):
         raise JournalError(f"{where}: a checkpoint is {DIGEST_BYTES} bytes, or none.")
 

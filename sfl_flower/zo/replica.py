@@ -131,8 +131,9 @@ class Replica:
         Raises
         ------
         JournalError
-            If the entry's round does not come after the last one, if its checkpoint is not met,
-            or if the replica was interrupted earlier. The replica is then unchanged.
+            If the entry's round does not come after the last one, if its guide is one over other
+            tensors, if its checkpoint is not met, or if the replica was interrupted earlier. The
+            replica is then unchanged.
         """
         if not self.digest:
             raise JournalError("This replica was interrupted inside an update; download afresh.")
@@ -140,10 +141,14 @@ class Replica:
             raise JournalError(
                 f"An entry of round {entry.round} cannot follow round {self.last_round}."
             )
+        if entry.guide is not None and not entry.guide.fits(self._walk.shapes):
+            raise JournalError(
+                f"The guide of round {entry.round} is one over other tensors; download afresh."
+            )
         backup = self._walk.clone() if entry.checkpoint else None
         before, digest = self.digest, chain(self.digest, entry.encode())
         self.digest = b""
-        self._walk.step(list(entry.keys()), entry.coefficients, entry.lr)
+        self._walk.step(list(entry.keys()), entry.coefficients, entry.lr, entry.guide)
         if backup is not None and self.params_digest() != entry.checkpoint:
             self._walk.restore(backup)
             self.digest = before

@@ -18,7 +18,7 @@ from torch import Tensor
 from sfl_flower.zo.law import F32, Law, Product, Scratch, Shapes, Values, elements
 from sfl_flower.zo.words import WordStream
 
-__all__ = ["Rademacher"]
+__all__ = ["PackedSigns", "Rademacher"]
 
 _WORD = 64
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -79,6 +79,18 @@ class _Streamed(_Signs):
             self._words = WordStream(self._key, first)
         found, self._at = self._words.read_bytes(last - first), last
         return found[start // 8 - 8 * first : -(-stop // 8) - 8 * first]
+
+
+class PackedSigns(_Signs):
+    """Signs that are given, an element a bit, instead of drawn."""
+
+    def __init__(self, signs: bytes) -> None:
+        # A copy: torch takes no array that cannot be written.
+        self._bytes = np.frombuffer(bytearray(signs), dtype=np.uint8)
+
+    def packed(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return the bytes that hold the signs of elements ``start .. stop``."""
+        return self._bytes[start // 8 : -(-stop // 8)]
 
 
 class _SignProduct:

@@ -15,8 +15,9 @@ from sfl_flower.errors import ConfigError, JournalError
 from sfl_flower.zo.accumulate import Gradient, Workspace
 from sfl_flower.zo.cone import cone_of, in_cone
 from sfl_flower.zo.directions import Direction, Directions
+from sfl_flower.zo.guide import Guide
 from sfl_flower.zo.keys import Key
-from sfl_flower.zo.law import F32
+from sfl_flower.zo.law import F32, Shapes
 from sfl_flower.zo.optimizers import OptimizerSpec
 from sfl_flower.zo.rules import make_step
 
@@ -92,7 +93,18 @@ class Walk:
         self.slots = {name: np.array(state[f"slot.{name}"], np.float32) for name in spec.slots}
         self.powers = (float(state["powers"][0]), float(state["powers"][1]))
 
-    def step(self, keys: Sequence[Key], coefficients: NDArray[np.float32], lr: float) -> None:
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes of the tensors that the vector holds."""
+        return self._directions.shapes
+
+    def step(
+        self,
+        keys: Sequence[Key],
+        coefficients: NDArray[np.float32],
+        lr: float,
+        guide: Guide | None = None,
+    ) -> None:
         """Take one step along ``Σ c_i u(key_i)``, in place and block by block.
 
         Parameters
@@ -103,6 +115,8 @@ class Walk:
             float32, as many as keys; every mean and ``1 / (P μ)`` is already in them.
         lr : float
             Learning rate.
+        guide : Guide, optional
+            One more term of the sum, the last.
         """
         if self._work is None:
             self._work = Workspace(len(self._flat))
@@ -115,7 +129,10 @@ class Walk:
             along, scaled = cone.along * math.fsum(scaled), [cone.fresh * c for c in scaled]
         else:
             along = 0.0
-        gradient = Gradient(self._directions, keys, scaled, work)
+        last = None
+        if guide is not None:
+            last = guide.values(self.shapes, step.coefficients(guide.factors))
+        gradient = Gradient(self._directions, keys, scaled, work, last)
         for low in range(0, size, work.block):
             here = slice(low, min(size, low + work.block))
             g, scratch = work.gradient[: here.stop - low], work.first[: here.stop - low]

@@ -414,6 +414,7 @@ def first_order(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.enable_grad():
             parts = torch.autograd.grad(loss(), vector.parameters)
         (direction,) = directions
+        assert direction.key is not None
         gradients[direction.key] = torch.cat([part.reshape(-1) for part in parts]).numpy()
         return torch.tensor([probing.unit])
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.zo import Entry, Key
-from sfl_flower.zo.entry import MAX_COEFFICIENT, MAX_COEFFICIENTS
+from sfl_flower.zo import Entry, Guide, Key
+from sfl_flower.zo.entry import MAX_COEFFICIENT, MAX_COEFFICIENTS, entry_bytes
 
 HEAD = 32
 
@@ -26,6 +26,14 @@ def entry(**changes: Any) -> Entry:
         "coefficients": [[[1.0, -2.0]]],
     }
     return Entry(**(fields | changes))
+
+
+@st.composite
+def guides(draw: st.DrawFn) -> Guide:
+    size = draw(st.integers(1, 20))
+    signs = draw(st.integers(0, 2**size - 1)).to_bytes(-(-size // 8), "little")
+    factors = draw(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=3))
+    return Guide(size, signs, np.array(factors, np.float32))
 
 
 @st.composite
@@ -46,6 +54,7 @@ def entries(draw: st.DrawFn) -> Entry:
         probes,
         np.array(values, np.float32).reshape(len(streams), steps, probes),
         draw(st.just(b"") | st.binary(min_size=32, max_size=32)),
+        draw(st.none() | guides()),
     )
 
 
@@ -61,6 +70,27 @@ def test_the_bytes_of_an_entry_with_own_directions_and_a_checkpoint() -> None:
     expected += struct.pack("<2I4f", 3, 7, 1, 2, 3, 4) + b"c" * 32
     assert own.encode() == expected
     assert (own.scalar_bytes, own.key_bytes, own.nbytes) == (16, 8, HEAD + 16 + 8 + 32)
+
+
+def test_the_bytes_of_an_entry_with_a_guide() -> None:
+    made = entry(guide=Guide(9, b"\x05\x01", np.array([0.5, -2.0], np.float32)))
+    expected = b"SFLe" + bytes([2, 0, 0, 0]) + struct.pack("<4Id2f", 5, 1, 1, 2, 0.1, 1.0, -2.0)
+    expected += struct.pack("<2I2f", 9, 2, 0.5, -2.0) + b"\x05\x01"
+    assert made.encode() == expected
+    # Two coefficients and two factors are scalars; the signs name a direction.
+    assert (made.scalar_bytes, made.key_bytes, made.nbytes) == (16, 2, HEAD + 8 + 8 + 8 + 2)
+    assert entry_bytes(b"ab" + expected, 2) == (2, 16, 2 + len(expected))
+
+
+def test_a_reader_of_format_1_alone_knows_it_is_another_one() -> None:
+    guided = entry(guide=Guide(1, b"\0", np.ones(1, np.float32))).encode()
+    assert guided[4] == 2 and entry().encode()[4] == 1
+    with pytest.raises(WireError, match="format 1 or 2"):
+        Entry.decode(guided[:4] + b"\x03" + guided[5:])
+    with pytest.raises(WireError, match="too many"):
+        Entry.decode(guided[:4] + b"\x01" + guided[5:])
+    with pytest.raises(WireError, match="guide is cut short"):
+        Entry.decode(entry().encode()[:4] + b"\x02" + entry().encode()[5:])
 
 
 def test_keys_come_in_the_order_of_the_coefficients() -> None:
@@ -108,7 +138,7 @@ def test_cut_or_extended_bytes_are_refused(original: Entry, data: st.DataObject)
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_raise_wire_error_only(data: bytes) -> None:
-    for raw in (data, b"SFLe\x01" + data):
+    for raw in (data, b"SFLe\x01" + data, b"SFLe\x02" + data):
         with pytest.raises(WireError):
             Entry.decode(raw)
 
@@ -157,6 +187,7 @@ def test_the_shared_stream_has_one_spelling() -> None:
         {"coefficients": [[[1.0, 1e39]]]},
         {"coefficients": [[[1.0, -2e12]]]},
         {"checkpoint": b"short"},
+        {"guide": b"signs"},
     ],
 )
 def test_an_illegal_entry_cannot_be_made(changes: dict[str, Any]) -> None:

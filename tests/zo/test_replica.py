@@ -17,6 +17,7 @@ from sfl_flower.zo import (
     OPTIMIZERS,
     Directions,
     Entry,
+    Guide,
     Journal,
     JournalHeader,
     OptimizerSpec,
@@ -46,6 +47,13 @@ def entry(round_: int, streams: tuple[int, ...] = (0,), steps: int = 1, probes: 
     return Entry(round_, 0.05 * 0.97**round_, streams, steps, probes, values)
 
 
+def guide(round_: int) -> Guide:
+    target = np.random.default_rng(round_).standard_normal(SIZE).astype(np.float32)
+    made = Guide.towards(target, ((SIZE,),))
+    assert made is not None
+    return made
+
+
 def assert_equal(one: Replica, other: Replica) -> None:
     assert torch.equal(one.theta, other.theta)
     assert one.slots.keys() == other.slots.keys()
@@ -66,6 +74,32 @@ def test_one_sgd_entry_by_hand() -> None:
     u, w = (Directions(RUN, "rademacher", [(3,)]).of(key).values() for key in one.keys())
     assert torch.equal(replica.theta, start - (0.5 * u + 0.125 * w))
     assert replica.version == 1
+
+
+@pytest.mark.parametrize("law", ["rademacher", "gaussian"])
+def test_a_guide_is_the_last_term(law: str) -> None:
+    """By hand: -2·s over the first tensor, +4·s over the second, with the rate in both."""
+    start = torch.tensor([1.0, 2.0, 3.0])
+    head = JournalHeader(RUN, bytes(32), params_digest(start), law)
+    replica = Replica.initial(start, head, [(1,), (2,)])
+    own = Guide(3, b"\x04", np.array([-2.0, 4.0], np.float32))
+    one = Entry(0, 0.5, (0,), 1, 2, np.array([[[1.0, 0.25]]]), guide=own)
+    replica.apply(one)
+    u, w = (Directions(RUN, law, [(3,)]).of(key).values() for key in one.keys())
+    last = torch.tensor([-1.0, 2.0, -2.0])
+    assert torch.equal(replica.theta, start - ((0.5 * u + 0.125 * w) + last))
+
+
+def test_a_guide_over_other_tensors_changes_nothing() -> None:
+    replica = Replica.initial(theta(), header("adam"), [(SIZE,)])
+    before = replica.clone()
+    for bad in (
+        Guide(3, b"\0", np.ones(1, np.float32)),
+        dataclasses.replace(guide(0), factors=np.ones(2, np.float32)),
+    ):
+        with pytest.raises(JournalError, match="other tensors"):
+            replica.apply(dataclasses.replace(entry(0), guide=bad))
+        assert_equal(replica, before)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 11])
@@ -116,17 +150,20 @@ def test_a_client_that_missed_rounds_equals_the_live_one(optimizer: str, missed:
     optimizer=st.sampled_from(OPTIMIZERS),
     law=st.sampled_from(list(LAWS)),
     own=st.booleans(),
+    guides=st.booleans(),
     steps=st.integers(1, 2),
     schedule=st.lists(st.booleans(), min_size=1, max_size=12),
 )
 def test_any_participation_gives_the_same_bits(
-    optimizer: str, law: str, own: bool, steps: int, schedule: list[bool]
+    optimizer: str, law: str, own: bool, guides: bool, steps: int, schedule: list[bool]
 ) -> None:
     head = header(optimizer, law)
     journal = Journal(head)
     live, client = (Replica.initial(theta(), head, [(SIZE,)]) for _ in range(2))
     for round_, takes_part in enumerate(schedule):
         one = entry(2 * round_, (1, 5, 6) if own else (0,), steps)
+        if guides:
+            one = dataclasses.replace(one, guide=guide(round_))
         live.apply(one)
         journal.append(dataclasses.replace(one))
         if takes_part:
@@ -144,7 +181,7 @@ def test_an_altered_or_cut_tail_is_never_applied(data: st.DataObject) -> None:
     head = header("momentum")
     journal = Journal(head)
     for round_ in range(3):
-        journal.append(entry(round_))
+        journal.append(dataclasses.replace(entry(round_), guide=guide(round_)))
     raw = bytearray(journal.tail(1) or b"")
     if data.draw(st.booleans()):
         bit = data.draw(st.integers(0, 8 * len(raw) - 1))

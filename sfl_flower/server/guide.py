@@ -1,0 +1,205 @@
+"""Guides made by the server: where the clients' gradient lies, as seen on inputs that are nobody's.
+
+The server knows the client half, by the journal, and each λ that it sends.  What it lacks is the
+clients' inputs.  But a weight's gradient is a sum of outer products of what comes back to its layer
+with what enters it, and two inputs with like smashed data at a position have like ones.  So each
+position's λ goes to the position of a public input whose smashed data are nearest,
+
+    q = Σ_i J(x')ᵀ λ_i  at  argmin ‖f_c(x') - z_i‖,
+
+and q, of which the clients get the signs, lies close to their gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sfl_flower.errors import ConfigError
+from sfl_flower.server.mirror import Mirror
+from sfl_flower.server.public_inputs import noise_inputs, public_inputs
+from sfl_flower.task import SplitTask
+from sfl_flower.training.device import device_of, to_array, to_tensor
+from sfl_flower.training.modes import eval_mode, kept_buffers
+from sfl_flower.zo import Entry, Guide, ParameterVector, guided
+
+__all__ = ["GUIDES", "GuideMaker", "guide_maker", "guided_entry"]
+
+GUIDES = ("none", "public", "noise")
+"""No guide, or one by the task's public samples or by inputs of noise."""
+_MOST = 1024
+"""Positions of public inputs among which the nearest is looked for; of more, evenly many."""
+_INPUTS, _POSITIONS = 16, 2048
+"""Inputs of a forward, and positions that are compared at a time."""
+
+
+class GuideMaker:
+    """Makes the guide of a round.
+
+    Parameters
+    ----------
+    half : nn.Module
+        The client half, kept at the journal's head.
+    vector : ParameterVector
+        Its trained parameters.
+    x : Tensor
+        Public inputs [n, ...], on the device of the half.
+    """
+
+    def __init__(self, half: nn.Module, vector: ParameterVector, x: Tensor) -> None:
+        self._half, self._vector, self._x = half, vector, x
+
+    def guide(self, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]) -> Guide | None:
+        """Return the guide of a round at the current client half, which stays as it is.
+
+        Parameters
+        ----------
+        answers : iterable of tuple
+            Of each client its smashed data, their λ, and what the client counts.
+
+        Returns
+        -------
+        Guide or None
+            None where q is 0 or not finite.
+        """
+        with eval_mode(self._half), kept_buffers(self._half):
+            with torch.no_grad():
+                z = torch.cat([self._half(part) for part in self._x.split(_INPUTS)])
+            places = _rows(z)
+            every = -(-len(places) // _MOST)
+            near = places[::every]
+            lam = torch.zeros(len(places), places.shape[1])
+            for smashed, sent, weight in answers:
+                found = _nearest(near, _rows(to_tensor(smashed, z.device))).cpu() * every
+                lam.index_add_(0, found, _rows(torch.from_numpy(sent)), alpha=weight)
+            q = self._gradient(z.shape, lam.to(z.device))
+        return Guide.towards(to_array(q), self._vector.shapes)
+
+    def check(self) -> None:
+        """Refuse public inputs that the client half cannot run.
+
+        Raises
+        ------
+        ConfigError
+            With what its forward says.
+        """
+        try:
+            with torch.no_grad(), eval_mode(self._half), kept_buffers(self._half):
+                self._half(self._x[:2])
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ConfigError(
+                f"The client half cannot run inputs of a guide, of shape {list(self._x.shape[1:])}:"
+                f" {error}. public() must return samples like train()."
+            ) from error
+
+    def _gradient(self, shape: torch.Size, lam: Tensor) -> Tensor:
+        """Return ``Σ J(x')ᵀ λ`` for λ at each position, flat."""
+        total = torch.zeros_like(self._vector.anchor)
+        pieces = _unrows(lam, shape).split(_INPUTS)
+        for x, part in zip(self._x.split(_INPUTS), pieces, strict=True):
+            if not part.any():
+                continue
+            with torch.enable_grad():
+                found = torch.autograd.grad(
+                    self._half(x),
+                    self._vector.parameters,
+                    part,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            total += torch.cat([gradient.reshape(-1) for gradient in found])
+        return total
+
+
+def guide_maker(
+    kind: str, task: SplitTask, seed: int, half: nn.Module, vector: ParameterVector
+) -> GuideMaker | None:
+    """Return what makes guides of a kind, None for none.
+
+    Parameters
+    ----------
+    kind : str
+        One of `GUIDES`.
+    task : SplitTask
+        Gives public samples, or the shape of noise.
+    seed : int
+        Of the noise.
+    half, vector : nn.Module, ParameterVector
+        As in `GuideMaker`.
+
+    Raises
+    ------
+    ConfigError
+        If the task has no public samples, no noise can stand in for its inputs, or the client half
+        cannot run them.
+    """
+    if kind == "none":
+        return None
+    if kind == "noise":
+        x = noise_inputs(task, "guide noise", seed, f"guide is 'noise' and task {task.name!r}")
+    elif task.public is None:
+        raise ConfigError(
+            f"guide is 'public', but task {task.name!r} has no public samples; give it public=, a "
+            "function that returns Samples which are nobody's secret, or use guide=noise or none."
+        )
+    else:
+        x = public_inputs(task)
+    maker = GuideMaker(half, vector, x.to(device_of(half)))
+    maker.check()
+    return maker
+
+
+def guided_entry(
+    mirror: Mirror,
+    entry: Entry,
+    coefficients: NDArray[np.float64],
+    guide: Guide,
+    along: float,
+    rest: float,
+) -> Entry:
+    """Return an entry with a guide in it, and what of its own directions is off the guide.
+
+    Parameters
+    ----------
+    mirror : Mirror
+        Of the journal that the entry is for.
+    entry : Entry
+        Without the guide.
+    coefficients : numpy.ndarray
+        Its coefficients before they were rounded, float64.
+    guide, along, rest : Guide, float, float
+        As in `guided`.
+
+    Raises
+    ------
+    JournalError
+        If a coefficient leaves its range.
+    """
+    header = mirror.journal.header
+    directions = mirror.vector.directions(header.run_key, header.law)
+    found, own = guided(list(entry.keys()), coefficients, directions, guide, along, rest)
+    return replace(entry, coefficients=found.astype(np.float32), guide=own)
+
+
+def _rows(z: Tensor) -> Tensor:
+    """Return the features of each position of [n, channels, h, w] or [n, t, features] as a row."""
+    last = z.movedim(1, -1) if z.dim() > 3 else z
+    return last.reshape(-1, last.shape[-1])
+
+
+def _unrows(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Return what `_rows` gave for a tensor of this shape."""
+    if len(shape) <= 3:
+        return rows.reshape(shape)
+    return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def _nearest(near: Tensor, rows: Tensor) -> Tensor:
+    """Return for each row which one of `near` is nearest."""
+    half = near.square().sum(1) / 2
+    return torch.cat([(half - part @ near.t()).argmin(1) for part in rows.split(_POSITIONS)])
