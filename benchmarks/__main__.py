@@ -35,6 +35,7 @@ BENCHMARKS = {
     "language": "HO-SFL beside SplitLoRA on SST-2 with a pre-trained encoder (long)",
     "defaults": "which settings HO-SFL should have, by validation on three small tasks (long)",
     "energy": "the share of the gradient that a choice of few parameters holds (minutes)",
+    "guides": "how close guides of the server lie to the clients' gradient, what they teach (long)",
     "learn": "HO-SFL with at most five forwards a sample, all weights and a subspace (long)",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }

@@ -86,24 +86,27 @@ def test_replies_in_another_order_and_twice_change_nothing(way: dict[str, Any]) 
 
 
 def test_the_ledger_is_what_the_messages_hold(way: dict[str, Any]) -> None:
-    """A guide of 35 signs in 5 bytes and two factors: 8 + 8 + 5 bytes a probe request."""
+    """With each probe request a guide: 35 signs in 5 bytes, 1 + 5 and 5 + 6 factors."""
     trial = trained(way, sync="download", sampled=0)
     ledger = trial.strategy.ledger
     assert ledger.bytes_down == sum(content_bytes(sent) for _, _, sent in trial.grid.requests)
     asked = sum(kind == "probe" for kind, _, _ in trial.grid.requests)
-    assert ledger.down["keys"] == asked * (8 + 8 + 5) == 4 * 4 * 21
+    assert ledger.down["keys"] == asked * (8 + 4 * 17 + 5) == 4 * 4 * 81
     assert ledger.up["scalars"] == asked * way.get("minibatches", 1) * (3 + 1) * 4
 
 
 @pytest.mark.parametrize("kind", ["drop", "mute", "late"])
-def test_a_client_that_is_gone_after_its_lambda_is_left_out(way: dict[str, Any], kind: str) -> None:
-    trial = trained(way, Fault(kind, {1}, {2, 3}, "probe"), sampled=0)
+def test_a_client_that_is_gone_after_its_lambda_is_left_out(kind: str) -> None:
+    trial = trained(SHARED, Fault(kind, {1}, {2, 3}, "probe"), sampled=0)
     assert [r.replies for r in trial.strategy.records] == [0, 4, 3, 3, 4]
     assert all(entry.guide is not None for entry in trial.strategy.journal.entries)
 
 
 @pytest.mark.parametrize("column", [0, -1])
-def test_scalars_that_cannot_be_are_left_out(way: dict[str, Any], column: int) -> None:
+@pytest.mark.parametrize("name", ["own", "median"])
+def test_scalars_that_cannot_be_are_left_out(name: str, column: int) -> None:
+    way = {**SHARED, **WAYS[name]}
+
     def lie(content: RecordDict) -> RecordDict:
         scalars = values(content.array_records["arrays"]["scalars"]).copy()
         scalars[:, column] = 1e20
@@ -120,7 +123,7 @@ def test_scalars_that_cannot_be_are_left_out(way: dict[str, Any], column: int) -
         assert equal(trial.model, lost.model)
 
 
-def test_without_a_lambda_a_round_has_no_guide(way: dict[str, Any]) -> None:
+def test_without_a_lambda_a_round_has_no_guide() -> None:
     """Nobody's smashed data arrive in round 2: no entry, and the run goes on."""
-    trial = trained(way, Fault("mute", types="forward", rounds={2}), sampled=0)
+    trial = trained(SHARED, Fault("mute", types="forward", rounds={2}), sampled=0)
     assert [entry.round for entry in trial.strategy.journal.entries] == [1, 3, 4]

@@ -55,7 +55,22 @@ class GuideMaker:
         self._half, self._vector, self._x = half, vector, x
 
     def guide(self, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]) -> Guide | None:
-        """Return the guide of a round at the current client half, which stays as it is.
+        """Return the guide of a round at the current client half.
+
+        Parameters
+        ----------
+        answers : iterable of tuple
+            As in `gradient`.
+
+        Returns
+        -------
+        Guide or None
+            None where q is 0 or not finite.
+        """
+        return Guide.towards(to_array(self.gradient(answers)), self._vector.shapes)
+
+    def gradient(self, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]) -> Tensor:
+        """Return q at the current client half, which stays as it is.
 
         Parameters
         ----------
@@ -64,8 +79,8 @@ class GuideMaker:
 
         Returns
         -------
-        Guide or None
-            None where q is 0 or not finite.
+        Tensor
+            float32, flat.
         """
         with eval_mode(self._half), kept_buffers(self._half):
             with torch.no_grad():
@@ -77,8 +92,7 @@ class GuideMaker:
             for smashed, sent, weight in answers:
                 found = _nearest(near, _rows(to_tensor(smashed, z.device))).cpu() * every
                 lam.index_add_(0, found, _rows(torch.from_numpy(sent)), alpha=weight)
-            q = self._gradient(z.shape, lam.to(z.device))
-        return Guide.towards(to_array(q), self._vector.shapes)
+            return self._back(z.shape, lam.to(z.device))
 
     def check(self) -> None:
         """Refuse public inputs that the client half cannot run.
@@ -97,7 +111,7 @@ class GuideMaker:
                 f" {error}. public() must return samples like train()."
             ) from error
 
-    def _gradient(self, shape: torch.Size, lam: Tensor) -> Tensor:
+    def _back(self, shape: torch.Size, lam: Tensor) -> Tensor:
         """Return ``Σ J(x')ᵀ λ`` for λ at each position, flat."""
         total = torch.zeros_like(self._vector.anchor)
         pieces = _unrows(lam, shape).split(_INPUTS)

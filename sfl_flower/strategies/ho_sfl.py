@@ -165,7 +165,7 @@ class HOSFL(JournalledStrategy):
         if isinstance(settings, HOSFLSettings) and settings.guide == "none":
             if settings.guide_rest != HOSFLSettings.guide_rest:
                 raise ConfigError(
-                    f"guide-rest is {settings.guide_rest:g} without a guide; leave it out, or set "
+                    f"guide_rest is {settings.guide_rest:g} without a guide; leave it out, or set "
                     "guide to public or noise."
                 )
 

@@ -83,8 +83,8 @@ class Directions:
         """
         if not guide.fits(self.shapes):
             raise ConfigError(
-                f"A guide has {guide.size} elements in {guide.factors.size} tensors; the "
-                f"directions have {self.size} in {len(self.shapes)}."
+                f"A guide of {guide.size} elements and {guide.factors.size} factors is one over "
+                f"other tensors than these of {self.size} elements."
             )
         return Direction(self, guide.values(self.shapes))
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.zo.guide import GUIDE_HEAD, Guide, guide_bytes
+from sfl_flower.zo.guide import Guide, guide_bytes
 from sfl_flower.zo.keys import SHARED_STREAM, Key, step_keys
 
 __all__ = ["DIGEST_BYTES", "MAX_COEFFICIENT", "MAX_COEFFICIENTS", "MAX_LR", "Entry", "entry_bytes"]
@@ -84,19 +84,18 @@ class Entry:
     @property
     def scalar_bytes(self) -> int:
         """Bytes of the coefficients on the wire."""
-        return 4 * (self.coefficients.size + (self.guide.factors.size if self.guide else 0))
+        return 4 * self.coefficients.size
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of what names directions on the wire: stream numbers, none if shared, and signs."""
+        """Bytes of what names directions on the wire: streams, none if shared, and a guide."""
         streams = 0 if self.streams == _SHARED else 4 * len(self.streams)
-        return streams + (len(self.guide.signs) if self.guide else 0)
+        return streams + (self.guide.nbytes if self.guide else 0)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole encoded entry."""
-        guide = GUIDE_HEAD if self.guide else 0
-        return _HEAD.size + self.key_bytes + self.scalar_bytes + guide + len(self.checkpoint)
+        return _HEAD.size + self.key_bytes + self.scalar_bytes + len(self.checkpoint)
 
     def keys(self) -> Iterator[Key]:
         """Yield the keys of the directions in the order of the coefficients."""
@@ -186,8 +185,8 @@ def entry_bytes(data: bytes, offset: int) -> tuple[int, int, int]:
     scalars = 4 * streams * steps * probes
     end = offset + _HEAD.size + keys + scalars
     if guided:
-        factors, signs = guide_bytes(data, end)
-        keys, scalars, end = keys + signs, scalars + factors, end + GUIDE_HEAD + factors + signs
+        guide = guide_bytes(data, end)
+        keys, end = keys + guide, end + guide
     end += DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0
     if end > len(data):
         raise WireError(f"A journal entry is cut short by {end - len(data)} bytes.")

@@ -1,4 +1,4 @@
-"""Guides: a direction that somebody chose, as one sign an element and one factor a tensor.
+"""Guides: a direction that somebody chose, as one sign an element and magnitudes of rank one.
 
 All other directions are drawn, and follow from a key.  A guide does not: its signs travel once, in
 a request or a journal entry, and whoever has them replays the same step.
@@ -8,39 +8,68 @@ from __future__ import annotations
 
 import math
 import struct
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.zo.keys import Key
 from sfl_flower.zo.law import F32, Shapes, Values
 from sfl_flower.zo.signs import PackedSigns
+from sfl_flower.zo.sums import fixed_sum
 
 if TYPE_CHECKING:
     from sfl_flower.zo.directions import Directions
 
-__all__ = ["GUIDE_HEAD", "LARGEST_FACTOR", "Guide", "guide_bytes", "guided"]
+__all__ = ["LARGEST_FACTOR", "Guide", "guide_bytes", "guided"]
 
-LARGEST_FACTOR = 1e12
+LARGEST_FACTOR = 1e6
+"""Largest factor; no product of two leaves the range of coefficients."""
 _HEAD = struct.Struct("<II")
-GUIDE_HEAD = _HEAD.size
-"""Bytes of the counts before factors and signs."""
-_MOST_TENSORS = 1 << 20
 _LIMIT = 1 << 32
 _BLOCK = 65536
 
 
+class _Grid(NamedTuple):
+    """A tensor as rows and columns, and where it lies.
+
+    Attributes
+    ----------
+    low, high : int
+        Its elements in the flat vector.
+    first, middle, last : int
+        Factors ``first .. middle`` are those of its rows, ``middle .. last`` those of its columns.
+    """
+
+    low: int
+    high: int
+    first: int
+    middle: int
+    last: int
+
+
+def _grids(shapes: Shapes) -> list[_Grid]:
+    """Lay tensors out, a row for each index of the first dimension; one of no other is a row."""
+    found, low, first = [], 0, 0
+    for shape in shapes:
+        rows, columns = (
+            (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+        )
+        middle = first + rows
+        found.append(_Grid(low, low + rows * columns, first, middle, middle + columns))
+        low, first = found[-1].high, found[-1].last
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """The direction ``a[t] · s`` with ``s`` of ±1 and a factor for each tensor.
+    """A direction with element ``s[e] · r[i] · c[j]`` at row i and column j of a tensor.
+
+    A row is an index of a tensor's first dimension (an output of a layer), a tensor of one
+    dimension is one row.
 
     Attributes
     ----------
@@ -50,7 +79,7 @@ class Guide:
         ``s``, packed as Rademacher directions are: bit ``e mod 8`` of byte ``e div 8`` is 1 where
         element e is negative; bits beyond d are 0.
     factors : numpy.ndarray
-        ``a``, float32, shape [tensors], at most ±1e12 each; kept as a read-only copy.
+        ``r`` and then ``c`` of each tensor, float32, at most ±1e6 each; kept as a read-only copy.
 
     Raises
     ------
@@ -72,11 +101,8 @@ class Guide:
             raise JournalError("A guide has signs beyond its elements; those bits must be 0.")
         with np.errstate(over="ignore"):
             factors = np.array(self.factors, dtype=np.float32, order="C")
-        if factors.ndim != 1 or not 1 <= factors.size <= _MOST_TENSORS:
-            raise JournalError(
-                f"A guide has factors of shape {factors.shape}; it needs one a tensor, 1 .. "
-                f"{_MOST_TENSORS}."
-            )
+        if factors.ndim != 1 or not 1 <= factors.size < _LIMIT:
+            raise JournalError(f"A guide has factors of shape {factors.shape}; it needs a row.")
         if not (np.abs(factors) <= LARGEST_FACTOR).all():
             raise JournalError(
                 f"A factor of a guide is not finite or beyond ±{LARGEST_FACTOR:g}; leave that "
@@ -87,10 +113,11 @@ class Guide:
 
     @classmethod
     def towards(cls, target: NDArray[np.float32], shapes: Shapes) -> Guide | None:
-        """Return the guide that lies closest to a vector, of norm ``√d`` as drawn directions are.
+        """Return a guide that lies close to a vector, of norm ``√d`` as drawn directions are.
 
-        Its signs are the vector's, its factor of a tensor is proportional to the mean magnitude
-        there: of all ``a[t] · s`` that makes the largest cosine.
+        Its signs are the vector's.  Its magnitudes at a row and a column are the mean magnitude of
+        the row, times that of the column, over that of the tensor: those of the vector itself where
+        they are of rank one, as in the gradient of a layer at one sample.
 
         Parameters
         ----------
@@ -104,64 +131,87 @@ class Guide:
         Guide or None
             None for a vector without a direction: one that is 0 or not finite.
         """
-        spans = _spans(shapes)
-        means = [
-            float(np.abs(target[low:high]).mean(dtype=np.float64)) if high > low else 0.0
-            for low, high in spans
-        ]
-        squares = [a * a * (high - low) for a, (low, high) in zip(means, spans, strict=True)]
-        norm = math.sqrt(math.fsum(squares)) if np.isfinite(target).all() else 0.0
-        if not 0.0 < norm < math.inf:
+        grids = _grids(shapes)
+        factors = np.zeros(grids[-1].last)
+        if not np.isfinite(target).all():
             return None
-        factors = np.array([mean * math.sqrt(target.size) / norm for mean in means], np.float32)
+        for low, high, first, middle, last in grids:
+            size = np.abs(target[low:high].astype(np.float64)).reshape(
+                middle - first, last - middle
+            )
+            if size.any():
+                # Rows tell how large a tensor's elements are, columns are 1 on average.
+                factors[first:middle] = size.mean(axis=1)
+                factors[middle:last] = size.mean(axis=0) / size.mean()
+        squares = _squared(factors, grids)
+        if not 0.0 < squares < math.inf:
+            return None
+        scale = math.sqrt(target.size / squares)
+        for _, _, first, middle, _ in grids:
+            factors[first:middle] *= scale
         packed = np.packbits(target < 0, bitorder="little").tobytes()
-        return cls(target.size, packed, factors)
+        return cls(target.size, packed, factors.astype(np.float32))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the encoded guide."""
         return _HEAD.size + 4 * self.factors.size + len(self.signs)
 
-    def times(self, factor: float) -> Guide:
-        """Return the guide times a number, each factor rounded to float32 once.
+    def times(self, factor: float, shapes: Shapes) -> Guide:
+        """Return the guide times a number, which goes into the rows' factors.
 
         Raises
         ------
         JournalError
             If a factor leaves its range.
         """
+        factors = self.factors.astype(np.float64)
+        for _, _, first, middle, _ in _grids(shapes):
+            factors[first:middle] *= factor
         with np.errstate(over="ignore"):
-            factors = (self.factors.astype(np.float64) * factor).astype(np.float32)
-        return Guide(self.size, self.signs, factors)
+            return Guide(self.size, self.signs, factors.astype(np.float32))
 
     def fits(self, shapes: Shapes) -> bool:
         """Tell whether it is a direction over tensors of these shapes."""
-        return len(shapes) == self.factors.size and _spans(shapes)[-1][1] == self.size
-
-    def values(self, shapes: Shapes, factors: Sequence[float] | None = None) -> Values:
-        """Return its elements over the tensors that it `fits`, with its own factors or others."""
-        used = self.factors if factors is None else np.array(factors, dtype=np.float32)
-        return _ByTensor(PackedSigns(self.signs), [high for _, high in _spans(shapes)], used)
+        grids = _grids(shapes)
+        return bool(grids) and (grids[-1].high, grids[-1].last) == (self.size, self.factors.size)
 
     def squared(self, shapes: Shapes) -> float:
         """Return its squared norm."""
-        spans = zip(self.factors.tolist(), _spans(shapes), strict=True)
-        return math.fsum(factor * factor * (high - low) for factor, (low, high) in spans)
+        return _squared(self.factors.astype(np.float64), _grids(shapes))
+
+    def values(
+        self,
+        shapes: Shapes,
+        coefficients: Callable[[NDArray[np.float32]], Sequence[float]] | None = None,
+    ) -> Values:
+        """Return its elements over the tensors that it `fits`.
+
+        Parameters
+        ----------
+        shapes : tuple of tuple of int
+            Of the tensors.
+        coefficients : callable, optional
+            What an optimiser makes of coefficients (`Step.coefficients`), and so of the rows'
+            factors.
+        """
+        grids, factors = _grids(shapes), self.factors.copy()
+        if coefficients is not None:
+            for _, _, first, middle, _ in grids:
+                factors[first:middle] = coefficients(factors[first:middle])
+        return _RankOne(PackedSigns(self.signs), grids, factors)
 
     def overlap(self, other: Values, shapes: Shapes) -> float:
-        """Return its inner product with a direction; with Rademacher signs exact on any machine."""
-        signs, sums = PackedSigns(self.signs), []
+        """Return its inner product with a direction, the same on every machine."""
+        own, total = self.values(shapes), 0.0
         mine, theirs = np.empty((2, min(_BLOCK, self.size)), dtype=np.float32)
-        for factor, (low, high) in zip(self.factors.tolist(), _spans(shapes), strict=True):
-            total = 0.0  # of signs alone a whole number
-            for start in range(low, high, _BLOCK):
-                count = min(_BLOCK, high - start)
-                signs.write(mine[:count], start, np.float32(1.0))
-                other.write(theirs[:count], start, np.float32(1.0))
-                np.multiply(mine[:count], theirs[:count], out=mine[:count])
-                total += float(mine[:count].sum(dtype=np.float64))
-            sums.append(factor * total)
-        return math.fsum(sums)
+        for start in range(0, self.size, _BLOCK):
+            count = min(_BLOCK, self.size - start)
+            own.write(mine[:count], start, np.float32(1.0))
+            other.write(theirs[:count], start, np.float32(1.0))
+            np.multiply(mine[:count], theirs[:count], out=mine[:count])
+            total += fixed_sum(mine[:count])
+        return total
 
     def encode(self) -> bytes:
         """Return the canonical bytes (format: ``docs/journal.md``)."""
@@ -177,21 +227,19 @@ class Guide:
         WireError
             If the bytes are not the canonical form of a legal guide.
         """
-        factors, signs = guide_bytes(data, 0)
-        start, end = _HEAD.size + factors, _HEAD.size + factors + signs
+        end = guide_bytes(data, 0)
         if end != len(data):
             raise WireError(f"A guide has {len(data) - end} bytes too many.")
-        size, tensors = _HEAD.unpack_from(data)
+        size, count = _HEAD.unpack_from(data)
+        signs = data[_HEAD.size + 4 * count :]
         try:
-            return cls(size, data[start:], np.frombuffer(data, "<f4", tensors, _HEAD.size))
+            return cls(size, signs, np.frombuffer(data, "<f4", count, _HEAD.size))
         except JournalError as error:
             raise WireError(f"A received guide is not legal: {error}") from error
 
 
-def guide_bytes(data: bytes, offset: int) -> tuple[int, int]:
-    """Return the bytes of factors and of signs of an encoded guide, which follow 8 of their counts.
-
-    Sizes are checked against the bytes that are there.
+def guide_bytes(data: bytes, offset: int) -> int:
+    """Return the length of an encoded guide, checked against the bytes that are there.
 
     Raises
     ------
@@ -200,12 +248,11 @@ def guide_bytes(data: bytes, offset: int) -> tuple[int, int]:
     """
     if len(data) - offset < _HEAD.size:
         raise WireError("A guide is cut short before the end of its head.")
-    size, tensors = _HEAD.unpack_from(data, offset)
-    factors, signs = 4 * tensors, -(-size // 8)
-    missing = offset + _HEAD.size + factors + signs - len(data)
-    if missing > 0:
-        raise WireError(f"A guide is cut short by {missing} bytes.")
-    return factors, signs
+    size, count = _HEAD.unpack_from(data, offset)
+    length: int = _HEAD.size + 4 * count + -(-size // 8)
+    if offset + length > len(data):
+        raise WireError(f"A guide is cut short by {offset + length - len(data)} bytes.")
+    return length
 
 
 def guided(
@@ -249,45 +296,41 @@ def guided(
     Raises
     ------
     JournalError
-        If the guide's coefficient leaves its range.
+        If a factor of the guide leaves its range.
     """
     shapes = directions.shapes
     told = math.fsum(
         c * guide.overlap(directions.values(key, once=True), shapes)
         for key, c in zip(keys, coefficients.reshape(-1).tolist(), strict=True)
     )
-    return rest * coefficients, guide.times((along - rest * told) / guide.squared(shapes))
+    own = guide.times((along - rest * told) / guide.squared(shapes), shapes)
+    return rest * coefficients, own
 
 
-class _ByTensor(Values):
-    """Signs times the factor of the tensor in which an element lies."""
+class _RankOne(Values):
+    """Signs times the factors of the row and of the column in which an element lies."""
 
-    def __init__(self, signs: PackedSigns, ends: Sequence[int], factors: F32) -> None:
-        self._signs, self._ends, self._factors = signs, ends, factors
+    def __init__(self, signs: PackedSigns, grids: Sequence[_Grid], factors: F32) -> None:
+        self._signs, self._grids, self._factors = signs, grids, factors
 
     def write(self, out: F32, start: int, constant: np.float32) -> None:
-        for low, high, factor in self._parts(start, start + len(out)):
-            self._signs.write(out[low - start : high - start], low, np.multiply(factor, constant))
-
-    def on(self, device: torch.device, start: int, stop: int, constant: np.float32) -> Tensor:
-        return torch.cat(
-            [
-                self._signs.on(device, low, high, np.multiply(factor, constant))
-                for low, high, factor in self._parts(start, stop)
-            ]
-        )
-
-    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, np.float32]]:
-        """Cut ``start .. stop`` where tensors end."""
-        tensor, low = bisect_right(self._ends, start), start
-        while low < stop:
-            high = min(stop, self._ends[tensor])
-            if high > low:
-                yield low, high, self._factors[tensor]
-            low, tensor = high, tensor + 1
+        self._signs.write(out, start, np.float32(1.0))
+        stop = start + len(out)
+        for low, high, first, middle, last in self._grids:
+            here = slice(max(low, start) - start, min(high, stop) - start)
+            if here.stop <= here.start:
+                continue
+            rows = np.multiply(self._factors[first:middle], constant)
+            at = np.arange(start + here.start - low, start + here.stop - low)
+            row, column = np.divmod(at, last - middle)
+            size = np.multiply(rows[row], self._factors[middle:last][column])
+            np.multiply(out[here], size, out=out[here])
 
 
-def _spans(shapes: Shapes) -> list[tuple[int, int]]:
-    """Return where each tensor begins and ends in the flat vector."""
-    ends = list(accumulate(math.prod(shape) for shape in shapes))
-    return list(zip([0, *ends[:-1]], ends, strict=True))
+def _squared(factors: NDArray[np.float64], grids: Sequence[_Grid]) -> float:
+    """Return the squared norm: of rank one, so that of its rows times that of its columns."""
+
+    def norm(low: int, high: int) -> float:
+        return math.fsum((factors[low:high] * factors[low:high]).tolist())
+
+    return math.fsum(norm(g.first, g.middle) * norm(g.middle, g.last) for g in grids)

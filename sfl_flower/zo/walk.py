@@ -131,7 +131,7 @@ class Walk:
             along = 0.0
         last = None
         if guide is not None:
-            last = guide.values(self.shapes, step.coefficients(guide.factors))
+            last = guide.values(self.shapes, step.coefficients)
         gradient = Gradient(self._directions, keys, scaled, work, last)
         for low in range(0, size, work.block):
             here = slice(low, min(size, low + work.block))

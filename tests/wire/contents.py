@@ -25,7 +25,7 @@ from sfl_flower.wire.mu_splitfed import (
 )
 from sfl_flower.wire.splitfed import StepReply, StepRequest
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
-from sfl_flower.zo import Entry, Probing, Tail
+from sfl_flower.zo import Entry, Guide, Probing, Tail
 
 JOINING = Setup(model_seed=7, partition="local", threads=1)
 SETUP = replace(JOINING, key="0c" * 16)
@@ -72,6 +72,9 @@ MESSAGES: dict[str, Any] = {
     "forward reply, texts": ForwardReply(4, -1, TEXTS, Y, np.array([1, 3], np.int64)),
     "probe, texts": ProbeRequest(4, 8, 1, SETUP, TEXTS, 0, Probing(5, "gaussian")),
     "probe": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5, "gaussian", 1e-3, "central"), "flops"),
+    "probe, guided": ProbeRequest(
+        4, 8, 1, SETUP, Z, 0, Probing(5), guide=Guide(9, b"\x05\x01", np.ones(2, np.float32))
+    ),
     "probe reply": ProbeReply(4, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
     "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),

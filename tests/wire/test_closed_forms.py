@@ -28,6 +28,7 @@ HEAD = 4 * (CUT * tiny.CLASSES + tiny.CLASSES)  # bytes of a linear head
 WHOLE = W + 4 * (4 * CUT + 4 + 3 * 4 + 3)  # bytes of the whole model
 
 
+GUIDE = 8 + 4 * (1 + CUT + CUT + tiny.FEATURES) + 5
 PAPER: dict[str, Any] = {"uplink": "weights", "head_trainer": "client"}
 """HERON as published."""
 
@@ -72,6 +73,26 @@ def test_ho_sfl_with_own_directions_pays_for_scalars_of_all_and_their_keys() -> 
         "gradients": (0, number * BATCH * Z),
         "scalars": (number * 4 * 5, CLIENTS * (ROUNDS - 1) * CLIENTS * 4 * 5),
         "keys": (0, CLIENTS * (ROUNDS - 1) * CLIENTS * 4),
+        "weights": (0, CLIENTS * W),
+    }
+
+
+@pytest.mark.parametrize("directions", ["shared", "own"])
+def test_ho_sfl_pays_for_the_signs_of_a_guide_twice_and_for_a_scalar_more(directions: str) -> None:
+    """Down with the probes and in the journal: 35 signs in 5 bytes, 1 + 5 factors of the biases,
+    5 + 6 of the weights, and their two counts.
+    """
+    trial = train(
+        tiny.task(public=lambda: tiny.samples(9, 7)),
+        directions=directions, probes=5, minibatches=2, guide="public", sync="replay",
+    )  # fmt: skip
+    number, missed = CLIENTS * ROUNDS, CLIENTS * (ROUNDS - 1)
+    own = directions == "own"
+    assert booked(trial) == {
+        **batches(2 * number),
+        "gradients": (0, 2 * number * BATCH * Z),
+        "scalars": (number * 4 * 6 * 2, missed * 4 * 5 * 2 * (CLIENTS if own else 1)),
+        "keys": (0, number * GUIDE + missed * (GUIDE + (4 * CLIENTS if own else 0))),
         "weights": (0, CLIENTS * W),
     }
 

@@ -77,9 +77,9 @@ def test_the_bytes_of_an_entry_with_a_guide() -> None:
     expected = b"SFLe" + bytes([2, 0, 0, 0]) + struct.pack("<4Id2f", 5, 1, 1, 2, 0.1, 1.0, -2.0)
     expected += struct.pack("<2I2f", 9, 2, 0.5, -2.0) + b"\x05\x01"
     assert made.encode() == expected
-    # Two coefficients and two factors are scalars; the signs name a direction.
-    assert (made.scalar_bytes, made.key_bytes, made.nbytes) == (16, 2, HEAD + 8 + 8 + 8 + 2)
-    assert entry_bytes(b"ab" + expected, 2) == (2, 16, 2 + len(expected))
+    # Two coefficients are scalars; a guide names a direction.
+    assert (made.scalar_bytes, made.key_bytes, made.nbytes) == (8, 8 + 8 + 2, HEAD + 8 + 18)
+    assert entry_bytes(b"ab" + expected, 2) == (18, 8, 2 + len(expected))
 
 
 def test_a_reader_of_format_1_alone_knows_it_is_another_one() -> None:

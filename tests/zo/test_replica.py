@@ -78,15 +78,15 @@ def test_one_sgd_entry_by_hand() -> None:
 
 @pytest.mark.parametrize("law", ["rademacher", "gaussian"])
 def test_a_guide_is_the_last_term(law: str) -> None:
-    """By hand: -2·s over the first tensor, +4·s over the second, with the rate in both."""
+    """By hand: rows of -2 and 4, columns of 1, 1 and 0.5, and the rate on the rows."""
     start = torch.tensor([1.0, 2.0, 3.0])
     head = JournalHeader(RUN, bytes(32), params_digest(start), law)
     replica = Replica.initial(start, head, [(1,), (2,)])
-    own = Guide(3, b"\x04", np.array([-2.0, 4.0], np.float32))
+    own = Guide(3, b"\x04", np.array([-2.0, 1.0, 4.0, 1.0, 0.5], np.float32))
     one = Entry(0, 0.5, (0,), 1, 2, np.array([[[1.0, 0.25]]]), guide=own)
     replica.apply(one)
     u, w = (Directions(RUN, law, [(3,)]).of(key).values() for key in one.keys())
-    last = torch.tensor([-1.0, 2.0, -2.0])
+    last = torch.tensor([-1.0, 2.0, -1.0])
     assert torch.equal(replica.theta, start - ((0.5 * u + 0.125 * w) + last))
 
 
