@@ -73,8 +73,8 @@ class Row:
 
 ROWS: Mapping[str, Row] = {
     "frozen": Row("the client half stays", 1),
-    "probes": Row("P = 4", 5, (0.03, 0.1, 0.2), probes=4),
-    "guided": Row("P = 3 and a guide, rest 1", 5, (0.03, 0.1, 0.2), probes=3, guide="public"),
+    "probes": Row("P = 4", 5, (0.06, 0.2), probes=4),
+    "guided": Row("P = 3 and a guide, rest 1", 5, (0.06, 0.2), probes=3, guide="public"),
     "guided_rest": Row(
         "P = 3 and a guide, rest 0.1", 5, (0.1, 0.3), probes=3, guide="public", rest=0.1
     ),
@@ -84,7 +84,7 @@ ROWS: Mapping[str, Row] = {
     "guided_p1": Row("P = 1 and a guide, rest 0.1", 3, (0.1, 0.3), 1, "public", 0.1),
     "outright": Row("control: q itself, no probe", 1, (0.1, 0.3), outright="position"),
     "outright_pseudo": Row(
-        "control: public inputs with the server's own predictions", 1, (0.001, 0.01, 0.1),
+        "control: public inputs with the server's own predictions", 1, (0.003, 0.03),
         outright="pseudo",
     ),
     "first_order": Row("the clients' gradient", 4, (0.1, 0.3), exact=True),
@@ -269,9 +269,9 @@ class Loop:
             if unit is not None:
                 told = share * float(gradient @ unit)
                 along += min(max(told, -CLIP), CLIP) / len(found.gradients)
-        if unit is None:
-            return step
-        return row.rest * (step - unit * (unit @ step)) + along * unit
+        if unit is not None:
+            step = row.rest * (step - unit * (unit @ step)) + along * unit
+        return step
 
 
 def _held(step: Tensor) -> Tensor:

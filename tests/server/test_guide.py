@@ -64,7 +64,7 @@ def test_where_the_public_inputs_are_the_clients_own_it_is_their_gradient(case: 
     z = half(x).detach()
     lam = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
     q = exact(half, vector, x[:2], lam[:2]) + 3.0 * exact(half, vector, x[2:], lam[2:])
-    expected = Guide.towards(q, vector.shapes)
+    expected = Guide.towards(q.astype(np.float32), vector.shapes)
     answers = [(z[:2].numpy(), lam[:2].numpy(), 1.0), (z[2:].numpy(), lam[2:].numpy(), 3.0)]
     found = GuideMaker(half, vector, x).guide(answers)
     assert found is not None and expected is not None
