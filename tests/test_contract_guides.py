@@ -23,7 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "shared": {"directions": "shared", "minibatches": 2, "clip_norm": 0.5, "guide_rest": 0.25},
     "round": {"server_steps": "round", "estimator": "central", "direction": "gaussian"},
     "noise": {"guide": "noise", "scale": "spread", "clip_norm": 1.0},
-    "jvp": {"estimator": "jvp", "mean": "samples"},
+    "jvp": {"estimator": "jvp", "mean": "samples", "micro_batch": "3"},
     "median": {"directions": "shared", "aggregator": "median"},
 }
 SHARED: dict[str, Any] = {"guide": "public", "probes": 3, "rounds": 4, "sampled": 2}

@@ -6,16 +6,19 @@ The format is specified in ``docs/directions.md`` and held by golden vectors in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.zo.guide import Guide
 from sfl_flower.zo.keys import RUN_KEY_BYTES, Key, philox_key, step_keys
 from sfl_flower.zo.law import F32, Scratch, Shapes, Values, elements
 from sfl_flower.zo.laws import find_law
+
+if TYPE_CHECKING:  # a client that is sent no guide needs none of it
+    from sfl_flower.zo.guide import Guide
 
 __all__ = ["BLOCK", "Direction", "Directions"]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.zo.guide import Guide, guide_bytes
 from sfl_flower.zo.keys import SHARED_STREAM, Key, step_keys
+
+if TYPE_CHECKING:  # a client that is sent no guide needs none of it
+    from sfl_flower.zo.guide import Guide
 
 __all__ = ["DIGEST_BYTES", "MAX_COEFFICIENT", "MAX_COEFFICIENTS", "MAX_LR", "Entry", "entry_bytes"]
 
@@ -156,7 +158,7 @@ class Entry:
             if names == _SHARED:
                 raise WireError("A journal entry spells out the shared stream; it is implied.")
         values = np.frombuffer(data, "<f4", count, after_streams).reshape(streams, steps, probes)
-        guide = Guide.decode(data[after_values:after_guide]) if guided else None
+        guide = _guide(data[after_values:after_guide]) if guided else None
         try:
             rest = (values, data[after_guide:end], guide)
             entry = cls(round_, lr, tuple(names), steps, probes, *rest)
@@ -185,12 +187,20 @@ def entry_bytes(data: bytes, offset: int) -> tuple[int, int, int]:
     scalars = 4 * streams * steps * probes
     end = offset + _HEAD.size + keys + scalars
     if guided:
+        from sfl_flower.zo.guide import guide_bytes
+
         guide = guide_bytes(data, end)
         keys, end = keys + guide, end + guide
     end += DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0
     if end > len(data):
         raise WireError(f"A journal entry is cut short by {end - len(data)} bytes.")
     return keys, scalars, end
+
+
+def _guide(data: bytes) -> Guide:
+    from sfl_flower.zo.guide import Guide
+
+    return Guide.decode(data)
 
 
 def _head(data: bytes, offset: int) -> tuple[bool, int, int, int, int, float, int]:
@@ -230,8 +240,6 @@ def _check_fields(entry: Any) -> None:
             )
     if len(streams) * entry.steps * entry.probes > MAX_COEFFICIENTS:
         raise JournalError(f"{where}: more than {MAX_COEFFICIENTS} coefficients.")
-    if entry.guide is not None and not isinstance(entry.guide, Guide):
-        raise JournalError(f"{where}: guide must be a Guide, or None.")
     if not isinstance(entry.checkpoint, bytes) or len(entry.checkpoint) not in (0, DIGEST_BYTES):
         raise JournalError(f"{where}: a checkpoint is {DIGEST_BYTES} bytes, or none.")
 

@@ -111,6 +111,12 @@ class Guide:
         factors.setflags(write=False)
         object.__setattr__(self, "factors", factors)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Guide) and self.encode() == other.encode()
+
+    def __hash__(self) -> int:
+        return hash(self.encode())
+
     @classmethod
     def towards(cls, target: NDArray[np.float32], shapes: Shapes) -> Guide | None:
         """Return a guide that lies close to a vector, of norm ``√d`` as drawn directions are.

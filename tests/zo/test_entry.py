@@ -187,7 +187,6 @@ def test_the_shared_stream_has_one_spelling() -> None:
         {"coefficients": [[[1.0, 1e39]]]},
         {"coefficients": [[[1.0, -2e12]]]},
         {"checkpoint": b"short"},
-        {"guide": b"signs"},
     ],
 )
 def test_an_illegal_entry_cannot_be_made(changes: dict[str, Any]) -> None:
