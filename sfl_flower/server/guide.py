@@ -28,7 +28,7 @@ from sfl_flower.training.device import device_of, to_array, to_tensor
 from sfl_flower.training.modes import eval_mode, kept_buffers
 from sfl_flower.zo import Entry, Guide, ParameterVector, guided
 
-__all__ = ["GUIDES", "GuideMaker", "guide_maker", "guided_entry"]
+__all__ = ["GUIDES", "GuideMaker", "check_guide", "guide_maker", "guided_entry"]
 
 GUIDES = ("none", "public", "noise")
 """No guide, or one by the task's public samples or by inputs of noise."""
@@ -128,6 +128,31 @@ class GuideMaker:
                 )
             total += torch.cat([gradient.reshape(-1) for gradient in found])
         return total
+
+
+def check_guide(kind: str, rest: float, cone: float) -> None:
+    """Refuse settings that do not go together.
+
+    Parameters
+    ----------
+    kind, rest, cone : str, float, float
+        Options `guide`, `guide_rest` and `cone`.
+
+    Raises
+    ------
+    ConfigError
+        A guide with a cone, or the weight of what is off a guide without one.
+    """
+    if kind == "none" and rest != 1.0:
+        raise ConfigError(
+            f"guide_rest is {rest:g} without a guide; leave it out or set guide to public or noise."
+        )
+    if kind != "none" and cone:
+        raise ConfigError(
+            f"guide is '{kind}' with cone {cone:g}: what is off a guide is known of probes whose "
+            "mean is 0, and those of a cone lean towards the momentum; set cone to 0 or guide to "
+            "none."
+        )
 
 
 def guide_maker(

@@ -21,13 +21,13 @@ import numpy as np
 from torch import Tensor
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import ConfigError, JournalError, WireError
+from sfl_flower.errors import JournalError, WireError
 from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
 from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.guide import GUIDES, guide_maker, guided_entry
+from sfl_flower.server.guide import GUIDES, check_guide, guide_maker, guided_entry
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
@@ -162,12 +162,8 @@ class HOSFL(JournalledStrategy):
         """Refuse an aggregator that needs directions the clients share, where they do not."""
         own = isinstance(settings, HOSFLSettings) and settings.directions == "own"
         check_aggregator(config, own_directions=own)
-        if isinstance(settings, HOSFLSettings) and settings.guide == "none":
-            if settings.guide_rest != HOSFLSettings.guide_rest:
-                raise ConfigError(
-                    f"guide_rest is {settings.guide_rest:g} without a guide; leave it out, or set "
-                    "guide to public or noise."
-                )
+        if isinstance(settings, HOSFLSettings):
+            check_guide(settings.guide, settings.guide_rest, settings.cone)
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights.
@@ -326,12 +322,10 @@ class HOSFL(JournalledStrategy):
                 probes=settings.probes,
                 coefficients=coefficients.astype(np.float32),
             )
-            if guide is not None:
-                # One probe a mini-batch told of it, not P.
+            if guide is not None:  # of which one probe a mini-batch told, not P
                 told = float(self.aggregator.scalars(along, scale * settings.probes).sum())
-                entry = guided_entry(
-                    self.mirror, entry, coefficients, guide, told, settings.guide_rest
-                )
+                own = (guide, told, settings.guide_rest)
+                entry = guided_entry(self.mirror, entry, coefficients, *own)
             self.mirror.update(entry)
         except JournalError as error:
             exchange.tally.note(str(error))
