@@ -189,6 +189,9 @@ WORDS = {
     "taken": "each public sample takes the λ of the nearest client sample",
     "pseudo": "λ of public samples with the server's own predictions as labels",
     "momentum": "momentum of the steps before, 0.9",
+    "signs": "`position`, its signs alone",
+    "tensors": "`position`, its signs and a factor a tensor",
+    "rows": "`position`, its signs and a factor a row",
 }
 
 
@@ -245,6 +248,9 @@ class Loop:
                 sent = _elements(guide, self.problem.vector)
                 pair = tuple(float(torch.cosine_similarity(target, v, dim=0)) for v in (q, sent))
                 self.cosines.setdefault(name, []).append((pair[0], pair[1]))
+        for name, v in _forms(found.candidates(self.kept)["position"](), self.problem.vector):
+            value = float(torch.cosine_similarity(target, v, dim=0))
+            self.cosines.setdefault(name, []).append((value, value))
 
     def _step(self, found: Round) -> Tensor:
         row, target = self.row, found.gradients.mean(0)
@@ -274,6 +280,15 @@ class Loop:
         return step
 
 
+def _forms(q: Tensor, vector: ParameterVector) -> Iterator[tuple[str, Tensor]]:
+    """Yield coarser forms of a vector than a guide is."""
+    yield "signs", q.sign()
+    tensors = vector.named(q).values()
+    yield "tensors", torch.cat([(t.sign() * t.abs().mean()).flatten() for t in tensors])
+    rows = [t.flatten(1) if t.dim() > 1 else t[None] for t in tensors]
+    yield "rows", torch.cat([(t.sign() * t.abs().mean(1, keepdim=True)).flatten() for t in rows])
+
+
 def _held(step: Tensor) -> Tensor:
     return step * min(1.0, CLIP / max(float(step.norm()), 1e-30))
 
@@ -285,6 +300,7 @@ def _elements(guide: Guide, vector: ParameterVector) -> Tensor:
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--guides-rounds", type=int, default=500, help="rounds of each run")
+    parser.add_argument("--guides-cosines-only", action="store_true", help="no accuracies")
     parser.add_argument("--guides-seeds", type=int, default=2, help="seeds 0, 1, … of each row")
 
 
@@ -298,7 +314,7 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
             q, sent = (mean(column) for column in zip(*pairs, strict=True))
             words = f"{WORDS[name]}; q itself {q:.3f}; {SUBSETS[subset]}"
             yield Figure(f"guide_cosine_{subset}_{name}", sent, "cosine", None, words)
-    for subset in SUBSETS:
+    for subset in () if args.guides_cosines_only else SUBSETS:
         for label, row in ROWS.items():
             yield _accuracy(label, row, subset, seeds, rounds)
 
