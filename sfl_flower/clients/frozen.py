@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 
@@ -9,9 +11,10 @@ from sfl_flower.data.identity import batch_digest
 from sfl_flower.node.micro_batches import smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up
+from sfl_flower.split import moving_statistics
 from sfl_flower.training.device import to_array
 from sfl_flower.training.modes import kept_buffers
-from sfl_flower.wire import StaleReply
+from sfl_flower.wire import StaleReply, pack_state, unpack_state
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
 
 __all__ = ["anchor_forward", "forward"]
@@ -27,8 +30,12 @@ def forward(
     before = bring_up(node, request.sync)
     if isinstance(before, StaleReply):
         return before
-    with metered(request.meter, node.device) as usage:
+    with metered(request.meter, node.device) as usage, kept_buffers(node.half.module):
+        own = moving_statistics(node.half.module) if request.statistics else {}
+        for name, value in unpack_state(request.statistics, own).items():
+            own[name].copy_(value)
         zs, ys = anchor_forward(node, request, met)
+        moved = {name: array.copy() for name, array in pack_state(own).items()}
     return ForwardReply(
         round=request.round,
         version=before,
@@ -36,6 +43,7 @@ def forward(
         y=np.concatenate(ys),
         sizes=np.array([len(y) for y in ys], dtype=np.int64),
         usage=usage(),
+        statistics=moved,
     )
 
 
@@ -44,7 +52,8 @@ def anchor_forward(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Run the client half on each mini-batch at the anchor, without a graph.
 
-    Digests of the mini-batches are appended to `met`, where it is given.
+    Running statistics go from one mini-batch to the next where the request brings them.  Digests of
+    the mini-batches are appended to `met`, where it is given.
 
     Returns
     -------
@@ -59,7 +68,7 @@ def anchor_forward(
         if met is not None:
             met.append(batch_digest(x, y))
         module = node.half.module
-        with kept_buffers(module):
+        with nullcontext() if request.statistics else kept_buffers(module):
             zs.append(smashed(node, module, request.round, step, x))
         ys.append(to_array(y.to(torch.int64)))
     return zs, ys

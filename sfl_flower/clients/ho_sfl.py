@@ -19,6 +19,7 @@ from sfl_flower.node.micro_batches import rows_together, run_half, smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import journal_key, stand_still, standing
 from sfl_flower.training.device import to_tensor
+from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
 from sfl_flower.zo import (
@@ -58,7 +59,8 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     more = [] if request.guide is None else [directions.along(request.guide)]
     met, replica = _met(node, request), standing(node)
     rows, start = [], 0
-    with metered(request.meter, node.device) as usage:
+    # Running statistics are the anchor's alone.
+    with metered(request.meter, node.device) as usage, kept_buffers(node.half.module):
         for step in range(request.minibatches):
             x, y = node.batch(request.round, step, request.batch_size)
             if met:

@@ -8,15 +8,18 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.mirror import Mirror
+from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Gradients
+from sfl_flower.split import moving_statistics
 from sfl_flower.training.modes import buffers_put_back
-from sfl_flower.wire import Reader, Reply, Request, StaleReply, is_stale
+from sfl_flower.wire import Reader, Reply, Request, StaleReply, is_stale, pack_state
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
 from sfl_flower.zo import Journal
 
@@ -122,6 +125,12 @@ class JournalledStrategy(SplitStrategy):
         minibatches : int
             Mini-batches per client.
         """
+        own = self._moving()
+        statistics = pack_state(own)
+
+        def check(reply: ForwardReply) -> None:
+            self.expect_z(reply.z)
+            received_state(reply.statistics, own)
 
         def request(member: Member) -> ForwardRequest:
             return ForwardRequest(
@@ -131,6 +140,7 @@ class JournalledStrategy(SplitStrategy):
                 setup=self.setup,
                 sync=self.mirror.sync(member),
                 meter=self.metering(round),
+                statistics=statistics,
             )
 
         found = self.ask_in_step(
@@ -138,11 +148,35 @@ class JournalledStrategy(SplitStrategy):
             exchange,
             request,
             ForwardReply.from_reader,
-            lambda reply: self.expect_z(reply.z),
+            check,
         )
         self.book_usage(reply.usage for reply in found.values())
         brought = {member: reply.z for member, reply in found.items()}
         return {m: found[m] for m in self.screening.keep(SMASHED, brought, exchange.tally)}
+
+    def move_statistics(self, used: Mapping[Member, ForwardReply], exchange: Exchange) -> None:
+        """Load the mean over clients of BatchNorm's running statistics, where they move.
+
+        Parameters
+        ----------
+        used : mapping of Member to ForwardReply
+            The replies of the round that are used.
+        exchange : Exchange
+            Is told of a mean that is taken back.
+        """
+        own = self._moving()
+        if not own or not used:
+            return
+        states = [received_state(reply.statistics, own) for reply in used.values()]
+        weights = [client_weight(self.config.mean, len(reply.y)) for reply in used.values()]
+        with self.averaging(exchange):
+            for name, value in self.aggregator.states(states, weights).items():
+                own[name].copy_(value)
+
+    def _moving(self) -> dict[str, Tensor]:
+        """Return the running statistics that anchors move: the client half's own tensors."""
+        eval_mode = self.settings.client_mode == "eval"
+        return {} if eval_mode else moving_statistics(self.client_half)
 
     @staticmethod
     def batches(

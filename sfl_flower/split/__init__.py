@@ -10,6 +10,7 @@ _NAMES = {
     "cutting": ["Halves", "cut", "every_cut", "legal_cuts"],
     "graph.half": ["Half"],
     "heads": ["HEADS", "make_head"],
+    "parameters.batch_norm": ["moving_statistics"],
     "parameters.quantised": [
         "dequantised",
         "held_bytes",

@@ -31,6 +31,9 @@ from .heads import (
 from .heads import (
     make_head as make_head,
 )
+from .parameters.batch_norm import (
+    moving_statistics as moving_statistics,
+)
 from .parameters.directions import (
     GradientMoments as GradientMoments,
 )

@@ -1,7 +1,8 @@
 """The frozen client: the control that shows what training the client half adds.
 
 Same data order, cut, server optimiser and number of server steps as the method it stands beside;
-the client half keeps its initial weights to the bit.
+the client half keeps its initial weights to the bit.  BatchNorm in train mode moves its running
+statistics as in HO-SFL.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
 from sfl_flower.server.turns import SERVER_STEPS, turns
+from sfl_flower.wire.ho_sfl import ForwardReply
 from sfl_flower.zo import OptimizerSpec, run_key
 
 __all__ = ["Frozen", "FrozenSettings"]
@@ -95,7 +97,8 @@ class Frozen(JournalledStrategy):
         anchors = self.anchors(round, cohort, exchange, settings.minibatches)
         each_batch = settings.server_steps == "batch"
         losses: list[float] = []
-        samples, total = 0, 0.0
+        used: dict[Member, ForwardReply] = {}
+        total = 0.0
         for member in turns(self.config.seed, round, list(anchors)) if each_batch else anchors:
             reply = anchors[member]
             try:
@@ -104,7 +107,7 @@ class Frozen(JournalledStrategy):
                 exchange.tally.reject(member, error)
                 continue
             losses += [part.loss for part in found]
-            samples += int(reply.y.shape[0])
+            used[member] = reply
             exchange.tally.replies += 1
             if not each_batch:
                 weight = client_weight(self.config.mean, int(reply.y.shape[0]))
@@ -112,4 +115,5 @@ class Frozen(JournalledStrategy):
                 total += weight
         if not each_batch:
             self.server.step(total * settings.minibatches)
-        return Outcome(losses, samples, {})
+        self.move_statistics(used, exchange)
+        return Outcome(losses, sum(len(reply.y) for reply in used.values()), {})

@@ -176,7 +176,7 @@ class HOSFL(JournalledStrategy):
         settings = self.settings
         with eval_mode(self.client_half) if settings.client_mode == "eval" else nullcontext():
             x, _ = self.examples(2)
-            check_zeroth_order(self.client_half, example=(x,))
+            check_zeroth_order(self.client_half, statistics_ok=True, example=(x,))
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
         self.mirror = Mirror(
             self.client_half,
@@ -235,6 +235,7 @@ class HOSFL(JournalledStrategy):
                 held[member] = lam  # a guide is made of all of them
             if not each_batch:
                 self.server.add(found, client_weight(self.config.mean, used[member]))
+        self.move_statistics({member: anchors[member] for member in used}, exchange)
         if not each_batch:
             total = sum(client_weight(self.config.mean, count) for count in used.values())
             self.server.step(total * settings.minibatches)

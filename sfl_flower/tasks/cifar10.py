@@ -37,6 +37,7 @@ def cifar10(
     cut: str = "layer2",
     pretrained: bool = False,
     freeze_bn: bool = False,
+    norm: str = "batch",
     trained: str = "all",
 ) -> SplitTask:
     """Return the task: ResNet-18 on CIFAR-10, without data augmentation.
@@ -57,7 +58,9 @@ def cifar10(
     pretrained : bool
         Start from torchvision's ImageNet weights; needs the ImageNet stem.
     freeze_bn : bool
-        Freeze BatchNorm up to the cut (`freeze_batch_norm`), as HO-SFL needs.
+        Freeze BatchNorm up to the cut (`freeze_batch_norm`).
+    norm : {"batch", "group"}
+        BatchNorm, or GroupNorm in its place; the latter neither pre-trained nor with `freeze_bn`.
     trained : str
         Which client parameters are trained, as `SplitTask` takes it; the directions of a subspace
         are those of the last 64 training images, or of noise where those are in use.
@@ -80,12 +83,22 @@ def cifar10(
             "Option 'pretrained' of task 'cifar10' needs option 'stem' to be imagenet: the "
             "pre-trained ResNet-18 has that stem."
         )
+    if norm not in ("batch", "group"):
+        raise ConfigError(
+            f"Option 'norm' of task 'cifar10' is {norm!r}; it must be batch or group."
+        )
+    if norm == "group" and (pretrained or freeze_bn):
+        option = "pretrained" if pretrained else "freeze_bn"
+        raise ConfigError(
+            f"Option {option!r} of task 'cifar10' needs option 'norm' to be batch: with group "
+            "there is no BatchNorm."
+        )
     root = data_folder(data_dir)
     load = partial(images, root, train_size, test_size)
-    model = f"{stem}:{cut}:{pretrained}:{freeze_bn}"
+    model = f"{stem}:{cut}:{pretrained}:{freeze_bn}:{norm}"
     return SplitTask(
         name="cifar10",
-        model=partial(_model, stem, cut, pretrained, freeze_bn),
+        model=partial(_model, stem, cut, pretrained, freeze_bn, norm),
         cut=cut,
         train=partial(load, "train"),
         test=partial(load, "test"),
@@ -97,8 +110,8 @@ def cifar10(
     )
 
 
-def _model(stem: str, cut: str, pretrained: bool, frozen: bool) -> nn.Module:
-    model = resnet18(CLASSES, pretrained=pretrained, stem=stem)
+def _model(stem: str, cut: str, pretrained: bool, frozen: bool, norm: str) -> nn.Module:
+    model = resnet18(CLASSES, pretrained=pretrained, stem=stem, norm=norm)
     return freeze_up_to(model, cut) if frozen else model
 
 

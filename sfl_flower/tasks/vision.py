@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.split import freeze_batch_norm
 
 __all__ = ["channels_last", "freeze_up_to", "resnet18"]
+
+_GROUPS = 32
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -42,6 +46,7 @@ def resnet18(
     num_classes: int = 10,
     pretrained: bool = False,
     stem: str = "imagenet",
+    norm: str = "batch",
 ) -> nn.Module:
     """Return torchvision's ResNet-18 with a new last layer.
 
@@ -54,11 +59,15 @@ def resnet18(
     stem : {"imagenet", "cifar"}
         ``imagenet``: 7x7 convolution of stride 2 and a max pool, as published. ``cifar``: 3x3
         convolution of stride 1 and no pool, for images of about 32x32.
+    norm : {"batch", "group"}
+        ``batch``: BatchNorm, as published. ``group``: GroupNorm of 32 groups (Wu and He, 2018) in
+        its place, which has no statistics of a batch and no modes.
 
     Raises
     ------
     ConfigError
-        An argument is out of its range, or a CIFAR stem is asked of pre-trained weights.
+        An argument is out of its range, or a CIFAR stem or GroupNorm is asked of pre-trained
+        weights.
     """
     from torchvision import models
 
@@ -68,8 +77,13 @@ def resnet18(
         raise ConfigError(f"Unknown stem {stem!r}; choose 'imagenet' or 'cifar'.")
     if pretrained and stem == "cifar":
         raise ConfigError("The pre-trained ResNet-18 has the ImageNet stem; use stem='imagenet'.")
+    if norm not in ("batch", "group"):
+        raise ConfigError(f"Unknown norm {norm!r}; choose 'batch' or 'group'.")
+    if pretrained and norm == "group":
+        raise ConfigError("The pre-trained ResNet-18 has BatchNorm; use norm='batch'.")
     if not pretrained:
-        model: nn.Module = models.resnet18(num_classes=num_classes)
+        layers = {} if norm == "batch" else {"norm_layer": partial(nn.GroupNorm, _GROUPS)}
+        model: nn.Module = models.resnet18(num_classes=num_classes, **layers)
     else:
         model = models.resnet18(weights=models.ResNet18_Weights.IMAGENET1K_V1)
         model.fc = nn.Linear(512, num_classes)

@@ -230,5 +230,7 @@ Sizes = Annotated[
 """Samples of each mini-batch, int64, summing to n; of one they are those of the labels `y`."""
 Weights = Annotated[Packed, group("weights.", "weights")]
 """Packed parameters and buffers of the model, or of the client half where there is a cut."""
+Statistics = Annotated[Packed, group("statistics.", "weights")]
+"""Packed running statistics of BatchNorm in train mode; none where nothing moves."""
 HeadWeights = Annotated[Packed, group("head.", "auxiliary")]
 """Packed trained parameters and buffers of the auxiliary head."""

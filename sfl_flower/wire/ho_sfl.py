@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from sfl_flower.wire.common import Setup, Sync, check_batch
@@ -14,6 +14,7 @@ from sfl_flower.wire.fields import (
     Scalars,
     Sizes,
     Smashed,
+    Statistics,
     Steps,
     Version,
     whole,
@@ -34,6 +35,8 @@ class ForwardRequest(Request):
     ----------
     sync : Sync
         How to come to the current version first.
+    statistics : Mapping[str, numpy.ndarray]
+        Running statistics from which the anchor forward moves them; none where it moves none.
     """
 
     ACTION: ClassVar[str] = "forward"
@@ -44,6 +47,7 @@ class ForwardRequest(Request):
     setup: Setup
     sync: Sync
     meter: Meter = "none"
+    statistics: Statistics = field(default_factory=dict)
 
     def asks(self) -> Asked:
         """Ask for a mini-batch of smashed data each."""
@@ -52,7 +56,13 @@ class ForwardRequest(Request):
 
 @dataclass(frozen=True)
 class ForwardReply(Reply):
-    """Smashed data and labels of the mini-batches of a round, one after another."""
+    """Smashed data and labels of the mini-batches of a round, one after another.
+
+    Attributes
+    ----------
+    statistics : Mapping[str, numpy.ndarray]
+        Running statistics after them; those that the request brought.
+    """
 
     WHAT: ClassVar[str] = "forward reply"
 
@@ -62,6 +72,7 @@ class ForwardReply(Reply):
     y: Labels
     sizes: Sizes
     usage: Usage = NO_USAGE
+    statistics: Statistics = field(default_factory=dict)
 
     def examples(self) -> int:
         """Return the number of samples."""

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sfl_flower.run.inline import InlineGrid
 from sfl_flower.run.run import Plan, RunResult, execute
 from sfl_flower.task import SplitTask
 from sfl_flower.wire.flower import SUPERLINK, identity
+from tests import tiny
 
 SHARED: dict[str, Any] = {"rounds": 3, "clients": 4, "sampled": 2, "batch_size": 8, "seed": 3}
 METHODS: dict[str, dict[str, Any]] = {
@@ -107,6 +109,20 @@ def test_ray_equals_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     for label, options in METHODS.items():
         inline = simulate("digits", label.split()[0], backend="inline", **SHARED, **options)
         assert_equal(found[label], inline)
+
+
+@pytest.mark.simulation
+def test_ray_equals_inline_where_running_statistics_move() -> None:
+    task = SplitTask(
+        "statistics", tiny.with_batch_norm, "act", partial(tiny.samples, 48),
+        partial(tiny.samples, 40, 1), tiny.CLASSES,
+    )  # fmt: skip
+    options = {**SHARED, "minibatches": 2, "partition": "iid"}
+    found, inline = (
+        simulate(task, "ho_sfl", backend=backend, **options) for backend in ("ray", "inline")
+    )
+    assert int(inline.model["norm.num_batches_tracked"]) == 6
+    assert_equal(found, inline)
 
 
 @pytest.fixture

@@ -404,14 +404,17 @@ def test_the_model_learns() -> None:
     assert last["accuracy"] > 0.6
 
 
-def test_batch_norm_in_train_mode_is_refused_and_eval_mode_runs() -> None:
+def test_batch_norm_without_running_statistics_is_refused() -> None:
     """A12."""
-    problem = tiny.task(build=tiny.with_batch_norm)
-    with pytest.raises(Exception, match=r"'norm'.*freeze_batch_norm") as caught:
-        begin(problem)
+
+    def build() -> nn.Module:
+        first, act, *rest = tiny.model().children()
+        norm = nn.BatchNorm1d(tiny.CUT, track_running_stats=False)
+        return nn.Sequential(first, norm, act, *rest)
+
+    with pytest.raises(Exception, match=r"'1'.*track_running_stats=True") as caught:
+        begin(tiny.task(build=build, cut="2"))
     assert caught.type.__name__ == "CutError"
-    trial = train(problem, rounds=2, client_mode="eval")
-    assert trial.strategy.version == 2
 
 
 def test_active_dropout_is_refused() -> None:

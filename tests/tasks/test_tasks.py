@@ -184,6 +184,22 @@ def test_cifar10_options_that_do_not_go_together() -> None:
         load_task("cifar10", stem="cifar", pretrained=True)
 
 
+def test_cifar10_with_group_norm(photographs: Path) -> None:
+    task = load_task("cifar10", data_dir=str(photographs), norm="group")
+    halves = task.build(0)
+    norms = [m for m in halves.client.modules() if isinstance(m, nn.GroupNorm)]
+    assert (_count(halves.client), len(norms), norms[0].num_groups) == (683_072, 10, 32)
+    assert problems(halves.client.train()) == []
+    x, _ = task.batch(task.samples("test"), slice(0, 4))
+    one = torch.cat([halves.client(part) for part in x.split(1)])
+    assert torch.allclose(halves.client(x), one, atol=1e-5)
+    for option in ("pretrained", "freeze_bn"):
+        with pytest.raises(ConfigError, match=f"'{option}' .* needs option 'norm' to be batch"):
+            load_task("cifar10", norm="group", **{option: True})
+    with pytest.raises(ConfigError, match=r"'norm' .* is 'layer'; it must be batch or group"):
+        load_task("cifar10", norm="layer")
+
+
 class _Photographs:
     """Torchvision's CIFAR-10, without a network: arrays and lists, as it has them."""
 
@@ -328,3 +344,7 @@ def test_resnet18_errors() -> None:
         resnet18(stem="vgg")
     with pytest.raises(ConfigError, match="ImageNet stem"):
         resnet18(pretrained=True, stem="cifar")
+    with pytest.raises(ConfigError, match="Unknown norm 'layer'"):
+        resnet18(norm="layer")
+    with pytest.raises(ConfigError, match="has BatchNorm; use norm='batch'"):
+        resnet18(pretrained=True, norm="group")

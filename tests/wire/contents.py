@@ -68,7 +68,11 @@ MESSAGES: dict[str, Any] = {
     "forward, tail": ForwardRequest(4, 8, 1, SETUP, TAIL, "memory"),
     "forward, full": ForwardRequest(4, 8, 1, SETUP, FULL),
     "anchor": ForwardRequest(4, 8, 1, SETUP, NONE),
+    "anchor with statistics": ForwardRequest(4, 8, 1, SETUP, NONE, statistics=WEIGHTS),
     "forward reply": ForwardReply(4, -1, Z, Y, np.array([1, 3], np.int64), Usage(99, 2)),
+    "forward reply with statistics": ForwardReply(
+        4, -1, Z, Y, np.array([1, 3], np.int64), statistics=WEIGHTS
+    ),
     "forward reply, texts": ForwardReply(4, -1, TEXTS, Y, np.array([1, 3], np.int64)),
     "probe, texts": ProbeRequest(4, 8, 1, SETUP, TEXTS, 0, Probing(5, "gaussian")),
     "probe": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5, "gaussian", 1e-3, "central"), "flops"),

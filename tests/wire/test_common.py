@@ -78,7 +78,7 @@ def test_a_missing_or_foreign_entry_is_refused(name: str) -> None:
     content = message.to_content()
     names = [("arrays", k) for k in content["arrays"]] + [("config", k) for k in content["config"]]
     # How many arrays there are is checked against the model, and against what was asked.
-    groups = ("state.", "weights.", "head.")
+    groups = ("state.", "weights.", "head.", "statistics.")
     optional = may_be_missing(message)
     for record, key in names:
         change: Any = {record: {key: None}}

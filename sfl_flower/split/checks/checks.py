@@ -8,7 +8,7 @@ probe. Randomness, batch statistics and state that a forward changes all break t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from sfl_flower.split.checks.layer_checks import EVAL_FIX, layer_problem
 from sfl_flower.split.checks.problem import Problem
 from sfl_flower.split.graph.equality import same
 from sfl_flower.split.graph.half import Half
-from sfl_flower.split.parameters.batch_norm import freeze_batch_norm
+from sfl_flower.split.parameters.batch_norm import freeze_batch_norm, moving_statistics
 
 __all__ = ["Problem", "check_zeroth_order", "freeze_batch_norm", "problems"]
 
@@ -31,6 +31,7 @@ def check_zeroth_order(
     client_half: nn.Module,
     *,
     frozen_ok: bool = False,
+    statistics_ok: bool = False,
     example: tuple[Tensor, ...] | None = None,
 ) -> None:
     """Refuse a client half that forwards alone cannot train, and say how to mend it.
@@ -41,6 +42,9 @@ def check_zeroth_order(
         The client half, in the modes it will have in training.
     frozen_ok : bool
         Accept a half without any trainable parameter.
+    statistics_ok : bool
+        Accept BatchNorm in train mode that keeps running statistics: each forward normalises with
+        its own batch, and the caller sees to what they become.
     example : tuple of Tensor, optional
         A batch; with it, the half is also run twice and must give the same output and leave its
         state as it was.
@@ -50,7 +54,7 @@ def check_zeroth_order(
     CutError
         Listing every problem and its remedy.
     """
-    found = problems(client_half, example=example, frozen_ok=frozen_ok)
+    found = problems(client_half, example=example, frozen_ok=frozen_ok, statistics_ok=statistics_ok)
     if not found:
         return
     grouped: dict[tuple[str, str], list[str]] = {}
@@ -65,6 +69,7 @@ def problems(
     *,
     example: tuple[Tensor, ...] | None = None,
     frozen_ok: bool = False,
+    statistics_ok: bool = False,
 ) -> list[Problem]:
     """List what breaks zeroth-order training of ``client_half``, in the modes it is in now.
 
@@ -77,19 +82,27 @@ def problems(
         and the random generators stay as they are.
     frozen_ok : bool
         Accept a half without any trainable parameter.
+    statistics_ok : bool
+        Accept BatchNorm in train mode; see `check_zeroth_order`.
 
     Returns
     -------
     list of Problem
         Empty if the half can be trained.
     """
-    judged = [layer_problem(name, module) for name, module in client_half.named_modules()]
+    moved = moving_statistics(client_half) if statistics_ok else {}
+    norms = {name.rpartition(".")[0] for name in moved}
+    judged = [
+        layer_problem(name, module)
+        for name, module in client_half.named_modules()
+        if name not in norms or not moved
+    ]
     found = [problem for problem in judged if problem is not None]
     if isinstance(client_half, Half):
         found += operation_problems(client_half)
     found += _parameter_problems(client_half, frozen_ok)
     if example is not None and all(_is_about_parameters(problem) for problem in found):
-        found += _running_problems(client_half, example)
+        found += _running_problems(client_half, example, moved.keys())
     return found
 
 
@@ -123,8 +136,13 @@ def _parameter_problems(half: nn.Module, frozen_ok: bool) -> list[Problem]:
     ]
 
 
-def _running_problems(half: nn.Module, example: tuple[Tensor, ...]) -> list[Problem]:
-    """Forward twice on ``example`` and compare outputs, the batch and the state, bit for bit."""
+def _running_problems(
+    half: nn.Module, example: tuple[Tensor, ...], moved: Collection[str]
+) -> list[Problem]:
+    """Forward twice on ``example`` and compare outputs, the batch and the state, bit for bit.
+
+    What is named in `moved` may change.
+    """
     module = copy.deepcopy(half)
     batch = tuple(tensor.clone() for tensor in example)
     outputs: list[list[tuple[str, Any]]] = []
@@ -151,7 +169,7 @@ def _running_problems(half: nn.Module, example: tuple[Tensor, ...]) -> list[Prob
     found = [
         Problem(name, "a forward changes it", f"{EVAL_FIX}, or cut before it")
         for name, tensor in state.items()
-        if name not in after or not same(tensor, after[name])
+        if name not in moved and (name not in after or not same(tensor, after[name]))
     ]
     first, second = outputs
     differing = [a[0] for a, b in zip(first, second, strict=False) if a[0] and not same(a[1], b[1])]

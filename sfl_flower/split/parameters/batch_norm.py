@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Self, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sfl_flower.errors import CutError
 
-__all__ = ["freeze_batch_norm", "is_frozen_norm"]
+__all__ = ["freeze_batch_norm", "is_frozen_norm", "moving_statistics"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -76,6 +76,23 @@ def freeze_batch_norm(module: M) -> M:
         layer.eval()
         layer.requires_grad_(False)
     return module
+
+
+def moving_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Return what BatchNorm in train mode keeps and every forward moves, by name.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Running means and variances, and the counters of batches; the module's own tensors.
+    """
+    return {
+        f"{name}.{kind}" if name else kind: value
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None
+        for kind, value in layer.named_buffers(recurse=False)
+        if kind in ("running_mean", "running_var", "num_batches_tracked")
+    }
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
