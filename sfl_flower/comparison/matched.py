@@ -8,6 +8,7 @@ from logging import getLogger
 
 from sfl_flower.comparison.entries import Entry
 from sfl_flower.errors import ConfigError
+from sfl_flower.options import Amount
 from sfl_flower.run.micro_batch import client_peak, in_units, largest_within
 from sfl_flower.run.run import Plan
 from sfl_flower.task import SplitTask
@@ -23,8 +24,8 @@ def matched_entries(
     """Return each method of first order once more, in micro-batches as large as memory allows.
 
     That is the largest client peak of the forward-only methods, measured as a budget is
-    (`samples_in_budget`). A method that needs no more as it is gets no second row, and one that
-    needs more even for a sample at a time is left out with a warning.
+    (`samples_in_budget`). A method that needs no more as it is, or has micro-batches of its own,
+    gets no second row; one that needs more even for a sample at a time is left out with a warning.
 
     Parameters
     ----------
@@ -45,7 +46,9 @@ def matched_entries(
         return client_peak(task, plan.method, plan.config, plan.settings, size)
 
     def as_it_is(plan: Plan) -> int:
-        return peak(plan, plan.config.samples_at_once or plan.config.batch_size + 1)
+        given = plan.config.micro_batch
+        size = Amount.samples(given) or plan.config.batch_size + 1
+        return Amount.budget(given) or peak(plan, size)
 
     kinds = [plan.method.facts.client for plan in plans]
     peaks = [as_it_is(p) for p, kind in zip(plans, kinds, strict=True) if kind == "zeroth order"]
@@ -56,7 +59,8 @@ def matched_entries(
         )
     budget, found = max(peaks), []
     for entry, plan, kind in zip(entries, plans, kinds, strict=True):
-        if kind != "first order" or as_it_is(plan) <= budget:
+        own = plan.config.micro_batch != "all"
+        if kind != "first order" or own or as_it_is(plan) <= budget:
             continue
         size, _ = largest_within(budget, partial(peak, plan), plan.config.batch_size)
         if not size:
