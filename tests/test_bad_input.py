@@ -34,6 +34,20 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"method": "ho_slf"}, r"Unknown method 'ho_slf'; legal are .*Did you mean 'ho_sfl'\?"),
     ({"probs": 3}, r"Unknown option of method 'ho_sfl' 'probs'; legal .*mean 'probes'\?"),
     ({"scale": "spread", "probes": 1}, "one scalar has no spread; set probes to at least 2"),
+    ({"stack": 4}, "use direction=rank_one with estimator=forward or central, or stack=1"),
+    (
+        {"stack": 4, "direction": "rank_one", "cone": 0.5},
+        "the momentum has no factors, so its probes cannot run in one forward",
+    ),
+    (
+        {"stack": 4, "direction": "rank_one", "micro_batch": "2"},
+        "stack=4 with micro_batch=2: one runs several mini-batches",
+    ),
+    (
+        {"method": "heron", "stack": 4, "direction": "rank_one", "micro_batch": "2"},
+        "leave stack at 1 or micro_batch at all",
+    ),
+    ({"stack": 0, "direction": "rank_one"}, r"stack is 0; it must be in \[1, 4096\]"),
     ({"cone": 1.0}, r"cone is 1\.0; it must be in \[0, 0\.999\]"),
     (
         {"method": "heron", "cone": 0.5, "client_state": "kept"},

@@ -24,6 +24,8 @@ ESTIMATES: dict[str, dict[str, Any]] = {
     "spread": {"scale": "spread", "clip_norm": 1.0},
     "cone": {"cone": 0.6},
     "cone of momentum": {"cone": 0.3, "client_optimizer": "momentum"},
+    "rank one": {"direction": "rank_one"},
+    "stack": {"direction": "rank_one", "stack": 2},
     "radazo": {"client_optimizer": "radazo"},
     "hiso": {"client_optimizer": "hiso", "client_lr": 0.1},
 }

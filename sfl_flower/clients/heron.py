@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfl_flower.node.local_loss import LocalModel, Uploads, local_model, settings_of
 from sfl_flower.node.micro_batches import MicroBatch, batch_loss
 from sfl_flower.node.node import Node, metered
+from sfl_flower.node.together import together
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import pack_state
@@ -104,8 +105,19 @@ def _probe(
     with torch.no_grad():
         anchor = batch_loss(node, uploaded, request.round, step, x, y)
     uploads.note(anchor)
+    what = ("local model", request.head, request.trains)
     with kept_buffers(model):  # running statistics are the anchor's alone
-        found = loss_scalars(loss, vector, directions, request.probing, anchor=anchor)
+        at_once = together(
+            node,
+            what,
+            model,
+            vector,
+            request.probing,
+            model,
+            lambda part: node.task.loss(part, y),
+            x,
+        )
+        found = loss_scalars(loss, vector, directions, request.probing, anchor, at_once)
     scalars: np.ndarray = found.numpy()
     return scalars
 

@@ -18,6 +18,7 @@ from sfl_flower.errors import WireError
 from sfl_flower.node.micro_batches import rows_together, run_half, smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import journal_key, stand_still, standing
+from sfl_flower.node.together import together
 from sfl_flower.training.device import to_tensor
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StaleReply
@@ -100,9 +101,10 @@ def _scalars(
     """Return the scalars of a mini-batch, float32, shape [P]; `z` and `lam` are of its shape."""
     module, parts = node.half.module, rows_together(node, len(x))
     if len(parts) == 1:
-        forward = partial(run_half, module, x)
+        run = partial(run_half, module)
         anchor, weight = (to_tensor(array, node.device) for array in (z, lam))
-        return surrogate_scalars(forward, vector, us, probing, anchor, weight)
+        at_once = together(node, "half", module, vector, probing, run, lambda part: part, x)
+        return surrogate_scalars(lambda: run(x), vector, us, probing, anchor, weight, at_once)
 
     def change() -> Tensor:
         """Return ``<λ, f_c(x; θ) - z>`` at the θ of the moment, float64: 0 at the anchor."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from logging import getLogger
 from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.config import Settings
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Range
 from sfl_flower.server.exchange import Tally
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.zo import ESTIMATORS, LAWS, SCALES, ParameterVector, Probing
+from sfl_flower.zo.beside import Beside
 from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
 __all__ = [
@@ -28,9 +30,12 @@ __all__ = [
     "ProbingSettings",
     "check_estimator",
     "check_scalars",
+    "check_stack",
+    "check_whole",
     "note_zeros",
 ]
 
+_log = getLogger("flwr")
 HOPELESS = 500
 """d/P above which the noise of zeroth order is warned of.
 
@@ -51,7 +56,7 @@ class DirectionSettings(Settings):
     ----------
     mu : float
         μ, the probe length.
-    direction : {"rademacher", "gaussian", "sphere"}
+    direction : {"rademacher", "gaussian", "sphere", "rank_one"}
         Direction law; each has E[u uᵀ] = I.
     """
 
@@ -107,11 +112,15 @@ class EstimateSettings(ProbingSettings):
     cone : float
         Cosine of the angle between probes and the momentum of what was found (ConMeZO), which
         decays by `client_momentum` a step; 0: probes know nothing of it.
+    stack : int
+        Probes of a mini-batch that run in one forward, of direction=rank_one alone: faster, and a
+        forward of S probes holds the activations of S mini-batches.
     """
 
     clip_norm: Annotated[float, Range(0, 1e30)] = 0.0
     scale: Annotated[str, Choice(SCALES)] = "none"
     cone: Annotated[float, Range(0, 0.999)] = 0.0
+    stack: Probes = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +129,15 @@ class EstimateSettings(ProbingSettings):
                 "scale=spread with probes=1: one scalar has no spread; set probes to at least 2, "
                 "or scale=none (clip_norm bounds a step with one probe too)."
             )
+        if self.cone and self.stack > 1:
+            raise ConfigError(
+                f"stack={self.stack} with cone={self.cone:g}: the momentum has no factors, so its "
+                "probes cannot run in one forward; set stack=1 or cone=0."
+            )
+
+    def probing(self) -> Probing:
+        """Return how a mini-batch is probed."""
+        return replace(super().probing(), stack=self.stack)
 
 
 @dataclass(frozen=True)
@@ -200,6 +218,52 @@ def check_estimator(
     """
     with torch.no_grad(), kept_buffers(module):
         probing.rule.check(evaluate, module, ParameterVector(module, names))
+
+
+def check_whole(config: RunConfig, settings: Settings) -> None:
+    """Refuse probes that run in one forward beside mini-batches that do not.
+
+    Raises
+    ------
+    ConfigError
+        If `stack` is above 1 and `micro_batch` not "all".
+    """
+    stack = getattr(settings, "stack", 1)
+    if stack > 1 and config.micro_batch != "all":
+        raise ConfigError(
+            f"stack={stack} with micro_batch={config.micro_batch}: one runs several mini-batches "
+            "at one time, the other less than one; leave stack at 1 or micro_batch at all."
+        )
+
+
+def check_stack(
+    probing: Probing,
+    module: nn.Module,
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Warn where probes are to run in one forward and the module does not let them.
+
+    Parameters
+    ----------
+    probing, module, names
+        As for `check_estimator`.
+    run : callable
+        Runs the module on inputs.
+    x : Tensor
+        A few of them.
+    """
+    if probing.stack == 1:
+        return
+    with kept_buffers(module):
+        if Beside.open(module, ParameterVector(module, names), run, x) is None:
+            _log.warning(
+                "stack=%d has no effect: a trained parameter is not of a linear layer, "
+                "convolution, embedding or norm, or samples of a batch are mixed (BatchNorm in "
+                "train mode, dropout); every probe has a forward of its own.",
+                probing.stack,
+            )
 
 
 def note_zeros(tally: Tally, scalars: Iterable[np.ndarray], probing: Probing) -> None:

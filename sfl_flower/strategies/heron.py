@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.config import Settings
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Momentum, Range, Rate
 from sfl_flower.server.cost import ClientCost, Parts
@@ -32,6 +32,8 @@ from sfl_flower.server.probing import (
     Probes,
     check_estimator,
     check_scalars,
+    check_stack,
+    check_whole,
     note_zeros,
 )
 from sfl_flower.server.received import check_bounds, received_state
@@ -146,6 +148,12 @@ class HERON(LocalLossStrategy):
             seconds=parts.probe_seconds(beside_anchor=True),
         )
 
+    @classmethod
+    def check_options(cls, config: RunConfig, settings: Settings) -> None:
+        """Refuse also what `check_whole` does."""
+        super().check_options(config, settings)
+        check_whole(config, settings)
+
     def prepare(self) -> None:
         """Build the head, and lay what walks out as one vector, as clients do."""
         super().prepare()
@@ -157,6 +165,9 @@ class HERON(LocalLossStrategy):
             both,
             lambda: self.task.loss(self.head(self.client_half(x)), y),
             names,
+        )
+        check_stack(
+            self.settings.probing(), both, lambda x: self.head(self.client_half(x)), x, names
         )
         self.vector = ParameterVector(both, names)
         self.trainer: Trainer | None = None

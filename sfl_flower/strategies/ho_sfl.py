@@ -37,6 +37,8 @@ from sfl_flower.server.probing import (
     Probes,
     check_estimator,
     check_scalars,
+    check_stack,
+    check_whole,
     note_zeros,
 )
 from sfl_flower.server.roster import Member
@@ -159,11 +161,11 @@ class HOSFL(JournalledStrategy):
 
     @classmethod
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
-        """Refuse an aggregator that needs directions the clients share, where they do not."""
-        own = isinstance(settings, HOSFLSettings) and settings.directions == "own"
-        check_aggregator(config, own_directions=own)
-        if isinstance(settings, HOSFLSettings):
-            check_guide(settings.guide, settings.guide_rest, settings.cone)
+        """Refuse an aggregator that needs shared directions without them, and `check_whole`."""
+        assert isinstance(settings, HOSFLSettings)
+        check_aggregator(config, own_directions=settings.directions == "own")
+        check_guide(settings.guide, settings.guide_rest, settings.cone)
+        check_whole(config, settings)
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights.
@@ -178,6 +180,7 @@ class HOSFL(JournalledStrategy):
             x, _ = self.examples(2)
             check_zeroth_order(self.client_half, statistics_ok=True, example=(x,))
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
+            check_stack(settings.probing(), self.client_half, self.client_half, x)
         self.mirror = Mirror(
             self.client_half,
             run_key("ho_sfl", self.config.seed),

@@ -1,4 +1,4 @@
-"""How a `Probing` travels: four settings, the same in every request; and how a guide does."""
+"""How a `Probing` travels: its settings, the same in every request; and how a guide does."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def _read(reader: Reader, name: str) -> Probing:
         law=reader.text("law", tuple(LAWS)),
         mu=reader.number("mu", *MU_RANGE),
         estimator=reader.text("estimator", tuple(ESTIMATORS)),
+        stack=reader.integer("stack", 1, MOST_PROBES) if reader.has("stack") else 1,
     )
 
 
@@ -27,10 +28,12 @@ def _write(draft: Draft, name: str, probing: Probing) -> None:
     draft.setting("law", probing.law)
     draft.setting("mu", probing.mu)
     draft.setting("estimator", probing.estimator)
+    if probing.stack > 1:
+        draft.setting("stack", probing.stack)
 
 
 Probes = Annotated[Probing, Codec(_read, _write, standing=True)]
-"""P, direction law, μ and estimator, as `probes`, `law`, `mu` and `estimator`."""
+"""P, direction law, μ and estimator, as `probes`, `law`, `mu` and `estimator`; `stack` above 1."""
 
 _BYTES = octets(lambda data: {"keys": len(data)})
 

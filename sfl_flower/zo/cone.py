@@ -98,6 +98,9 @@ class _Leaning(Direction):
         u = self._fresh.values(start, stop)
         return u.mul_(self._cone.fresh).add_(self._axis[start:stop], alpha=self._cone.along)
 
+    def factors(self) -> None:
+        """Return None: the momentum has no factors."""
+
     def add_to(self, out: Tensor, base: Tensor, scale: float, start: int = 0) -> None:
         """Write ``out = base + scale * (fresh u + along m)``, see `Direction.add_to`."""
         self._fresh.add_to(out, base, scale * self._cone.fresh, start)

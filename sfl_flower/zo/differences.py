@@ -27,9 +27,9 @@ class Forward(Estimator):
     ) -> list[float]:
         """Return the difference to the anchor along each direction."""
         anchor, found = target.anchor(), []
-        for direction in directions:
-            with vector.probe(direction, mu):
-                found.append(target.difference(target.evaluate(), anchor))
+        for group in target.groups(directions):
+            for output in target.outputs(vector, group, mu):
+                found.append(target.difference(output, anchor))
         return found
 
 
@@ -49,9 +49,8 @@ class Central(Estimator):
     ) -> list[float]:
         """Return half of the difference between both sides along each direction."""
         found = []
-        for direction in directions:
-            with vector.probe(direction, mu):
-                high = target.evaluate()
-            with vector.probe(direction, -mu):
-                found.append(target.difference(high, target.evaluate()) / 2.0)
+        for group in target.groups(directions):
+            highs = target.outputs(vector, group, mu)
+            lows = target.outputs(vector, group, -mu)
+            found += [target.difference(*pair) / 2.0 for pair in zip(highs, lows, strict=True)]
         return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.keys import RUN_KEY_BYTES, Key, philox_key, step_keys
-from sfl_flower.zo.law import F32, Scratch, Shapes, Values, elements
+from sfl_flower.zo.law import F32, Factors, Scratch, Shapes, Values, elements
 from sfl_flower.zo.laws import find_law
 
 if TYPE_CHECKING:  # a client that is sent no guide needs none of it
@@ -136,6 +136,10 @@ class Direction:
         for low, high in _blocks(start, stop, BLOCK):
             product.write(out[low - start : high - start], low)
         return torch.from_numpy(out)
+
+    def factors(self) -> Sequence[Factors] | None:
+        """Return what the direction is made of over each tensor; None where it has no factors."""
+        return self._values.factors()
 
     def add_to(self, out: Tensor, base: Tensor, scale: float, start: int = 0) -> None:
         """Write ``out = base + scale * u[start : start + len(out)]``.

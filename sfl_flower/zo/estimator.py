@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sfl_flower.zo.beside import Beside
 from sfl_flower.zo.directions import Direction
 from sfl_flower.zo.vector import ParameterVector
 
-__all__ = ["Estimator", "Target"]
+__all__ = ["Estimator", "Target", "Together"]
+
+
+@dataclass(frozen=True)
+class Together:
+    """How several probes run in one forward.
+
+    Attributes
+    ----------
+    beside : Beside
+        The layers that are probed beside their products.
+    run : callable
+        Runs the module on inputs.
+    x : Tensor
+        Inputs of the mini-batch, shape [n, ...].
+    read : callable
+        Makes of the module's output at one probe what `Target.evaluate` gives.
+    most : int
+        Probes of a forward, at least 1.
+    """
+
+    beside: Beside
+    run: Callable[[Tensor], Tensor]
+    x: Tensor
+    read: Callable[[Tensor], Tensor]
+    most: int
 
 
 @dataclass(frozen=True)
@@ -28,11 +54,45 @@ class Target:
         (first - second).
     given : Tensor or None
         The output at the anchor, where the caller has it already.
+    together : Together or None
+        How several probes run in one forward; None where each has its own, at weights written for
+        it.
     """
 
     evaluate: Callable[[], Tensor]
     difference: Callable[[Tensor, Tensor], float]
     given: Tensor | None = None
+    together: Together | None = None
+
+    def groups(self, directions: Sequence[Direction]) -> Iterator[Sequence[Direction]]:
+        """Yield the directions of each forward; one without factors has its own."""
+        most = 1 if self.together is None else self.together.most
+        group: list[Direction] = []
+        for direction in directions:
+            alone = most == 1 or direction.factors() is None
+            if group and (alone or len(group) == most):
+                yield group
+                group = []
+            if alone:
+                yield [direction]
+            else:
+                group.append(direction)
+        if group:
+            yield group
+
+    def outputs(
+        self, vector: ParameterVector, directions: Sequence[Direction], scale: float
+    ) -> list[Tensor]:
+        """Return the output at ``anchor + scale * u`` for each direction of a group."""
+        together = self.together
+        if together is None or directions[0].factors() is None:
+            (direction,) = directions
+            with vector.probe(direction, scale):
+                return [self.evaluate()]
+        x, count = together.x, len(directions)
+        with together.beside.probes(directions, scale):
+            output = together.run(x.repeat(count, *(1,) * (x.dim() - 1)))
+        return [together.read(part) for part in output.chunk(count)]
 
     def anchor(self) -> Tensor:
         """Return the output at the anchor, by a forward of its own unless it was given."""

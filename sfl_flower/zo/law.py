@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["F32", "Law", "Product", "Scratch", "Shapes", "Values", "elements"]
+__all__ = ["F32", "Factors", "Law", "Product", "Scratch", "Shapes", "Values", "elements"]
 
 F32 = NDArray[np.float32]
 Shapes = tuple[tuple[int, ...], ...]
@@ -30,6 +32,50 @@ class Product(Protocol):
 
     def write(self, out: F32, start: int) -> None:
         """Write the elements from ``start`` on, as many as ``out`` has."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a direction is made of over one tensor.
+
+    Attributes
+    ----------
+    start : int
+        First element of the tensor in the flat vector.
+    rows : numpy.ndarray or None
+        a, float32, shape [m]; None for a vector or a scalar.
+    columns : numpy.ndarray
+        b, float32, shape [n]; of a vector its elements.
+    """
+
+    start: int
+    rows: F32 | None
+    columns: F32
+
+    @property
+    def stop(self) -> int:
+        """Element after the last."""
+        return self.start + len(self.columns) * (1 if self.rows is None else len(self.rows))
+
+    def write(self, out: F32, start: int, constant: np.float32) -> None:
+        """Write ``constant`` times the elements from ``start`` on, counted within the tensor."""
+        if self.rows is None:
+            np.multiply(self.columns[start : start + len(out)], constant, out=out)
+            return
+        width, done = len(self.columns), 0
+        while done < len(out):
+            row, skip = divmod(start + done, width)
+            if skip or len(out) - done < width:  # the rest of a row, or a beginning
+                part = out[done : done + width - skip]
+                signs = self.columns[skip : skip + len(part)]
+                np.multiply(signs, constant * self.rows[row], out=part)
+                done += len(part)
+            else:
+                count = (len(out) - done) // width
+                rows = np.multiply(self.rows[row : row + count], constant)
+                whole = out[done : done + count * width].reshape(count, width)
+                np.multiply(rows[:, None], self.columns, out=whole)
+                done += count * width
 
 
 class Values(ABC):
@@ -60,6 +106,10 @@ class Values(ABC):
             See `Scratch`; for the largest block that will be written.
         """
         return _Scaled(self, constant)
+
+    def factors(self) -> Sequence[Factors] | None:
+        """Return the factors over each tensor in order; None where the law has none."""
+        return None
 
     def on(self, device: torch.device, start: int, stop: int, constant: np.float32) -> Tensor:
         """Return ``constant * u[start : stop]`` on a device: float32, the same bits on each."""

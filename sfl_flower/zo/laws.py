@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.law import Law
 from sfl_flower.zo.normal_laws import Gaussian, Sphere
-from sfl_flower.zo.signs import Rademacher
+from sfl_flower.zo.signs import Rademacher, RankOne
 
 __all__ = ["LAWS", "find_law"]
 
-LAWS: Mapping[str, Law] = {law.name: law for law in (Rademacher(), Gaussian(), Sphere())}
+LAWS: Mapping[str, Law] = {law.name: law for law in (Rademacher(), Gaussian(), Sphere(), RankOne())}
 """Each has ``E[u uᵀ] = I``, so one learning rate means the same for all."""
 
 

@@ -30,6 +30,9 @@ class Probing:
         μ, in `MU_RANGE`.
     estimator : str
         A name of `ESTIMATORS`.
+    stack : int
+        Probes that run in one forward, in 1 … `MOST_PROBES`; more than one of the law ``rank_one``
+        and of estimators that compare forwards.
 
     Raises
     ------
@@ -41,6 +44,7 @@ class Probing:
     law: str = "rademacher"
     mu: float = 1e-3
     estimator: str = "forward"
+    stack: int = 1
 
     def __post_init__(self) -> None:
         low, high = MU_RANGE
@@ -54,6 +58,15 @@ class Probing:
         ):
             if value not in legal:
                 raise ConfigError(f"{name} is '{value}'; it must be one of {', '.join(legal)}.")
+
+        if type(self.stack) is not int or not 1 <= self.stack <= MOST_PROBES:
+            raise ConfigError(f"stack is {self.stack}; it must be in [1, {MOST_PROBES}].")
+        if self.stack > 1 and (self.law != "rank_one" or self.estimator == "jvp"):
+            raise ConfigError(
+                f"stack={self.stack} with direction={self.law} and estimator={self.estimator}: "
+                "probes run in one forward along factors alone; use direction=rank_one with "
+                "estimator=forward or central, or stack=1."
+            )
 
     @property
     def rule(self) -> Estimator:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sfl_flower.errors import TrainingError
 from sfl_flower.zo.directions import Direction
-from sfl_flower.zo.estimator import Target
+from sfl_flower.zo.estimator import Target, Together
 from sfl_flower.zo.probing import Probing
 from sfl_flower.zo.vector import ParameterVector
 
@@ -23,6 +24,7 @@ def surrogate_scalars(
     probing: Probing,
     anchor_out: Tensor,
     lam: Tensor,
+    together: Together | None = None,
 ) -> Tensor:
     """Project what each probe changes at the cut on the cut-layer gradient (HO-SFL).
 
@@ -43,6 +45,8 @@ def surrogate_scalars(
         ``z``, float32, any shape. Not the copy that was compressed for the wire.
     lam : Tensor
         ``λ``, float32, shape of ``z``.
+    together : Together, optional
+        How several probes run in one forward; of it `Together.read` gives the smashed data.
 
     Returns
     -------
@@ -66,8 +70,8 @@ def surrogate_scalars(
         )
     anchor, weight = anchor_out.detach().float(), lam.detach().float()
 
-    def output() -> Tensor:
-        out = forward().float()
+    def checked(given: Tensor) -> Tensor:
+        out = given.float()
         if out.shape != anchor.shape:
             raise TrainingError(
                 f"A probe gave shape {tuple(out.shape)}, the anchor {tuple(anchor.shape)}; "
@@ -78,7 +82,11 @@ def surrogate_scalars(
     def project(high: Tensor, low: Tensor) -> float:
         return float(torch.sum((high - low).mul_(weight), dtype=torch.float64))
 
-    return _scalars(Target(output, project, anchor), vector, directions, probing)
+    if together is not None:
+        read = together.read
+        together = replace(together, read=lambda part: checked(read(part)))
+    target = Target(lambda: checked(forward()), project, anchor, together)
+    return _scalars(target, vector, directions, probing)
 
 
 def loss_scalars(
@@ -87,6 +95,7 @@ def loss_scalars(
     directions: Sequence[Direction],
     probing: Probing,
     anchor: Tensor | None = None,
+    together: Together | None = None,
 ) -> Tensor:
     """Difference of a local loss along each direction (HERON-SFL, DeComFL, MeZO).
 
@@ -102,6 +111,8 @@ def loss_scalars(
         As in `surrogate_scalars`.
     anchor : Tensor, optional
         The loss at the anchor, where the caller has it already; one call of `loss` less.
+    together : Together, optional
+        How several probes run in one forward; of it `Together.read` gives the loss.
 
     Returns
     -------
@@ -112,7 +123,7 @@ def loss_scalars(
     def difference(high: Tensor, low: Tensor) -> float:
         return float(high.double() - low.double())
 
-    return _scalars(Target(loss, difference, anchor), vector, directions, probing)
+    return _scalars(Target(loss, difference, anchor, together), vector, directions, probing)
 
 
 def _scalars(

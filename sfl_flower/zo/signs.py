@@ -1,13 +1,15 @@
-"""Rademacher directions: signs from bits, without a product.
+"""Directions of signs: an own sign for each element, or those of two vectors for each matrix.
 
-Element ``8 j + b`` has its sign in bit ``b`` of byte ``j``; bit 1 means minus. On the CPU a byte
-selects a row of a table that holds the 8 signed constants: one array operation writes 8
-elements per look-up, and the bits keep their natural order. (Shifting words and flipping the
-sign bit costs the same, and needs a permuted layout.)
+Of Rademacher directions element ``8 j + b`` has its sign in bit ``b`` of byte ``j``; bit 1 means
+minus. On the CPU a byte selects a row of a table that holds the 8 signed constants: one array
+operation writes 8 elements per look-up, and the bits keep their natural order. (Shifting words and
+flipping the sign bit costs the same, and needs a permuted layout.)
 """
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -15,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfl_flower.zo.law import F32, Law, Product, Scratch, Shapes, Values, elements
+from sfl_flower.zo.law import F32, Factors, Law, Product, Scratch, Shapes, Values, elements
 from sfl_flower.zo.words import WordStream
 
-__all__ = ["PackedSigns", "Rademacher"]
+__all__ = ["PackedSigns", "Rademacher", "RankOne"]
 
 _WORD = 64
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -34,6 +36,59 @@ class Rademacher(Law):
     def values(self, stream_key: int, shapes: Shapes, once: bool) -> Values:
         """Return the signs; unless read once, the words are drawn at first use and kept."""
         return _Streamed(stream_key) if once else _Kept(stream_key, elements(shapes))
+
+
+class RankOne(Law):
+    """``a bᵀ`` for each matrix or convolution, a and b of signs; plain signs for vectors.
+
+    A tensor of two dimensions or more is a matrix of as many rows as its first dimension says.
+    Every element is ±1 and E[u uᵀ] = I, as of Rademacher directions, but a layer's product with u
+    is one with b and one with a (`sfl_flower.zo.beside`; the idea is that of EGGROLL, arXiv
+    2511.16652).
+    """
+
+    name: ClassVar[str] = "rank_one"
+    tag: ClassVar[int] = 3
+
+    def values(self, stream_key: int, shapes: Shapes, once: bool) -> Values:
+        """Return the products of the factors' signs."""
+        return _Outer(stream_key, shapes)
+
+
+class _Outer(Values):
+    """Outer products; factors weigh ``m + n`` numbers a matrix and are kept."""
+
+    def __init__(self, stream_key: int, shapes: Shapes) -> None:
+        self._key, self._shapes = stream_key, shapes
+
+    def factors(self) -> tuple[Factors, ...]:
+        return self._factors
+
+    @cached_property
+    def _factors(self) -> tuple[Factors, ...]:
+        """The factors of each tensor, in order; its bits follow those of the one before."""
+        drawn = [_sizes(shape) for shape in self._shapes]
+        words = -(-sum(rows + columns for rows, columns in drawn) // _WORD)
+        signs = _SIGNS[WordStream(self._key).read_bytes(words)].reshape(-1)
+        found, at, start = [], 0, 0
+        for rows, columns in drawn:
+            a = signs[at : at + rows] if rows else None
+            found.append(Factors(start, a, signs[at + rows : at + rows + columns]))
+            at, start = at + rows + columns, found[-1].stop
+        return tuple(found)
+
+    def write(self, out: F32, start: int, constant: np.float32) -> None:
+        stop = start + len(out)
+        for part in self._factors:
+            low, high = max(start, part.start), min(stop, part.stop)
+            if low < high:
+                part.write(out[low - start : high - start], low - part.start, constant)
+
+
+def _sizes(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many signs the rows and the columns of a tensor take; an empty one takes none."""
+    size = math.prod(shape)
+    return (shape[0], size // shape[0]) if size and len(shape) > 1 else (0, size)
 
 
 class _Signs(Values):

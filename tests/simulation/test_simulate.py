@@ -56,6 +56,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ho_sfl spread": {"probes": 3, "scale": "spread", "client_optimizer": "radazo"},
     "ho_sfl guide": {"probes": 2, "guide": "noise", "guide_rest": 0.5},
     "heron spread": {"local_steps": 2, "probes": 3, "scale": "spread"},
+    "ho_sfl stack": {"direction": "rank_one", "probes": 4, "stack": 3},
+    "heron stack": {"local_steps": 2, "direction": "rank_one", "probes": 2, "stack": 2},
     "ho_sfl hiso": {"client_optimizer": "hiso", "cone": 0.5},
     "heron radazo": {
         "local_steps": 3,

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sfl_flower.data import batch_indices, client_key, generator
 from sfl_flower.errors import ConfigError
+from sfl_flower.server import probing as probing_module
 from sfl_flower.server.trainer import Gradients, Trainer
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
 from sfl_flower.task import Samples
@@ -565,3 +566,25 @@ def test_a2_a_client_whose_second_batch_is_refused_moves_nothing(
     )
     assert spoilt.total("rejected") == 1 and dropped.total("failures") == 1
     assert equal(spoilt.model, dropped.model)
+
+
+def prelu() -> nn.Module:
+    """Return the model with an activation that trains a number of its own."""
+    model = tiny.model()
+    model.act = nn.PReLU()
+    return model
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_probes_in_one_forward_learn_what_single_ones_do(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(probing_module._log, "warning", lambda text, stack: said.append(text))
+    options: dict[str, Any] = {"direction": "rank_one", "probes": 3, "rounds": 2}
+    build = tiny.model if together else prelu
+    single, stacked = (train(tiny.task(build=build), stack=n, **options) for n in (1, 2))
+    one, two = (trial.strategy.mirror.journal.entries[0] for trial in (single, stacked))
+    np.testing.assert_allclose(two.coefficients, one.coefficients, rtol=2e-3, atol=1e-5)
+    assert equal(single.model, stacked.model) == (not together)
+    assert [("is not of a linear layer" in text) for text in said] == [True] * (not together)

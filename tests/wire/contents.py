@@ -140,6 +140,9 @@ MESSAGES: dict[str, Any] = {
         "spread",
         0.25,
     ),
+    "probe, stacked": ProbeRequest(
+        4, 8, 1, SETUP, Z, 0, Probing(5, "rank_one", 1e-3, "central", stack=4)
+    ),
     "fsl-sage upload": FSLSAGEUploadRequest(4, 3, 2, 8, SETUP, "linear", "{}", False, WEIGHTS),
     "fsl-sage, held": FSLSAGERequest(
         4, 3, 2, 8, SETUP, "linear", "{}", True, {}, {}, "flops", digest="ab", ahead=True

@@ -19,6 +19,7 @@ from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply
 from sfl_flower.wire.message import Part
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.splitfed import StepReply, StepRequest
+from sfl_flower.zo import Probing
 from tests.local_grid import changed, roundtrip, values
 from tests.wire.contents import KINDS, MESSAGES, SCALARS, WORDS, Z, booked, records
 
@@ -67,6 +68,8 @@ def may_be_missing(part: Any) -> set[str]:
     for field in type(part)._fields():
         if isinstance(value := getattr(part, field.attribute), Part):
             found |= may_be_missing(value)
+        elif isinstance(value, Probing):
+            found.add("stack")
         elif field.optional or field.codec.implied or isinstance(field.default, (int, float, str)):
             found.add(field.name)
     return found

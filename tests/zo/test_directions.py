@@ -45,6 +45,13 @@ GOLDEN = {
         ),
         "d05613b81466955e94f8ff1daf090441",
     ),
+    "rank_one": (
+        (
+            "0000803f000080bf0000803f0000803f0000803f000080bf0000803f000080bf"
+            "0000803f000080bf000080bf0000803f0000803f0000803f000080bf0000803f"
+        ),
+        "7d8875ce8712027d3a69ff2a809cb9d6",
+    ),
 }
 
 
@@ -80,6 +87,48 @@ def test_rademacher_follows_the_written_format() -> None:
     bits = [(word >> e) & 1 for word in spec_words(0, 9) for e in range(64)]
     expected = [-1.0 if bit else 1.0 for bit in bits]
     assert Directions(RUN, "rademacher", [(576,)]).of(KEY).values().tolist() == expected
+
+
+def test_rank_one_follows_the_written_format() -> None:
+    bits = [(word >> e) & 1 for word in spec_words(3, 2) for e in range(64)]
+    signs = [-1.0 if bit else 1.0 for bit in bits]
+    shapes = [(5,), (7, 3, 3), (), (0, 9), (4, 25)]
+    kernel = np.outer(signs[5:12], signs[12:21])  # after the 5 of the vector: 7 of a, 9 of b
+    matrix = np.outer(signs[22:26], signs[26:51])  # after the scalar's
+    expected = [*signs[:5], *kernel.reshape(-1), signs[21], *matrix.reshape(-1)]
+    assert Directions(RUN, "rank_one", shapes).of(KEY).values().tolist() == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shapes=st.lists(
+        st.lists(st.integers(0, 9), max_size=3).map(tuple), min_size=1, max_size=5
+    ).filter(lambda shapes: any(math.prod(shape) for shape in shapes)),
+    data=st.data(),
+)
+def test_rank_one_has_the_same_bits_from_anywhere(
+    shapes: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    direction = Directions(RUN, "rank_one", shapes).of(KEY)
+    whole = direction.values()
+    low = data.draw(st.integers(0, direction.size))
+    high = data.draw(st.integers(low, direction.size))
+    assert torch.equal(direction.values(low, high), whole[low:high])
+    assert set(whole.tolist()) <= {-1.0, 1.0}
+    at = 0
+    for shape in shapes:
+        part = whole[at : at + math.prod(shape)].reshape(shape)
+        at += math.prod(shape)
+        if len(shape) > 1 and part.numel():
+            assert torch.linalg.matrix_rank(part.reshape(shape[0], -1)) == 1
+
+
+def test_rank_one_has_its_second_moments_within_a_matrix() -> None:
+    draws = torch.stack(
+        [Directions(RUN, "rank_one", [(4, 5)]).of(Key(i)).values() for i in range(4000)]
+    ).double()
+    second = draws.T @ draws / len(draws)
+    assert float((second - torch.eye(20)).abs().max()) < 5.5 / math.sqrt(len(draws))
 
 
 def test_gaussian_follows_the_written_format() -> None:
@@ -208,9 +257,11 @@ def test_tensors_lie_one_after_another_in_a_direction() -> None:
 
 def test_a_law_is_known_by_its_name_and_its_tag() -> None:
     assert [(law.name, law.tag) for law in LAWS.values()] == [
-        ("rademacher", 0), ("gaussian", 1), ("sphere", 2),
+        ("rademacher", 0), ("gaussian", 1), ("sphere", 2), ("rank_one", 3),
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="'cauchy'; use one of rademacher, gaussian, sphere"):
+    with pytest.raises(
+        ConfigError, match="'cauchy'; use one of rademacher, gaussian, sphere, rank_one"
+    ):
         Directions(RUN, "cauchy", [(3,)])
     with pytest.raises(ConfigError, match="16 bytes"):
         Directions(b"short", "sphere", [(3,)])
