@@ -43,7 +43,11 @@ def add_profile(commands: Any) -> None:
         "--set", dest="settings", metavar="task.KEY=VALUE", action="append", default=[],
         help="an option of the task",
     )  # fmt: skip
-    parser.add_argument("--trained", default="", help="all, lora, norm, bias, last:N or a pattern")
+    parser.add_argument("--trained", default="", help="as task.trained")
+    parser.add_argument(
+        "--learn", nargs="*", metavar="CHOICE",
+        help="say what forwards will learn with these choices of trained parameters, or the usual",
+    )  # fmt: skip
     parser.add_argument("--cuts", help="with commas between them (default: every legal one)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples of a mini-batch")
     parser.add_argument("--client-memory", help="what a client has, such as 64MiB")
@@ -87,6 +91,7 @@ def _profile(parsed: argparse.Namespace) -> None:
         smashed=parsed.smashed,
         gradients=parsed.gradients,
         trained=parsed.trained,
+        learn=parsed.learn,
         seconds=parsed.seconds,
         watch=_watch,
     )

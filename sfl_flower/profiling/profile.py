@@ -13,6 +13,8 @@ from sfl_flower.methods import METHODS, Method, find_method
 from sfl_flower.profiling.advice import advise
 from sfl_flower.profiling.costs import Cost, Setting, method_costs
 from sfl_flower.profiling.cuts import CutProfile, profile_cuts
+from sfl_flower.profiling.learning import CHOICES, Learning, learning
+from sfl_flower.split import Auto, read_subspace
 from sfl_flower.task import SplitTask
 
 __all__ = ["Profile", "batch_like", "profile"]
@@ -36,6 +38,8 @@ class Profile:
         Bytes that a client has.
     advice : tuple of str
         What fits, what to take, and why not the next best, in sentences.
+    learning : Learning or None
+        What forwards will learn, where it was asked for.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Profile:
     costs: dict[str, dict[str, Cost]]
     client_memory: int | None
     advice: tuple[str, ...]
+    learning: Learning | None = None
 
 
 def profile(
@@ -64,6 +69,7 @@ def profile(
     trained: str = "",
     seconds: float = 50.0,
     methods: Sequence[str | Method] = tuple(METHODS),
+    learn: Sequence[str] | None = None,
     watch: Callable[[str], None] | None = None,
 ) -> Profile:
     """Profile the cuts of a task's model, or of a model on a batch.
@@ -98,6 +104,9 @@ def profile(
         the others stay predicted.
     methods : sequence of str or Method
         Which methods are costed and advised, as for `simulate`.
+    learn : sequence of str, optional
+        Choices of trained parameters of which to say what forwards will learn, see
+        `sfl_flower.profiling.learning`; empty for a usual list. A task is needed.
     watch : callable, optional
         Called with each cut's name before it is profiled; the whole model comes first.
 
@@ -109,7 +118,8 @@ def profile(
     Raises
     ------
     ConfigError
-        A number is out of its range, or no method fits into `client_memory` at any cut.
+        A number is out of its range, no method fits into `client_memory` at any cut, or `trained`
+        is chosen only when a run begins.
     CutError
         The model cannot be cut, or not there.
 
@@ -140,14 +150,25 @@ def profile(
     if x is None:
         raise ConfigError("A model is profiled on a batch; give x, a tensor [N, ...].")
     x = x.repeat(-(-batch_size // max(1, len(x))), *[1] * (x.dim() - 1))[:batch_size]
-    own = subject.trained if isinstance(subject, SplitTask) else "all"
-    rows = profile_cuts(model, x, cuts, seconds, trained or own, watch)
+    own = trained or (subject.trained if isinstance(subject, SplitTask) else "all")
+    if isinstance(read_subspace(own), Auto):
+        raise ConfigError(
+            f"trained is '{own}', which a server chooses when a run begins; name layers and "
+            "directions here, or ask for it with learn= (--learn)."
+        )
+    if learn is not None and not isinstance(subject, SplitTask):
+        raise ConfigError("learn needs labels and a loss; profile a task, not a model.")
+    rows = profile_cuts(model, x, cuts, seconds, own, watch)
     shape = rows[-1].smashed_shape
     setting = replace(given, outputs=shape[-1] if shape else 1, everywhere=len(shape) == 2)
     chosen = [find_method(named) for named in methods]
     costs = {row.at: method_costs(row, setting, chosen) for row in rows}
     advice = advise(rows, costs, setting, client_memory, chosen)
-    return Profile(name, setting, tuple(rows), costs, client_memory, advice)
+    found = None
+    if learn is not None and isinstance(subject, SplitTask):
+        found = learning(subject, cuts, learn or CHOICES, probes, sampled, watch=watch)
+        advice += found.advice()
+    return Profile(name, setting, tuple(rows), costs, client_memory, advice, found)
 
 
 def batch_like(shape: Sequence[int], size: int, tokens: int = 0, seed: int = 0) -> Tensor:

@@ -21,6 +21,7 @@ from sfl_flower.report.table import (
 )
 
 if TYPE_CHECKING:
+    from sfl_flower.profiling.learning import Learning, LearningRow
     from sfl_flower.profiling.peaks import Peak
     from sfl_flower.profiling.profile import Profile
 
@@ -97,6 +98,7 @@ def profile_numbers(profile: Profile) -> dict[str, Any]:
             }
             for row in profile.cuts
         ],
+        "learning": [_numbers(row) for row in (profile.learning.rows if profile.learning else ())],
         "advice": list(profile.advice),
     }
 
@@ -171,7 +173,47 @@ def _parts(profile: Profile) -> list[Part]:
             for row in profile.cuts
         ]
         parts.append((title, ["cut", *names], lines))
+    if profile.learning is not None:
+        parts.append(_learning(profile.learning, setting.probes, setting.sampled))
     return parts
+
+
+def _learning(found: Learning, probes: int, sampled: int) -> Part:
+    header = ["cut", "trained", "d", "energy", "d/(PK)", "progress", "best P", "a forward"]
+    lines = [
+        [
+            row.at,
+            row.trained,
+            f"{row.size:,}",
+            f"{row.share:.3f}",
+            f"{row.ratio:.3g}",
+            f"{row.progress:.2g}",
+            f"{row.best_probes:,}",
+            f"{row.per_forward:.2g}",
+        ]
+        for row in found.rows
+    ]
+    title = (
+        f"What forwards learn: share of the gradient's energy, progress of a step (P = {probes}, "
+        f"K = {sampled}) and, at the best P, of a forward; backprop on all weights is 1"
+    )
+    return title, header, lines
+
+
+def _numbers(row: LearningRow) -> dict[str, Any]:
+    return {
+        "cut": row.at,
+        "trained": row.trained,
+        "chosen": row.chosen,
+        "trained_parameters": row.size,
+        "energy_share": row.share,
+        "share_of_whole_gradient": row.weight,
+        "dimensions_per_direction": row.ratio,
+        "progress": row.progress,
+        "best_probes": row.best_probes,
+        "progress_per_forward": row.per_forward,
+        "progress_of_whole_model": row.whole,
+    }
 
 
 def _cost(profile: Profile, at: str, method: str, what: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from sfl_flower.split import held_energy, plain_gradients, with_gradients
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import eval_mode, torch_threads
 
-__all__ = ["EnergyShare", "energy_share", "sample_gradients"]
+__all__ = ["EnergyShare", "energy", "energy_share", "mean_gradient", "sample_gradients"]
 
 Gradients = dict[str, Tensor]
 """The gradient of each weight of a client half, by name."""
@@ -44,7 +44,7 @@ class EnergyShare:
 
 
 def sample_gradients(
-    task: SplitTask, seed: int, batches: int = 8, batch_size: int = 32
+    task: SplitTask, seed: int, batches: int = 8, batch_size: int = 32, whole: bool = False
 ) -> list[Gradients]:
     """Return the gradient by every weight of the client half of each of the first test batches.
 
@@ -56,14 +56,17 @@ def sample_gradients(
         The model's seed.
     batches, batch_size : int
         How many batches, as far as there are samples, and of how many samples.
+    whole : bool
+        Whether to give those of the server half too.
     """
     halves, samples = task.with_trained("all").build(seed), task.samples("test")
-    client, server = with_gradients(halves.client), halves.server
+    client, server = with_gradients(halves.client), with_gradients(halves.server)
+    held = [client, server] if whole else [client]
     found = []
     with torch_threads(1), eval_mode(client, server), torch.enable_grad():
         for low in range(0, min(len(samples), batches * batch_size), batch_size):
             x, y = task.batch(samples, slice(low, low + batch_size))
-            found.append(plain_gradients(client, task.loss(server(client(x)), y)))
+            found.append(plain_gradients(held, task.loss(server(client(x)), y)))
     return found
 
 
@@ -79,9 +82,9 @@ def energy_share(client: nn.Module, gradients: Sequence[Gradients]) -> EnergySha
     gradients : sequence of dict
         `sample_gradients` of the same half.
     """
-    mean = {name: sum_ / len(gradients) for name, sum_ in _sums(gradients).items()}
+    mean = mean_gradient(gradients)
     held = [held_energy(client, each) for each in (mean, *gradients)]
-    whole = [_energy(each) for each in (mean, *gradients)]
+    whole = [energy(each) for each in (mean, *gradients)]
     return EnergyShare(
         held[0] / whole[0],
         sum(held[1:]) / sum(whole[1:]),
@@ -90,9 +93,11 @@ def energy_share(client: nn.Module, gradients: Sequence[Gradients]) -> EnergySha
     )
 
 
-def _sums(gradients: Sequence[Gradients]) -> Gradients:
-    return {name: torch.stack([g[name] for g in gradients]).sum(dim=0) for name in gradients[0]}
+def mean_gradient(gradients: Sequence[Gradients]) -> Gradients:
+    """Return the mean of gradients, weight by weight."""
+    return {name: torch.stack([g[name] for g in gradients]).mean(dim=0) for name in gradients[0]}
 
 
-def _energy(gradient: Gradients) -> float:
+def energy(gradient: Mapping[str, Tensor]) -> float:
+    """Return ‖g‖²."""
     return sum(float(value.double().square().sum()) for value in gradient.values())

@@ -15,6 +15,8 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Range
 from sfl_flower.server.exchange import Tally
+from sfl_flower.server.subspace import smaller_choice
+from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.zo import ESTIMATORS, LAWS, SCALES, ParameterVector, Probing
 from sfl_flower.zo.beside import Beside
@@ -166,11 +168,13 @@ class Noise:
         """d/P: the variance over ||g||², which is the clients' mean where directions are own."""
         return self.size / self.directions
 
-    def warning(self) -> str:
-        """Return the warning, empty where d/P is low enough to learn."""
+    def warning(self, task: SplitTask, config: RunConfig) -> str:
+        """Return the warning, with a choice of parameters that is none; empty if d/P is low."""
         if self.ratio <= HOPELESS:
             return ""
-        fewer = "fewer trained parameters (task.trained)"
+        excess = self.size - HOPELESS * self.directions
+        choice = smaller_choice(task, config.model_seed, excess) or "none of the usual is enough"
+        fewer = f"fewer trained parameters (task.trained: {choice})"
         remedies = ", ".join(("more probes", *self.remedies, fewer))
         return (
             f"Zeroth order is very noisy here: d = {self.size} parameters over P = "

@@ -226,9 +226,9 @@ class SplitStrategy(Unwrapped):
 
     def summary(self) -> None:
         """Log what is trained and how, and warn where zeroth order is too noisy to learn."""
-        noise, halves = self.noise(), (self.client_half, self.server.module)
-        warnings = [*self.settings.warnings(), noise.warning() if noise else ""]
-        log_summary(self.name, self.task.name, self.config, *halves, warnings)
+        task, config, noise = self.task, self.config, self.noise()
+        warnings = [*self.settings.warnings(), noise.warning(task, config) if noise else ""]
+        log_summary(self.name, task.name, config, self.client_half, self.server.module, warnings)
 
     # The model
 

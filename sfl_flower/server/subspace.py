@@ -29,7 +29,10 @@ from sfl_flower.split import (
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import eval_mode, torch_threads
 
-__all__ = ["fitted", "public_gradients", "resolved"]
+__all__ = ["fitted", "looked_at", "public_gradients", "resolved", "smaller_choice", "trying"]
+
+SMALLER = ("subspace:4", "subspace:1", "norm", "bias")
+"""Choices of parameters that are named where too many are trained, the largest first."""
 
 _log = getLogger("flwr")
 
@@ -103,16 +106,36 @@ def fitted(
     return copy.deepcopy(task.memo(_kept(task, seed, source), fit))
 
 
+def smaller_choice(task: SplitTask, seed: int, excess: float) -> str:
+    """Return a choice that trains fewer client parameters by at least `excess`, empty for none."""
+    halves = task.build(seed)
+    trained = _trained(halves)
+    for choice in SMALLER:
+        try:
+            if choice.startswith("subspace"):
+                looked_at(task, seed)  # there must be something to take directions from
+            size = _trained(task.with_trained(choice).build(seed))
+        except ConfigError:
+            continue
+        if trained - size >= excess:
+            return f"{choice} leaves {size} in the client half"
+    return ""
+
+
+def _trained(halves: Halves) -> int:
+    return sum(p.numel() for p in halves.client.parameters() if p.requires_grad)
+
+
 def _kept(task: SplitTask, seed: int, source: str) -> tuple[str, int, str, str]:
     return "fitted", seed, task.trained, source
 
 
 def _fit(task: SplitTask, seed: int, gradients: GradientMoments | None) -> Halves:
     halves = task.build(seed)
-    x, words = _looked_at(task, seed)
+    x, words = looked_at(task, seed)
     what = "those of gradients on" if gradients else "those of"
     _log.log(INFO, "\t├──> Directions of %s: %s %d %s", task.trained, what, len(x), words)
-    with _trying(task, x, words), eval_mode(halves.client):
+    with trying(task, x, words), eval_mode(halves.client):
         fit_subspace(halves.client, x, gradients)
     return halves
 
@@ -139,12 +162,19 @@ def public_gradients(task: SplitTask, seed: int) -> GradientMoments:
         for n in range(len(x)):
             yield task.loss(server(client(x[n : n + 1])), y[n : n + 1])
 
-    with _trying(task, x, "public samples"), eval_mode(client, server), torch.enable_grad():
+    with trying(task, x, "public samples"), eval_mode(client, server), torch.enable_grad():
         return gradient_moments(client, losses())
 
 
 @contextmanager
-def _trying(task: SplitTask, x: Tensor, words: str) -> Iterator[None]:
+def trying(task: SplitTask, x: Tensor, words: str) -> Iterator[None]:
+    """Run a block on one thread in which a half runs samples; `words` say what they are.
+
+    Raises
+    ------
+    ConfigError
+        It cannot run them.
+    """
     try:
         with torch_threads(1):  # a sum may depend on threads
             yield
@@ -155,8 +185,14 @@ def _trying(task: SplitTask, x: Tensor, words: str) -> Iterator[None]:
         ) from error
 
 
-def _looked_at(task: SplitTask, seed: int) -> tuple[Tensor, str]:
-    """Return the inputs from which directions are taken, and what they are."""
+def looked_at(task: SplitTask, seed: int) -> tuple[Tensor, str]:
+    """Return the inputs from which directions are taken, and what they are.
+
+    Raises
+    ------
+    ConfigError
+        There are no public samples, and noise is no input of the model.
+    """
     if task.public is not None:
         return public_inputs(task), "public samples"
     because = f"trained is '{task.trained}' and task {task.name!r} has no public samples"

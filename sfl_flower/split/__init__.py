@@ -22,6 +22,7 @@ _NAMES = {
         "GradientMoments",
         "fit_subspace",
         "gradient_moments",
+        "input_moments",
         "plain_gradients",
         "with_gradients",
     ],

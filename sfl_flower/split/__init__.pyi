@@ -44,6 +44,9 @@ from .parameters.directions import (
     gradient_moments as gradient_moments,
 )
 from .parameters.directions import (
+    input_moments as input_moments,
+)
+from .parameters.directions import (
     plain_gradients as plain_gradients,
 )
 from .parameters.directions import (

@@ -225,9 +225,11 @@ NOISY: dict[str, tuple[dict[str, Any], int, int, str]] = {
 def test_parameters_and_directions_of_an_update(case: str) -> None:
     options, size, directions, words = NOISY[case]
     method = {"own": "ho_sfl", "shared": "ho_sfl"}.get(case, case.partition(",")[0])
-    noise = begin(tiny.task(), method, **options).strategy.noise()
+    strategy = begin(tiny.task(), method, **options).strategy
+    noise = strategy.noise()
     assert (noise.size, noise.directions) == (size, directions)
-    assert noise.made_of.startswith(words) and noise.warning() == ""
+    assert noise.made_of.startswith(words)
+    assert noise.warning(strategy.task, strategy.config) == ""
     assert noise.ratio == size / directions
     smaller = begin(few(), method, **options).strategy.noise()
     assert smaller.size == size - FEATURES * CUT
@@ -252,7 +254,9 @@ def test_hopeless_noise_is_warned_of_in_one_line(warnings: list[str]) -> None:
     assert "d = 2100 parameters over P = 4 directions" in found
     assert "d/P = 525; " in found and f"above d/P = {HOPELESS}" in found
     assert "about 23 times the gradient" in found
-    assert "more probes, directions=own, fewer trained parameters (task.trained)" in found
+    # 4 of 6 directions for each of 300 outputs, and their biases.
+    fewer = "fewer trained parameters (task.trained: subspace:4 leaves 1500 in the client half)"
+    assert f"more probes, directions=own, {fewer}" in found
 
 
 @pytest.mark.parametrize(

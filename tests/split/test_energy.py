@@ -94,7 +94,7 @@ def test_gradients_are_those_of_every_weight_of_the_model_itself() -> None:
     client = half()
     client.get_submodule("a").requires_grad_(False)
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    found = plain_gradients(with_gradients(client), client(x).square().mean())
+    found = plain_gradients([with_gradients(client)], client(x).square().mean())
     assert set(found) == set(GRADIENT)
 
 

@@ -7,7 +7,7 @@ padding of texts, do not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +60,15 @@ class GradientMoments:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
+    def of(self, names: Collection[str]) -> GradientMoments:
+        """Return those of these parameters alone."""
+        layers = {name.rpartition(".")[0] for name in names if name.endswith(".weight")}
+        return GradientMoments(
+            {name: value for name, value in self.energy.items() if name in names},
+            {name: value for name, value in self.inputs.items() if name in layers},
+            {name: value for name, value in self.outputs.items() if name in layers},
+        )
+
 
 def with_gradients(client: nn.Module) -> nn.Module:
     """Let every weight of a client half have a gradient, in place; quantised ones become plain."""
@@ -72,19 +81,20 @@ def with_gradients(client: nn.Module) -> nn.Module:
     return client
 
 
-def plain_gradients(client: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+def plain_gradients(halves: Iterable[nn.Module], loss: Tensor) -> dict[str, Tensor]:
     """Return the gradient of a loss by each weight of the model itself, adapters left out.
 
     Parameters
     ----------
-    client : nn.Module
-        The client half, as `with_gradients` makes it.
+    halves : iterable of nn.Module
+        The client half, or both, as `with_gradients` makes them.
     loss : Tensor
-        Shape [], computed through it.
+        Shape [], computed through them.
     """
     named = {
         name: parameter
-        for name, parameter in client.named_parameters()
+        for half in halves
+        for name, parameter in half.named_parameters()
         if parameter.requires_grad and "lora_" not in name
     }
     # Any: torch's types do not know that what is not used has none.
@@ -105,7 +115,7 @@ def gradient_moments(client: nn.Module, losses: Iterable[Tensor]) -> GradientMom
     moments = GradientMoments()
     layers = {f"{name}.weight": name for name, _ in movable_layers(client)}
     for loss in losses:
-        for name, gradient in plain_gradients(client, loss).items():
+        for name, gradient in plain_gradients([client], loss).items():
             energy = float(gradient.double().square().sum())
             moments.energy[name] = moments.energy.get(name, 0.0) + energy
             if (layer := layers.get(name)) is not None:
