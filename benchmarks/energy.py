@@ -1,28 +1,25 @@
 """The share of the gradient's energy that a choice of few client parameters holds.
 
 At the first weights, on test batches: directions come from other samples, 64 that are public.
-ResNet-18 from random weights on CIFAR-10, behind layer2; MiniLM on SST-2, behind five of its six
-blocks and behind two.
+ResNet-18 from random weights on CIFAR-10, behind layer2; MiniLM on SST-2, behind all of its blocks
+and behind two; EfficientNet-Lite0 from its ImageNet weights on CIFAR-10.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.figure import Figure
-from sfl_flower.data import Samples, model_seed
+from sfl_flower.data import model_seed
 from sfl_flower.server.energy import EnergyShare, energy_share, sample_gradients
 from sfl_flower.server.subspace import fitted, public_gradients, resolved
-from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
 
 __all__ = ["add_arguments", "run"]
 
-PUBLIC = 64
 CHOICES = ("norm", "subspace:1", "subspace:4", "core:16", "subspace:auto:0.6")
 
 
@@ -37,9 +34,10 @@ class Case:
 
 
 CASES: Mapping[str, Case] = {
-    "resnet18": Case("cifar10", {"stem": "cifar"}),
-    "minilm": Case("sst2", {"lora_rank": 0, "cut": "block:5"}),
-    "minilm_block2": Case("sst2", {"lora_rank": 0, "cut": "block:2"}),
+    "resnet18": Case("cifar10", {"stem": "cifar", "train_size": 2000}),
+    "minilm": Case("sst2", {"lora_rank": 0, "cut": "block:6", "train_size": 2000}),
+    "minilm_block2": Case("sst2", {"lora_rank": 0, "cut": "block:2", "train_size": 2000}),
+    "efficientnet": Case("efficientnet_cifar10", {"train_size": 2000}, target=None),
 }
 
 
@@ -55,7 +53,7 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     choices = args.energy_choices.split() if args.energy_choices else list(CHOICES)
     for label in args.energy_cases.split(","):
         case = CASES[label]
-        task = with_public(load_task(case.task, **case.options))
+        task = load_task(case.task, **case.options)
         seed = model_seed(0)
         gradients = sample_gradients(task, seed, args.energy_batches)
         public = public_gradients(task, seed)
@@ -66,16 +64,6 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
             yield figure(f"energy_share_{label}_{name}", share, trained, case, None)
             if trained == case.chosen:
                 yield figure(f"energy_share_{label}", share, trained, case, case.target)
-
-
-def with_public(task: SplitTask) -> SplitTask:
-    """Return the task; its last training samples are public where it names none."""
-    return task if task.public else replace(task, public=partial(_last, task.train))
-
-
-def _last(train: Any) -> Samples:
-    samples: Samples = train()
-    return samples.take(slice(len(samples) - PUBLIC, len(samples)))
 
 
 def figure(name: str, share: EnergyShare, trained: str, case: Case, target: float | None) -> Figure:

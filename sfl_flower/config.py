@@ -38,9 +38,9 @@ from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
 
 __all__ = ["ENCODED", "LOCAL", "RunConfig", "Settings"]
 
+SOURCES = ("public", "gradients", "noise", "clients")
 ENCODED = ("smashed", "gradients")
 """The settings that say how what crosses the cut travels."""
-
 LOCAL = "local"
 """Partition name for clients that bring data of their own instead of a share of the task's."""
 
@@ -157,6 +157,8 @@ class RunConfig:
     outlier_factor : float
         Smashed data or scalars are refused that are by more than this factor larger than the spread
         of the last rounds' lets expect; 0 refuses none.
+    subspace_from : {"auto", "public", "gradients", "noise", "clients"}
+        What the directions of ``task.trained=subspace:R`` are of; see docs/trained.md.
     partition : str
         How the training data is divided (`PartitionSpec`); "local" for clients with their own.
     alpha : float
@@ -164,8 +166,7 @@ class RunConfig:
     classes_per_client : int
         Classes of a client in the pathological partition.
     validation : float
-        Share of the training data that no client is given and every evaluation measures too, class
-        by class, as ``validation_...``.
+        Share of the training data, by class, that no client is given: every evaluation measures it.
     smashed : {"float32", "float16"}
         How smashed data travel, in methods that send them.
     gradients : {"float32", "float16"}
@@ -199,8 +200,7 @@ class RunConfig:
     server_threads : int
         Threads that torch uses on the server.
     client_device : {"cpu", "auto", "cuda"}
-        Where clients compute; auto takes a GPU where there is one, cuda demands it. A node's own
-        configuration goes before it.
+        Where clients compute: auto takes a GPU if there is one. A node's own configuration wins.
     server_device : {"cpu", "auto", "cuda"}
         Where the server computes.
     client_gpus : float
@@ -219,6 +219,7 @@ class RunConfig:
     mean: Annotated[str, Choice(("uniform", "samples"))] = "uniform"
     aggregator: Annotated[str, Form("an aggregator's name")] = "mean"
     outlier_factor: Annotated[float, Range(0, 1e6)] = 4.0
+    subspace_from: Annotated[str, Choice(("auto", *SOURCES))] = "auto"
     partition: Annotated[str, Choice((*PARTITIONS, LOCAL))] = "dirichlet"
     alpha: Annotated[float, Form("finite, above 0")] = 0.5
     classes_per_client: Count = 2

@@ -21,6 +21,7 @@ from sfl_flower.data.seeding import (
     seeded_draws,
     seeded_torch,
     server_seed,
+    subspace_draw,
 )
 from sfl_flower.data.validation import LARGEST, hold_back
 
@@ -47,4 +48,5 @@ __all__ = [
     "seeded_torch",
     "server_seed",
     "steps_per_epoch",
+    "subspace_draw",
 ]

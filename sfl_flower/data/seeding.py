@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "seeded_draws",
     "seeded_torch",
     "server_seed",
+    "subspace_draw",
 ]
 
 _BELOW = 2**31
@@ -61,6 +62,21 @@ def derive(*words: str | int) -> int:
 def generator(*words: str | int) -> np.random.Generator:
     """Return a generator of its own for these words (Philox, keyed by `derive`)."""
     return np.random.Generator(np.random.Philox(key=derive(*words)))
+
+
+def subspace_draw(seed: int) -> Callable[[str, int, int], np.ndarray]:
+    """Return what gives for a layer's name the random matrix [in, columns] of its sketch.
+
+    Parameters
+    ----------
+    seed : int
+        The model's seed.
+    """
+
+    def draw(layer: str, width: int, columns: int) -> np.ndarray:
+        return generator("subspace sketch", seed, layer).standard_normal((width, columns))
+
+    return draw
 
 
 def model_seed(seed: int) -> int:

@@ -271,8 +271,12 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
         return JoinReply(number, 0, str(error)[:2000])
     if len(node.rows) == 0:
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
-    data = data_digest(node.samples)
-    return JoinReply(node.partition, len(node.rows), data=data)
+    data, moments = data_digest(node.samples), None
+    if request.moments:
+        from sfl_flower.node.moments import own_moments
+
+        moments = own_moments(node)
+    return JoinReply(node.partition, len(node.rows), data=data, moments=moments)
 
 
 def _check_base(node: Node, request: JoinRequest) -> None:

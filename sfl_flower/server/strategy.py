@@ -25,6 +25,7 @@ from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.frozen_parameters import Held, check_checkpoint, check_first_weights
 from sfl_flower.server.identity import check_identity, identity
+from sfl_flower.server.joining import Joining
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import Noise
 from sfl_flower.server.received import finite_mean, smashed_shape
@@ -41,7 +42,7 @@ from sfl_flower.task import SplitTask
 from sfl_flower.task.models import unused_state
 from sfl_flower.training.device import find_device
 from sfl_flower.training.modes import torch_threads
-from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Usage
+from sfl_flower.wire import Ledger, Usage
 from sfl_flower.zo import Journal
 
 __all__ = ["SplitStrategy"]
@@ -90,7 +91,7 @@ class SplitStrategy(Unwrapped):
         told = self.task is not task  # of what the server chose
         self.setup = run_setup(self.task, config, self.settings, self.facts, told)
         self.device = find_device(config.server_device, "server-device")
-        halves = fitted(self.task, config.model_seed)
+        halves = fitted(self.task, config.model_seed, config.subspace_from)
         self.client_half: nn.Module = halves.client.to(self.device)
         self.server = self.new_trainer(halves.server.to(self.device))
         self._roster = Roster(config, self.settings, self.task)
@@ -98,7 +99,8 @@ class SplitStrategy(Unwrapped):
         self._terms_held: dict[int, set[bytes]] = {}
         self._save = save
         self._z_shape: tuple[int, ...] | None = None
-        self._base: tuple[str, str] | None = None
+        opened = self.client_half if config.subspace_from == "clients" else None
+        self._joining = Joining(self.setup, self.facts.whole, self._on_clients, opened)
         self.prepare()
 
     # What a method brings
@@ -197,8 +199,9 @@ class SplitStrategy(Unwrapped):
             told = self.name, self.config.client_key, self._terms_held
             exchange = Exchange(grid, self.ledger, self.config.timeout, self._late, *told)
             online = self._roster.refresh(
-                grid, lambda nodes: self._ask(nodes, exchange), exchange.tally
+                grid, lambda x: self._joining.ask(x, exchange, self.account), exchange.tally
             )
+            self._joining.settle(online)
             cohort = self._roster.cohort(self.round, online)
             outcome = self.train_round(self.round, cohort, exchange)
         counted = outcome.counted(self.facts, self.settings.server_pace)
@@ -318,6 +321,7 @@ class SplitStrategy(Unwrapped):
             check_identity(values, identity(self.task, self.config))
             self._roster.go_on(str(values["data"]))
         self.account.go_on(progress)
+        self._joining.go_on()
         self.round = progress.round
 
     # Inside
@@ -337,14 +341,6 @@ class SplitStrategy(Unwrapped):
     def _on_clients(self) -> Held:
         halves = (self.client_half, self.server.module)
         return Held.of(*halves, self.facts.whole, self.held_head())
-
-    def _ask(self, nodes: Iterable[Member], exchange: Exchange) -> dict[Member, JoinReply]:
-        if self._base is None:
-            held = self._on_clients()
-            self._base = held.digest, held.head
-        request = JoinRequest(self.setup, self._base[0] or None, self.facts.whole, self._base[1])
-        with self.account.joining():
-            return exchange.send(dict.fromkeys(nodes, request), JoinReply.from_reader)
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.account.record(self.round, metrics, self.version, self.digest)

@@ -79,27 +79,36 @@ def fitted(
         The learning problem, `resolved`.
     seed : int
         The model's seed.
-    source : {"auto", "gradients"}
-        ``gradients``: what gradients on the public samples are made of.  ``auto``: that for a core
-        and what `resolved` chose; else inputs of the public samples, or of noise without any.
+    source : {"auto", "public", "gradients", "noise", "clients"}
+        What directions are of: inputs of the public samples, or of noise, or gradients on the
+        public samples; ``clients``: none yet, `Joining` sets them.  ``auto``: gradients for a
+        core and what `resolved` chose; else public samples, or noise without any.
     gradients : GradientMoments, optional
         `public_gradients`, where they are at hand.
 
     Raises
     ------
     ConfigError
-        The samples cannot be used; see `fit_subspace`.
+        The samples cannot be used, see `fit_subspace`, or the choice has no such directions.
     """
     chosen = read_subspace(task.trained)
-    if chosen is None:
+    if chosen is None and source != "auto":
+        raise ConfigError(
+            f"subspace_from is '{source}', but trained is '{task.trained}', which has no "
+            "directions; leave it at auto, or train a subspace (task.trained=subspace:4)."
+        )
+    if chosen is None or source == "clients":
+        _by_inputs(chosen, task, source)
         return task.build(seed)
     assert isinstance(chosen, Subspace)
     if source == "auto" and (chosen.core or chosen.listed):
         source = "gradients"
+    elif source not in ("auto", "gradients"):
+        _by_inputs(chosen, task, source)
 
     def fit() -> Halves:
         if source != "gradients":
-            return _fit(task, seed, None)
+            return _fit(task, seed, None, source)
         task.build(seed)  # before gradients take their time
         return _fit(task, seed, gradients or public_gradients(task, seed))
 
@@ -130,9 +139,20 @@ def _kept(task: SplitTask, seed: int, source: str) -> tuple[str, int, str, str]:
     return "fitted", seed, task.trained, source
 
 
-def _fit(task: SplitTask, seed: int, gradients: GradientMoments | None) -> Halves:
+def _by_inputs(chosen: Subspace | Auto | None, task: SplitTask, source: str) -> None:
+    """Refuse directions of inputs where those of gradients are meant."""
+    if isinstance(chosen, Subspace) and (chosen.core or chosen.listed):
+        raise ConfigError(
+            f"subspace_from is '{source}', but trained is '{task.trained}', whose directions are "
+            "of gradients; it must be auto or gradients."
+        )
+
+
+def _fit(
+    task: SplitTask, seed: int, gradients: GradientMoments | None, source: str = "public"
+) -> Halves:
     halves = task.build(seed)
-    x, words = looked_at(task, seed)
+    x, words = looked_at(task, seed, source)
     what = "those of gradients on" if gradients else "those of"
     _log.log(INFO, "\t├──> Directions of %s: %s %d %s", task.trained, what, len(x), words)
     with trying(task, x, words), eval_mode(halves.client):
@@ -185,16 +205,31 @@ def trying(task: SplitTask, x: Tensor, words: str) -> Iterator[None]:
         ) from error
 
 
-def looked_at(task: SplitTask, seed: int) -> tuple[Tensor, str]:
+def looked_at(task: SplitTask, seed: int, source: str = "auto") -> tuple[Tensor, str]:
     """Return the inputs from which directions are taken, and what they are.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem.
+    seed : int
+        The model's seed.
+    source : {"auto", "public", "noise"}
+        Public samples, noise, or the first that can be had.
 
     Raises
     ------
     ConfigError
         There are no public samples, and noise is no input of the model.
     """
-    if task.public is not None:
+    if task.public is not None and source != "noise":
         return public_inputs(task), "public samples"
-    because = f"trained is '{task.trained}' and task {task.name!r} has no public samples"
-    x = noise_inputs(task, "subspace noise", seed, because)
-    return x, "inputs of noise, for there are no public samples"
+    none = f"task {task.name!r} has no public samples"
+    if source == "public":
+        raise ConfigError(
+            f"subspace_from is 'public', but {none}; give it public=, a function that returns "
+            "Samples which are nobody's secret, or set subspace_from=noise or clients."
+        )
+    none = "public samples are left aside" if source == "noise" else none
+    because = f"trained is '{task.trained}' and {none}"
+    return noise_inputs(task, "subspace noise", seed, because), "inputs of noise"

@@ -50,6 +50,15 @@ from .parameters.directions import (
     plain_gradients as plain_gradients,
 )
 from .parameters.directions import (
+    set_directions as set_directions,
+)
+from .parameters.directions import (
+    sketch_moments as sketch_moments,
+)
+from .parameters.directions import (
+    sketched_moments as sketched_moments,
+)
+from .parameters.directions import (
     with_gradients as with_gradients,
 )
 from .parameters.energy import (

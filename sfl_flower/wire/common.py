@@ -15,6 +15,7 @@ from sfl_flower.wire.draft import Draft, Encodings
 from sfl_flower.wire.encodings import ENCODINGS
 from sfl_flower.wire.fields import (
     Version,
+    array,
     flag,
     group,
     hexadecimal,
@@ -192,6 +193,8 @@ class JoinRequest(Request):
         With a digest: whether clients hold the whole model instead of the client half.
     head : str
         With a digest: kind of an auxiliary head that has frozen parts too, empty for none.
+    moments : bool
+        Whether it is asked what enters the layers that are to move in directions.
     """
 
     ACTION: ClassVar[str] = "join"
@@ -209,6 +212,7 @@ class JoinRequest(Request):
     base: Annotated[str, hexadecimal()] | None = None
     whole: Annotated[bool, flag().when(lambda request: request["base"] is not None)] = False
     head: Annotated[str, text(empty=_NONE).when(lambda request: request["base"] is not None)] = ""
+    moments: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,8 @@ class JoinReply(Reply):
         Why it cannot take part, empty where it can.
     data : str
         Digest in hex of the training set it has loaded, before it is divided; empty with a problem.
+    moments : numpy.ndarray or None
+        What was asked for, float32, shape [n]: `sfl_flower.split.sketch_moments`.
     """
 
     WHAT: ClassVar[str] = "join reply"
@@ -234,6 +240,7 @@ class JoinReply(Reply):
     samples: Annotated[int, metric(high=LARGEST_COUNT).called("num-examples")]
     problem: Annotated[str, text(empty=_NONE)] = ""
     data: Annotated[str, text(empty=_NONE)] = ""
+    moments: Annotated[np.ndarray, array("float32", "moments", ndim=1)] | None = None
 
     def check(self, reader: Reader) -> None:
         """Refuse a node without a number that says it can take part."""

@@ -27,6 +27,7 @@ CATEGORIES = (
     "keys",
     "weights",
     "auxiliary",
+    "moments",
     "control",
 )
 
@@ -142,7 +143,8 @@ class Ledger:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
         """Rebuild a ledger from `to_dict`."""
-        table = values["bytes"]
+        none = {"up": 0, "down": 0}  # of a category that an older run did not know
+        table = {name: values["bytes"].get(name, none) for name in CATEGORIES}
         return cls(
             up={name: int(table[name]["up"]) for name in CATEGORIES},
             down={name: int(table[name]["down"]) for name in CATEGORIES},

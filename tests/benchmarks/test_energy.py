@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,9 @@ def test_each_choice_and_the_case_have_a_figure(monkeypatch: pytest.MonkeyPatch)
         "digits": energy.Case("digits", {"train_size": 200}, "subspace:auto:0.5:0.9", 0.3)
     }
     monkeypatch.setattr(energy, "CASES", cases)
-    monkeypatch.setattr(energy, "load_task", lambda name, train_size: load_task(name))
+    task = load_task("digits")
+    task = replace(task, public=task.test)
+    monkeypatch.setattr(energy, "load_task", lambda name, **options: task)
     parser = argparse.ArgumentParser()
     energy.add_arguments(parser.add_argument_group("energy"))
     argv = ["--energy-cases", "digits", "--energy-choices", "all subspace:2", "--energy-batches=2"]

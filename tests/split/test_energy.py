@@ -21,7 +21,7 @@ from sfl_flower.split import (
     restrict,
     with_gradients,
 )
-from sfl_flower.split.parameters.directions import set_directions
+from sfl_flower.split.parameters.directions import set_directions, sketch_moments, sketched_moments
 
 
 def half() -> nn.Module:
@@ -169,3 +169,31 @@ def test_what_is_chosen_can_be_opened() -> None:
         restrict(half(), "subspace:b=3")
     with pytest.raises(ConfigError, match=r"'a' has 2 outputs; R must be in \[1, 2\]"):
         restrict(half(), "core:3:a")
+
+
+def test_sketches_tell_the_leading_directions_and_add_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    client = nn.Sequential(OrderedDict(a=nn.Linear(40, 2)))
+    restrict(client, "subspace:3")
+    # Four strong directions and a weak rest.
+    parts = [torch.randn(40, 4, generator=generator).double() for _ in range(2)]
+    rest = 1e-3 * torch.eye(40).double()
+    moments = [{"a": part @ part.t() + rest} for part in parts]
+
+    def draw(name: str, width: int, columns: int) -> Any:
+        drawn = torch.Generator().manual_seed(len(name))
+        return torch.randn(width, columns, generator=drawn).double().numpy()
+
+    sketches = [sketch_moments(client, each, draw) for each in moments]
+    assert sketches[0].shape == (40 * (3 + 8),) and sketches[0].dtype == torch.float32
+    mean = torch.stack(sketches).double().mean(dim=0)
+    found = sketched_moments(client, mean, draw)["a"]
+    wanted = (moments[0]["a"] + moments[1]["a"]) / 2
+    bases = []
+    for moment in (found, wanted):
+        set_directions(client, {"a": moment})
+        bases.append(client.get_submodule("a").get_buffer("subspace_basis").clone())
+    assert torch.allclose(bases[0], bases[1], rtol=1e-2, atol=1e-3)
+    with pytest.raises(ConfigError, match=r"has 5 numbers, expected 440"):
+        sketched_moments(client, mean[:5], draw)
+    assert sketched_moments(client, torch.zeros(440).double(), draw) == {}

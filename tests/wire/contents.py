@@ -61,6 +61,8 @@ MESSAGES: dict[str, Any] = {
     "join request with a base": JoinRequest(JOINING, "0f" * 16, True),
     "join request with a head": JoinRequest(JOINING, "0f" * 16, False, "blocks:block:3"),
     "join reply": JoinReply(2, 30, data="0af3"),
+    "join request for moments": JoinRequest(JOINING, moments=True),
+    "join reply with moments": JoinReply(2, 30, data="0af3", moments=np.ones(6, np.float32)),
     "join problem": JoinReply(2, 0, "no data"),
     "stale": StaleReply(2, "ab"),
     "stale, none": StaleReply(-1, ""),

@@ -7,7 +7,7 @@ padding of texts, do not count.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from sfl_flower.split.parameters.quantised import is_quantised
 from sfl_flower.split.parameters.subspace import (
     BASIS,
     OUTPUTS,
+    layer_width,
     movable_layers,
     opened_layers,
 )
@@ -34,9 +35,17 @@ __all__ = [
     "leading",
     "plain_gradients",
     "set_directions",
+    "sketch_moments",
+    "sketched_moments",
     "with_gradients",
 ]
 
+SPARE = 8
+"""Columns of a sketch beyond the directions that are asked for."""
+Draw = Callable[[str, int, int], Any]
+"""Gives for a layer's name a random array [width, columns]."""
+_ROUNDING = 1e-6
+"""Share of the largest eigenvalue of a sketch, in float32, below which it is rounding."""
 _AT_ONCE = 16
 """Samples of a forward while inputs are looked at."""
 NOTHING = 1e-10
@@ -218,6 +227,71 @@ def input_moments(client: nn.Module, x: Tensor) -> dict[str, Tensor]:
         for part in x.split(_AT_ONCE):
             client(part)
     return {name: total / counts[name] for name, total in found.items()}
+
+
+def sketch_moments(client: nn.Module, moments: Mapping[str, Tensor], draw: Draw) -> Tensor:
+    """Return M Ω of each opened layer, one after another: float32, shape [n].
+
+    M is the layer's moment and Ω random, of `SPARE` more columns than the layer has directions, so
+    that sketches add up and tell the leading directions of their sum, and little else.
+
+    Parameters
+    ----------
+    client : nn.Module
+        The client half, opened.
+    moments : mapping of str to Tensor
+        `input_moments`; a layer that is never called has none.
+    draw : callable
+        Gives Ω for a layer's name, its width and the columns.
+    """
+    found = [torch.zeros(0, dtype=torch.float64)]
+    for name, layer in opened_layers(client):
+        width, columns = _sketched(layer)
+        moment = moments.get(name, torch.zeros(width, width, dtype=torch.float64))
+        found.append((moment @ torch.from_numpy(draw(name, width, columns))).flatten())
+    return torch.cat(found).float()
+
+
+def sketched_moments(client: nn.Module, sketch: Tensor, draw: Draw) -> dict[str, Tensor]:
+    """Return the moments of which a sketch is, as far as it tells them, float64.
+
+    Parameters
+    ----------
+    client : nn.Module
+        The client half, opened.
+    sketch : Tensor
+        A mean of `sketch_moments`, float64, shape [n].
+    draw : callable
+        As it was.
+
+    Raises
+    ------
+    ConfigError
+        It has another size.
+    """
+    found: dict[str, Tensor] = {}
+    sizes = {name: _sketched(layer) for name, layer in opened_layers(client)}
+    if (wanted := sum(width * columns for width, columns in sizes.values())) != len(sketch):
+        raise ConfigError(
+            f"A sketch of what enters layers has {len(sketch)} numbers, expected {wanted}."
+        )
+    for name, (width, columns) in sizes.items():
+        part, sketch = sketch[: width * columns].reshape(width, columns), sketch[width * columns :]
+        if not bool(part.any()):
+            continue
+        # Nyström: M is about (MΩ) (Ωᵀ M Ω)⁺ (MΩ)ᵀ, exactly where its rank is no more than columns.
+        core = torch.from_numpy(draw(name, width, columns)).t() @ part
+        values, vectors = torch.linalg.eigh((core + core.t()) / 2)
+        there = values > _ROUNDING * values[-1]
+        root = part @ vectors[:, there] / values[there].sqrt()
+        found[name] = root @ root.t()
+    return found
+
+
+def _sketched(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """Return width and columns of a layer's sketch."""
+    width = layer_width(layer)
+    return width, min(width, len(layer.get_buffer(BASIS)) + SPARE)
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""Asking nodes who they are, and, where directions are to be theirs, what enters their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import nn
+
+from sfl_flower.data import subspace_draw
+from sfl_flower.errors import ConfigError, TrainingError
+from sfl_flower.server.account import Account
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.frozen_parameters import Held
+from sfl_flower.server.roster import Member
+from sfl_flower.split import set_directions, sketched_moments
+from sfl_flower.training.modes import torch_threads
+from sfl_flower.wire import JoinReply, JoinRequest, Setup
+
+__all__ = ["Joining"]
+
+
+class Joining:
+    """Asks nodes, and sets the directions of a client half by what those of the first round say.
+
+    Parameters
+    ----------
+    setup : Setup
+        What is said of the run.
+    whole : bool
+        Whether clients hold the whole model.
+    held : callable
+        Gives what clients hold; asked once, when it is first needed.
+    opened : nn.Module, optional
+        The server's client half, where its directions are to be of clients' inputs.
+    """
+
+    def __init__(
+        self, setup: Setup, whole: bool, held: Callable[[], Held], opened: nn.Module | None
+    ) -> None:
+        self._setup, self._whole, self._held, self._opened = setup, whole, held, opened
+        self._base: tuple[str, str] | None = None
+        self._moments: dict[int, np.ndarray] = {}
+
+    def ask(
+        self, nodes: Iterable[Member], exchange: Exchange, account: Account
+    ) -> dict[Member, JoinReply]:
+        """Ask nodes who they are; return the replies of those that answered."""
+        if self._base is None:
+            held = self._held()
+            self._base = held.digest, held.head
+        base, head = self._base
+        wanted = self._opened is not None
+        request = JoinRequest(self._setup, base or None, self._whole, head, wanted)
+        with account.joining():
+            replies = exchange.send(dict.fromkeys(nodes, request), JoinReply.from_reader)
+        if wanted:
+            self._moments |= {
+                member.node_id: reply.moments
+                for member, reply in replies.items()
+                if reply.moments is not None and np.isfinite(reply.moments).all()
+            }
+        return replies
+
+    def go_on(self) -> None:
+        """Keep the directions as they are: they came with a checkpoint."""
+        self._opened = None
+
+    def settle(self, members: Iterable[Member]) -> None:
+        """Set the directions, the first time, by the mean of what these members said.
+
+        Raises
+        ------
+        TrainingError
+            They said nothing that can be used.
+        """
+        if self._opened is None:
+            return
+        known = [self._moments[m.node_id] for m in sorted(members) if m.node_id in self._moments]
+        draw = subspace_draw(self._setup.model_seed)
+        try:
+            if not known or len({value.shape for value in known}) > 1:
+                raise ConfigError("Clients did not send moments of one size.")
+            mean = torch.from_numpy(np.mean(known, axis=0, dtype=np.float64))
+            with torch_threads(1):
+                set_directions(self._opened, sketched_moments(self._opened, mean, draw))
+        except ConfigError as error:
+            raise TrainingError(
+                f"The directions of subspace_from=clients cannot be had: {error} Take those of "
+                "public samples (subspace_from=public) or of noise."
+            ) from error
+        self._opened = None
+        self._moments.clear()
