@@ -134,7 +134,8 @@ def client_peak(
     """
     trial = _trial(task, config)
     steps = getattr(settings, "local_steps", STEPS) or STEPS
-    probes = min(int(getattr(settings, "probes", 1)), STEPS)
+    # Probes one after another take what one does; those of one forward take more.
+    probes = min(int(getattr(settings, "probes", 1)), max(STEPS, getattr(settings, "stack", 1)))
     own: dict[str, Any] = {"local_steps": min(steps, STEPS), "upload_every": 1, "probes": probes}
     fields = {name: value for name, value in own.items() if hasattr(settings, name)}
     device = config.client_device
@@ -144,7 +145,7 @@ def client_peak(
         sampled=0,
         partition="iid",
         validation=0.0,
-        micro_batch=str(size),
+        micro_batch=str(size) if size <= config.batch_size else "all",
         eval_every=10**6,
         patience=1,
         client_device=device if device == "cpu" else find_device("auto", "client_device").type,

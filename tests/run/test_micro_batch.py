@@ -62,6 +62,11 @@ def test_the_peak_grows_with_the_samples_that_run_at_one_time(method: str) -> No
     assert peak(2) == few
 
 
+def test_probes_of_one_forward_are_measured_as_they_run() -> None:
+    options = {"direction": "rank_one", "probes": 6}
+    assert peaks_of("ho_sfl", **options, stack=6)(17) > peaks_of("ho_sfl", **options)(17)
+
+
 def test_a_run_has_the_number_that_its_budget_allows(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "backend": "inline", "rounds": 2, "clients": 2, "batch_size": 16, "partition": "iid",
