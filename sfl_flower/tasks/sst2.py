@@ -8,14 +8,14 @@ from sfl_flower.tasks.classification import Sentences, classification
 from sfl_flower.tasks.images import data_folder
 from sfl_flower.tasks.text import TextSet
 
-__all__ = ["sst2"]
+__all__ = ["SST2", "sst2"]
 
 
 def _end(_sentence: str) -> str:
     return " It was"
 
 
-_SST2 = Sentences(
+SST2 = Sentences(
     name="sst2",
     texts=TextSet(
         title="SST-2",
@@ -29,6 +29,7 @@ _SST2 = Sentences(
     words=(" It was", "terrible", "great"),
     most=(67_349, 872),
 )
+"""The data set; its prompt and words are those of MeZO."""
 
 
 def sst2(
@@ -52,7 +53,8 @@ def sst2(
     Parameters
     ----------
     model : str
-        A checkpoint: ``minilm``, or a name or folder for transformers' ``from_pretrained``.
+        A checkpoint: ``minilm``, ``smollm2``, a GGUF file, or a name or folder for transformers'
+        ``from_pretrained``.
     train_size, test_size : int, optional
         The first so many rows, 1 to 67 349 and 1 to 872; all by default.
     max_length : int
@@ -89,9 +91,9 @@ def sst2(
         An option is out of its range, or `trained` is no choice of parameters.
     """
     checkpoint = Checkpoint(
-        "sst2", model, head, max_length, _SST2.words, lora_rank, lora_alpha, lora_targets,
+        "sst2", model, head, max_length, SST2.words, lora_rank, lora_alpha, lora_targets,
         base_dtype, dropout, attention,
     )  # fmt: skip
     return classification(
-        _SST2, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained
+        SST2, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained
     )

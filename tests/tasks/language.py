@@ -35,6 +35,15 @@ _CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GPT2LMHeadModel",
         {"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32},
     ),
+    "llama": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        {
+            "hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 32,
+            "tie_word_embeddings": True,
+        },
+    ),
     "opt": (
         "OPTConfig",
         "OPTForCausalLM",
@@ -53,7 +62,7 @@ def checkpoint(folder: Path, kind: str, pad: bool = True, size: int | None = Non
     ----------
     folder : Path
         Where to.
-    kind : {"bert", "gpt2", "opt"}
+    kind : {"bert", "gpt2", "llama", "opt"}
         The family. BERT's tokenizer frames a text by [CLS] and [SEP], the others add nothing.
     pad : bool
         Whether the tokenizer has a token for padding.

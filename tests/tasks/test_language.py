@@ -455,7 +455,7 @@ def test_minilm() -> None:
 
 
 def _minilm() -> str:
-    from sfl_flower.tasks.checkpoints import checkpoint_path
+    from sfl_flower.tasks.sources import checkpoint_path
 
     return checkpoint_path("minilm")
 
