@@ -29,12 +29,26 @@ ESTIMATES: dict[str, dict[str, Any]] = {
     "radazo": {"client_optimizer": "radazo"},
     "hiso": {"client_optimizer": "hiso", "client_lr": 0.1},
 }
-CASES = [(method, estimate) for method in METHODS for estimate in ESTIMATES]
+OF_HO_SFL: dict[str, dict[str, Any]] = {
+    "channel": {"scalars": "channel"},
+    "channel in micro-batches": {"scalars": "channel", "micro_batch": "3", "clip_norm": 0.0},
+    "channel, shared, momentum": {
+        "scalars": "channel",
+        "directions": "shared",
+        "client_optimizer": "momentum",
+    },
+    "walk": {"walk": True},
+}
+"""What HO-SFL alone has, for clients that follow a journal."""
+CASES = [
+    *[(method, estimate) for method in METHODS for estimate in ESTIMATES],
+    *[("ho_sfl", estimate) for estimate in OF_HO_SFL],
+]
 SHARED: dict[str, Any] = {"rounds": 5, "sampled": 2, "server_momentum": 0.9}
 
 
 def settings(method: str, estimate: str, **more: Any) -> dict[str, Any]:
-    return {**SHARED, **METHODS[method], **ESTIMATES[estimate], **more}
+    return {**SHARED, **METHODS[method], **(ESTIMATES | OF_HO_SFL)[estimate], **more}
 
 
 def trained(method: str, estimate: str, *faults: Fault, **more: Any) -> Trial:
@@ -70,7 +84,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method: str, estimate: str, tmp_
     assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)
 
 
-@pytest.mark.parametrize("estimate", ESTIMATES)
+@pytest.mark.parametrize("estimate", ESTIMATES | OF_HO_SFL)
 def test_clients_that_were_away_replay_or_download_to_the_same_bits(estimate: str) -> None:
     """Of four clients two take part in a round, so each is behind at its next."""
     replay, download = (trained("ho_sfl", estimate, sync=sync) for sync in ("replay", "download"))

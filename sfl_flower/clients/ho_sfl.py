@@ -29,6 +29,7 @@ from sfl_flower.zo import (
     Probing,
     loss_scalars,
     surrogate_scalars,
+    totals,
 )
 
 __all__ = ["forward", "probe"]
@@ -47,7 +48,10 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
 
 
 def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
-    """Answer with the scalars of every mini-batch, float32, [minibatches, probes and a guide]."""
+    """Answer with the scalars of every mini-batch, float32, [minibatches, probes and a guide].
+
+    Where channels are told apart, each probe gives that of the whole and one of each channel.
+    """
     before = stand_still(node)
     if isinstance(before, StaleReply):
         return before
@@ -73,8 +77,11 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
             else:
                 z = kept[part]
             lam = request.lam[part]
-            if lam.shape != z.shape:
-                raise WireError(f"λ has shape {lam.shape}, the batch gives {z.shape}.")
+            if lam.shape != z.shape or probing.channel >= lam.ndim:
+                raise WireError(
+                    f"λ has shape {lam.shape}, with its channels in dimension {probing.channel}; "
+                    f"the batch gives {z.shape}."
+                )
             us = directions.of_step(request.round, step, request.stream, probing.probes)
             us = replica.in_cone(us) + more
             rows.append(_scalars(node, vector, us, probing, x, z, lam))
@@ -98,7 +105,7 @@ def _scalars(
     z: np.ndarray,
     lam: np.ndarray,
 ) -> Tensor:
-    """Return the scalars of a mini-batch, float32, shape [P]; `z` and `lam` are of its shape."""
+    """Return the scalars of a mini-batch, float32, [P] or [P (1 + C)]; `z` and `lam` fit it."""
     module, parts = node.half.module, rows_together(node, len(x))
     if len(parts) == 1:
         run = partial(run_half, module)
@@ -108,15 +115,15 @@ def _scalars(
 
     def change() -> Tensor:
         """Return ``<λ, f_c(x; θ) - z>`` at the θ of the moment, float64: 0 at the anchor."""
-        found = torch.zeros((), dtype=torch.float64, device=node.device)
+        found = still.clone()
         for rows in parts:
             gained = run_half(module, x[rows]) - to_tensor(z[rows], node.device)
-            weighted = gained * to_tensor(lam[rows], node.device)
-            found = found + weighted.sum(dtype=torch.float64)
+            found += totals(gained * to_tensor(lam[rows], node.device), probing.channel)
         return found
 
-    anchor = torch.zeros((), dtype=torch.float64, device=node.device)
-    return loss_scalars(change, vector, us, probing, anchor)
+    channels = lam.shape[probing.channel] if probing.channel else 0
+    still = torch.zeros(1 + channels, dtype=torch.float64, device=node.device)
+    return loss_scalars(change, vector, us, probing, still)
 
 
 def _met(node: Node, request: ProbeRequest) -> list[str]:

@@ -24,6 +24,7 @@ from sfl_flower.zo import (
     manifest_digest,
     trained_names,
 )
+from sfl_flower.zo.channels import Channels
 from sfl_flower.zo.header import params_digest
 
 __all__ = ["SYNC_POLICIES", "Mirror"]
@@ -49,10 +50,18 @@ class Mirror:
         The client optimiser.
     policy : {"auto", "replay", "download"}
         How to bring clients up to date; "auto" takes whichever is fewer bytes.
+    apart : tuple of bool, optional
+        Which trained tensors are told apart by channel, see `JournalHeader`.
     """
 
     def __init__(
-        self, half: nn.Module, run_key: bytes, law: str, optimizer: OptimizerSpec, policy: str
+        self,
+        half: nn.Module,
+        run_key: bytes,
+        law: str,
+        optimizer: OptimizerSpec,
+        policy: str,
+        apart: tuple[bool, ...] = (),
     ) -> None:
         self.half = half
         self.vector = ParameterVector(half, trained_names(half))  # none under a frozen client
@@ -62,11 +71,18 @@ class Mirror:
             params_digest=params_digest(self.vector.anchor),
             law=law,
             optimizer=optimizer,
+            apart=apart,
         )
         self.journal = Journal(header)
         self.replica = Replica.initial(self.vector.anchor, header, self.vector.shapes)
         self._policy = policy
         self._stands: dict[int, int] = {}
+
+    @property
+    def noise_size(self) -> int:
+        """Elements among which the noise of an estimate arises: all, or those of one channel."""
+        apart = self.journal.header.apart
+        return Channels(self.vector.shapes, apart).noise_size if apart else self.vector.size
 
     @property
     def version(self) -> int:

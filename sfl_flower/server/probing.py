@@ -35,6 +35,7 @@ __all__ = [
     "check_stack",
     "check_whole",
     "note_zeros",
+    "round_noise",
 ]
 
 _log = getLogger("flwr")
@@ -184,6 +185,26 @@ class Noise:
             f"From scratch hardly anything is learned above d/P = {HOPELESS}. Use {remedies}, or "
             "start from pre-trained weights."
         )
+
+
+def round_noise(size: int, probes: int, minibatches: int, clients: int, shared: bool) -> Noise:
+    """Return the noise of a round whose clients probe along own directions, or along the same.
+
+    Parameters
+    ----------
+    size : int
+        d, the parameters among which the noise arises.
+    probes, minibatches, clients : int
+        Of a mini-batch, of a client in a round, of a round.
+    shared : bool
+        Whether the directions are the same for all clients.
+    """
+    count, words = probes * minibatches, f"{probes} probes"
+    if minibatches > 1:
+        words += f" x {minibatches} mini-batches"
+    if shared:
+        return Noise(size, count, f"{words}, shared by the clients", ("directions=own",))
+    return Noise(size, count * clients, f"{words} x {clients} clients", ("minibatches",))
 
 
 def check_scalars(scalars: np.ndarray, probing: Probing, limit: float) -> None:

@@ -21,9 +21,11 @@ import numpy as np
 from torch import Tensor
 
 from sfl_flower.config import RunConfig, Settings
+from sfl_flower.data import generator
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
 from sfl_flower.server.aggregate import check_aggregator, client_weight
+from sfl_flower.server.channels import SCALARS_OF, check_channels, conditioned, told_apart
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -40,6 +42,7 @@ from sfl_flower.server.probing import (
     check_stack,
     check_whole,
     note_zeros,
+    round_noise,
 )
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
@@ -48,16 +51,7 @@ from sfl_flower.server.turns import SERVER_STEPS, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire.ho_sfl import ProbeReply, ProbeRequest
-from sfl_flower.zo import (
-    SHARED_STREAM,
-    Entry,
-    Guide,
-    OptimizerSpec,
-    client_stream,
-    condition_guided,
-    condition_scalars,
-    run_key,
-)
+from sfl_flower.zo import SHARED_STREAM, Entry, Guide, OptimizerSpec, client_stream, run_key
 
 __all__ = ["HOSFL", "HOSFLSettings"]
 
@@ -90,6 +84,12 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
         sent them and of the task's public samples, or of inputs of noise.
     guide_rest : float
         With a guide: what the part of the estimate off the guide counts; 1 leaves it unbiased.
+    scalars : {"batch", "channel"}
+        What a probe gives a scalar of: the mini-batch (the paper), or besides each channel of the
+        smashed data, which the last layer's rows then take (`sfl_flower.zo.channels`).
+    walk : bool
+        The control of forward-only learning: scalars keep their size, their signs are drawn. Steps
+        are as long and tell nothing of the gradient.
     client_mode : {"as_built", "eval"}
         Mode of the client half's modules: as the task built them, or eval.
     """
@@ -105,6 +105,8 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     sync: Annotated[str, Choice(SYNC_POLICIES)] = "auto"
     guide: Annotated[str, Choice(GUIDES)] = "none"
     guide_rest: Annotated[float, Range(0, 1)] = 1.0
+    scalars: Annotated[str, Choice(SCALARS_OF)] = "batch"
+    walk: bool = False
     client_mode: ClientMode = "as_built"
 
     def spec(self) -> OptimizerSpec:
@@ -166,6 +168,7 @@ class HOSFL(JournalledStrategy):
         check_aggregator(config, own_directions=settings.directions == "own")
         check_guide(settings.guide, settings.guide_rest, settings.cone)
         check_whole(config, settings)
+        check_channels(settings.scalars, vars(settings))
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights.
@@ -181,12 +184,15 @@ class HOSFL(JournalledStrategy):
             check_zeroth_order(self.client_half, statistics_ok=True, example=(x,))
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
             check_stack(settings.probing(), self.client_half, self.client_half, x)
+            apart = told_apart(settings.scalars, self.client_half, x, self.config.seed)
+        self._probing = replace(settings.probing(), channel=apart.channel)
         self.mirror = Mirror(
             self.client_half,
             run_key("ho_sfl", self.config.seed),
             settings.direction,
             settings.spec(),
             settings.sync,
+            apart.tensors,
         )
         self._maker = guide_maker(
             settings.guide, self.task, self.config.seed, self.client_half, self.mirror.vector
@@ -195,14 +201,10 @@ class HOSFL(JournalledStrategy):
     def noise(self) -> Noise:
         """Return d and the directions of a round, those of all clients where they are own."""
         settings, clients = self.settings, self.config.cohort
-        count, words = settings.probes * settings.minibatches, f"{settings.probes} probes"
-        if settings.minibatches > 1:
-            words += f" x {settings.minibatches} mini-batches"
-        if settings.directions == "shared":
-            words += ", shared by the clients"
-            return Noise(self.mirror.vector.size, count, words, ("directions=own",))
-        words += f" x {clients} clients"
-        return Noise(self.mirror.vector.size, count * clients, words, ("minibatches",))
+        shared = settings.directions == "shared"
+        return round_noise(
+            self.mirror.noise_size, settings.probes, settings.minibatches, clients, shared
+        )
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return journal, parameters and optimiser state for a checkpoint."""
@@ -277,7 +279,7 @@ class HOSFL(JournalledStrategy):
             setup=self.setup,
             lam=lam,
             stream=self._stream(member),
-            probing=settings.probing(),
+            probing=self._probing,
             meter=self.metering(round),
             guide=guide,
         )
@@ -287,7 +289,7 @@ class HOSFL(JournalledStrategy):
         return SHARED_STREAM if shared else client_stream(member.partition)
 
     def _check_scalars(self, reply: ProbeReply) -> None:
-        check_scalars(reply.scalars, self.settings.probing(), self.settings.scalar_limit)
+        check_scalars(reply.scalars, self._probing, self.settings.scalar_limit)
 
     def _update(
         self,
@@ -302,13 +304,17 @@ class HOSFL(JournalledStrategy):
             return {}
         self.book_usage(reply.usage for reply in replies.values())
         weights = np.array([client_weight(self.config.mean, used[member]) for member in replies])
-        settings, probing = self.settings, self.settings.probing()
+        settings, probing = self.settings, self._probing
         note_zeros(exchange.tally, (reply.scalars for reply in replies.values()), probing)
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
+        own = (probing, settings.clip_norm, settings.scale, guide)
         clipped = np.stack(
-            [[self._condition(step, guide) for step in reply.scalars] for reply in replies.values()]
+            [[conditioned(step, *own) for step in reply.scalars] for reply in replies.values()]
         )
-        along, clipped = clipped[..., settings.probes :], clipped[..., : settings.probes]
+        if settings.walk:
+            clipped *= generator("walk", self.config.seed, round).choice((-1.0, 1.0), clipped.shape)
+        drawn = clipped.shape[-1] - (guide is not None)
+        along, clipped = clipped[..., drawn:], clipped[..., :drawn]
         scale = weights / (weights.sum() * settings.probes * settings.minibatches * probing.unit)
         if settings.directions == "shared":
             coefficients = self.aggregator.scalars(clipped, scale)[None]
@@ -323,28 +329,18 @@ class HOSFL(JournalledStrategy):
                 lr=lr,
                 streams=streams,
                 steps=settings.minibatches,
-                probes=settings.probes,
+                probes=drawn,
                 coefficients=coefficients.astype(np.float32),
             )
             if guide is not None:  # of which one probe a mini-batch told, not P
                 told = float(self.aggregator.scalars(along, scale * settings.probes).sum())
-                own = (guide, told, settings.guide_rest)
-                entry = guided_entry(self.mirror, entry, coefficients, *own)
+                given = (guide, told, settings.guide_rest)
+                entry = guided_entry(self.mirror, entry, coefficients, *given)
             self.mirror.update(entry)
         except JournalError as error:
             exchange.tally.note(str(error))
-        found = {
-            "client_lr": lr,
-            "scalar_rms": float(np.sqrt(np.mean(scalars[..., : settings.probes] ** 2))),
+        rms = {"scalar_rms": scalars[..., :drawn], "guide_rms": scalars[..., drawn:]}
+        told_of = {
+            name: float(np.sqrt(np.mean(part**2))) for name, part in rms.items() if part.size
         }
-        if guide is not None:
-            found["guide_rms"] = float(np.sqrt(np.mean(scalars[..., settings.probes :] ** 2)))
-        return found
-
-    def _condition(self, step: np.ndarray, guide: Guide | None) -> np.ndarray:
-        """Return the scalars of a mini-batch, scaled and clipped as the settings say."""
-        settings = self.settings
-        own = (settings.probing().unit, settings.clip_norm, settings.scale)
-        if guide is None:
-            return condition_scalars(step, *own)
-        return condition_guided(step, *own, guide.size)
+        return {"client_lr": lr, **told_of}

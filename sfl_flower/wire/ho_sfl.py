@@ -111,13 +111,18 @@ class ProbeRequest(Request):
 
     def asks(self) -> Asked:
         """Ask for a row of scalars for each mini-batch, that of the guide last."""
-        directions = self.probing.probes + (self.guide is not None)
-        return Asked(scalars=(self.minibatches, directions))
+        channel, directions = self.probing.channel, self.probing.probes + (self.guide is not None)
+        if not channel:
+            return Asked(scalars=(self.minibatches, directions))
+        return Asked(scalars=(self.minibatches, directions * (1 + self.lam.shape[channel])))
 
 
 @dataclass(frozen=True)
 class ProbeReply(Reply):
-    """The scalars v of a client's probes, a row for each mini-batch, that of a guide last."""
+    """The scalars v of a client's probes, a row for each mini-batch, that of a guide last.
+
+    Where channels are told apart, each probe has that of the whole and then one of each channel.
+    """
 
     WHAT: ClassVar[str] = "probe reply"
 

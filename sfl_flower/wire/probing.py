@@ -10,6 +10,8 @@ from sfl_flower.wire.reader import Reader
 from sfl_flower.zo import ESTIMATORS, LAWS, Guide, Probing
 from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
+MOST_DIMENSIONS = 16
+
 __all__ = ["GuideSigns", "Probes"]
 
 
@@ -20,6 +22,7 @@ def _read(reader: Reader, name: str) -> Probing:
         mu=reader.number("mu", *MU_RANGE),
         estimator=reader.text("estimator", tuple(ESTIMATORS)),
         stack=reader.integer("stack", 1, MOST_PROBES) if reader.has("stack") else 1,
+        channel=reader.integer("channel", 1, MOST_DIMENSIONS) if reader.has("channel") else 0,
     )
 
 
@@ -30,10 +33,12 @@ def _write(draft: Draft, name: str, probing: Probing) -> None:
     draft.setting("estimator", probing.estimator)
     if probing.stack > 1:
         draft.setting("stack", probing.stack)
+    if probing.channel:
+        draft.setting("channel", probing.channel)
 
 
 Probes = Annotated[Probing, Codec(_read, _write, standing=True)]
-"""P, direction law, μ and estimator, as `probes`, `law`, `mu` and `estimator`; `stack` above 1."""
+"""P, law, μ and estimator, as `probes`, `law`, `mu`, `estimator`; `stack` above 1; `channel`."""
 
 _BYTES = octets(lambda data: {"keys": len(data)})
 

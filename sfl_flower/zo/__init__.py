@@ -21,7 +21,7 @@ _NAMES = {
     "optimizers": ["OPTIMIZERS", "OptimizerSpec"],
     "probing": ["Probing"],
     "replica": ["Replica"],
-    "scalars": ["loss_scalars", "surrogate_scalars"],
+    "scalars": ["loss_scalars", "surrogate_scalars", "totals"],
     "spread": ["SCALES"],
     "vector": ["ParameterVector", "trained_names"],
     "walk": ["Walk"],

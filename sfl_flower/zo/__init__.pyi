@@ -85,6 +85,9 @@ from .scalars import (
 from .scalars import (
     surrogate_scalars as surrogate_scalars,
 )
+from .scalars import (
+    totals as totals,
+)
 from .spread import (
     SCALES as SCALES,
 )

@@ -64,10 +64,7 @@ class Gradient:
         workspace: Workspace,
         last: Values | None = None,
     ) -> None:
-        self._terms: list[Product] = [
-            directions.values(key, once=True).times(np.float32(coefficient), workspace.index)
-            for key, coefficient in zip(keys, coefficients, strict=True)
-        ]
+        self._terms: list[Product] = directions.terms(keys, coefficients, workspace.index)
         if last is not None:
             self._terms.append(last.times(np.float32(1.0), workspace.index))
         self._workspace = workspace

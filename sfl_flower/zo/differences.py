@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from sfl_flower.zo.directions import Direction
-from sfl_flower.zo.estimator import Estimator, Target
+from sfl_flower.zo.estimator import Estimator, Scalars, Target
 from sfl_flower.zo.vector import ParameterVector
 
 __all__ = ["Central", "Forward"]
@@ -24,7 +24,7 @@ class Forward(Estimator):
 
     def scalars(
         self, target: Target, vector: ParameterVector, directions: Sequence[Direction], mu: float
-    ) -> list[float]:
+    ) -> list[Scalars]:
         """Return the difference to the anchor along each direction."""
         anchor, found = target.anchor(), []
         for group in target.groups(directions):
@@ -46,7 +46,7 @@ class Central(Estimator):
 
     def scalars(
         self, target: Target, vector: ParameterVector, directions: Sequence[Direction], mu: float
-    ) -> list[float]:
+    ) -> list[Scalars]:
         """Return half of the difference between both sides along each direction."""
         found = []
         for group in target.groups(directions):

@@ -6,6 +6,7 @@ The format is specified in ``docs/directions.md`` and held by golden vectors in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.keys import RUN_KEY_BYTES, Key, philox_key, step_keys
-from sfl_flower.zo.law import F32, Factors, Scratch, Shapes, Values, elements
+from sfl_flower.zo.law import F32, Factors, Product, Scratch, Shapes, Values, elements
 from sfl_flower.zo.laws import find_law
 
-if TYPE_CHECKING:  # a client that is sent no guide needs none of it
+if TYPE_CHECKING:  # what few runs need
+    from sfl_flower.zo.channels import Channels
     from sfl_flower.zo.guide import Guide
 
 __all__ = ["BLOCK", "Direction", "Directions"]
@@ -42,6 +44,8 @@ class Directions:
     shapes : sequence of tuple of int
         Shapes of the tensors that the directions move, in the order of the flat vector
         (`ParameterVector.shapes`).
+    apart : sequence of bool, optional
+        Which tensors are told apart by channel (`sfl_flower.zo.channels`); none by default.
 
     Attributes
     ----------
@@ -49,6 +53,8 @@ class Directions:
         As given.
     size : int
         Number of elements ``d``.
+    channels : Channels or None
+        Which elements take which of a direction's coefficients; None where it has one.
 
     Raises
     ------
@@ -56,7 +62,13 @@ class Directions:
         If an argument is outside its legal range.
     """
 
-    def __init__(self, run_key: bytes, law: str, shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        run_key: bytes,
+        law: str,
+        shapes: Sequence[tuple[int, ...]],
+        apart: Sequence[bool] = (),
+    ) -> None:
         if len(run_key) != RUN_KEY_BYTES:
             raise ConfigError(
                 f"run_key must be {RUN_KEY_BYTES} bytes; make one with zo.run_key(seed)."
@@ -71,6 +83,17 @@ class Directions:
         self.size = elements(self.shapes)
         if self.shapes and self.size < 1:
             raise ConfigError(f"Directions of shapes {self.shapes} have no element; they need one.")
+
+        self.channels: Channels | None = None
+        if any(apart):
+            from sfl_flower.zo.channels import Channels
+
+            if len(apart) != len(self.shapes):
+                raise ConfigError(
+                    f"{len(apart)} tensors are told apart by channel or not, the directions move "
+                    f"{len(self.shapes)}; name all of them."
+                )
+            self.channels = Channels(self.shapes, tuple(apart))
 
     def of(self, key: Key) -> Direction:
         """Return the direction that a key names; what it draws is kept for further use."""
@@ -94,6 +117,32 @@ class Directions:
     def of_step(self, round: int, step: int, stream: int, probes: int) -> list[Direction]:
         """Return the directions of one mini-batch or local step, see `step_keys`."""
         return [self.of(key) for key in step_keys(round, step, stream, probes)]
+
+    def terms(
+        self, keys: Sequence[Key], coefficients: Sequence[float], scratch: Scratch
+    ) -> list[Product]:
+        """Return ``c · u`` of each key, to be read once from front to back.
+
+        Parameters
+        ----------
+        keys : sequence of Key
+            Of the coefficients; where directions have several, those of one follow one another.
+        coefficients : sequence of float
+            As many as keys; rounded to float32.
+        scratch : numpy.ndarray
+            See `Scratch`; for the largest block that will be written.
+        """
+        if self.channels is None:
+            return [
+                self.values(key, once=True).times(np.float32(coefficient), scratch)
+                for key, coefficient in zip(keys, coefficients, strict=True)
+            ]
+        parts, found = self.channels.parts, []
+        for low in range(0, len(keys), parts):
+            key = replace(keys[low], probe=keys[low].probe // parts)
+            constants = coefficients[low : low + parts]
+            found.append(self.channels.product(self.values(key, once=True), constants))
+        return found
 
     def values(self, key: Key, once: bool = False) -> Values:
         """Return the elements of the direction that a key names, see `Law.values`."""

@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfl_flower.zo.beside import Beside
 from sfl_flower.zo.directions import Direction
 from sfl_flower.zo.vector import ParameterVector
 
-__all__ = ["Estimator", "Target", "Together"]
+__all__ = ["Estimator", "Scalars", "Target", "Together"]
+
+Scalars = NDArray[np.float64]
+"""What one direction gives: a scalar of the whole, and maybe one of each channel."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,22 @@ class Target:
     evaluate : callable
         Runs the mini-batch at the parameters of the moment: the loss, one element, or z.
     difference : callable
-        Of two outputs, how much more the first one gives: a float64 number, linear in
-        (first - second).
+        Of two outputs, how much more the first one gives, linear in (first - second): float64, of
+        the whole, shape [1], or of whole and channels, shape [1 + C].
     given : Tensor or None
         The output at the anchor, where the caller has it already.
     together : Together or None
         How several probes run in one forward; None where each has its own, at weights written for
         it.
+    parts : int
+        Scalars of a difference: 1, or 1 + C.
     """
 
     evaluate: Callable[[], Tensor]
-    difference: Callable[[Tensor, Tensor], float]
+    difference: Callable[[Tensor, Tensor], Scalars]
     given: Tensor | None = None
     together: Together | None = None
+    parts: int = 1
 
     def groups(self, directions: Sequence[Direction]) -> Iterator[Sequence[Direction]]:
         """Yield the directions of each forward; one without factors has its own."""
@@ -134,8 +142,8 @@ class Estimator(ABC):
         vector: ParameterVector,
         directions: Sequence[Direction],
         mu: float,
-    ) -> list[float]:
-        """Return a scalar for each direction; the parameters are afterwards as before.
+    ) -> list[Scalars]:
+        """Return the scalars of each direction; the parameters are afterwards as before.
 
         Parameters
         ----------

@@ -19,12 +19,18 @@ __all__ = ["JournalHeader", "chain", "header_bytes", "manifest_digest", "params_
 
 _HEAD = struct.Struct("<4sBBH16s41s32s32s")
 _CONE = struct.Struct("<d")
-_MAGIC, _PLAIN, _WITH_CONE = b"SFLh", 1, 2
+_COUNT = struct.Struct("<I")
+_MAGIC, _PLAIN, _WITH_CONE, _BY_CHANNEL = b"SFLh", 1, 2, 3
 
 
 def header_bytes(data: bytes) -> int:
     """Return the length of the header that data begin with, by its format."""
-    return _HEAD.size + (_CONE.size if data[4:5] == bytes([_WITH_CONE]) else 0)
+    if data[4:5] == bytes([_WITH_CONE]):
+        return _HEAD.size + _CONE.size
+    if data[4:5] == bytes([_BY_CHANNEL]):
+        count = int.from_bytes(data[_HEAD.size : _HEAD.size + _COUNT.size], "little")
+        return _HEAD.size + _COUNT.size + -(-count // 8)
+    return _HEAD.size
 
 
 def params_digest(theta: Tensor) -> bytes:
@@ -59,11 +65,14 @@ class JournalHeader:
         Law of the directions.
     optimizer : OptimizerSpec
         The client optimiser.
+    apart : tuple of bool
+        Which tensors are told apart by channel (`sfl_flower.zo.channels`), in the order of the
+        manifest; empty where none is.
 
     Raises
     ------
     JournalError
-        If a digest or key has another length, or the law is unknown.
+        If a digest or key has another length, the law is unknown, or a cone meets channels.
     """
 
     run_key: bytes
@@ -71,6 +80,7 @@ class JournalHeader:
     params_digest: bytes
     law: str = "rademacher"
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    apart: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         for name, length in (
@@ -85,13 +95,18 @@ class JournalHeader:
             raise JournalError(
                 f"Journal header: unknown law {self.law!r}; use one of {', '.join(LAWS)}."
             )
+        if self.apart and (self.optimizer.cone or not any(self.apart)):
+            raise JournalError(
+                "Journal header: channels need a tensor that has them, and no cone; use one or the "
+                "other."
+            )
 
     def encode(self) -> bytes:
-        """Return the canonical bytes: 129, and 8 more for a cone."""
+        """Return the canonical bytes: 129, 8 more for a cone, a bit a tensor for channels."""
         cone = self.optimizer.cone
         head = _HEAD.pack(
             _MAGIC,
-            _WITH_CONE if cone else _PLAIN,
+            _WITH_CONE if cone else _BY_CHANNEL if self.apart else _PLAIN,
             find_law(self.law).tag,
             0,
             self.run_key,
@@ -99,6 +114,9 @@ class JournalHeader:
             self.manifest_digest,
             self.params_digest,
         )
+        if self.apart:
+            bits = np.packbits(self.apart, bitorder="little").tobytes()
+            return head + _COUNT.pack(len(self.apart)) + bits
         return head + _CONE.pack(cone) if cone else head
 
     @classmethod
@@ -115,16 +133,32 @@ class JournalHeader:
             raise WireError(f"A journal header is {wanted} bytes; these are {len(data)}.")
         magic, form, law, zero, run, optimizer, manifest, params = _HEAD.unpack_from(data)
         cone = _CONE.unpack_from(data, _HEAD.size)[0] if form == _WITH_CONE else 0.0
-        if magic != _MAGIC or form not in (_PLAIN, _WITH_CONE) or zero:
-            raise WireError("These bytes are not a journal header of format 1 or 2.")
+        if magic != _MAGIC or form not in (_PLAIN, _WITH_CONE, _BY_CHANNEL) or zero:
+            raise WireError("These bytes are not a journal header of format 1, 2 or 3.")
         if form == _WITH_CONE and cone == 0.0:
             raise WireError("A journal header of format 2 has no cone; it must be of format 1.")
         try:
             name, spec = find_law(law).name, replace(OptimizerSpec.decode(optimizer), cone=cone)
         except ConfigError as error:
             raise WireError(f"A received journal header is not legal: {error}") from error
-        return cls(run, manifest, params, name, spec)
+        apart = _bits(data[_HEAD.size :]) if form == _BY_CHANNEL else ()
+        return cls(run, manifest, params, name, spec, apart)
 
     def digest(self) -> bytes:
         """Return the start of the digest chain, ``d_0``."""
         return blake2b(self.encode(), digest_size=DIGEST_BYTES, person=b"sfl.header.1").digest()
+
+
+def _bits(data: bytes) -> tuple[bool, ...]:
+    """Read a count and as many bits.
+
+    Raises
+    ------
+    WireError
+        If none of them is set, or one beyond them.
+    """
+    (count,) = _COUNT.unpack_from(data)
+    bits = np.unpackbits(np.frombuffer(data[_COUNT.size :], np.uint8), bitorder="little")
+    if not bits[:count].any() or bits[count:].any():
+        raise WireError("A journal header of format 3 names no tensor, or one beyond the last.")
+    return tuple(bool(bit) for bit in bits[:count])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -17,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.directions import Direction, Directions
-from sfl_flower.zo.estimator import Estimator, Target
+from sfl_flower.zo.estimator import Estimator, Scalars, Target
 from sfl_flower.zo.keys import RUN_KEY_BYTES, Key
 from sfl_flower.zo.vector import ParameterVector
 
@@ -72,13 +73,13 @@ class JVP(Estimator):
 
     def scalars(
         self, target: Target, vector: ParameterVector, directions: Sequence[Direction], mu: float
-    ) -> list[float]:
+    ) -> list[Scalars]:
         """Return the derivative along each direction."""
         found = []
         for direction in directions:
             tangent = _tangent(target.evaluate, vector, direction)
             if tangent is None:  # the batch does not depend on what moves
-                found.append(0.0)
+                found.append(np.zeros(target.parts))
             else:
                 found.append(target.difference(tangent, torch.zeros_like(tangent)))
         return found

@@ -33,6 +33,9 @@ class Probing:
     stack : int
         Probes that run in one forward, in 1 … `MOST_PROBES`; more than one of the law ``rank_one``
         and of estimators that compare forwards.
+    channel : int
+        The dimension of the smashed data along which each channel has scalars of its own
+        (`sfl_flower.zo.channels`); 0 where a probe gives one scalar.
 
     Raises
     ------
@@ -45,6 +48,7 @@ class Probing:
     mu: float = 1e-3
     estimator: str = "forward"
     stack: int = 1
+    channel: int = 0
 
     def __post_init__(self) -> None:
         low, high = MU_RANGE

@@ -89,7 +89,7 @@ class Replica:
             raise JournalError(
                 "The initial parameters are not those of the journal's header; download them."
             )
-        directions = Directions(header.run_key, header.law, shapes)
+        directions = Directions(header.run_key, header.law, shapes, header.apart)
         return cls(header, Walk(copy, header.optimizer, directions), 0, -1, header.digest())
 
     @property
@@ -210,7 +210,7 @@ class Replica:
         JournalError
             If a name, dtype, shape or value is not as it must be.
         """
-        directions = Directions(header.run_key, header.law, shapes)
+        directions = Directions(header.run_key, header.law, shapes, header.apart)
         _check_arrays(arrays, header, directions.size)
         theta = torch.from_numpy(np.array(arrays["theta"], dtype=np.float32))
         state = {k: v for k, v in arrays.items() if k == "powers" or k.startswith("slot.")}

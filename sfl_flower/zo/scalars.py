@@ -5,16 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfl_flower.errors import TrainingError
 from sfl_flower.zo.directions import Direction
-from sfl_flower.zo.estimator import Target, Together
+from sfl_flower.zo.estimator import Scalars, Target, Together
 from sfl_flower.zo.probing import Probing
 from sfl_flower.zo.vector import ParameterVector
 
-__all__ = ["loss_scalars", "surrogate_scalars"]
+__all__ = ["loss_scalars", "surrogate_scalars", "totals"]
+
+
+def totals(products: Tensor, channel: int) -> Tensor:
+    """Sum products with λ over a mini-batch, and where asked over each channel of it.
+
+    Parameters
+    ----------
+    products : Tensor
+        Of the shape of the smashed data.
+    channel : int
+        The dimension of the channels; 0 where they are not told apart.
+
+    Returns
+    -------
+    Tensor
+        float64, the sum [1], or the sum and then that of each channel [1 + C].
+    """
+    if not channel:
+        return products.sum(dtype=torch.float64).reshape(1)
+    others = [dim for dim in range(products.dim()) if dim != channel]
+    found = products.sum(others, dtype=torch.float64)
+    return torch.cat([found.sum().reshape(1), found])
 
 
 def surrogate_scalars(
@@ -51,7 +74,9 @@ def surrogate_scalars(
     Returns
     -------
     Tensor
-        ``[P]`` float32 on the CPU. Not checked for finiteness: the caller reports and skips.
+        ``[P]`` float32 on the CPU, or ``[P (1 + C)]`` where `Probing.channel` tells channels apart:
+        of each probe that of the whole first. Not checked for finiteness: the caller reports and
+        skips.
 
     Raises
     ------
@@ -79,13 +104,14 @@ def surrogate_scalars(
             )
         return out
 
-    def project(high: Tensor, low: Tensor) -> float:
-        return float(torch.sum((high - low).mul_(weight), dtype=torch.float64))
+    def project(high: Tensor, low: Tensor) -> Scalars:
+        return _array(totals((high - low).mul_(weight), probing.channel))
 
     if together is not None:
         read = together.read
         together = replace(together, read=lambda part: checked(read(part)))
-    target = Target(lambda: checked(forward()), project, anchor, together)
+    parts = 1 + anchor.shape[probing.channel] if probing.channel else 1
+    target = Target(lambda: checked(forward()), project, anchor, together, parts)
     return _scalars(target, vector, directions, probing)
 
 
@@ -104,7 +130,8 @@ def loss_scalars(
     Parameters
     ----------
     loss : callable
-        Computes the loss of the batch, one element. Called `Probing.forwards` times.
+        Computes the loss of the batch, one element; or several losses that are wanted apart.
+        Called `Probing.forwards` times.
     vector : ParameterVector
     directions : sequence of Direction
     probing : Probing
@@ -117,13 +144,14 @@ def loss_scalars(
     Returns
     -------
     Tensor
-        ``[P]`` float32 on the CPU.
+        ``[P]`` float32 on the CPU, as many of each probe as there are losses.
     """
 
-    def difference(high: Tensor, low: Tensor) -> float:
-        return float(high.double() - low.double())
+    def difference(high: Tensor, low: Tensor) -> Scalars:
+        return _array((high.double() - low.double()).reshape(-1))
 
-    return _scalars(Target(loss, difference, anchor, together), vector, directions, probing)
+    parts = 1 if anchor is None else anchor.numel()
+    return _scalars(Target(loss, difference, anchor, together, parts), vector, directions, probing)
 
 
 def _scalars(
@@ -131,4 +159,9 @@ def _scalars(
 ) -> Tensor:
     with torch.no_grad():
         found = probing.rule.scalars(target, vector, directions, probing.mu)
-    return torch.tensor(found, dtype=torch.float64).to(torch.float32)
+    return torch.from_numpy(np.concatenate(found)).to(torch.float32)
+
+
+def _array(values: Tensor) -> Scalars:
+    found: Scalars = values.cpu().numpy()
+    return found

@@ -12,7 +12,8 @@ from benchmarks import learn
 
 TEST = {
     "frozen": 0.70, "all_p4": 0.71, "subspace_p4": 0.80, "subspace_p1": 0.78,
-    "first_order": 0.85, "first_order_same": 0.82,
+    "all_p4_walk": 0.705, "subspace_p4_walk": 0.76, "subspace_p1_walk": 0.75,
+    "channel_p4": 0.81, "channel_p1": 0.79, "first_order": 0.85, "first_order_same": 0.82,
 }  # fmt: skip
 
 
@@ -36,7 +37,17 @@ def test_the_gap_is_that_of_the_rates_which_were_chosen(tmp_path: Path) -> None:
     assert found["fashion_gap_p4"] == pytest.approx((0.80 - 0.70) / (0.85 - 0.70))
     assert found["fashion_gap_p4_same"] == pytest.approx((0.80 - 0.70) / (0.82 - 0.70))
     assert found["fashion_gap_p1"] == pytest.approx((0.78 - 0.70) / (0.85 - 0.70))
+    assert found["fashion_learned_p4"] == pytest.approx((0.80 - 0.76) / (0.85 - 0.76))
+    assert found["fashion_learned_p1_channel"] == pytest.approx((0.79 - 0.75) / (0.85 - 0.75))
     assert learn.SHARED["validation"] == 0.1
+
+
+def test_a_walk_differs_from_its_row_in_nothing_else() -> None:
+    for label, row in learn.ROWS.items():
+        if label.endswith("_walk"):
+            twin = learn.ROWS[label.removesuffix("_walk")]
+            assert row.settings == {**twin.settings, "walk": True}
+            assert row.rates == twin.rates
 
 
 def test_no_row_that_claims_runs_more_than_five_forwards_a_sample() -> None:

@@ -1,0 +1,155 @@
+"""Which parameters of a client half act on one channel of the smashed data each.
+
+The server finds them by trials before the first round: a tensor whose rows, moved at random, change
+nothing but their own channels is told apart by channel (`sfl_flower.zo.channels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfl_flower.data import generator
+from sfl_flower.errors import ConfigError
+from sfl_flower.training.modes import kept_buffers
+from sfl_flower.zo import Guide, Probing, condition_guided, condition_scalars, trained_names
+from sfl_flower.zo.channels import clip_channels
+
+__all__ = ["SCALARS_OF", "Apart", "check_channels", "conditioned", "told_apart"]
+
+SCALARS_OF = ("batch", "channel")
+"""What a probe gives a scalar of."""
+OWN = 0.99
+"""Share of what a tensor's rows change, by energy, that must lie in their own channels.
+
+1 behind a convolution, a linear layer or what treats channels alike; a LayerNorm over C channels
+couples them by about 2 / C.
+"""
+_TRIALS, _MOVE = 3, 1e-2
+
+
+@dataclass(frozen=True)
+class Apart:
+    """What is told apart by channel.
+
+    Attributes
+    ----------
+    channel : int
+        The dimension of the channels in the smashed data, 0 if nothing is.
+    tensors : tuple of bool
+        Which trained tensors, in canonical order; empty if none is.
+    """
+
+    channel: int = 0
+    tensors: tuple[bool, ...] = ()
+
+
+def check_channels(scalars: str, settings: Mapping[str, object]) -> None:
+    """Refuse settings that know of one scalar a probe.
+
+    Raises
+    ------
+    ConfigError
+        With ``scalars=channel`` beside a guide, a cone or a division by the spread.
+    """
+    plain = {"guide": "none", "cone": 0.0, "scale": "none"}
+    others = [name for name, value in plain.items() if settings[name] != value]
+    if scalars == "channel" and others:
+        name = others[0]
+        raise ConfigError(
+            f"scalars=channel with {name}={settings[name]}: that option knows of one scalar a "
+            f"probe only; use {name}={plain[name]}, or scalars=batch."
+        )
+
+
+def told_apart(scalars: str, half: nn.Module, x: Tensor, seed: int) -> Apart:
+    """Return the trained tensors whose rows act on one channel each; the half stays as it is.
+
+    Parameters
+    ----------
+    scalars : {"batch", "channel"}
+        Whether any are wanted.
+    half : nn.Module
+        The client half, in the mode of the run.
+    x : Tensor
+        A few inputs [n, ...].
+    seed : int
+        Of the trials.
+
+    Raises
+    ------
+    ConfigError
+        They are wanted, and there is none.
+    """
+    if scalars != "channel":
+        return Apart()
+    names = sorted(trained_names(half))
+    tensors = dict(half.named_parameters())
+    with torch.no_grad(), kept_buffers(half):
+        z = half(x)
+        shares = {
+            dim: [_own(half, x, z, tensors[name], dim, seed) for name in names]
+            for dim in range(1, z.dim())
+        }
+    channel = max(shares, key=lambda dim: sum(share >= OWN for share in shares[dim]), default=0)
+    found = tuple(share >= OWN for share in shares.get(channel, []))
+    if not any(found):
+        best = {name: max(row[i] for row in shares.values()) for i, name in enumerate(names)}
+        said = "; ".join(f"{name} {share:.2f}" for name, share in list(best.items())[-6:])
+        raise ConfigError(
+            "scalars=channel, but no trained parameter of the client half acts on one channel of "
+            f"the smashed data of shape {list(z.shape)} alone (share of what rows change in their "
+            f"own channel, at least {OWN} wanted: {said}); train the last layer before the cut "
+            "(task.trained), cut behind another one, or use scalars=batch."
+        )
+    return Apart(channel, found)
+
+
+def _own(half: nn.Module, x: Tensor, z: Tensor, tensor: Tensor, dim: int, seed: int) -> float:
+    """Return the share of what moved rows change that lies in their channels; 0 if they cannot."""
+    count = z.shape[dim]
+    if tensor.dim() == 0 or tensor.shape[0] != count or count < 2:
+        return 0.0
+    before, shares = tensor.detach().clone(), []
+    for trial in range(_TRIALS):
+        rng = generator("channels", seed, trial)
+        chosen = torch.from_numpy(rng.permutation(count)[: count // 2])
+        move = torch.zeros_like(before)
+        drawn = rng.standard_normal((len(chosen), *before.shape[1:])).astype(np.float32)
+        move[chosen] = _MOVE * torch.from_numpy(drawn).to(move.device)
+        tensor.data.add_(move)
+        squares = (half(x) - z).double().square().movedim(dim, 0).reshape(count, -1).sum(1)
+        tensor.data.copy_(before)
+        if not float(squares.sum()) > 0.0:
+            return 0.0
+        shares.append(float(squares[chosen.to(squares.device)].sum() / squares.sum()))
+    return min(shares)
+
+
+def conditioned(
+    step: np.ndarray, probing: Probing, clip_norm: float, scale: str, guide: Guide | None
+) -> np.ndarray:
+    """Return the scalars of a mini-batch, scaled and clipped as the settings say, float64.
+
+    Parameters
+    ----------
+    step : numpy.ndarray
+        v, shape [P], [P + 1] with a guide, or [P (1 + C)] where channels are told apart.
+    probing : Probing
+        How they were made.
+    clip_norm, scale : float, str
+        As in `sfl_flower.zo.condition_scalars`.
+    guide : Guide or None
+        That of the round.
+    """
+    if probing.channel:
+        rows = step.reshape(probing.probes, -1)
+        return clip_channels(rows, probing.unit, clip_norm).reshape(-1)
+    own = (probing.unit, clip_norm, scale)
+    return (
+        condition_scalars(step, *own) if guide is None else condition_guided(step, *own, guide.size)
+    )
