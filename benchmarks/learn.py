@@ -48,28 +48,33 @@ ROWS: Mapping[str, Row] = {
     "subspace_p1_walk": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 1, **WALK}, (0.025, 0.05, 0.1)),
     "channel_p4": Row("ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 4}, (0.2, 0.5, 1.0)),
     "channel_p1": Row("ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 1}, (0.1, 0.2, 0.5)),
+    "channel_p1_walk": Row(
+        "ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 1, **WALK}, (0.1, 0.2, 0.5)
+    ),
     "first_order": Row("splitfed_v2", BACKPROP, (0.05, 0.1, 0.2)),
     "first_order_same": Row("splitfed_v2", {**BACKPROP, **FEW}, (0.02, 0.05, 0.1)),
 }
 GAPS: Mapping[str, tuple[str, str, str, float | None]] = {
-    "fashion_gap_p4": ("subspace_p4", "frozen", "first_order", 0.8),
-    "fashion_gap_p4_same": ("subspace_p4", "frozen", "first_order_same", 0.9),
+    "fashion_gap_p4": ("channel_p4", "frozen", "first_order", 0.8),
+    "fashion_gap_p4_same": ("channel_p4", "frozen", "first_order_same", 0.9),
+    "fashion_gap_p4_whole": ("subspace_p4", "frozen", "first_order", None),
     "fashion_gap_p4_all": ("all_p4", "frozen", "first_order", None),
-    "fashion_gap_p4_channel": ("channel_p4", "frozen", "first_order", None),
-    "fashion_gap_p1": ("subspace_p1", "frozen", "first_order", 0.7),
-    "fashion_gap_p1_channel": ("channel_p1", "frozen", "first_order", None),
+    "fashion_gap_p1": ("channel_p1", "frozen", "first_order", 0.7),
+    "fashion_gap_p1_same": ("channel_p1", "frozen", "first_order_same", None),
+    "fashion_gap_p1_whole": ("subspace_p1", "frozen", "first_order", None),
     "fashion_gap_walk": ("subspace_p1_walk", "frozen", "first_order", None),
+    "fashion_gap_walk_channel": ("channel_p1_walk", "frozen", "first_order", None),
     "fashion_gap_walk_all": ("all_p4_walk", "frozen", "first_order", None),
-    "fashion_learned_p4": ("subspace_p4", "subspace_p4_walk", "first_order", None),
+    "fashion_learned_p4": ("channel_p4", "subspace_p1_walk", "first_order_same", None),
+    "fashion_learned_p4_whole": ("subspace_p4", "subspace_p1_walk", "first_order_same", None),
     "fashion_learned_p4_all": ("all_p4", "all_p4_walk", "first_order", None),
-    "fashion_learned_p4_channel": ("channel_p4", "subspace_p4_walk", "first_order", None),
-    "fashion_learned_p1": ("subspace_p1", "subspace_p1_walk", "first_order", None),
-    "fashion_learned_p1_channel": ("channel_p1", "subspace_p1_walk", "first_order", None),
+    "fashion_learned_p1": ("channel_p1", "subspace_p1_walk", "first_order_same", None),
+    "fashion_learned_p1_whole": ("subspace_p1", "subspace_p1_walk", "first_order_same", None),
 }
 """Figure -> forward-only row, its control, the first order it is held against, the target if any.
 
-``gap`` counts from the frozen client, ``learned`` from clients whose steps are as long and tell
-nothing."""
+``gap`` counts from the frozen client; ``learned`` from the walk of the same parameters that comes
+farthest, to first order on these."""
 
 
 def job(label: str, client_lr: float, seed: int, rounds: int) -> Job:
