@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from sfl_flower import simulate
+from sfl_flower.data import seeded_construction
 from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.server.energy import energy_share, sample_gradients
 from sfl_flower.server.records import as_record
 from sfl_flower.server.subspace import fitted
-from sfl_flower.split import fit_subspace, plain_weights, read_subspace, restrict
+from sfl_flower.split import base_digest, fit_subspace, plain_weights, read_subspace, restrict
 from sfl_flower.split.parameters.subspace import Auto, Subspace
 from sfl_flower.tasks import load_task
 from tests import tiny
@@ -320,3 +323,52 @@ def test_ray_equals_inline(method: str, trained: str) -> None:
     task = replace(task, public=task.test)
     one, two = (simulate(task, method, backend=b, **shared) for b in ("inline", "ray"))
     assert tiny.equal(one.model, two.model)
+
+
+def kept(dtype: str) -> nn.Module:
+    """Return the tiny model, its first layer kept in a dtype that no training keeps."""
+    with seeded_construction(0):
+        found = tiny.model()
+    first = found.get_submodule("first").requires_grad_(False)
+    if dtype == "int8":
+        config = Int8WeightOnlyConfig(set_inductor_config=False)
+        quantize_(found, config, filter_fn=lambda _, name: name == "first")
+    else:
+        found.register_module("first", nn.Sequential(Cast(torch.bfloat16), first.bfloat16()))
+        found.register_module("act", nn.Sequential(Cast(torch.float32), nn.Tanh()))
+    return found
+
+
+class Cast(nn.Module):
+    """To a dtype: mixed precision by hand."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize("trained", ["subspace:2", "core:2"])
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_layers_move_beside_weights_that_no_training_keeps(dtype: str, trained: str) -> None:
+    task = problem(trained=trained, build=lambda: kept(dtype))
+    before = task.build(0)
+    names = [n for n, p in before.client.named_parameters() if p.requires_grad]
+    assert [name.rpartition(".")[2] for name in names] == ["subspace"]
+    assert before.client.get_parameter(names[0]).dtype == torch.float32
+    trial = train(task, rounds=3, client_lr=0.5, sync="replay")
+    assert [r.failures + r.rejected for r in trial.strategy.records] == [0] * 4
+    half = trial.strategy.client_half
+    assert bool(half.get_parameter(names[0]).any())
+    # W₀ is as it was, to the bit, and a replay gives what a download does.
+    assert base_digest(half) == base_digest(before.client)
+    other = train(task, rounds=3, client_lr=0.5, sync="download")
+    assert tiny.equal(trial.model, other.model)
+    weight = f"{names[0].rpartition('.')[0]}.weight"
+    assert trial.model[weight].dtype == (torch.float32 if dtype == "int8" else torch.bfloat16)
+    # The share of the gradient can be asked for: it is that of the weights as plain ones.
+    gradients = sample_gradients(task, 0, 2, 10)
+    assert 0.2 < energy_share(fitted(task, 0).client, gradients).batches <= 1
