@@ -77,10 +77,12 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
             else:
                 z = kept[part]
             lam = request.lam[part]
-            if lam.shape != z.shape or probing.channel >= lam.ndim:
+            if lam.shape != z.shape:
+                raise WireError(f"λ has shape {lam.shape}, the batch gives {z.shape}.")
+            if probing.channel >= lam.ndim:
                 raise WireError(
-                    f"λ has shape {lam.shape}, with its channels in dimension {probing.channel}; "
-                    f"the batch gives {z.shape}."
+                    f"Channels are asked for in dimension {probing.channel} of smashed data of "
+                    f"shape {z.shape}."
                 )
             us = directions.of_step(request.round, step, request.stream, probing.probes)
             us = replica.in_cone(us) + more

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +18,27 @@ from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.zo import Guide, Probing, condition_guided, condition_scalars, trained_names
-from sfl_flower.zo.channels import clip_channels
+from sfl_flower.zo.channels import Channels, clip_channels
+from sfl_flower.zo.entry import MAX_COEFFICIENTS
+from sfl_flower.zo.law import Shapes
 
-__all__ = ["SCALARS_OF", "Apart", "check_channels", "conditioned", "told_apart"]
+__all__ = [
+    "SCALARS_OF",
+    "Apart",
+    "check_channels",
+    "check_size",
+    "conditioned",
+    "told_apart",
+    "walk_signs",
+]
 
 SCALARS_OF = ("batch", "channel")
 """What a probe gives a scalar of."""
-OWN = 0.99
+OWN = 1 - 1e-4
 """Share of what a tensor's rows change, by energy, that must lie in their own channels.
 
-1 behind a convolution, a linear layer or what treats channels alike; a LayerNorm over C channels
-couples them by about 2 / C.
+1 behind a convolution, a linear layer and what treats channels alike. Less is not enough: a
+LayerNorm over 256 channels leaves 0.99, and an estimate is biased where λ has a mean over them.
 """
 _TRIALS, _MOVE = 3, 1e-2
 
@@ -46,6 +57,37 @@ class Apart:
 
     channel: int = 0
     tensors: tuple[bool, ...] = ()
+
+
+def check_size(apart: Apart, shapes: Shapes, settings: Mapping[str, Any], clients: int) -> None:
+    """Refuse an update of more scalars than a journal entry holds.
+
+    Parameters
+    ----------
+    apart : Apart
+        What is told apart.
+    shapes : tuple of tuple of int
+        Of the trained tensors, in canonical order.
+    settings : mapping of str to value
+        ``probes``, ``minibatches`` and ``directions`` of the method.
+    clients : int
+        Of a round.
+
+    Raises
+    ------
+    ConfigError
+        There are more.
+    """
+    parts = Channels(shapes, apart.tensors).parts if apart.tensors else 1
+    streams = 1 if settings["directions"] == "shared" else clients
+    count = streams * settings["minibatches"] * settings["probes"] * parts
+    if count > MAX_COEFFICIENTS:
+        raise ConfigError(
+            f"An update has {count} scalars ({streams} streams of directions x minibatches x "
+            f"probes x {parts} scalars a probe); a journal entry holds at most {MAX_COEFFICIENTS}. "
+            "Use fewer probes, mini-batches or clients a round, or directions=shared"
+            f"{', or scalars=batch' if apart.tensors else ''}."
+        )
 
 
 def check_channels(scalars: str, settings: Mapping[str, object]) -> None:
@@ -98,7 +140,10 @@ def told_apart(scalars: str, half: nn.Module, x: Tensor, seed: int) -> Apart:
     channel = max(shares, key=lambda dim: sum(share >= OWN for share in shares[dim]), default=0)
     found = tuple(share >= OWN for share in shares.get(channel, []))
     if not any(found):
-        best = {name: max(row[i] for row in shares.values()) for i, name in enumerate(names)}
+        best = {
+            name: max((row[i] for row in shares.values()), default=0.0)
+            for i, name in enumerate(names)
+        }
         said = "; ".join(f"{name} {share:.2f}" for name, share in list(best.items())[-6:])
         raise ConfigError(
             "scalars=channel, but no trained parameter of the client half acts on one channel of "
@@ -128,6 +173,23 @@ def _own(half: nn.Module, x: Tensor, z: Tensor, tensor: Tensor, dim: int, seed: 
             return 0.0
         shares.append(float(squares[chosen.to(squares.device)].sum() / squares.sum()))
     return min(shares)
+
+
+def walk_signs(seed: int, round: int, shape: tuple[int, ...], shared: bool) -> np.ndarray:
+    """Return ±1 for each scalar of a round's walk.
+
+    Parameters
+    ----------
+    seed, round : int
+        Of the run, and which round.
+    shape : tuple of int
+        Of the scalars, clients first.
+    shared : bool
+        Whether clients share directions: one sign then for what is averaged over them, so that a
+        step stays as long.
+    """
+    drawn = generator("walk", seed, round).choice((-1.0, 1.0), shape[1:] if shared else shape)
+    return np.asarray(drawn, dtype=np.float64)
 
 
 def conditioned(

@@ -21,11 +21,10 @@ import numpy as np
 from torch import Tensor
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.data import generator
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
+from sfl_flower.server import channels
 from sfl_flower.server.aggregate import check_aggregator, client_weight
-from sfl_flower.server.channels import SCALARS_OF, check_channels, conditioned, told_apart
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
@@ -105,7 +104,7 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     sync: Annotated[str, Choice(SYNC_POLICIES)] = "auto"
     guide: Annotated[str, Choice(GUIDES)] = "none"
     guide_rest: Annotated[float, Range(0, 1)] = 1.0
-    scalars: Annotated[str, Choice(SCALARS_OF)] = "batch"
+    scalars: Annotated[str, Choice(channels.SCALARS_OF)] = "batch"
     walk: bool = False
     client_mode: ClientMode = "as_built"
 
@@ -168,7 +167,7 @@ class HOSFL(JournalledStrategy):
         check_aggregator(config, own_directions=settings.directions == "own")
         check_guide(settings.guide, settings.guide_rest, settings.cone)
         check_whole(config, settings)
-        check_channels(settings.scalars, vars(settings))
+        channels.check_channels(settings.scalars, vars(settings))
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights.
@@ -184,7 +183,7 @@ class HOSFL(JournalledStrategy):
             check_zeroth_order(self.client_half, statistics_ok=True, example=(x,))
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
             check_stack(settings.probing(), self.client_half, self.client_half, x)
-            apart = told_apart(settings.scalars, self.client_half, x, self.config.seed)
+            apart = channels.told_apart(settings.scalars, self.client_half, x, self.config.seed)
         self._probing = replace(settings.probing(), channel=apart.channel)
         self.mirror = Mirror(
             self.client_half,
@@ -194,6 +193,7 @@ class HOSFL(JournalledStrategy):
             settings.sync,
             apart.tensors,
         )
+        channels.check_size(apart, self.mirror.vector.shapes, vars(settings), self.config.cohort)
         self._maker = guide_maker(
             settings.guide, self.task, self.config.seed, self.client_half, self.mirror.vector
         )
@@ -309,10 +309,14 @@ class HOSFL(JournalledStrategy):
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
         own = (probing, settings.clip_norm, settings.scale, guide)
         clipped = np.stack(
-            [[conditioned(step, *own) for step in reply.scalars] for reply in replies.values()]
+            [
+                [channels.conditioned(step, *own) for step in reply.scalars]
+                for reply in replies.values()
+            ]
         )
         if settings.walk:
-            clipped *= generator("walk", self.config.seed, round).choice((-1.0, 1.0), clipped.shape)
+            shared = settings.directions == "shared"
+            clipped *= channels.walk_signs(self.config.seed, round, clipped.shape, shared)
         drawn = clipped.shape[-1] - (guide is not None)
         along, clipped = clipped[..., drawn:], clipped[..., :drawn]
         scale = weights / (weights.sum() * settings.probes * settings.minibatches * probing.unit)

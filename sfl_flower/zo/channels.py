@@ -1,8 +1,9 @@
 """Directions whose parts have coefficients of their own, one part for each channel at the cut.
 
-Where row c of a tensor reaches nothing but channel c of the smashed data, what a probe changes in
-that channel tells of row c alone.  One forward along u then gives a scalar for each channel, and
-the estimate of a row has the noise of a few directions among its own elements, not among all d:
+Where row c of a tensor reaches nothing but channel c of the smashed data, of the tensor's rows only
+that one tells in what a probe changes there.  One forward along u then gives a scalar for each
+channel.  The estimate of a row has the noise of its own elements, and of what is trained before it,
+not of all d:
 
     v_c = <λ_c, f_c(x; θ + μ u)_c - z_c>,   g_c = 1/(P μ) Σ_p v_{p,c} u_{p,c}
 
@@ -108,10 +109,11 @@ class _Product:
 
 
 def clip_channels(scalars: NDArray[np.floating], unit: float, limit: float) -> NDArray[np.float64]:
-    """Scale the scalars of one mini-batch so that the gradient they tell of is not above a norm.
+    """Scale the scalars of one mini-batch so that the gradients they tell of are not above a norm.
 
-    The squares of the channels' scalars, summed over channels and averaged over probes, estimate
-    ‖∇L‖² with far less spread than that of the whole does.
+    What is told apart and the rest are clipped by themselves: the squares of the channels' scalars,
+    summed over channels and averaged over probes, estimate ‖∇L‖² of what is told apart with far
+    less spread than the squares of the whole's, which the rest goes by.
 
     Parameters
     ----------
@@ -130,7 +132,9 @@ def clip_channels(scalars: NDArray[np.floating], unit: float, limit: float) -> N
     found = scalars.astype(np.float64)
     if limit <= 0:
         return found
-    # An exact sum: the order of additions differs between processors.
-    squares = math.fsum((found[:, 1:] ** 2).reshape(-1).tolist())
-    norm = math.sqrt(squares / len(found)) / unit
-    return found * (limit / norm) if norm > limit else found
+    # Exact sums: the order of additions differs between processors.
+    for part in (found[:, :1], found[:, 1:]):
+        norm = math.sqrt(math.fsum((part**2).reshape(-1).tolist()) / len(found)) / unit
+        if norm > limit:
+            part *= limit / norm
+    return found

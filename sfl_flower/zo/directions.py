@@ -6,7 +6,6 @@ The format is specified in ``docs/directions.md`` and held by golden vectors in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,6 +94,11 @@ class Directions:
                 )
             self.channels = Channels(self.shapes, tuple(apart))
 
+    @property
+    def parts(self) -> int:
+        """Coefficients of a direction: 1, or one of the whole and one of each channel."""
+        return 1 if self.channels is None else self.channels.parts
+
     def of(self, key: Key) -> Direction:
         """Return the direction that a key names; what it draws is kept for further use."""
         return Direction(self, self.values(key), key)
@@ -126,9 +130,9 @@ class Directions:
         Parameters
         ----------
         keys : sequence of Key
-            Of the coefficients; where directions have several, those of one follow one another.
+            Of the directions.
         coefficients : sequence of float
-            As many as keys; rounded to float32.
+            Of each direction its `parts`, one after another; rounded to float32.
         scratch : numpy.ndarray
             See `Scratch`; for the largest block that will be written.
         """
@@ -138,9 +142,8 @@ class Directions:
                 for key, coefficient in zip(keys, coefficients, strict=True)
             ]
         parts, found = self.channels.parts, []
-        for low in range(0, len(keys), parts):
-            key = replace(keys[low], probe=keys[low].probe // parts)
-            constants = coefficients[low : low + parts]
+        for number, key in enumerate(keys):
+            constants = coefficients[number * parts : (number + 1) * parts]
             found.append(self.channels.product(self.values(key, once=True), constants))
         return found
 

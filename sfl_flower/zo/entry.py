@@ -99,11 +99,17 @@ class Entry:
         """Bytes of the whole encoded entry."""
         return _HEAD.size + self.key_bytes + self.scalar_bytes + len(self.checkpoint)
 
-    def keys(self) -> Iterator[Key]:
-        """Yield the keys of the directions in the order of the coefficients."""
+    def keys(self, parts: int = 1) -> Iterator[Key]:
+        """Yield the keys of the directions in the order of the coefficients.
+
+        Parameters
+        ----------
+        parts : int
+            Coefficients of a direction; more than one where channels are told apart.
+        """
         for stream in self.streams:
             for step in range(self.steps):
-                yield from step_keys(self.round, step, stream, self.probes)
+                yield from step_keys(self.round, step, stream, self.probes // parts)
 
     def encode(self) -> bytes:
         """Return the canonical bytes (format: ``docs/journal.md``)."""

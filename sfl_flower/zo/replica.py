@@ -89,7 +89,7 @@ class Replica:
             raise JournalError(
                 "The initial parameters are not those of the journal's header; download them."
             )
-        directions = Directions(header.run_key, header.law, shapes, header.apart)
+        directions = _directions(header, shapes)
         return cls(header, Walk(copy, header.optimizer, directions), 0, -1, header.digest())
 
     @property
@@ -132,8 +132,8 @@ class Replica:
         ------
         JournalError
             If the entry's round does not come after the last one, if its guide is one over other
-            tensors, if its checkpoint is not met, or if the replica was interrupted earlier. The
-            replica is then unchanged.
+            tensors, if it has parts of directions, if its checkpoint is not met, or if the replica
+            was interrupted earlier. The replica is then unchanged.
         """
         if not self.digest:
             raise JournalError("This replica was interrupted inside an update; download afresh.")
@@ -145,10 +145,16 @@ class Replica:
             raise JournalError(
                 f"The guide of round {entry.round} is one over other tensors; download afresh."
             )
+        if entry.probes % self._walk.parts:
+            raise JournalError(
+                f"The entry of round {entry.round} has {entry.probes} coefficients a mini-batch, "
+                f"no multiple of the {self._walk.parts} of a direction; download afresh."
+            )
         backup = self._walk.clone() if entry.checkpoint else None
         before, digest = self.digest, chain(self.digest, entry.encode())
         self.digest = b""
-        self._walk.step(list(entry.keys()), entry.coefficients, entry.lr, entry.guide)
+        keys = list(entry.keys(self._walk.parts))
+        self._walk.step(keys, entry.coefficients, entry.lr, entry.guide)
         if backup is not None and self.params_digest() != entry.checkpoint:
             self._walk.restore(backup)
             self.digest = before
@@ -210,13 +216,27 @@ class Replica:
         JournalError
             If a name, dtype, shape or value is not as it must be.
         """
-        directions = Directions(header.run_key, header.law, shapes, header.apart)
+        directions = _directions(header, shapes)
         _check_arrays(arrays, header, directions.size)
         theta = torch.from_numpy(np.array(arrays["theta"], dtype=np.float32))
         state = {k: v for k, v in arrays.items() if k == "powers" or k.startswith("slot.")}
         version, last_round = (int(value) for value in arrays["position"])
         walk = Walk(theta, header.optimizer, directions, state)
         return cls(header, walk, version, last_round, arrays["digest"].tobytes())
+
+
+def _directions(header: JournalHeader, shapes: Sequence[tuple[int, ...]]) -> Directions:
+    """Return a journal's directions over tensors of these shapes.
+
+    Raises
+    ------
+    JournalError
+        If the header tells tensors apart that these are not.
+    """
+    try:
+        return Directions(header.run_key, header.law, shapes, header.apart)
+    except ConfigError as error:
+        raise JournalError(f"The journal's header does not fit the parameters: {error}") from error
 
 
 def _check_arrays(arrays: Mapping[str, NDArray[Any]], header: JournalHeader, size: int) -> None:

@@ -94,6 +94,11 @@ class Walk:
         self.powers = (float(state["powers"][0]), float(state["powers"][1]))
 
     @property
+    def parts(self) -> int:
+        """Coefficients of a direction."""
+        return self._directions.parts
+
+    @property
     def shapes(self) -> Shapes:
         """Shapes of the tensors that the vector holds."""
         return self._directions.shapes

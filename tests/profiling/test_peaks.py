@@ -101,7 +101,7 @@ def test_a_transformer_on_a_small_batch_is_predicted(
         rows = profile_cuts(model, ids, seconds=1000)
     said = [record.getMessage() for record in caplog.records if record.name == "flwr"]
     assert len(said) == 1 and "unties" in said[0]  # halves that are made again do not say it again
-    assert len(rows) == 4 and sizes.count(2) == sizes.count(8) == 4
+    assert len(rows) == 5 and sizes.count(2) == sizes.count(8) == 5
     for row in rows:
         assert row.inference.error is not None and row.backprop.error is not None
         assert max(row.inference.error, row.backprop.error) < 0.02, row

@@ -305,7 +305,7 @@ def test_e12_a_resume_with_other_training_data_is_noticed(tmp_path: Path) -> Non
 def test_settings_that_are_refused_leave_no_directory(tmp_path: Path) -> None:
     problem = tiny.task(build=tiny.with_batch_norm)
     with pytest.raises(Exception, match="BatchNorm"):
-        run(problem, out=tmp_path / "run")
+        run(problem, out=tmp_path / "run", micro_batch="2")
     assert not (tmp_path / "run").exists()
 
 

@@ -121,11 +121,15 @@ def test_totals_by_hand() -> None:
     assert totals(products, 2).tolist() == [36.0, 16.0, 20.0]
 
 
-def test_clipping_goes_by_the_squares_of_channels() -> None:
-    """Two probes of two channels tell of ‖g‖² = (9 + 16 + 9 + 16) / 2 / unit² = 25 at unit 1."""
-    scalars = np.array([[7.0, 3.0, 4.0], [-1.0, 3.0, -4.0]])
-    np.testing.assert_allclose(clip_channels(scalars, 1.0, 2.5), scalars / 2)
-    np.testing.assert_array_equal(clip_channels(scalars, 1.0, 5.0), scalars)
+def test_clipping_bounds_channels_and_the_rest_by_themselves() -> None:
+    """Two probes: the whole has (98 + 2) / 2 = 50 = 7.07², channels (9 + 16 + 9 + 16) / 2 = 5²."""
+    scalars = np.array([[98**0.5, 3.0, 4.0], [-(2**0.5), 3.0, -4.0]])
+    found = clip_channels(scalars, 1.0, 2.5)
+    np.testing.assert_allclose(found[:, 1:], scalars[:, 1:] / 2)
+    np.testing.assert_allclose(found[:, 0], scalars[:, 0] * 2.5 / 50**0.5)
+    found = clip_channels(scalars, 1.0, 5.0)
+    np.testing.assert_array_equal(found[:, 1:], scalars[:, 1:])
+    np.testing.assert_allclose(found[:, 0], scalars[:, 0] * 5 / 50**0.5)
     np.testing.assert_array_equal(clip_channels(scalars, 1.0, 0.0), scalars)
     assert not clip_channels(np.zeros((1, 3)), 1.0, 1.0).any()
 
@@ -156,3 +160,14 @@ def test_channels_and_a_cone_exclude_each_other() -> None:
     spec = OptimizerSpec("momentum", cone=0.5)
     with pytest.raises(JournalError, match="no cone"):
         JournalHeader(RUN, bytes(32), bytes(32), "rademacher", spec, (True,))
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
+    theta = torch.zeros(11)
+    replica = Replica.initial(theta, header(theta), SHAPES)
+    for probes in (1, 5):
+        with pytest.raises(JournalError, match="no multiple of the 3 of a direction"):
+            replica.apply(Entry(0, 0.1, (7,), 1, probes, np.zeros((1, 1, probes), np.float32)))
+    replica.apply(Entry(0, 0.1, (7,), 2, 3, np.ones((1, 2, 3), np.float32)))
+    with pytest.raises(JournalError, match="header does not fit the parameters"):
+        Replica.initial(theta, header(theta, (True, False)), SHAPES)
