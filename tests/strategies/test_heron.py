@@ -417,7 +417,7 @@ def first_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def exact(
         loss: Callable[[], Tensor], vector: ParameterVector, directions: list[Direction],
-        probing: Probing, anchor: Tensor,
+        probing: Probing, anchor: Tensor, together: object = None,
     ) -> Tensor:  # fmt: skip
         with torch.enable_grad():
             parts = torch.autograd.grad(loss(), vector.parameters)
