@@ -58,6 +58,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "heron spread": {"local_steps": 2, "probes": 3, "scale": "spread"},
     "ho_sfl stack": {"direction": "rank_one", "probes": 4, "stack": 3},
     "heron stack": {"local_steps": 2, "direction": "rank_one", "probes": 2, "stack": 2},
+    "ho_sfl channel": {"probes": 2, "scalars": "channel", "client_optimizer": "momentum"},
+    "ho_sfl walk": {"probes": 2, "walk": True},
     "ho_sfl hiso": {"client_optimizer": "hiso", "cone": 0.5},
     "heron radazo": {
         "local_steps": 3,
