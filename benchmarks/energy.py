@@ -20,7 +20,7 @@ from sfl_flower.tasks import load_task
 
 __all__ = ["add_arguments", "run"]
 
-CHOICES = ("norm", "subspace:1", "subspace:4", "core:16", "subspace:auto:0.6")
+CHOICES = ("subspace:1", "subspace:4", "core:16", "subspace:auto:0.6")
 
 
 @dataclass(frozen=True)
