@@ -144,7 +144,7 @@ def told_apart(scalars: str, half: nn.Module, x: Tensor, seed: int) -> Apart:
             name: max((row[i] for row in shares.values()), default=0.0)
             for i, name in enumerate(names)
         }
-        said = "; ".join(f"{name} {share:.2f}" for name, share in list(best.items())[-6:])
+        said = "; ".join(f"{name} {share:.4f}" for name, share in list(best.items())[-6:])
         raise ConfigError(
             "scalars=channel, but no trained parameter of the client half acts on one channel of "
             f"the smashed data of shape {list(z.shape)} alone (share of what rows change in their "
