@@ -75,6 +75,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def same_weights(one_thread: None) -> Iterator[None]:
+    """Draw what a test leaves to torch's global generator, as initial weights, the same each time.
+
+    Otherwise they would depend on the tests before it in the same process.
+    """
+    from sfl_flower.data.seeding import seeded_torch  # after the variables above are set
+
+    with seeded_torch("test", 0):
+        yield
+
+
 @pytest.fixture
 def sfl_data_dir() -> Path:
     """Directory with the data sets named in the user guide; the test is skipped without one."""
