@@ -28,6 +28,8 @@ ESTIMATES: dict[str, dict[str, Any]] = {
     "stack": {"direction": "rank_one", "stack": 2},
     "radazo": {"client_optimizer": "radazo"},
     "hiso": {"client_optimizer": "hiso", "client_lr": 0.1},
+    "walk": {"walk": True},
+    "walk in a cone": {"walk": True, "cone": 0.5, "scale": "spread", "client_optimizer": "adam"},
 }
 OF_HO_SFL: dict[str, dict[str, Any]] = {
     "channel": {"scalars": "channel"},
@@ -37,7 +39,6 @@ OF_HO_SFL: dict[str, dict[str, Any]] = {
         "directions": "shared",
         "client_optimizer": "momentum",
     },
-    "walk": {"walk": True},
 }
 """What HO-SFL alone has, for clients that follow a journal."""
 CASES = [

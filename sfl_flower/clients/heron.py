@@ -26,6 +26,7 @@ from sfl_flower.zo import (
     ParameterVector,
     Walk,
     client_stream,
+    drawn_signs,
     loss_scalars,
     run_key,
     step_coefficients,
@@ -45,7 +46,8 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     settings = settings_of(request)
     lr = settings.pop("lr")
     probing = request.probing
-    directions = vector.directions(run_key("heron", node.key), probing.law)
+    key = run_key("heron", node.key)
+    directions = vector.directions(key, probing.law)
     stream = client_stream(node.partition)
     state = node.store.get(_OPTIMIZER) if request.keep_state else None
     uploads = Uploads(request.upload_every)
@@ -55,13 +57,15 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
         walk = Walk(vector.anchor, spec, directions, state)
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)
-            us = walk.in_cone([directions.of(key) for key in keys])
+            us = walk.in_cone([directions.of(each) for each in keys])
             scalars = _probe(node, model, vector, us, request, step, uploads)
             rows.append(scalars)
             # A step whose scalars are not finite is skipped, here and where it is rebuilt.
             if np.isfinite(scalars).all():
                 taken[step] = 1
                 factors = step_coefficients(scalars, probing.unit, request.clip_norm, request.scale)
+                if request.walk:
+                    factors *= drawn_signs(key, keys)
                 walk.step(keys, factors, lr)
             else:
                 rows[-1] = np.zeros_like(scalars)

@@ -61,10 +61,14 @@ class DirectionSettings(Settings):
         μ, the probe length.
     direction : {"rademacher", "gaussian", "sphere", "rank_one"}
         Direction law; each has E[u uᵀ] = I.
+    walk : bool
+        The control of forward-only learning: scalars that clients step by keep their size, their
+        signs are drawn. Steps are as long and tell nothing of the gradient.
     """
 
     mu: ProbeLength = 1e-3
     direction: Annotated[str, Choice(LAWS)] = "rademacher"
+    walk: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,7 +42,14 @@ from sfl_flower.server.settings import ClientRateSettings
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
-from sfl_flower.zo import SHARED_STREAM, Entry, OptimizerSpec, run_key
+from sfl_flower.zo import (
+    SHARED_STREAM,
+    Entry,
+    OptimizerSpec,
+    drawn_signs,
+    run_key,
+    step_keys,
+)
 from sfl_flower.zo.entry import MAX_COEFFICIENTS
 
 __all__ = ["DeComFL", "DeComFLSettings"]
@@ -134,9 +141,10 @@ class DeComFL(JournalledStrategy):
         whole = Whole(self.client_half, self.server.module)
         with eval_mode(whole) if self.settings.client_mode == "eval" else nullcontext():
             self._check(whole)
+        self._key = run_key("decomfl", self.config.seed)
         self.mirror = Mirror(
             whole,
-            run_key("decomfl", self.config.seed),
+            self._key,
             self.settings.direction,
             OptimizerSpec("sgd"),
             self.settings.sync,
@@ -222,6 +230,10 @@ class DeComFL(JournalledStrategy):
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
         scale = weights / (weights.sum() * self.settings.probes * probing.unit)
         coefficients = self.aggregator.scalars(scalars, scale)[None]
+        if self.settings.walk:
+            steps, probes = range(self.settings.local_steps), self.settings.probes
+            keys = [step_keys(round, step, SHARED_STREAM, probes) for step in steps]
+            coefficients *= np.stack([drawn_signs(self._key, each) for each in keys])
         try:
             self.mirror.update(
                 Entry(

@@ -52,6 +52,7 @@ from sfl_flower.zo import (
     ParameterVector,
     Walk,
     client_stream,
+    drawn_signs,
     run_key,
     step_coefficients,
     step_keys,
@@ -245,6 +246,7 @@ class HERON(LocalLossStrategy):
             clip_norm=settings.clip_norm,
             scale=settings.scale,
             cone=settings.cone,
+            walk=settings.walk,
         )
 
     def _check(self, reply: LocalReply) -> None:
@@ -322,6 +324,8 @@ class HERON(LocalLossStrategy):
         for step in np.flatnonzero(taken).tolist():
             keys = step_keys(round, step, stream, settings.probes)
             factors = step_coefficients(scalars[step], unit, settings.clip_norm, settings.scale)
+            if settings.walk:
+                factors *= drawn_signs(key, keys)
             walk.step(keys, factors, lr)
         if not torch.isfinite(flat).all():
             raise WireError(

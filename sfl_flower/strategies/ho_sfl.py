@@ -86,9 +86,6 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     scalars : {"batch", "channel"}
         What a probe gives a scalar of: the mini-batch (the paper), or besides each channel of the
         smashed data, which the last layer's rows then take (`sfl_flower.zo.channels`).
-    walk : bool
-        The control of forward-only learning: scalars keep their size, their signs are drawn. Steps
-        are as long and tell nothing of the gradient.
     client_mode : {"as_built", "eval"}
         Mode of the client half's modules: as the task built them, or eval.
     """
@@ -105,7 +102,6 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     guide: Annotated[str, Choice(GUIDES)] = "none"
     guide_rest: Annotated[float, Range(0, 1)] = 1.0
     scalars: Annotated[str, Choice(channels.SCALARS_OF)] = "batch"
-    walk: bool = False
     client_mode: ClientMode = "as_built"
 
     def spec(self) -> OptimizerSpec:

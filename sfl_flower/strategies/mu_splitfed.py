@@ -42,7 +42,7 @@ from sfl_flower.wire.mu_splitfed import (
     MUStepReply,
     MUStepRequest,
 )
-from sfl_flower.zo import Key, client_stream, run_key
+from sfl_flower.zo import Key, client_stream, drawn_signs, run_key
 
 __all__ = ["MUSplitFed", "MUSplitFedSettings"]
 
@@ -136,6 +136,9 @@ class MUSplitFed(ForwardOnlyStrategy):
                 exchange.tally.reject(member, error)
                 continue
             scalars[member] = float(delta[0])
+            if self.settings.walk:
+                key = Key(round, stream=client_stream(member.partition))
+                delta *= drawn_signs(self._key, [key])
             exchange.push({member: self._step_request(round, delta)})
         done = exchange.collect(MUStepReply.from_reader, self._check_weights)
         exchange.tally.replies = len(done)

@@ -47,6 +47,7 @@ from sfl_flower.zo import (
     Probing,
     Walk,
     client_stream,
+    drawn_signs,
     run_key,
     step_coefficients,
     step_keys,
@@ -181,7 +182,10 @@ class ZOSFL(ForwardOnlyStrategy):
         )
 
     def _step(self, pair: _Pair, draw: tuple[int, int, int], reply: ZOStepReply) -> np.ndarray:
-        """Return Δ of every probe, float32, shape [probes], after a step of the copy along them."""
+        """Step the copy along Δ of every probe; return what the client steps by, float32, [P].
+
+        The server half is no part of a walk: it steps by Δ all the same.
+        """
         if reply.z is None or reply.y is None:
             raise WireError("it brings no smashed data.")
         (round, partition, step), settings = draw, self.settings
@@ -200,7 +204,8 @@ class ZOSFL(ForwardOnlyStrategy):
         pair.samples += int(reply.y.shape[0])
         pair.losses.append(float(np.mean(losses)))
         pair.scalars.append(deltas.astype(np.float32))
-        return pair.scalars[-1]
+        signs = drawn_signs(self._key, keys) if settings.walk else 1.0
+        return pair.scalars[-1] * signs
 
     def _close(self, finished: list[_Pair], exchange: Exchange) -> Outcome:
         """Average the copies of the clients that finished; nothing else of a round remains."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from sfl_flower.wire.fields import number, text
+from sfl_flower.wire.fields import flag, number, text
 from sfl_flower.wire.local import LocalRequest
 from sfl_flower.wire.message import Asked
 from sfl_flower.wire.probing import Probes
@@ -34,6 +34,8 @@ class HERONRequest(LocalRequest):
         Whether the scalars of a step are divided by their spread.
     cone : float
         Cosine of the angle between directions and momentum; 0: directions know nothing of it.
+    walk : bool
+        Whether steps are as long as the scalars say, and go where `drawn_signs` does.
     """
 
     ACTION: ClassVar[str] = "local"
@@ -44,6 +46,7 @@ class HERONRequest(LocalRequest):
     clip_norm: Annotated[float, number(0.0, 1e30)] = 0.0
     scale: Annotated[str, text(SCALES)] = "none"
     cone: Annotated[float, number(0.0, 0.999)] = 0.0
+    walk: Annotated[bool, flag().stands()] = False
 
     def asks(self) -> Asked:
         """Ask for scalars of every step, where they stand for the weights."""

@@ -9,7 +9,12 @@ import lazy_loader
 
 _NAMES = {
     "clipping": ["clip_scalars"],
-    "coefficients": ["condition_guided", "condition_scalars", "step_coefficients"],
+    "coefficients": [
+        "condition_guided",
+        "condition_scalars",
+        "drawn_signs",
+        "step_coefficients",
+    ],
     "directions": ["Direction", "Directions"],
     "entry": ["Entry"],
     "estimators": ["ESTIMATORS"],

@@ -8,6 +8,9 @@ from .coefficients import (
     condition_scalars as condition_scalars,
 )
 from .coefficients import (
+    drawn_signs as drawn_signs,
+)
+from .coefficients import (
     step_coefficients as step_coefficients,
 )
 from .directions import (

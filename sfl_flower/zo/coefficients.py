@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.zo.clipping import clip_scalars
+from sfl_flower.zo.keys import Key, philox_key
 from sfl_flower.zo.spread import spread_scalars
 
-__all__ = ["condition_guided", "condition_scalars", "step_coefficients"]
+__all__ = ["condition_guided", "condition_scalars", "drawn_signs", "step_coefficients"]
+
+_SIGN = 255
+"""Stands for a law's tag in the key of a sign; no law has it."""
 
 
 def condition_scalars(
@@ -96,3 +101,23 @@ def step_coefficients(
         found = condition_scalars(scalars.astype(np.float32), unit, clip_norm, scale)
         factors: NDArray[np.float32] = (found / (scalars.size * unit)).astype(np.float32)
     return factors
+
+
+def drawn_signs(run: bytes, keys: Sequence[Key]) -> NDArray[np.float32]:
+    """Return ±1 for each scalar of a walk: it keeps its size, and its sign is that of its key.
+
+    Whoever can derive the directions has the same signs, whatever the machine.
+
+    Parameters
+    ----------
+    run : bytes
+        From `run_key`, 16 bytes.
+    keys : sequence of Key
+        Of the scalars' directions.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, as many as keys.
+    """
+    return np.array([1 - 2 * (philox_key(run, key, _SIGN) & 1) for key in keys], np.float32)

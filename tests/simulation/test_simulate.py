@@ -60,6 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "heron stack": {"local_steps": 2, "direction": "rank_one", "probes": 2, "stack": 2},
     "ho_sfl channel": {"probes": 2, "scalars": "channel", "client_optimizer": "momentum"},
     "ho_sfl walk": {"probes": 2, "walk": True},
+    "heron walk": {"local_steps": 2, "probes": 2, "walk": True},
     "ho_sfl hiso": {"client_optimizer": "hiso", "cone": 0.5},
     "heron radazo": {
         "local_steps": 3,

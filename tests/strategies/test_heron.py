@@ -135,6 +135,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipped": {"clip_norm": 0.1, "probes": 3},
     "spread": {"scale": "spread", "probes": 3},
     "spread and clipped": {"scale": "spread", "probes": 2, "clip_norm": 0.5},
+    "walk": {"walk": True, "probes": 3, "clip_norm": 0.1},
+    "walk of adam": {"walk": True, "probes": 2, "scale": "spread", "client_optimizer": "adam"},
     "by samples": {"mean": "samples", "local_steps": 0},
     "sampled": {"sampled": 2},
     "kept": {"client_state": "kept"},

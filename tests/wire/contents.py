@@ -141,6 +141,7 @@ MESSAGES: dict[str, Any] = {
         0.5,
         "spread",
         0.25,
+        True,
     ),
     "probe, stacked": ProbeRequest(
         4, 8, 1, SETUP, Z, 0, Probing(5, "rank_one", 1e-3, "central", stack=4)
