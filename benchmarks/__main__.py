@@ -37,6 +37,7 @@ BENCHMARKS = {
     "energy": "the share of the gradient that a choice of few parameters holds (minutes)",
     "guides": "how close guides of the server lie to the clients' gradient, what they teach (long)",
     "learn": "HO-SFL with at most five forwards a sample, all weights and a subspace (long)",
+    "sensitivity": "accuracy by probes, μ, clients, who takes part, uneven data, lost replies",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }
 
@@ -64,7 +65,7 @@ def load(name: str) -> Benchmark:
 
 def parse(argv: Sequence[str]) -> Selection:
     """Read the command line; exits with code 2 and the list of names where it is not understood."""
-    listed = "\n".join(f"  {name:<10} {about}" for name, about in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:<11} {about}" for name, about in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure, and hold the figures against their targets.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -41,7 +41,12 @@ class Job:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def run_jobs(jobs: Iterable[Job], workers: int, out: Path | None = None) -> dict[str, Metrics]:
+def run_jobs(
+    jobs: Iterable[Job],
+    workers: int,
+    out: Path | None = None,
+    train: Callable[[Job], Metrics] | None = None,
+) -> dict[str, Metrics]:
     """Run jobs that are not in a file yet, and return all results by `Job.key`.
 
     Parameters
@@ -52,12 +57,15 @@ def run_jobs(jobs: Iterable[Job], workers: int, out: Path | None = None) -> dict
         Runs side by side.
     out : Path, optional
         A file of results, one JSON line each; new ones are added.
+    train : callable, optional
+        Runs a job and returns its results, a function that another process can import; else those
+        of the whole model after the last round.
     """
     jobs = list(jobs)
     done = _read(out)
     left = [job for job in {job.key(): job for job in jobs}.values() if job.key() not in done]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for job, metrics in zip(left, pool.map(_train, left), strict=True):
+        for job, metrics in zip(left, pool.map(train or _train, left), strict=True):
             done[job.key()] = metrics
             if out:
                 with out.open("a", encoding="utf-8") as file:

@@ -1,0 +1,275 @@
+"""How accuracy depends on probes, μ, clients, participation, uneven data and lost replies.
+
+The digits of ``make demo`` with eight clients a round.  Beside HO-SFL and HERON-SFL stand the
+frozen client, whose server takes as many steps, a walk, whose steps are as long and tell nothing,
+and first order.  Every row has its own client rate, chosen with seed 0 at the base setting on
+images that are held back, and keeps it along an axis; along P it is chosen anew at each P.
+
+From round to round accuracy jumps, as the server's rate does not fall, so what counts is the mean
+over the last evaluations of a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks.figure import Figure
+from benchmarks.grid import Job, Metrics, run_jobs
+from benchmarks.lost_replies import LostReplies
+from sfl_flower import simulate
+from sfl_flower.methods import read_options
+from sfl_flower.run.micro_batch import client_peak, largest_within
+from sfl_flower.tasks import load_task
+
+__all__ = ["add_arguments", "run"]
+
+EVALUATIONS, LAST = 20, 5
+"""Evaluations of a run, and how many of the last ones are averaged."""
+SHARED: Mapping[str, Any] = {
+    "task.model": "conv",
+    "clients": 8,
+    "batch_size": 32,
+    "partition": "dirichlet",
+    "alpha": 0.5,
+    "validation": 0.1,
+    "server_optimizer": "sgd",
+    "server_momentum": 0.9,
+    "server_lr": 0.05,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method, its settings, and the client rates that are tried."""
+
+    method: str
+    settings: Mapping[str, Any]
+    rates: tuple[float, ...] = ()
+
+
+FORWARDS: Mapping[str, Any] = {"probes": 8, "clip_norm": 1.0}
+WALK: Mapping[str, Any] = {"walk": True}
+WALKED = (0.01, 0.05, 0.2)
+ROWS: Mapping[str, Row] = {
+    "frozen": Row("frozen", {"server_steps": "batch"}),
+    "walk": Row("ho_sfl", {**FORWARDS, **WALK}, WALKED),
+    "ho_sfl": Row("ho_sfl", FORWARDS, (0.1, 0.2, 0.4)),
+    "heron": Row("heron", {"probes": 8}, (0.05, 0.1, 0.2)),
+    "splitfed_v2": Row("splitfed_v2", {}, (0.05, 0.1, 0.2)),
+}
+"""The rows of every table."""
+PROBES: Mapping[str, Row] = {
+    **{
+        f"ho_sfl_probes_{probes}": Row("ho_sfl", {**FORWARDS, "probes": probes}, rates)
+        for probes, rates in {
+            1: (0.02, 0.05, 0.1),
+            4: (0.05, 0.1, 0.2),
+            16: (0.1, 0.2, 0.4),
+            64: (0.2, 0.4, 0.8),
+        }.items()
+    },
+    **{
+        f"walk_probes_{probes}": Row("ho_sfl", {**FORWARDS, "probes": probes, **WALK}, WALKED)
+        for probes in (1, 4)
+    },
+}
+"""The rows along P: each chooses its own rate."""
+ROUND: Mapping[str, Any] = {"server_steps": "round"}
+PACES: Mapping[str, Row] = {
+    f"{label}_round_{rate:g}": Row(
+        ROWS[label].method, {**ROWS[label].settings, **ROUND, "server_lr": rate}, ROWS[label].rates
+    )
+    for label in ("frozen", "ho_sfl")
+    for rate in (0.05, 0.2)
+}
+"""The rows with a server step a round, at the base's server rate and at a higher one."""
+AXES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "lost": {"10": {"lost": 0.1}, "30": {"lost": 0.3}},
+    "sampled": {"2": {"sampled": 2}, "4": {"sampled": 4}},
+    "alpha": {"0_1": {"alpha": 0.1}, "10": {"alpha": 10.0}},
+    "clients": {"32": {"clients": 32, "sampled": 8}, "128": {"clients": 128, "sampled": 8}},
+}
+"""Axis -> value -> what is changed; all rows run at each."""
+MU: Mapping[str, Mapping[str, Any]] = {
+    f"{mu:.0e}".replace("-", "_"): {"mu": mu} for mu in (1e-8, 1e-7, 1e-5, 1e-2, 1e-1)
+}
+"""Probe lengths of HO-SFL beside the base's 1e-3."""
+
+
+def job(row: Row, client_lr: float, seed: int, rounds: int, changes: Mapping[str, Any]) -> Job:
+    """Return one run of a row.
+
+    Parameters
+    ----------
+    row : Row
+        The method and its settings.
+    client_lr : float
+        Its client rate; not read where the row has none.
+    seed, rounds : int
+        The seed, and the rounds where eight clients take part in each; with fewer there are more,
+        so that as many mini-batches reach the server.
+    changes : mapping of str to value
+        What differs from the base.
+    """
+    options = {**SHARED, **row.settings, **({"client_lr": client_lr} if row.rates else {})}
+    rounds = rounds * SHARED["clients"] // int(changes.get("sampled", SHARED["clients"]))
+    timed = {"rounds": rounds, "eval_every": max(1, rounds // EVALUATIONS), "seed": seed}
+    return Job("digits", row.method, {**options, **timed, **changes})
+
+
+def train(job: Job) -> Metrics:
+    """Return the results of the whole model, each the mean over the last evaluations."""
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # replies are lost on purpose
+    options = dict(job.options)
+    lost = options.pop("lost", 0.0)
+    mods = [LostReplies(lost, options["seed"])] if lost else []
+    result = simulate(job.task, job.method, backend="inline", mods=mods, **options)
+    evaluated = [record.metrics for record in result.history if record.metrics][-LAST:]
+    found = {name: mean(each[name] for each in evaluated) for name in evaluated[-1]}
+    return {**found, "samples": float(result.summary.samples)}
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument(
+        "--sensitivity-rounds", type=int, default=100, help="rounds of each run of eight clients"
+    )
+    parser.add_argument("--sensitivity-seeds", type=int, default=3, help="seeds 0, 1, … of a row")
+    parser.add_argument("--sensitivity-workers", type=int, default=1, help="runs side by side")
+    parser.add_argument(
+        "--sensitivity-out", type=Path, help="file of results: runs in it are not run again"
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row at one value of an axis.
+
+    Attributes
+    ----------
+    name : str
+        Of the figure.
+    row : Row
+        The method and its settings.
+    held : mapping of float to float
+        What seed 0 has on held back images at the base, by client rate; the best rate is run.
+    changes : mapping of str to value
+        What differs from the base.
+    """
+
+    name: str
+    row: Row
+    held: Mapping[float, float]
+    changes: Mapping[str, Any]
+
+    @property
+    def rate(self) -> float:
+        """The client rate; 0 where the row has none."""
+        return max(self.held, key=self.held.__getitem__)
+
+
+def run(args: argparse.Namespace) -> Iterator[Figure]:
+    """Yield the accuracy of each row at the base, and along each axis."""
+    rounds, seeds = args.sensitivity_rounds, range(args.sensitivity_seeds)
+
+    def results(jobs: list[Job]) -> list[Metrics]:
+        done = run_jobs(jobs, args.sensitivity_workers, args.sensitivity_out, train)
+        return [done[each.key()] for each in jobs]
+
+    rows = {**ROWS, **PROBES, **PACES}
+    tried = [(label, rate) for label, row in rows.items() for rate in row.rates or (0.0,)]
+    tuning = results([job(rows[label], rate, 0, rounds, {}) for label, rate in tried])
+    held: dict[str, dict[float, float]] = {label: {} for label in rows}
+    for (label, rate), metrics in zip(tried, tuning, strict=True):
+        held[label][rate] = metrics["validation_accuracy"]
+    points = list(_points(held))
+    first = next(point for point in points if point.row.method == "splitfed_v2")
+    micro, matched = _matched()
+    apart = job(first.row, first.rate, 0, rounds, {"micro_batch": str(micro)})
+    found = results(
+        [
+            *(job(at.row, at.rate, seed, rounds, at.changes) for at in points for seed in seeds),
+            apart,
+        ]
+    )
+    for number, point in enumerate(points):
+        yield _accuracy(point, found[number * len(seeds) : (number + 1) * len(seeds)])
+    yield matched
+    whole = found[points.index(first) * len(seeds)]["accuracy"]
+    yield Figure(
+        "accuracy_change_of_micro_batches",
+        found[-1]["accuracy"] - whole,
+        "share",
+        None,
+        f"splitfed_v2, seed 0, in micro-batches of {micro} {found[-1]['accuracy']:.4f}, at once "
+        f"{whole:.4f}",
+    )
+
+
+def _points(held: Mapping[str, Mapping[float, float]]) -> Iterator[Point]:
+    for label, row in ROWS.items():
+        yield Point(f"{label}_base", row, held[label], {})
+    for label, row in PROBES.items():
+        yield Point(label, row, held[label], {})
+    for axis, values in AXES.items():
+        for value, changes in values.items():
+            for label, row in ROWS.items():
+                yield Point(f"{label}_{axis}_{value}", row, held[label], changes)
+    for value, changes in MU.items():
+        yield Point(f"ho_sfl_mu_{value}", ROWS["ho_sfl"], held["ho_sfl"], changes)
+    for label in ("frozen", "ho_sfl"):
+        # The server's rate is one more choice here, in favour of the slower pace.
+        names = [name for name in PACES if name.startswith(f"{label}_round")]
+        best = max(names, key=lambda name: max(held[name].values()))
+        yield Point(f"{label}_round", PACES[best], held[best], {})
+
+
+def _accuracy(point: Point, found: list[Metrics]) -> Figure:
+    test = [metrics["accuracy"] for metrics in found]
+    own = ", ".join(
+        f"{key}={value}" for key, value in {**point.row.settings, **point.changes}.items()
+    )
+    tried = ", ".join(f"{rate:g}: {value:.4f}" for rate, value in point.held.items())
+    return Figure(
+        f"accuracy_{point.name}",
+        mean(test),
+        "share",
+        None,
+        f"{point.row.method} ({own or 'no settings'}), seeds "
+        f"{', '.join(f'{value:.4f}' for value in test)}, standard deviation "
+        f"{stdev(test) if len(test) > 1 else 0.0:.4f}, {mean(m['samples'] for m in found):.0f} "
+        f"samples; client rate {point.rate:g}, of seed 0 at the base on held back images: {tried}",
+    )
+
+
+def _matched() -> tuple[int, Figure]:
+    """Return the micro-batch of first order in the peak of forwards, and how both peaks compare."""
+    task, size = load_task("digits", model=SHARED["task.model"]), int(SHARED["batch_size"])
+
+    def peaks(row: Row) -> Callable[[int], int]:
+        options = {**SHARED, **row.settings, "task": "digits", "method": row.method}
+        config, method, settings, _ = read_options(options)
+        return cache(partial(client_peak, task, method, config, settings))
+
+    forwards, first = peaks(ROWS["ho_sfl"])(size + 1), peaks(ROWS["splitfed_v2"])
+    samples, found = largest_within(forwards, first, size)
+    at = samples or min(found, key=found.__getitem__)
+    return at, Figure(
+        "client_peak_matched_digits",
+        found[at] / forwards,
+        "ratio",
+        1.0,
+        f"splitfed_v2 in micro-batches of {at} {found[at]} bytes, at once {first(size + 1)}; "
+        f"ho_sfl at once {forwards}",
+        lower_is_better=True,
+    )

@@ -1,0 +1,132 @@
+"""The benchmark of sensitivity keeps a row's rate along an axis, and loses replies by its keys."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import sensitivity
+from benchmarks.figure import Figure
+from benchmarks.lost_replies import LostReplies
+from sfl_flower import simulate
+
+ROUNDS = 2
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    sensitivity.add_arguments(parser.add_argument_group("sensitivity"))
+    return parser.parse_args(list(words))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave two rows and one value of one axis."""
+    rows = sensitivity.ROWS
+    for name in ("PROBES", "MU"):
+        monkeypatch.setattr(sensitivity, name, {})
+    kept = {name: rows[name] for name in ("frozen", "ho_sfl", "splitfed_v2")}
+    monkeypatch.setattr(sensitivity, "ROWS", kept)
+    monkeypatch.setattr(sensitivity, "_matched", lambda: (8, Figure("peak", 0.5, "ratio")))
+    monkeypatch.setattr(sensitivity, "AXES", {"lost": {"30": {"lost": 0.3}}})
+
+
+def written(
+    path: Path, row: sensitivity.Row, rate: float, seed: int, changes: Any, **got: float
+) -> None:
+    run = sensitivity.job(row, rate, seed, ROUNDS, changes).key()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"run": run, "metrics": {"samples": 64.0, **got}}) + "\n")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_row_keeps_along_an_axis_the_rate_that_is_best_on_held_back_images(
+    tmp_path: Path,
+) -> None:
+    """The middle rate is best on held back images and is the one that runs with lost replies."""
+    path = tmp_path / "runs.jsonl"
+    rows = {**sensitivity.ROWS, **sensitivity.PACES}
+    for label, row in rows.items():
+        for number, rate in enumerate(row.rates or (0.0,)):
+            held = 0.5 - abs(number - 1) / 10 + 0.01 * label.endswith("_0.2")
+            written(path, row, rate, 0, {}, accuracy=0.6 + number / 100, validation_accuracy=held)
+    for row in sensitivity.ROWS.values():
+        rate = row.rates[1] if row.rates else 0.0
+        written(path, row, rate, 0, {"lost": 0.3}, accuracy=0.3, validation_accuracy=0.9)
+    first = sensitivity.ROWS["splitfed_v2"]
+    written(path, first, first.rates[1], 0, {"micro_batch": "8"}, accuracy=0.62)
+    words = f"--sensitivity-rounds {ROUNDS} --sensitivity-seeds 1 --sensitivity-out {path}".split()
+    found = {figure.name: figure for figure in sensitivity.run(parsed(*words))}
+    assert found["accuracy_ho_sfl_base"].value == 0.61
+    assert found["accuracy_ho_sfl_lost_30"].value == 0.3
+    assert "server_lr=0.2" in found["accuracy_frozen_round"].setting
+    assert found["accuracy_change_of_micro_batches"].value == pytest.approx(0.62 - 0.61)
+
+
+def test_first_order_in_micro_batches_has_the_peak_of_forwards() -> None:
+    micro, matched = sensitivity._matched()
+    assert matched.met
+    assert 1 <= micro < sensitivity.SHARED["batch_size"]  # backprop at once takes more
+
+
+def test_a_walk_differs_from_its_row_in_rates_and_signs_alone() -> None:
+    pairs = {
+        "walk": "ho_sfl",
+        "walk_probes_1": "ho_sfl_probes_1",
+        "walk_probes_4": "ho_sfl_probes_4",
+    }
+    rows = {**sensitivity.ROWS, **sensitivity.PROBES}
+    for walk, twin in pairs.items():
+        assert rows[walk].settings == {**rows[twin].settings, "walk": True}
+
+
+def test_as_many_mini_batches_reach_the_server_whoever_takes_part() -> None:
+    row = sensitivity.ROWS["frozen"]
+    for values in sensitivity.AXES.values():
+        for changes in values.values():
+            options = sensitivity.job(row, 0.0, 0, 100, changes).options
+            assert options["rounds"] * (options.get("sampled") or options["clients"]) == 800
+
+
+@pytest.mark.parametrize(("method", "replies"), [("frozen", 1), ("ho_sfl", 2), ("heron", 1),
+                                                 ("splitfed_v2", 2)])  # fmt: skip
+def test_replies_are_lost_as_their_keys_say(method: str, replies: int) -> None:
+    """A client counts in a round if none of its replies is lost; batches need the first alone."""
+    mod = LostReplies(0.4, 7)
+    result = simulate("digits", method, backend="inline", rounds=3, clients=4, batch_size=8, seed=7,
+                      mods=[mod], **own(method))  # fmt: skip
+    records = [record for record in result.history if record.round]
+    assert sum(record.failures for record in records) > 0
+    for record in records:
+        came = [
+            sum(
+                not any(mod.loses(record.round, client, n) for n in range(upto))
+                for client in range(4)
+            )
+            for upto in (1, replies)
+        ]
+        assert record.replies == came[1]
+        assert record.failures == 4 - came[1]
+    first = sum(not mod.loses(r.round, client, 0) for r in records for client in range(4))
+    assert result.summary.samples == 8 * first
+
+
+def own(method: str) -> Mapping[str, Any]:
+    """Return what makes a run of a method short."""
+    return {"probes": 1} if method in ("ho_sfl", "heron") else {}
+
+
+def test_a_run_with_lost_replies_is_repeated_to_the_bit() -> None:
+    row = sensitivity.ROWS["ho_sfl"]
+    job = sensitivity.job(row, 0.1, 3, 2, {"lost": 0.3, "clients": 4})
+    first = sensitivity.train(job)
+    assert first == sensitivity.train(job)
+    assert (
+        first["samples"]
+        < sensitivity.train(sensitivity.job(row, 0.1, 3, 2, {"clients": 4}))["samples"]
+    )
