@@ -8,16 +8,24 @@ again what it was at the start of the round.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from sfl_flower.errors import TrainingError
-from sfl_flower.node.micro_batches import MicroBatch, batch_loss
+from sfl_flower.node.micro_batches import (
+    MicroBatch,
+    batch_loss,
+    micro_batches,
+    plus_settled,
+    settled,
+)
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import bring_up, journal_key
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
-from sfl_flower.zo import SHARED_STREAM, Direction, loss_scalars
+from sfl_flower.zo import SHARED_STREAM, Direction, Sweep, loss_scalars
 
 __all__ = ["walk"]
 
@@ -62,6 +70,7 @@ def _probe(
     half = node.whole
     x, y = node.batch(request.round, step, request.batch_size)
     seen: list[float] = []
+    probing, zero = request.probing, torch.zeros((), dtype=torch.float64, device=x.device)
 
     def forward(part: MicroBatch) -> Tensor:
         output: Tensor = half.module(part.x)
@@ -72,12 +81,20 @@ def _probe(
         seen.append(float(value))
         return value
 
-    scalars = loss_scalars(loss, half.trained, directions, request.probing)
+    if half.parted is None or not Sweep.fits(probing):
+        scalars = loss_scalars(loss, half.trained, directions, probing)
+    else:
+        sweep = Sweep(half.trained, directions, probing, zero)
+        for part in micro_batches(node, request.round, step, x, y):
+            run = settled(half.parted, part.x, part.draws)
+            sweep.add(partial(plus_settled, node, part, len(y), run, lambda output: output))
+            del run  # or the next first part would run beside what this one gave
+        scalars, seen = sweep.scalars(), [float(value) for value in sweep.sums]
     if not torch.isfinite(scalars).all():
         raise TrainingError(
             f"The scalars of local step {step} are not finite, so the client is left out of the "
             "round; lower client-lr or mu if this repeats."
         )
     # Without a forward at θ itself the mean over all is as good.
-    anchored = request.probing.rule.anchored
+    anchored = probing.rule.anchored
     return scalars, seen[0] if anchored else sum(seen) / len(seen), len(y)

@@ -7,15 +7,23 @@ with client half and head moved together, and θ_l takes a replayable step along
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sfl_flower.node.local_loss import LocalModel, Uploads, local_model, settings_of
-from sfl_flower.node.micro_batches import MicroBatch, batch_loss
+from sfl_flower.node.micro_batches import (
+    MicroBatch,
+    batch_loss,
+    micro_batches,
+    plus_settled,
+    settled,
+)
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.together import together
-from sfl_flower.split import buffers_of, travelling_state
+from sfl_flower.split import Parted, buffers_of, parted, travelling_state
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.heron import WALKS, HERONRequest
@@ -24,6 +32,7 @@ from sfl_flower.zo import (
     Direction,
     OptimizerSpec,
     ParameterVector,
+    Sweep,
     Walk,
     client_stream,
     drawn_signs,
@@ -95,6 +104,10 @@ def _probe(
     uploads: Uploads,
 ) -> np.ndarray:
     """Run the anchor and the probes of one step; return the scalars, float32, shape [P]."""
+    what = ("local model", request.head, request.trains)
+    parts = node.memo(("parted", what), lambda: parted(model.client, vector.parameters))
+    if parts is not None and Sweep.fits(request.probing):
+        return _swept(node, model, parts, vector, directions, request, step, uploads)
     x, y = node.batch(request.round, step, request.batch_size)
 
     def uploaded(part: MicroBatch) -> Tensor:
@@ -109,7 +122,6 @@ def _probe(
     with torch.no_grad():
         anchor = batch_loss(node, uploaded, request.round, step, x, y)
     uploads.note(anchor)
-    what = ("local model", request.head, request.trains)
     with kept_buffers(model):  # running statistics are the anchor's alone
         at_once = together(
             node,
@@ -123,6 +135,38 @@ def _probe(
         )
         found = loss_scalars(loss, vector, directions, request.probing, anchor, at_once)
     scalars: np.ndarray = found.numpy()
+    return scalars
+
+
+def _swept(
+    node: Node,
+    model: LocalModel,
+    parts: Parted,
+    vector: ParameterVector,
+    directions: list[Direction],
+    request: HERONRequest,
+    step: int,
+    uploads: Uploads,
+) -> np.ndarray:
+    """Do what `_probe` does; what no probe moves runs once for the anchor and all probes."""
+    x, y = node.batch(request.round, step, request.batch_size)
+    anchor = zero = torch.zeros((), dtype=torch.float64, device=x.device)
+    sweep = Sweep(vector, directions, request.probing, zero, given=True)
+    for part in micro_batches(node, request.round, step, x, y):
+        run = settled(parts, part.x, part.draws)
+
+        def uploaded(z: Tensor, part: MicroBatch = part) -> Tensor:
+            uploads.add(step, z, part.y)
+            output: Tensor = model.head(z)
+            return output
+
+        plus = partial(plus_settled, node, part, len(y), run)
+        anchor = plus(uploaded, anchor)
+        with kept_buffers(model):  # running statistics are the anchor's alone
+            sweep.add(partial(plus, model.head))
+        del run, plus  # or the next first part would run beside what this one gave
+    uploads.note(anchor)
+    scalars: np.ndarray = sweep.scalars(anchor).numpy()
     return scalars
 
 

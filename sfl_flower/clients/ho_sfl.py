@@ -6,7 +6,9 @@ the anchor, and nothing but scalars to send.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,10 +29,14 @@ from sfl_flower.zo import (
     Direction,
     ParameterVector,
     Probing,
+    Sweep,
     loss_scalars,
     surrogate_scalars,
     totals,
 )
+
+if TYPE_CHECKING:
+    from sfl_flower.split import Parted
 
 __all__ = ["forward", "probe"]
 
@@ -109,23 +115,39 @@ def _scalars(
 ) -> Tensor:
     """Return the scalars of a mini-batch, float32, [P] or [P (1 + C)]; `z` and `lam` fit it."""
     module, parts = node.half.module, rows_together(node, len(x))
+    parted = node.half.parted if Sweep.fits(probing) else None
     if len(parts) == 1:
         run = partial(run_half, module)
         anchor, weight = (to_tensor(array, node.device) for array in (z, lam))
         at_once = together(node, "half", module, vector, probing, run, lambda part: part, x)
-        return surrogate_scalars(lambda: run(x), vector, us, probing, anchor, weight, at_once)
+        forward = partial(run, x) if parted is None else _after_first(parted, x)
+        return surrogate_scalars(forward, vector, us, probing, anchor, weight, at_once)
+
+    def gained(rows: slice, run: Callable[[], Tensor], found: Tensor) -> Tensor:
+        """Return what was found and ``<λ, f_c(x; θ) - z>`` of some rows at the θ of the moment."""
+        gain = run() - to_tensor(z[rows], node.device)
+        return found + totals(gain * to_tensor(lam[rows], node.device), probing.channel)
 
     def change() -> Tensor:
         """Return ``<λ, f_c(x; θ) - z>`` at the θ of the moment, float64: 0 at the anchor."""
-        found = still.clone()
+        found = still
         for rows in parts:
-            gained = run_half(module, x[rows]) - to_tensor(z[rows], node.device)
-            found += totals(gained * to_tensor(lam[rows], node.device), probing.channel)
+            found = gained(rows, partial(run_half, module, x[rows]), found)
         return found
 
     channels = lam.shape[probing.channel] if probing.channel else 0
     still = torch.zeros(1 + channels, dtype=torch.float64, device=node.device)
-    return loss_scalars(change, vector, us, probing, still)
+    if parted is None or not Sweep.fits(probing):
+        return loss_scalars(change, vector, us, probing, still)
+    sweep = Sweep(vector, us, probing, still, given=True)
+    for rows in parts:
+        sweep.add(partial(gained, rows, _after_first(parted, x[rows])))
+    return sweep.scalars(still)
+
+
+def _after_first(parted: Parted, x: Tensor) -> Callable[[], Tensor]:
+    """Run what no probe moves on some inputs, and return what runs the rest of the half."""
+    return partial(run_half, parted.rest, parted.first(x))
 
 
 def _met(node: Node, request: ProbeRequest) -> list[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from sfl_flower.errors import TrainingError
-from sfl_flower.node.micro_batches import smashed
+from sfl_flower.node.micro_batches import smashed_at
 from sfl_flower.node.node import Node, metered
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.device import to_array
@@ -33,12 +31,9 @@ def forward(node: Node, request: MUForwardRequest) -> MUForwardReply:
     with metered(request.meter, node.device) as usage, torch.no_grad():
         x, y = node.batch(request.round, 0, request.batch_size)
         direction = _direction(node, request)
-        forward = partial(smashed, node, half.module, request.round, 0, x)
-        anchor = forward()
-        with half.trained.probe(direction, request.probing.mu):
-            plus = forward()
-        with half.trained.probe(direction, -request.probing.mu):
-            minus = forward()
+        lengths = (0.0, request.probing.mu, -request.probing.mu)
+        points = [(direction if length else None, length) for length in lengths]
+        anchor, plus, minus = smashed_at(node, half, request.round, 0, x, points)
     node.store.put(_WEIGHTS, request.weights)
     node.store.put_text(_AT, {"round": request.round})
     return MUForwardReply(

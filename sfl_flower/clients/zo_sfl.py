@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sfl_flower.errors import TrainingError
-from sfl_flower.node.micro_batches import smashed
+from sfl_flower.node.micro_batches import smashed_at
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import OPTIMIZER
 from sfl_flower.node.steps import forget, remember, restore
@@ -66,12 +66,10 @@ def _probe(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return z at θ_c + μu_1, θ_c - μu_1, θ_c + μu_2, …, one after another, and the labels."""
     x, y = node.batch(request.round, request.step, request.batch_size)
-    parts = []
-    for key in _keys(node, request, request.step):
-        direction = _directions(node, vector, request).of(key)
-        for length in (request.probing.mu, -request.probing.mu):
-            with vector.probe(direction, length):
-                parts.append(smashed(node, node.half.module, request.round, request.step, x))
+    directions, mu = _directions(node, vector, request), request.probing.mu
+    us = [directions.of(key) for key in _keys(node, request, request.step)]
+    points = [(u, length) for u in us for length in (mu, -mu)]
+    parts = smashed_at(node, node.half, request.round, request.step, x, points)
     return np.concatenate(parts), to_array(y.to(torch.int64))
 
 

@@ -17,11 +17,13 @@ from sfl_flower.data.seeding import (
     division_seed,
     generator,
     model_seed,
+    put_back,
     seeded_construction,
     seeded_draws,
     seeded_torch,
     server_seed,
     subspace_draw,
+    torch_states,
 )
 from sfl_flower.data.validation import LARGEST, hold_back
 
@@ -43,10 +45,12 @@ __all__ = [
     "largest_batch",
     "model_seed",
     "partition",
+    "put_back",
     "seeded_construction",
     "seeded_draws",
     "seeded_torch",
     "server_seed",
     "steps_per_epoch",
     "subspace_draw",
+    "torch_states",
 ]

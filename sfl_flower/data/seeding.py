@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 __all__ = [
     "client_key",
@@ -29,12 +30,14 @@ __all__ = [
     "generator",
     "global_states",
     "model_seed",
+    "put_back",
     "secret_mark",
     "seeded_construction",
     "seeded_draws",
     "seeded_torch",
     "server_seed",
     "subspace_draw",
+    "torch_states",
 ]
 
 _BELOW = 2**31
@@ -135,6 +138,20 @@ def seeded_torch(*words: str | int) -> Iterator[None]:
         for gpu in gpus:
             torch.cuda.default_generators[gpu].manual_seed(seed)
         yield
+
+
+def torch_states() -> list[tuple[torch.Generator, Tensor]]:
+    """Return the generators that `seeded_torch` seeds, with their states; `put_back` takes them."""
+    generators = [torch.default_generator]
+    if torch.cuda.is_initialized():
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    return [(generator, generator.get_state()) for generator in generators]
+
+
+def put_back(states: list[tuple[torch.Generator, Tensor]]) -> None:
+    """Let torch's generators go on drawing where they were."""
+    for generator, state in states:
+        generator.set_state(state)
 
 
 @contextmanager

@@ -8,21 +8,42 @@ together (`Setup.micro_batch` is 0, or as many as there are) it is that to the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.data import chunks
+from sfl_flower.data import chunks, put_back, torch_states
 from sfl_flower.errors import DataError
-from sfl_flower.node.node import Node
+from sfl_flower.node.node import HeldModule, Node
 from sfl_flower.training.device import to_array
+from sfl_flower.zo import Direction
 
-__all__ = ["MicroBatch", "batch_loss", "micro_batches", "rows_together", "run_half", "smashed"]
+if TYPE_CHECKING:
+    from sfl_flower.split import Parted
+
+__all__ = [
+    "Draws",
+    "MicroBatch",
+    "batch_loss",
+    "micro_batches",
+    "plus_settled",
+    "rows_together",
+    "run_half",
+    "settled",
+    "smashed",
+    "smashed_at",
+]
+
+T = TypeVar("T")
+X = TypeVar("X")
+Draws = Callable[[], AbstractContextManager[None]]
+"""Gives the block in which what a forward draws depends on its samples alone."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class MicroBatch:
     x: Tensor
     y: Tensor
     share: float
-    draws: Callable[[], AbstractContextManager[None]]
+    draws: Draws
 
     def weighted(self, loss: Tensor) -> Tensor:
         """Return what a mean loss of these samples adds to that of the mini-batch."""
@@ -97,15 +118,86 @@ def smashed(node: Node, module: nn.Module, round: int, step: int, x: Tensor) -> 
     for rows in rows_together(node, len(x)):
         with torch.no_grad(), node.draws(round, step, rows.start):
             z = to_array(run_half(module, x[rows]))
-        if not rows.start:
-            joined = np.empty((len(x), *z.shape[1:]), np.float32)
-        joined[rows] = z
+        joined = _joined(joined, rows, z, len(x))
     return joined
 
 
-def run_half(module: nn.Module, x: Tensor) -> Tensor:
+def smashed_at(
+    node: Node,
+    half: HeldModule,
+    round: int,
+    step: int,
+    x: Tensor,
+    points: Sequence[tuple[Direction | None, float]],
+) -> list[np.ndarray]:
+    """Return `smashed` at several parameters, θ_c + length u each; what does not move runs once.
+
+    Parameters
+    ----------
+    node, round, step, x
+        As for `smashed`.
+    half : HeldModule
+        The client half.
+    points : sequence of (Direction or None, float)
+        u and length; None stands for θ_c itself.
+    """
+
+    def at(direction: Direction | None, length: float) -> AbstractContextManager[None]:
+        return nullcontext() if direction is None else half.trained.probe(direction, length)
+
+    found = [np.empty(0, np.float32)] * len(points)
+    if half.parted is None:
+        for number, point in enumerate(points):
+            with at(*point):
+                found[number] = smashed(node, half.module, round, step, x)
+        return found
+    for rows in rows_together(node, len(x)):
+        run = settled(half.parted, x[rows], partial(node.draws, round, step, rows.start))
+        for number, point in enumerate(points):
+            with at(*point):
+                z = to_array(run(_checked))
+            found[number] = _joined(found[number], rows, z, len(x))
+        del run  # or the next first part would run beside what this one gave
+    return found
+
+
+def settled(parted: Parted, x: Tensor, draws: Draws) -> Callable[[Callable[[Tensor], T]], T]:
+    """Run what no probe moves, and return what runs the rest, and then something on its output.
+
+    Parameters
+    ----------
+    parted : Parted
+        A client half, or a whole model.
+    x : Tensor
+        Inputs that run together.
+    draws : callable
+        As of `MicroBatch`; every forward meets the same masks.
+    """
+    with torch.no_grad(), draws():
+        values, drawn = parted.first(x), torch_states()
+
+    def run(then: Callable[[Tensor], T]) -> T:
+        with torch.no_grad(), draws():
+            put_back(drawn)
+            return then(parted.rest(values))
+
+    return run
+
+
+def _joined(joined: np.ndarray, rows: slice, z: np.ndarray, count: int) -> np.ndarray:
+    """Put rows of smashed data where they belong; before the first there is no place for them."""
+    if not rows.start:
+        joined = np.empty((count, *z.shape[1:]), np.float32)
+    joined[rows] = z
+    return joined
+
+
+def run_half(module: Callable[[X], Tensor], x: X) -> Tensor:
     """Return z = f_c(x; θ_c), shape [n, ...]; refuse what is not float32."""
-    z: Tensor = module(x)
+    return _checked(module(x))
+
+
+def _checked(z: Tensor) -> Tensor:
     if z.dtype != torch.float32:
         raise DataError(f"The client half gives {z.dtype}; smashed data must be float32.")
     return z.contiguous()
@@ -131,10 +223,41 @@ def batch_loss(
     found = torch.zeros((), dtype=torch.float64, device=x.device)
     for part in micro_batches(node, round, step, x, y):
         with part.draws():
-            output = forward(part)
-            if part.rows.stop - part.rows.start == len(y):
-                return node.task.loss(output, part.y)
-            if part.share:  # else no label of these counts
-                found = found + part.share * node.task.loss(output, part.y).double()
-        del output
+            found = _plus_loss(node, part, len(y), forward(part), found)
     return found
+
+
+def plus_settled(
+    node: Node,
+    part: MicroBatch,
+    count: int,
+    run: Callable[[Callable[[Tensor], Tensor]], Tensor],
+    then: Callable[[Tensor], Tensor],
+    found: Tensor,
+) -> Tensor:
+    """Return a sum of losses with that of a micro-batch at the parameters of the moment.
+
+    Parameters
+    ----------
+    node : Node
+        The client.
+    part : MicroBatch
+        The micro-batch.
+    count : int
+        Samples of the mini-batch; where they all run together it is the loss itself.
+    run : callable
+        From `settled`.
+    then : callable
+        Makes the model's outputs of what `run` gives.
+    found : Tensor
+        The sum of the micro-batches before, float64.
+    """
+    return _plus_loss(node, part, count, run(then), found)
+
+
+def _plus_loss(node: Node, part: MicroBatch, count: int, output: Tensor, found: Tensor) -> Tensor:
+    if len(part.x) == count:
+        return node.task.loss(output, part.y)
+    if not part.share:  # no label of these counts
+        return found
+    return found + part.share * node.task.loss(output, part.y).double()

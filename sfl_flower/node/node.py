@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from sfl_flower.training.device import find_device
 from sfl_flower.training.meter import PeakMemory, profiled
 from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
 from sfl_flower.zo import ParameterVector, trained_names
+
+if TYPE_CHECKING:
+    from sfl_flower.split import Parted
 
 __all__ = ["HeldModule", "Node", "TaskSource", "join", "metered", "node_partition"]
 
@@ -84,6 +87,13 @@ class HeldModule:
     def trained(self) -> ParameterVector:
         """The zeroth-order-trained parameters, laid out at first use; maybe none."""
         return ParameterVector(self.module, trained_names(self.module))
+
+    @cached_property
+    def parted(self) -> Parted | None:
+        """The module in two parts, of which no probe moves the first; None where it is one."""
+        from sfl_flower.split import parted  # clients that train by backprop need none
+
+        return parted(self.module, self.trained.parameters)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ _NAMES = {
         "load_travelling",
         "travelling_state",
     ],
+    "prefix": ["Parted", "parted"],
     "whole": ["Whole"],
 }
 

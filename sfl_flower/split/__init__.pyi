@@ -118,6 +118,12 @@ from .parameters.travelling import (
 from .parameters.travelling import (
     travelling_state as travelling_state,
 )
+from .prefix import (
+    Parted as Parted,
+)
+from .prefix import (
+    parted as parted,
+)
 from .whole import (
     Whole as Whole,
 )

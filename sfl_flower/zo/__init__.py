@@ -26,7 +26,7 @@ _NAMES = {
     "optimizers": ["OPTIMIZERS", "OptimizerSpec"],
     "probing": ["Probing"],
     "replica": ["Replica"],
-    "scalars": ["loss_scalars", "surrogate_scalars", "totals"],
+    "scalars": ["Sweep", "loss_scalars", "surrogate_scalars", "totals"],
     "spread": ["SCALES"],
     "vector": ["ParameterVector", "trained_names"],
     "walk": ["Walk"],

@@ -83,6 +83,9 @@ from .replica import (
     Replica as Replica,
 )
 from .scalars import (
+    Sweep as Sweep,
+)
+from .scalars import (
     loss_scalars as loss_scalars,
 )
 from .scalars import (

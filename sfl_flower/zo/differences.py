@@ -21,6 +21,7 @@ class Forward(Estimator):
     name: ClassVar[str] = "forward"
     forwards: ClassVar[int] = 1
     anchored: ClassVar[bool] = True
+    sides: ClassVar[tuple[float, ...]] = (1.0,)
 
     def scalars(
         self, target: Target, vector: ParameterVector, directions: Sequence[Direction], mu: float
@@ -43,6 +44,7 @@ class Central(Estimator):
     name: ClassVar[str] = "central"
     forwards: ClassVar[int] = 2
     anchored: ClassVar[bool] = False
+    sides: ClassVar[tuple[float, ...]] = (1.0, -1.0)
 
     def scalars(
         self, target: Target, vector: ParameterVector, directions: Sequence[Direction], mu: float

@@ -120,11 +120,14 @@ class Estimator(ABC):
         How often a probe runs the mini-batch.
     anchored : bool
         Whether it needs the output at the anchor besides, one forward for all probes.
+    sides : tuple of float
+        Where outputs along a direction are compared, in μ; none where it does not compare them.
     """
 
     name: ClassVar[str]
     forwards: ClassVar[int]
     anchored: ClassVar[bool]
+    sides: ClassVar[tuple[float, ...]] = ()
 
     @property
     def cost(self) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from sfl_flower.zo.estimator import Scalars, Target, Together
 from sfl_flower.zo.probing import Probing
 from sfl_flower.zo.vector import ParameterVector
 
-__all__ = ["loss_scalars", "surrogate_scalars", "totals"]
+__all__ = ["Sweep", "loss_scalars", "surrogate_scalars", "totals"]
 
 
 def totals(products: Tensor, channel: int) -> Tensor:
@@ -146,12 +147,95 @@ def loss_scalars(
     Tensor
         ``[P]`` float32 on the CPU, as many of each probe as there are losses.
     """
-
-    def difference(high: Tensor, low: Tensor) -> Scalars:
-        return _array((high.double() - low.double()).reshape(-1))
-
     parts = 1 if anchor is None else anchor.numel()
-    return _scalars(Target(loss, difference, anchor, together, parts), vector, directions, probing)
+    return _scalars(Target(loss, _change, anchor, together, parts), vector, directions, probing)
+
+
+class Sweep:
+    """Every probe of a micro-batch before the next micro-batch: sums of each probe side by side.
+
+    What no probe moves need so be in memory of one micro-batch alone. The sums are those of one
+    probe after another, to the bit.
+
+    Parameters
+    ----------
+    vector : ParameterVector
+    directions : sequence of Direction
+    probing : Probing
+        As in `surrogate_scalars`; of an estimator that compares outputs, each probe in a forward of
+        its own (`fits`).
+    start : Tensor
+        What sums begin with, one element or several that are wanted apart.
+    given : bool
+        Whether the caller has the sum at the anchor.
+    """
+
+    def __init__(
+        self,
+        vector: ParameterVector,
+        directions: Sequence[Direction],
+        probing: Probing,
+        start: Tensor,
+        given: bool = False,
+    ) -> None:
+        rule = probing.rule
+        self._vector, self._directions, self._probing = vector, directions, probing
+        self._anchored = rule.anchored and not given
+        self._points: list[tuple[Direction | None, float]] = []
+        if self._anchored:
+            self._points.append((None, 0.0))
+        self._points += [(u, side * probing.mu) for u in directions for side in rule.sides]
+        self.sums = [start] * len(self._points)
+        """Of each forward, in the order in which a mini-batch without parts runs them."""
+
+    @staticmethod
+    def fits(probing: Probing) -> bool:
+        """Tell whether the forwards of a mini-batch are known before they run."""
+        return bool(probing.rule.sides) and probing.stack == 1
+
+    def add(self, plus: Callable[[Tensor], Tensor]) -> None:
+        """Run a micro-batch at the anchor, where it is needed, and at every probe.
+
+        Parameters
+        ----------
+        plus : callable
+            Returns a sum with what the micro-batch gives at the parameters of the moment.
+        """
+        with torch.no_grad():
+            for at, (direction, length) in enumerate(self._points):
+                moved = (
+                    nullcontext() if direction is None else self._vector.probe(direction, length)
+                )
+                with moved:
+                    self.sums[at] = plus(self.sums[at])
+
+    def scalars(self, anchor: Tensor | None = None) -> Tensor:
+        """Return what `loss_scalars` does; `anchor` is the sum there where the caller has it."""
+        given = self.sums[0] if self._anchored else anchor
+        found = zip(self._points, self.sums, strict=True)
+        table = {(id(u), length): value for (u, length), value in found}
+        target = _Swept(_never, _change, given, swept=table)
+        return _scalars(target, self._vector, self._directions, self._probing)
+
+
+@dataclass(frozen=True)
+class _Swept(Target):
+    """Outputs that are there already."""
+
+    swept: Mapping[tuple[int, float], Tensor] = field(default_factory=dict)
+
+    def outputs(
+        self, vector: ParameterVector, directions: Sequence[Direction], scale: float
+    ) -> list[Tensor]:
+        return [self.swept[id(direction), scale] for direction in directions]
+
+
+def _never() -> Tensor:
+    raise AssertionError("every forward has run")
+
+
+def _change(high: Tensor, low: Tensor) -> Scalars:
+    return _array((high.double() - low.double()).reshape(-1))
 
 
 def _scalars(

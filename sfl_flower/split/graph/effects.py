@@ -56,11 +56,14 @@ class Effects:
         Memory that is written into: the name of a parameter or buffer, else the node that made it.
     state : list[fx.Node]
         The nodes that write into a parameter or buffer, or otherwise matter without a result.
+    homes : dict[fx.Node, set[str | fx.Node]]
+        For each node, the memory its value may lie in, named as in `written`.
     """
 
     after: dict[fx.Node, set[fx.Node]]
     written: set[str | fx.Node]
     state: list[fx.Node]
+    homes: dict[fx.Node, set[str | fx.Node]]
 
 
 def effects(graph: fx.Graph, root: nn.Module) -> Effects:
@@ -83,7 +86,8 @@ def effects(graph: fx.Graph, root: nn.Module) -> Effects:
         elif "assert" in getattr(node.target, "__name__", ""):
             state.append(node)
         homes[node] = _homes(node, target, root, homes)
-    return Effects(after, {home for home, nodes in writers.items() if nodes}, state)
+    written_into = {home for home, nodes in writers.items() if nodes}
+    return Effects(after, written_into, state, homes)
 
 
 def _homes(
