@@ -125,7 +125,11 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
 def _setting(row: Row) -> str:
     own = ", ".join(f"{key}={value}" for key, value in METHODS[row.method].items())
     spread = "" if row.spread is None else f", standard deviation {row.spread:.4f}"
-    margin = "" if row.margin is None else f", {row.margin:+.4f} over itself at client rate 0"
+    margin = (
+        ""
+        if row.margin is None
+        else f", {row.margin:+.4f} over the higher of the frozen client and its walk"
+    )
     return (
         f"SST-2, MiniLM, {row.summary.samples:,} samples, {row.method} ({own}), server rate "
         f"{row.server_lr:g}, {len(row.runs)} seeds{spread}{margin}"

@@ -32,7 +32,8 @@ def add_compare(commands: Any) -> None:
         description=(
             "Train methods at equal samples, on the same partition and initial weights, and put "
             f"them side by side. {CEILING} and {CONTROL} in the form of each method are always in "
-            "the table, and forward-only methods are trained at a client rate of 0 as well. The "
+            "the table, and forward-only methods are trained as a walk as well, whose steps tell "
+            "nothing. The "
             "same command goes on with a comparison that was broken off."
         ),
     )
@@ -64,6 +65,11 @@ def add_compare(commands: Any) -> None:
         "--memory-matched",
         action="store_true",
         help="first order once more, in micro-batches that take no more memory than forwards",
+    )
+    parser.add_argument(
+        "--walk-rates",
+        default="1",
+        help="client rates of walks, as multiples of their method's: 0.5,1,2 (default: 1)",
     )
     parser.add_argument("--backend", choices=BACKENDS, default="inline", help="this process or Ray")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side, inline only")
@@ -133,6 +139,7 @@ def _train(parsed: argparse.Namespace) -> Any:
             server_lrs=_numbers("server-lrs", parsed.server_lrs, float),
             tune_seeds=parsed.tune_seeds,
             memory_matched=parsed.memory_matched,
+            walk_rates=_numbers("walk-rates", parsed.walk_rates, float),
             backend=parsed.backend,
             workers=parsed.workers,
             on_round=_Screen(progress),

@@ -23,16 +23,10 @@ __all__ = [
     "group",
     "problem_of",
     "samples_apart",
-    "take_still",
 ]
 
 Groups = dict[str, list[FinishedRun]]
 
-VARIES = frozenset(
-    "seed rounds server_lr eval_every checkpoint_every timeout join_timeout patience "
-    "client_threads server_threads client_device server_device client_gpus".split()
-)
-"""Settings in which the runs of one row may differ."""
 PER_SEED = ("initial_weights", "client_trained", "trained")
 """What must be equal among runs of one seed only."""
 
@@ -119,12 +113,12 @@ def group(runs: Sequence[FinishedRun]) -> Groups:
     """
     rows: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        rows.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
+        rows.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
     labelled: Groups = {}
     for members in rows.values():
         method = members[0].method
-        rivals = [_settings(row[0]) for row in rows.values() if row[0].method == method]
-        own = _settings(members[0])
+        rivals = [row[0].settings for row in rows.values() if row[0].method == method]
+        own = members[0].settings
         apart = [k for k in sorted(own) if any(r.get(k) != own[k] for r in rivals)]
         if method == CONTROL and "server_steps" in own:  # the form of the control is always named
             apart = ["server_steps", *(key for key in apart if key != "server_steps")]
@@ -140,45 +134,6 @@ def group(runs: Sequence[FinishedRun]) -> Groups:
                 )
             seen[key] = run.path
     return labelled
-
-
-def take_still(
-    runs: Sequence[FinishedRun],
-) -> tuple[list[FinishedRun], dict[Path, list[FinishedRun]]]:
-    """Take out the runs of forward-only clients at a client rate of 0.
-
-    Parameters
-    ----------
-    runs : sequence of FinishedRun
-        All runs.
-
-    Returns
-    -------
-    moving : list of FinishedRun
-        Those that are rows: all others, and those at rate 0 that belong to none of them.
-    still : dict of Path to list of FinishedRun
-        By the directory of a run, those that are its own at rate 0: equal in all else.
-    """
-
-    def stands(run: FinishedRun) -> bool:
-        rate = run.config.get("client_lr")
-        return run.summary.terms.get("client") == "zeroth order" and rate == 0
-
-    def key(run: FinishedRun) -> str:
-        return json.dumps({**_settings(run), "client_lr": None}, sort_keys=True)
-
-    moving = [run for run in runs if not stands(run)]
-    known = {key(run) for run in moving}
-    by_key: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        if stands(run):
-            by_key.setdefault(key(run), []).append(run)
-    moving += [run for name, found in by_key.items() if name not in known for run in found]
-    return moving, {run.path: by_key.get(key(run), []) for run in moving if not stands(run)}
-
-
-def _settings(run: FinishedRun) -> dict[str, Any]:
-    return {key: value for key, value in run.config.items() if key not in VARIES}
 
 
 def check_seeds(groups: Groups) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sfl_flower.comparison.assembled import assemble
 from sfl_flower.comparison.comparable import (
     Groups,
     check_problem,
@@ -13,14 +14,14 @@ from sfl_flower.comparison.comparable import (
     group,
     problem_of,
     samples_apart,
-    take_still,
 )
 from sfl_flower.comparison.entries import Entry
 from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.comparison.jobs import Job, Watch, train_all
 from sfl_flower.comparison.pages import write_comparison
 from sfl_flower.comparison.planned import best_rates, plan_jobs
-from sfl_flower.comparison.rows import Comparison, assemble, make_row
+from sfl_flower.comparison.rows import Comparison, Row, make_row
+from sfl_flower.comparison.twins import take_twins
 from sfl_flower.errors import ConfigError, DataError, TrainingError
 from sfl_flower.methods import Method
 from sfl_flower.options import check_choice, check_range
@@ -43,6 +44,7 @@ def compare(
     workers: int = 1,
     metric: str = "accuracy",
     memory_matched: bool = False,
+    walk_rates: Sequence[float] = (1.0,),
     on_round: Watch | None = None,
     **options: Any,
 ) -> Comparison:
@@ -50,8 +52,9 @@ def compare(
 
     SplitFed V2 is added where it is not named, and the frozen client in the form of each method:
     its pace of the server half, its mini-batches, its mode of the client half. A method with
-    forward-only clients is trained a second time at a client rate of 0, which shows what of its
-    figure is not learned there. A tenth of the training data is held back (option `validation`);
+    forward-only clients is trained a second time as a walk, whose steps are as long and tell
+    nothing (at a client rate of 0 where it has no option `walk`): that shows what of its figure is
+    not learned there. A tenth of the training data is held back (option `validation`);
     server rates are chosen on it, and the test set gives the figure at the chosen one. A run that
     is complete in `out` is not trained again; one that was broken off goes on from its checkpoint.
 
@@ -84,6 +87,9 @@ def compare(
     memory_matched : bool
         Whether methods of first order get a second row, in micro-batches that take no more client
         memory than the forward-only methods.
+    walk_rates : sequence of float
+        Client rates that walks are trained at, as multiples of their method's own; the best one on
+        the samples held back counts.
     on_round : callable, optional
         Called with the `Job` and the `RoundRecord` of each round.
     **options
@@ -120,8 +126,13 @@ def compare(
         )
     drawn = _seeds(seeds)
     check_range("tune_seeds", tune_seeds, 0, len(drawn))
+    if not walk_rates or min(walk_rates) <= 0 or len({*walk_rates}) < len(walk_rates):
+        raise ConfigError(
+            f"walk_rates is {list(walk_rates)}; it must be at least one multiple of a method's "
+            "client rate, each above 0 and given once."
+        )
     entries, jobs, built = plan_jobs(
-        task, methods, options, samples, drawn, out, server_lrs, metric, memory_matched
+        task, methods, options, samples, drawn, out, server_lrs, metric, memory_matched, walk_rates
     )
     for job in jobs:
         job.done(backend)  # refuses directories of other configurations
@@ -165,18 +176,20 @@ def compare_runs(
         raise ConfigError("There is nothing to compare; name at least one run directory.")
     runs = [FinishedRun.load(path) for path in found]
     check_problem([problem_of(str(run.path), run.config, run.facts) for run in runs])
-    moving, still = take_still(runs)
-    groups = group(moving)
+    alone, twins = take_twins(runs)
+    groups = group(alone)
     seeds = check_seeds(groups)
     for label, why in samples_apart(groups).items():
         raise ConfigError(f"{label} cannot stand beside the others: {why}")
     rows = [make_row(label, members, seeds, metric) for label, members in groups.items()]
-    beside = {}
+    beside: dict[str, list[Row]] = {}
     for label, members in groups.items():
-        if mine := still.get(members[0].path):
-            check_seeds({label: members, f"{label} at rate 0": mine})
-            beside[label] = make_row(f"{label} at rate 0", mine, seeds, metric)
-    comparison = assemble(rows, seeds, metric, still=beside)
+        for kind, words in (("walk", "walk"), ("still", "at rate 0")):
+            for mine in group(twins[kind].get(members[0].path, [])).values():
+                named = f"{label} {words}"
+                check_seeds({label: members, named: mine})
+                beside.setdefault(label, []).append(make_row(named, mine, seeds, metric))
+    comparison = assemble(rows, seeds, metric, twins=beside)
     return comparison if out is None else write_comparison(comparison, out)
 
 
@@ -223,7 +236,8 @@ def _collect(
         refused[label] = why
         del groups[label]
     made = {label: make_row(label, runs, seeds, metric) for label, runs in groups.items()}
-    beside = {entry.of: entry.label for entry in entries if entry.role == "still"}
-    still = {label: made[name] for label, name in beside.items() if name in made}
-    rows = [row for label, row in made.items() if label not in beside.values()]
-    return assemble(rows, seeds, metric, refused, notes, still)
+    twins: dict[str, list[Row]] = {}
+    for entry in entries:
+        if entry.of and entry.label in made:
+            twins.setdefault(entry.of, []).append(made.pop(entry.label))
+    return assemble([*made.values()], seeds, metric, refused, notes, twins)

@@ -1,9 +1,9 @@
-"""The rows that a comparison trains: the methods asked for, controls, and runs at rate 0."""
+"""The rows that a comparison trains: the methods asked for, and controls of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sfl_flower.comparison.rows import CEILING, CONTROL
@@ -14,7 +14,7 @@ from sfl_flower.run.run import Plan
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import changes_by_mode
 
-__all__ = ["VALIDATION", "Entry", "controls", "method_entries", "read", "still_entries"]
+__all__ = ["VALIDATION", "Entry", "controls", "method_entries", "read", "twin_entries"]
 
 VALIDATION = 0.1
 """Share of the training data that a comparison holds back, unless it is told another."""
@@ -39,16 +39,17 @@ class Entry:
         Where its runs are, below the comparison's directory.
     options : Mapping[str, Any]
         Flat options of its runs; seed, rounds and server rate come later.
-    role : {"method", "control", "still"}
-        What it is in the table; the last is a method at a client rate of 0.
+    role : {"method", "control", "walk", "still"}
+        What it is in the table; "walk" is a method whose clients walk at random, "still" one at a
+        client rate of 0.
     of : str
-        The label of the row that a "still" entry belongs to.
+        The label of the row that a "walk" or "still" entry belongs to.
     """
 
     label: str
     folder: str
     options: Mapping[str, Any]
-    role: Literal["method", "control", "still"] = "method"
+    role: Literal["method", "control", "walk", "still"] = "method"
     of: str = ""
 
 
@@ -144,17 +145,40 @@ def controls(plans: Sequence[Plan], given: Mapping[str, Any], task: SplitTask) -
     return found
 
 
-def still_entries(entries: Sequence[Entry]) -> list[Entry]:
-    """Return, for each method with forward-only clients, itself at a client rate of 0."""
+def twin_entries(
+    entries: Sequence[Entry], plans: Sequence[Plan], walk_rates: Sequence[float]
+) -> list[Entry]:
+    """Return, for each method with forward-only clients, itself where they learn nothing.
+
+    A method that has the option `walk` is trained as a walk, with steps as long that tell nothing.
+    One that has not is trained at a client rate of 0.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        The methods of the comparison.
+    plans : sequence of Plan
+        Their settings.
+    walk_rates : sequence of float
+        Client rates of walks, as multiples of the method's own.
+    """
     found = []
-    for entry in entries:
-        method = find_method(entry.options["method"])
-        rates = {field.name for field in fields(method.settings)}
-        stands = float(entry.options.get("client_lr", 1)) == 0
-        if method.facts.client == "zeroth order" and "client_lr" in rates and not stands:
+    for entry, plan in zip(entries, plans, strict=True):
+        own = plan.settings.to_dict()
+        rate = float(own.get("client_lr", 0))
+        if plan.method.facts.client != "zeroth order" or rate == 0 or own.get("walk", False):
+            continue
+        if "walk" not in own:
             options = {**entry.options, "client_lr": 0.0}
             label, folder = f"{entry.label} at rate 0", f"{entry.folder}-rate0"
             found.append(Entry(label, folder, options, "still", entry.label))
+            continue
+        for factor in walk_rates:
+            options = {**entry.options, "walk": True, "client_lr": rate * factor}
+            label, folder = f"{entry.label} walk", f"{entry.folder}-walk"
+            if factor != 1:
+                label, folder = f"{label} (client_lr={rate * factor:g})", f"{folder}-x{factor:g}"
+            found.append(Entry(label, folder, options, "walk", entry.label))
     return found
 
 

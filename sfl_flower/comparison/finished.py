@@ -14,6 +14,12 @@ from sfl_flower.report.table import Summary
 
 __all__ = ["FinishedRun"]
 
+VARIES = frozenset(
+    "seed rounds server_lr eval_every checkpoint_every timeout join_timeout patience "
+    "client_threads server_threads client_device server_device client_gpus".split()
+)
+"""Settings in which the runs of one row may differ."""
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -63,6 +69,11 @@ class FinishedRun:
     def server_lr(self) -> float:
         """Rate of the server's optimiser."""
         return float(self.config["server_lr"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its configuration without what the runs of one row may differ in."""
+        return {key: value for key, value in self.config.items() if key not in VARIES}
 
     def score(self, metric: str) -> float:
         """Return the last evaluation's result, NaN when there is none."""

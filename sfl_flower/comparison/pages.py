@@ -91,7 +91,10 @@ def _refusals(comparison: Comparison) -> list[str]:
 
 def _accuracy(comparison: Comparison) -> Part:
     metric = comparison.metric
-    header = ["method", metric, "± sd", "gap closed", "at rate 0", "margin"]
+    twins = {"walk": [row.walk for row in comparison.rows]}
+    twins["at rate 0"] = [row.at_rate_0 for row in comparison.rows]
+    twins = {name: means for name, means in twins.items() if any(m is not None for m in means)}
+    header = ["method", metric, "± sd", "gap closed", *twins, "margin"]
     header += ["client passes", "client FLOPs"]
     rows = [
         [
@@ -99,12 +102,12 @@ def _accuracy(comparison: Comparison) -> Part:
             _number(row.mean),
             _number(row.spread),
             NONE if row.gap_closed is None else f"{row.gap_closed:.2f}",
-            _number(row.at_rate_0),
+            *(_number(means[place]) for means in twins.values()),
             NONE if row.margin is None else f"{row.margin:+.4f}",
             _passes(row),
             human_count(row.summary.client_flops),
         ]
-        for row in comparison.rows
+        for place, row in enumerate(comparison.rows)
     ]
     seeds = f"{len(comparison.seeds)} seeds" if len(comparison.seeds) != 1 else "one seed"
     title = f"Test {metric}, mean over {seeds}; a client's passes and FLOPs for each sample"
@@ -185,6 +188,7 @@ def _row(row: Row, metric: str, folder: Path) -> dict[str, Any]:
         "mean": _finite(row.mean),
         "standard_deviation": _finite(row.spread),
         "gap_closed": _finite(row.gap_closed),
+        "walk": _finite(row.walk),
         "at_rate_0": _finite(row.at_rate_0),
         "margin": _finite(row.margin),
         "apart": row.apart,

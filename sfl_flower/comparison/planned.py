@@ -10,7 +10,7 @@ from typing import Any
 
 from sfl_flower.comparison.budget import Budget, fit
 from sfl_flower.comparison.comparable import check_equal, check_problem, problem_of
-from sfl_flower.comparison.entries import Entry, controls, method_entries, read, still_entries
+from sfl_flower.comparison.entries import Entry, controls, method_entries, read, twin_entries
 from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.comparison.jobs import Job
 from sfl_flower.comparison.matched import matched_entries
@@ -35,6 +35,7 @@ def plan_jobs(
     server_lrs: Sequence[float],
     metric: str,
     memory_matched: bool = False,
+    walk_rates: Sequence[float] = (1.0,),
 ) -> tuple[list[Entry], list[Job], SplitTask]:
     """Return the rows of a comparison, their runs and the task; parameters as for `compare`.
 
@@ -55,7 +56,8 @@ def plan_jobs(
         raise ConfigError(f"metric is {metric!r}; task {name!r} has {known}.")
     built.check(seeds[0])
     matched = matched_entries(asked, plans, built) if memory_matched else []
-    entries = [*controls(plans, control, built), *asked, *matched, *still_entries(asked)]
+    entries = [*controls(plans, control, built), *asked, *matched]
+    entries += twin_entries(asked, plans, walk_rates)
     checked = {(e.label, seed): read(e.options, seed) for e in entries for seed in seeds}
     check_problem([problem_of(label, p.resolved(), {}) for (label, _), p in checked.items()])
     budgets = {key: _budget(built, plan, samples) for key, plan in checked.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,19 +13,10 @@ from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.report.table import Summary
 from sfl_flower.server.evaluation import VALIDATION
 
-__all__ = ["CEILING", "CONTROL", "Comparison", "Row", "assemble", "choice", "make_row"]
+__all__ = ["CEILING", "CONTROL", "Comparison", "Row", "choice", "make_row"]
 
 CONTROL, CEILING = "frozen", "splitfed_v2"
 """The methods between which the gap lies."""
-TERMS = {
-    "client_mode": "client mode",
-    "server_pace": "server steps",
-    "server_schedule": "server schedule",
-    "client_schedule": "client schedule",
-    "rates": "server rates tried",
-    "rounds": "rounds",
-}
-"""In what a row may differ from the first-order row beside the method, and its name for people."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +45,15 @@ class Row:
         Mean over the seeds of samples, bytes, exchanges, operations and seconds; largest memory.
     gap_closed : float or None
         (method - control) / (ceiling - control); None where the ceiling is not above the control.
+    walk : float or None
+        Mean of the same method whose clients walk at random, at the client rate and server rate
+        that are best for that; None where there is no such row.
     at_rate_0 : float or None
-        Mean of the same method at a client rate of 0, at its own best server rate; None for a
-        method whose clients do not learn by forwards alone.
+        Mean of the same method at a client rate of 0, at its own best server rate; None where there
+        is no such row.
     margin : float or None
-        How far the row is above that.
+        How far the row is above the highest of control, walk and itself at rate 0; None where
+        there is neither of the last two.
     apart : tuple of str
         In what the row differs from the first-order row beside the method.
     """
@@ -73,6 +68,7 @@ class Row:
     spread: float | None
     summary: Summary
     gap_closed: float | None = None
+    walk: float | None = None
     at_rate_0: float | None = None
     margin: float | None = None
     apart: tuple[str, ...] = ()
@@ -180,99 +176,6 @@ def choice(runs: Sequence[FinishedRun], metric: str) -> str:
     """
     held = f"{VALIDATION}{metric}"
     return held if all(held in run.summary.metrics for run in runs) else metric
-
-
-def assemble(
-    rows: Sequence[Row],
-    seeds: Sequence[int],
-    metric: str,
-    refused: Mapping[str, str] | None = None,
-    notes: Sequence[str] = (),
-    still: Mapping[str, Row] | None = None,
-) -> Comparison:
-    """Put rows side by side: the gap that each closes, and what a reader should know.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        In the order of the table.
-    seeds : sequence of int
-        The seeds of every row.
-    metric : str
-        What is compared.
-    refused : Mapping[str, str], optional
-        Rows that are left out, and why.
-    notes : sequence of str, optional
-        What a reader should know first.
-    still : Mapping[str, Row], optional
-        By the label of a row, its own runs at a client rate of 0.
-    """
-    still = still or {}
-    remarks = [*notes]
-    controls = [row for row in rows if row.method == CONTROL]
-    control, ceiling = _strongest(controls), _strongest([r for r in rows if r.method == CEILING])
-    for name, found in ((CONTROL, control), (CEILING, ceiling)):
-        if found is None:
-            remarks.append(f"There is no {name} among the rows, so no gap is known.")
-    if len(seeds) == 1:
-        remarks.append("With one seed there is no spread, so small differences may be chance.")
-    if any(row.tried > 1 and choice(row.runs, metric) == metric for row in rows):
-        remarks.append("Server rates are chosen on the test set, so the figures are slightly high.")
-    rows = [_beside(row, still.get(row.label), ceiling) for row in rows]
-    if control is not None and ceiling is not None:
-        gap = ceiling.mean - control.mean
-        if gap > 0:
-            rows = [replace(row, gap_closed=(row.mean - control.mean) / gap) for row in rows]
-        else:
-            remarks.append(
-                f"{ceiling.label} ({ceiling.mean:.4f}) is not above {control.label} "
-                f"({control.mean:.4f}), so there is no gap to close."
-            )
-    for row in rows:
-        if control is not None and row.method != CONTROL and not _above(row, control):
-            remarks.append(_verdict(row, control, "does not beat the control"))
-        if (own := still.get(row.label)) is not None and not _above(row, own):
-            remarks.append(_verdict(row, own, "is not above its own run at a client rate of 0"))
-        if row.apart:
-            what = "; ".join(row.apart)
-            remarks.append(f"† {row.label} differs from {CEILING} in more than the method; {what}.")
-        if row.summary.terms.get("client") == "zeroth order" and row.at_rate_0 is None:
-            remarks.append(
-                f"{row.label} has no run at a client rate of 0 beside it, so how much of its "
-                "figure its clients learned is not known."
-            )
-    return Comparison(metric, tuple(seeds), tuple(rows), dict(refused or {}), tuple(remarks))
-
-
-def _beside(row: Row, still: Row | None, ceiling: Row | None) -> Row:
-    """Return a row with what sets it apart from itself at rate 0 and from the first-order row."""
-    if ceiling is not None and row.method != CEILING:
-        apart = []
-        for name, words in TERMS.items():
-            ours, theirs = row.term(name), ceiling.term(name)
-            if ours and theirs and ours != theirs:
-                apart.append(f"{words}: {ours}, not {theirs}")
-        row = replace(row, apart=tuple(apart))
-    if still is not None:
-        row = replace(row, at_rate_0=still.mean, margin=row.mean - still.mean)
-    return row
-
-
-def _strongest(rows: Sequence[Row]) -> Row | None:
-    return max(rows, key=lambda row: row.mean, default=None)
-
-
-def _above(row: Row, other: Row) -> bool:
-    return row.mean - other.mean > max(row.spread or 0.0, other.spread or 0.0)
-
-
-def _verdict(row: Row, other: Row, words: str) -> str:
-    named = f" {other.label}" if other.method == CONTROL else ""
-    text = f"{row.label} ({row.mean:.4f}) {words}{named} ({other.mean:.4f})"
-    if row.mean <= other.mean or row.spread is None or other.spread is None:
-        return f"{text}."
-    spread = max(row.spread, other.spread)
-    return f"{text} by more than the spread over the seeds ({spread:.4f})."
 
 
 def _mean_summary(label: str, runs: Sequence[Summary], score: float, metric: str) -> Summary:

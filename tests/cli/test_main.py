@@ -110,10 +110,11 @@ def test_compare_prints_and_writes_a_table_and_can_be_read_back(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["--methods", "ho_sfl", "--set", "partition=iid", "--set", "ho_sfl:probes=2"]
-    arguments += ["--server-lrs", "0.05,0.1", "--out", str(out)]
+    arguments += ["--server-lrs", "0.05,0.1", "--walk-rates", "1,0.5"]
+    arguments += ["--out", str(out)]
     assert main([*COMPARE, *arguments]) == 0
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("frozen", "ho_sfl", "splitfed_v2", "margin"))
+    assert all(word in shown for word in ("frozen", "ho_sfl", "splitfed_v2", "walk", "margin"))
     assert "ho_sfl lr 0.1 seed 0: round 1/1" in shown
     config = RunDirectory(out / "ho_sfl" / "lr0.1-seed0").config
     assert (config["probes"], config["server_lr"], config["clients"]) == (2, 0.1, 2)
@@ -134,6 +135,7 @@ def test_compare_prints_and_writes_a_table_and_can_be_read_back(
         (["--methods", "ho_sfl", "--seeds", "0"], ["seeds is 0", "at least 1"]),
         (["--methods", "ho_sfl", "--seeds", "a"], ["--seeds", "'a'"]),
         (["--methods", "ho_sfl", "--server-lrs", "0.1;0.2"], ["--server-lrs", "0.1;0.2"]),
+        (["--methods", "ho_sfl", "--walk-rates", "0"], ["walk_rates is [0.0]", "above 0"]),
         (["--methods", "ho_sfl", "--samples", "9"], ["samples is 9", "at least 64"]),
         (["--from", "here"], ["--task", "--from"]),
     ],

@@ -29,6 +29,8 @@ SHARED: dict[str, Any] = {
     "clients": 4, "batch_size": 4, "partition": "iid", "join_timeout": 0.2, "validation": 0.0,
 }  # fmt: skip
 """Of 48 training samples each client holds 12, so one mini-batch a client is 16 samples a round."""
+OWN_METHOD = Path(__file__).resolve().parents[2] / "examples" / "own_method"
+OWN = "own_method.method:METHOD"
 ROUND, BATCH = (f"frozen (server_steps={pace})" for pace in ("round", "batch"))
 
 
@@ -307,40 +309,95 @@ def test_a1_the_control_takes_the_mode_of_a_client_half_that_has_one(tmp_path: P
     assert any("client mode: eval, not train" in row.apart for row in found.rows)
 
 
+def apart(one: FinishedRun, other: FinishedRun) -> dict[str, Any]:
+    """Return the options in which a run differs from another, with its values."""
+    theirs = one.config
+    return {key: value for key, value in other.config.items() if theirs[key] != value}
+
+
 @pytest.mark.parametrize("method", ["ho_sfl", "heron", "zo_sfl", "mu_splitfed", "decomfl"])
-def test_d1_a_forward_only_row_has_its_own_run_at_a_client_rate_of_0(
-    tmp_path: Path, method: str
-) -> None:
+def test_a_forward_only_row_has_its_own_walk_beside_it(tmp_path: Path, method: str) -> None:
     options = {"local_steps": 1} if method == "zo_sfl" else {}
     shared = {**SHARED, "server_lr": 0.01}
     found = compare(task(), {method: options}, samples=32, seeds=1, out=tmp_path, **shared)
     row = found[method]
-    (path,) = (tmp_path / f"{method}-rate0").iterdir()
+    (path,) = (tmp_path / f"{method}-walk").iterdir()
+    walk = FinishedRun.load(path)
+    assert apart(row.runs[0], walk) == {"walk": True}
+    assert row.walk == walk.score("accuracy") and row.at_rate_0 is None
+    control = max(each.mean for each in found.rows if each.method == "frozen")
+    assert row.margin == row.mean - max(row.walk, control)
+    assert found["splitfed_v2"].margin is None and found["splitfed_v2"].walk is None
+    labels = [each.label for each in found.rows]
+    assert f"{method} walk" not in labels and not (tmp_path / f"{method}-rate0").exists()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [each["walk"] for each in results["rows"] if each["label"] == method] == [row.walk]
+
+
+def test_walks_are_tried_at_multiples_of_their_rows_client_rate(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"samples": 32, "seeds": 1, "out": tmp_path, **SHARED}
+    methods = {"ho_sfl": {"client_lr": 0.4}}
+    found = compare(task(), methods, walk_rates=[0.5, 1, 2], **arguments)
+    runs = {
+        factor: FinishedRun.load(next((tmp_path / f"ho_sfl-walk{factor}").iterdir()))
+        for factor in ("", "-x0.5", "-x2")
+    }
+    rates = {factor: run.config["client_lr"] for factor, run in runs.items()}
+    assert rates == {"": 0.4, "-x0.5": 0.2, "-x2": 0.8}
+    assert found["ho_sfl"].walk == max(run.score("accuracy") for run in runs.values())
+    assert any("the best of 0.2, 0.4, 0.8." in note for note in found.notes)
+    again = compare_runs([tmp_path])
+    assert [(row.label, row.walk, row.margin) for row in again.rows] == [
+        (row.label, row.walk, row.margin) for row in found.rows
+    ]
+    for wrong in ([], [0.0], [1, 1], [-1.0]):
+        with pytest.raises(ConfigError, match=r"walk_rates is .*each above 0 and given once"):
+            compare(task(), methods, walk_rates=wrong, **arguments)
+
+
+def test_d1_a_method_without_walks_has_its_own_run_at_a_client_rate_of_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(OWN_METHOD))
+    found = compare(task(), [OWN], samples=32, seeds=1, out=tmp_path, **SHARED)
+    row = found["sign_sfl"]
+    (path,) = (tmp_path / "sign_sfl-rate0").iterdir()
     still = FinishedRun.load(path)
-    ours = row.runs[0].config
-    assert {key for key in ours if ours[key] != still.config[key]} == {"client_lr"}
-    assert still.config["client_lr"] == 0
-    assert row.at_rate_0 == still.score("accuracy")
-    assert row.margin == row.mean - row.at_rate_0
-    assert found["splitfed_v2"].margin is None
-    assert f"{method} at rate 0" not in [row.label for row in found.rows]
+    assert apart(row.runs[0], still) == {"client_lr": 0}
+    assert row.at_rate_0 == still.score("accuracy") and row.walk is None
+    assert not (tmp_path / "sign_sfl-walk").exists()
 
 
-def test_d1_runs_read_back_are_held_against_their_own_at_rate_0(tmp_path: Path) -> None:
+def test_what_learns_nothing_itself_is_held_against_nothing(tmp_path: Path) -> None:
+    methods: dict[str, dict[str, Any]] = {"ho_sfl": {"walk": True}, "heron": {"client_lr": 0.0}}
+    found = compare(task(), methods, samples=32, seeds=1, out=tmp_path, **SHARED)
+    assert [found[name].margin for name in methods] == [None, None]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        "frozen-batch", "ho_sfl", "heron", "splitfed_v2",
+    }  # fmt: skip
+
+
+def test_d1_runs_read_back_are_held_against_their_own_walks_and_at_rate_0(tmp_path: Path) -> None:
     terms = {"client": "zeroth order"}
     finished(tmp_path / "a", "heron", 0.5, client_lr=0.1, terms=terms)
-    finished(tmp_path / "b", "heron", 0.6, client_lr=0.2, terms=terms)
+    finished(tmp_path / "b", "heron", 0.6, client_lr=0.2, walk=False, terms=terms)
     finished(tmp_path / "c", "heron", 0.4, client_lr=0.0, terms=terms)
     finished(tmp_path / "d", "ho_sfl", 0.4, client_lr=0.0, terms=terms)
     finished(tmp_path / "e", "splitfed_v2", 0.7, client_lr=0.0)
+    finished(tmp_path / "f", "heron", 0.45, client_lr=0.3, walk=True, terms=terms)
+    finished(tmp_path / "g", "heron", 0.3, client_lr=0.1, walk=True, terms=terms)
+    finished(tmp_path / "h", "decomfl", 0.2, client_lr=0.1, walk=True, terms=terms)
     found = compare_runs([tmp_path])
     margins = {row.label: row.margin for row in found.rows}
     assert margins == {
-        "heron (client_lr=0.1)": pytest.approx(0.1),
-        "heron (client_lr=0.2)": pytest.approx(0.2),
+        "heron (client_lr=0.1)": pytest.approx(0.05),
+        "heron (client_lr=0.2, walk=False)": pytest.approx(0.15),
         "ho_sfl": None,  # nothing beside it but itself
         "splitfed_v2": None,
+        "decomfl": None,
     }
+    assert [row.walk for row in found.rows] == [0.45, 0.45, None, None, None]
+    assert [row.at_rate_0 for row in found.rows] == [0.4, 0.4, None, None, None]
 
 
 def test_d3_a_comparison_holds_back_a_tenth_and_chooses_rates_on_it(tmp_path: Path) -> None:

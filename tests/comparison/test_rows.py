@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sfl_flower.comparison.assembled import assemble
 from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.comparison.pages import markdown_comparison, print_comparison, write_comparison
-from sfl_flower.comparison.rows import Comparison, assemble, make_row
+from sfl_flower.comparison.rows import Comparison, Row, make_row
 from tests.report.runs import finished
 
 
@@ -60,7 +61,7 @@ def test_a_ceiling_that_is_not_above_the_control_leaves_no_gap(tmp_path: Path) -
     assert [row.gap_closed for row in found.rows] == [None] * 3
     assert "splitfed_v2 (0.5500) is not above frozen (0.6000)" in found.notes[0]
     table = markdown_comparison(found)
-    assert "| frozen | 0.6000 | 0.0000 | – | – | – | 2 + 1 back | 1.0 M |" in table
+    assert "| frozen | 0.6000 | 0.0000 | – | – | 2 + 1 back | 1.0 M |" in table
     assert "| frozen | 0.05 | 1 | 300 | batch | constant | constant | – | 1 |" in table
 
 
@@ -140,8 +141,9 @@ def test_d1_what_is_claimed_is_the_margin_over_the_same_at_a_client_rate_of_0(
         make_row("frozen", runs(tmp_path, "frozen", [0.36, 0.37]), [0, 1], "accuracy"),
         make_row("heron", runs(tmp_path, "heron", [0.39, 0.40], terms=ZEROTH), [0, 1], "accuracy"),
     ]
-    still = make_row("heron 0", runs(tmp_path, "heron", [0.40, 0.41], 0.1), [0, 1], "accuracy")
-    found = assemble(rows, [0, 1], "accuracy", still={"heron": still})
+    stands = runs(tmp_path, "heron", [0.40, 0.41], 0.1, client_lr=0.0, terms=ZEROTH)
+    still = make_row("heron 0", stands, [0, 1], "accuracy")
+    found = assemble(rows, [0, 1], "accuracy", twins={"heron": [still]})
     row = found["heron"]
     assert row.at_rate_0 == pytest.approx(0.405) and row.margin == pytest.approx(-0.01)
     assert "heron (0.3950) is not above its own run at a client rate of 0 (0.4050)." in found.notes
@@ -150,7 +152,58 @@ def test_d1_what_is_claimed_is_the_margin_over_the_same_at_a_client_rate_of_0(
     )
     alone = assemble(rows, [0, 1], "accuracy")
     assert alone["heron"].margin is None
-    assert any("heron has no run at a client rate of 0" in note for note in alone.notes)
+    assert any("heron has no walk and no run at a client rate of 0" in n for n in alone.notes)
+
+
+def walked(path: Path, scores: list[float], client_lr: float, held: float | None = None) -> Row:
+    """Return HERON's walk at a client rate."""
+    found = [
+        finished(
+            path / f"walk-{client_lr}-{seed}", "heron", score, seed=seed, client_lr=client_lr,
+            walk=True, terms=ZEROTH, validation_accuracy=held,
+        )
+        for seed, score in enumerate(scores)
+    ]  # fmt: skip
+    return make_row("heron walk", found, range(len(scores)), "accuracy")
+
+
+@pytest.mark.parametrize(("walk", "margin"), [([0.40, 0.42], 0.02), ([0.44, 0.45], -0.005)])
+def test_the_margin_is_over_the_higher_of_control_and_walk(
+    tmp_path: Path, walk: list[float], margin: float
+) -> None:
+    """HERON has 0.44 where the control has 0.42."""
+    own = runs(tmp_path, "heron", [0.43, 0.45], client_lr=0.1, terms=ZEROTH)
+    rows = [
+        make_row("frozen", runs(tmp_path, "frozen", [0.42, 0.42]), [0, 1], "accuracy"),
+        make_row("heron", own, [0, 1], "accuracy"),
+    ]
+    found = assemble(rows, [0, 1], "accuracy", twins={"heron": [walked(tmp_path, walk, 0.1)]})
+    row = found["heron"]
+    assert row.walk == pytest.approx(sum(walk) / 2) and row.at_rate_0 is None
+    assert row.margin == pytest.approx(margin) and found["frozen"].margin is None
+    table = markdown_comparison(found)
+    assert "| gap closed | walk | margin |" in table
+    assert f"| heron | 0.4400 | 0.0141 | – | {row.walk:.4f} | {margin:+.4f} |" in table
+    below = [note for note in found.notes if "is not above its own walk" in note]
+    assert len(below) == (margin < 0)
+    (said,) = (note for note in found.notes if note.startswith("The walk of heron"))
+    assert "at the row's own client rate alone (0.1); a walk has a best rate of its own" in said
+
+
+def test_of_walks_at_several_client_rates_the_one_chosen_on_held_samples_counts(
+    tmp_path: Path,
+) -> None:
+    own = [finished(tmp_path / "own", "heron", 0.5, client_lr=0.1, terms=ZEROTH)]
+    rows = [make_row("heron", own, [0], "accuracy")]
+    walks = [
+        walked(tmp_path, [0.3], 0.1, held=0.6),
+        walked(tmp_path, [0.4], 0.05, held=0.7),
+        walked(tmp_path, [0.6], 0.2, held=0.5),
+    ]
+    found = assemble(rows, [0], "accuracy", twins={"heron": walks})
+    assert found["heron"].walk == 0.4
+    assert found["heron"].margin == pytest.approx(0.1)  # without a control, over the walk
+    assert "The walk of heron is at client rate 0.05, the best of 0.05, 0.1, 0.2." in found.notes
 
 
 def test_d2_a_row_that_differs_in_more_than_the_method_is_marked(tmp_path: Path) -> None:
