@@ -24,6 +24,7 @@ from benchmarks.figure import Figure
 BENCHMARKS = {
     "house": "rooms, floors and imports of the package; faults without a test",
     "probe": "perturbing parameters, beside an add, normal_ and MeZO's way",
+    "prefix": "probes that rerun what they move alone, beside whole forwards and backprop",
     "replay": "rebuilding parameters from the journal, beside downloading them",
     "round": "a HO-SFL round beside its forwards and server step; samples per second",
     "speed": "rounds of SplitFed V2, CSE-FSL and FSL-SAGE beside bare loops (minutes)",

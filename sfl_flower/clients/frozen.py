@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sfl_flower.data.identity import batch_digest
 from sfl_flower.node.micro_batches import smashed
@@ -17,15 +21,22 @@ from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StaleReply, pack_state, unpack_state
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
 
-__all__ = ["anchor_forward", "forward"]
+__all__ = ["Crossing", "anchor_forward", "forward"]
+
+Crossing = Callable[[int, int, Sequence[Any], Tensor], None]
+"""Told the mini-batch, the first sample of a micro-batch, what crosses to its rest, and its z."""
 
 
 def forward(
-    node: Node, request: ForwardRequest, met: list[str] | None = None
+    node: Node,
+    request: ForwardRequest,
+    met: list[str] | None = None,
+    cross: Crossing | None = None,
 ) -> ForwardReply | StaleReply:
     """Sync, run the anchor forward of the round's mini-batches, return smashed data and labels.
 
-    Digests of the mini-batches are appended to `met`, where it is given.
+    Digests of the mini-batches are appended to `met`, where it is given, and what no probe moves is
+    told to `cross`.
     """
     before = bring_up(node, request.sync)
     if isinstance(before, StaleReply):
@@ -34,7 +45,7 @@ def forward(
         own = moving_statistics(node.half.module) if request.statistics else {}
         for name, value in unpack_state(request.statistics, own).items():
             own[name].copy_(value)
-        zs, ys = anchor_forward(node, request, met)
+        zs, ys = anchor_forward(node, request, met, cross)
         moved = {name: array.copy() for name, array in pack_state(own).items()}
     return ForwardReply(
         round=request.round,
@@ -48,12 +59,15 @@ def forward(
 
 
 def anchor_forward(
-    node: Node, request: ForwardRequest, met: list[str] | None
+    node: Node,
+    request: ForwardRequest,
+    met: list[str] | None,
+    cross: Crossing | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Run the client half on each mini-batch at the anchor, without a graph.
 
     Running statistics go from one mini-batch to the next where the request brings them.  Digests of
-    the mini-batches are appended to `met`, where it is given.
+    the mini-batches are appended to `met`, where it is given; `cross` as for `forward`.
 
     Returns
     -------
@@ -63,12 +77,14 @@ def anchor_forward(
         Labels, int64, shape [b, ...].
     """
     zs, ys = [], []
+    parted = None if cross is None else node.half.parted
     for step in range(request.minibatches):
         x, y = node.batch(request.round, step, request.batch_size)
         if met is not None:
             met.append(batch_digest(x, y))
         module = node.half.module
         with nullcontext() if request.statistics else kept_buffers(module):
-            zs.append(smashed(node, module, request.round, step, x))
+            told = None if cross is None else partial(cross, step)
+            zs.append(smashed(node, module, request.round, step, x, parted, told))
         ys.append(to_array(y.to(torch.int64)))
     return zs, ys

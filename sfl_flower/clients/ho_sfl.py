@@ -17,6 +17,7 @@ from torch import Tensor
 from sfl_flower.clients.frozen import forward as anchor
 from sfl_flower.data.identity import batch_digest
 from sfl_flower.errors import WireError
+from sfl_flower.node.crossing import keep_crossing, kept_crossing
 from sfl_flower.node.micro_batches import rows_together, run_half, smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import journal_key, stand_still, standing
@@ -36,7 +37,7 @@ from sfl_flower.zo import (
 )
 
 if TYPE_CHECKING:
-    from sfl_flower.split import Parted
+    from sfl_flower.split.prefix import Parted, Values
 
 __all__ = ["forward", "probe"]
 
@@ -46,7 +47,8 @@ _ANCHOR, _ROUND = "anchor", "anchor round"
 def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
     """Run the anchor forward and keep z for the probes of the same round."""
     met: list[str] = []
-    reply = anchor(node, request, met)
+    of = request.minibatches * len(rows_together(node, request.batch_size))
+    reply = anchor(node, request, met, partial(keep_crossing, node, request.round, of))
     if isinstance(reply, ForwardReply):
         node.store.put(_ANCHOR, {"z": reply.z})
         node.store.put_text(_ROUND, {"round": request.round, "batches": " ".join(met)})
@@ -92,7 +94,8 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
                 )
             us = directions.of_step(request.round, step, request.stream, probing.probes)
             us = replica.in_cone(us) + more
-            rows.append(_scalars(node, vector, us, probing, x, z, lam))
+            crossed = partial(kept_crossing, node, request.round, step)
+            rows.append(_scalars(node, vector, us, probing, x, z, lam, crossed))
     if start != request.lam.shape[0]:
         raise WireError(f"λ is for {request.lam.shape[0]} samples, the batches hold {start}.")
     node.store.drop(_ANCHOR)
@@ -112,15 +115,19 @@ def _scalars(
     x: Tensor,
     z: np.ndarray,
     lam: np.ndarray,
+    crossed: Callable[[slice], Values | None],
 ) -> Tensor:
-    """Return the scalars of a mini-batch, float32, [P] or [P (1 + C)]; `z` and `lam` fit it."""
+    """Return the scalars of a mini-batch, float32, [P] or [P (1 + C)].
+
+    `z` and `lam` fit it; `crossed` gives what was kept of the anchor's first part, by rows.
+    """
     module, parts = node.half.module, rows_together(node, len(x))
     parted = node.half.parted if Sweep.fits(probing) else None
     if len(parts) == 1:
         run = partial(run_half, module)
         anchor, weight = (to_tensor(array, node.device) for array in (z, lam))
         at_once = together(node, "half", module, vector, probing, run, lambda part: part, x)
-        forward = partial(run, x) if parted is None else _after_first(parted, x)
+        forward = partial(run, x) if parted is None else _rest(parted, x, crossed(parts[0]))
         return surrogate_scalars(forward, vector, us, probing, anchor, weight, at_once)
 
     def gained(rows: slice, run: Callable[[], Tensor], found: Tensor) -> Tensor:
@@ -141,13 +148,13 @@ def _scalars(
         return loss_scalars(change, vector, us, probing, still)
     sweep = Sweep(vector, us, probing, still, given=True)
     for rows in parts:
-        sweep.add(partial(gained, rows, _after_first(parted, x[rows])))
+        sweep.add(partial(gained, rows, _rest(parted, x[rows], crossed(rows))))
     return sweep.scalars(still)
 
 
-def _after_first(parted: Parted, x: Tensor) -> Callable[[], Tensor]:
-    """Run what no probe moves on some inputs, and return what runs the rest of the half."""
-    return partial(run_half, parted.rest, parted.first(x))
+def _rest(parted: Parted, x: Tensor, crossed: Values | None) -> Callable[[], Tensor]:
+    """Return what runs the rest of a half on some inputs, or on what crosses to it of them."""
+    return partial(run_half, parted.rest, parted.first(x) if crossed is None else crossed)
 
 
 def _met(node: Node, request: ProbeRequest) -> list[str]:

@@ -25,7 +25,7 @@ from sfl_flower.training.device import to_array
 from sfl_flower.zo import Direction
 
 if TYPE_CHECKING:
-    from sfl_flower.split import Parted
+    from sfl_flower.split.prefix import Parted, Values
 
 __all__ = [
     "Draws",
@@ -104,10 +104,26 @@ def _counted(y: Tensor, ignored: int | None) -> int:
     return y.numel() if ignored is None else int((y != ignored).sum())
 
 
-def smashed(node: Node, module: nn.Module, round: int, step: int, x: Tensor) -> np.ndarray:
+def smashed(
+    node: Node,
+    module: nn.Module,
+    round: int,
+    step: int,
+    x: Tensor,
+    parted: Parted | None = None,
+    cross: Callable[[int, Values, Tensor], None] | None = None,
+) -> np.ndarray:
     """Return z = f_c(x; θ_c) of a mini-batch, run without a graph; float32, shape [n, ...].
 
     The whole of z is outside torch's memory, as the message is.
+
+    Parameters
+    ----------
+    node, module, round, step, x
+        The client, its half, and which mini-batch.
+    parted, cross : Parted, callable, optional
+        The half in two parts, and what is told of each micro-batch its first sample, what crosses
+        between the parts, and z.
 
     Raises
     ------
@@ -117,8 +133,14 @@ def smashed(node: Node, module: nn.Module, round: int, step: int, x: Tensor) -> 
     joined = np.empty(0, np.float32)
     for rows in rows_together(node, len(x)):
         with torch.no_grad(), node.draws(round, step, rows.start):
-            z = to_array(run_half(module, x[rows]))
-        joined = _joined(joined, rows, z, len(x))
+            if parted is None or cross is None:
+                z = run_half(module, x[rows])
+            else:
+                values = parted.first(x[rows])
+                z = run_half(parted.rest, values)
+                cross(rows.start, values, z)
+                del values
+        joined = _joined(joined, rows, to_array(z), len(x))
     return joined
 
 

@@ -60,7 +60,9 @@ class NodeStore:
         self._directory = state_root() / f"run-{context.run_id}"
         self._limit = state_limit() if limit is None else limit
 
-    def put(self, name: str, arrays: Mapping[str, np.ndarray], content: str = "") -> None:
+    def put(
+        self, name: str, arrays: Mapping[str, np.ndarray], content: str = "", groups: int = 1
+    ) -> None:
         """Remember a group of arrays.
 
         Parameters
@@ -72,12 +74,14 @@ class NodeStore:
         content : str
             A digest of the arrays, if there is one: nodes of one machine that hold the same
             content then share one file.
+        groups : int
+            How many groups of this size are remembered at one time, together within the limit.
         """
         # What is shared may be damaged; whoever puts has the arrays and can replace it.
         if content and self.share(name, content) and self.get(name) is not None:
             return
         old, new = self._file(name), None
-        if sum(array.nbytes for array in arrays.values()) <= self._limit:
+        if groups * sum(array.nbytes for array in arrays.values()) <= self._limit:
             self._state[name] = ArrayRecord(
                 {key: Array(np.asarray(value, order="C")) for key, value in arrays.items()}
             )

@@ -129,7 +129,7 @@ def method_costs(
     dict of str to Cost
         By method; where the client has nothing to train, the frozen client alone.
     """
-    size = setting.batch_size
+    size, again = setting.batch_size, profile.rerun
     shape = profile.smashed_shape
     features = shape[-1] if setting.everywhere else math.prod(shape)
     positions = math.prod(shape[:-1]) if setting.everywhere else 1
@@ -143,8 +143,11 @@ def method_costs(
         scalars=FLOAT * setting.probes,
         trained=FLOAT * profile.trainable,
         inference=profile.inference.bytes,
+        probe=profile.inference.bytes if again is None else again.peak.bytes,
         backprop=profile.backprop.bytes,
+        crossing=0 if again is None else size * again.crossing_bytes,
         forward_seconds=size * profile.forward_seconds,
+        rerun_seconds=size * (profile.forward_seconds if again is None else again.seconds),
         backprop_seconds=size * profile.backprop_seconds,
         probes=setting.probing,
         sampled=setting.sampled,

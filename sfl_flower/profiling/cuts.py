@@ -19,16 +19,39 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.options import check_range
-from sfl_flower.profiling.peaks import Growth, Peak, backprop, inference, output_tensor
+from sfl_flower.profiling.peaks import Growth, Peak, backprop, inference, output_tensor, rerun
 from sfl_flower.split.cutting import every_cut
 from sfl_flower.split.parameters.quantised import held_bytes
 from sfl_flower.split.parameters.trained import check_trained, restrict
 from sfl_flower.split.parameters.travelling import travelling_state
+from sfl_flower.split.prefix import Parted, parted
 
-__all__ = ["WHOLE", "CutProfile", "profile_cuts"]
+__all__ = ["WHOLE", "CutProfile", "Rerun", "profile_cuts"]
 
 WHOLE = "(whole model)"
 """Name of the row of the model that is not cut."""
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a probe runs of a client half whose first part no probe moves.
+
+    Attributes
+    ----------
+    flops : float
+        Floating point operations, per sample.
+    seconds : float
+        Per sample.
+    crossing_bytes : int
+        Of the values between both parts, per sample.
+    peak : Peak
+        Of a pass of both parts without a graph, with these values alive until its end.
+    """
+
+    flops: float
+    seconds: float
+    crossing_bytes: int
+    peak: Peak
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,8 @@ class CutProfile:
         the gradients of what is trained.
     forward_seconds, backprop_seconds : float
         Of both passes per sample, on this machine with the threads torch has.
+    rerun : Rerun or None
+        What a probe runs, None where it is the whole half.
     """
 
     at: str
@@ -70,6 +95,7 @@ class CutProfile:
     backprop: Peak
     forward_seconds: float
     backprop_seconds: float
+    rerun: Rerun | None = None
 
 
 def profile_cuts(
@@ -159,11 +185,16 @@ def _measure(
     again = _halves(model, [at for at in chosen if at != WHOLE], trained, quiet=True)
     whole = [(WHOLE, copy.deepcopy(model))] if WHOLE in chosen else []
     for name, half in chain(again, whole):
-        row = chosen[name]
+        row, parts = chosen[name], _parts(half)
+        probe = row.rerun
+        if probe is not None and parts is not None:
+            peak = replace(probe.peak, measured=rerun(half, parts, x).peak)
+            probe = replace(probe, peak=peak)
         chosen[name] = replace(
             row,
             inference=replace(row.inference, measured=inference(half, x).peak),
             backprop=replace(row.backprop, measured=backprop(half, x).peak),
+            rerun=probe,
         )
     return [chosen.get(row.at, row) for row in rows]
 
@@ -183,6 +214,7 @@ def _predict(
             f"the {what} does not run on a batch of shape {list(x.shape)}: {error}"
         ) from error
     evaluated, trained = inference(half, x[:low]), backprop(half, x[:low])
+    parts = _parts(half)
     return CutProfile(
         at=name,
         parameters=sum(p.numel() for p in half.parameters()),
@@ -196,4 +228,28 @@ def _predict(
         backprop=backprops.predict(trained, lambda: backprop(half, x[:high])),
         forward_seconds=evaluated.seconds / low,
         backprop_seconds=trained.seconds / low,
+        rerun=None if parts is None else _rerun(half, parts, x, forwards),
+    )
+
+
+def _parts(half: nn.Module) -> Parted | None:
+    """Return both parts of a half, None where it has one, or where nothing of it is trained."""
+    half.eval()
+    trained = [parameter for parameter in half.parameters() if parameter.requires_grad]
+    return parted(half, trained) if trained else None
+
+
+def _rerun(half: nn.Module, parts: Parted, x: Tensor, forwards: Growth) -> Rerun:
+    low = forwards.low
+    values = parts.first(x[:low])
+    with FlopCounterMode(display=False) as counter:
+        parts.rest(values)
+    crossing = sum(value.nbytes for value in values if isinstance(value, Tensor))
+    del values
+    taken = rerun(half, parts, x[:low])
+    return Rerun(
+        flops=counter.get_total_flops() / low,
+        seconds=taken.seconds / low,
+        crossing_bytes=crossing // low,
+        peak=forwards.predict(taken, lambda: rerun(half, parts, x[: forwards.high])),
     )

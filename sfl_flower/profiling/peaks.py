@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import CutError
+from sfl_flower.split.prefix import Parted
 from sfl_flower.training.meter import PeakMemory
 
-__all__ = ["Growth", "Pass", "Peak", "backprop", "inference", "output_tensor"]
+__all__ = ["Growth", "Pass", "Peak", "backprop", "inference", "output_tensor", "rerun"]
 
 TOLERANCE = 0.01
 """How far apart the least and the most that a peak can be may lie, as a share of the latter,
@@ -92,6 +93,20 @@ def inference(half: nn.Module, x: Tensor) -> Pass:
     with torch.no_grad(), PeakMemory() as memory:
         began = time.perf_counter()
         half(x)
+        took = time.perf_counter() - began
+    return Pass(memory.levels, took)
+
+
+def rerun(half: nn.Module, parts: Parted, x: Tensor) -> Pass:
+    """Run `half` on `x` in eval mode as probes do: its first part, then the rest.
+
+    Values that cross are alive until the end; the seconds are those of the rest.
+    """
+    half.eval()
+    with torch.no_grad(), PeakMemory() as memory:
+        values = parts.first(x)
+        began = time.perf_counter()
+        parts.rest(values)
         took = time.perf_counter() - began
     return Pass(memory.levels, took)
 

@@ -21,6 +21,7 @@ from sfl_flower.report.table import (
 )
 
 if TYPE_CHECKING:
+    from sfl_flower.profiling.cuts import CutProfile
     from sfl_flower.profiling.learning import Learning, LearningRow
     from sfl_flower.profiling.peaks import Peak
     from sfl_flower.profiling.profile import Profile
@@ -81,9 +82,11 @@ def profile_numbers(profile: Profile) -> dict[str, Any]:
                 "client_bytes": row.state_bytes,
                 "travelling_bytes": row.travelling_bytes,
                 "forward_flops_per_sample": row.flops,
+                "probe_flops_per_sample": _probe_flops(row),
                 "smashed_shape": list(row.smashed_shape),
                 "smashed_bytes_per_sample": row.smashed_bytes,
                 "inference_peak_bytes": _peak(row.inference),
+                "probe_peak_bytes": _peak(row.rerun.peak if row.rerun else row.inference),
                 "backprop_peak_bytes": _peak(row.backprop),
                 "methods": {
                     name: {
@@ -142,13 +145,16 @@ def profile_plot(profile: Profile, path: Path | str) -> Path:
 
 
 def _parts(profile: Profile) -> list[Part]:
-    header = ["cut", "parameters", "trained", "FLOPs", "z", "z bytes", "forwards", "backprop"]
+    again = any(row.rerun is not None for row in profile.cuts)
+    header = ["cut", "parameters", "trained", "FLOPs", *(["a probe"] if again else [])]
+    header += ["z", "z bytes", "forwards", "backprop"]
     lines = [
         [
             row.at,
             f"{row.parameters:,}",
             f"{row.trainable:,}",
             human_count(row.flops),
+            *([human_count(_probe_flops(row))] if again else []),
             "x".join(map(str, row.smashed_shape)) or "1",
             human_bytes(row.smashed_bytes),
             _shown(row.inference),
@@ -224,6 +230,10 @@ def _cost(profile: Profile, at: str, method: str, what: str) -> str:
         over = profile.client_memory is not None and cost.memory > profile.client_memory
         return human_bytes(cost.memory) + (" !" if over else "")
     return f"{cost.seconds:.3g}" if what == "seconds" else human_bytes(cost.up + cost.down)
+
+
+def _probe_flops(row: CutProfile) -> float:
+    return row.flops if row.rerun is None else row.rerun.flops
 
 
 def _shown(peak: Peak) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfl_flower.zo import Probing
+from sfl_flower.split.prefix import CROSSING_SHARE
+from sfl_flower.zo import Probing, Sweep
 
 __all__ = ["KEY_BYTES", "ClientCost", "Parts"]
 
@@ -29,10 +30,13 @@ class Parts:
         Bytes of the scalars of its probes.
     trained : int
         Bytes of the trained parameters.
-    inference, backprop : int
-        Peak bytes of its forward without a graph, and of forward and backward, parameters left out.
-    forward_seconds, backprop_seconds : float
-        Seconds of a forward, and of forward and backward.
+    inference, probe, backprop : int
+        Peak bytes of its forward without a graph, of its probes, and of forward and backward,
+        parameters left out.
+    forward_seconds, rerun_seconds, backprop_seconds : float
+        Seconds of a forward, of what a probe runs of one, and of forward and backward.
+    crossing : int
+        Bytes of what crosses to what a probe runs, 0 where that is the whole forward.
     probes : Probing
         How the mini-batch is probed.
     sampled : int
@@ -48,9 +52,12 @@ class Parts:
     scalars: int
     trained: int
     inference: int
+    probe: int
     backprop: int
     forward_seconds: float
+    rerun_seconds: float
     backprop_seconds: float
+    crossing: int
     probes: Probing
     sampled: int
 
@@ -59,15 +66,28 @@ class Parts:
         """Bytes of a round's journal entry: everyone's scalars, and whose directions they are."""
         return self.sampled * (self.scalars + KEY_BYTES)
 
-    def probe_seconds(self, beside_anchor: bool) -> float:
-        """Seconds of probing; beside an anchor that the method runs anyway, or on its own."""
-        rule = self.probes.rule
+    def probe_seconds(self, beside_anchor: bool, apart: bool = False) -> float:
+        """Seconds of probing.
+
+        Parameters
+        ----------
+        beside_anchor : bool
+            Whether the method runs an anchor anyway.
+        apart : bool
+            Whether probes come in another message than the anchor.
+        """
+        rule, again = self.probes.rule, self.forward_seconds
+        if Sweep.fits(self.probes):
+            again = min(self.rerun_seconds, again)
         anchor = 1 if beside_anchor or rule.anchored else 0
-        return (anchor + rule.cost * self.probes.probes) * self.forward_seconds
+        firsts = 2 if apart and self.crossing > CROSSING_SHARE * self.held else 1
+        runs = anchor + rule.cost * self.probes.probes
+        return firsts * (self.forward_seconds - again) + runs * again
 
     def probing(self, held: int = 0) -> int:
         """Peak bytes of probes: trained parameters are restored from a second copy of them."""
-        return self.inference + self.trained + held
+        peak = self.probe if Sweep.fits(self.probes) else self.inference
+        return peak + self.trained + held
 
 
 @dataclass(frozen=True)

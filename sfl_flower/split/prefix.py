@@ -18,7 +18,10 @@ from sfl_flower.split.transformers.block_halves import ClientBlocks
 from sfl_flower.split.transformers.parting import part_blocks
 from sfl_flower.split.whole import Whole
 
-__all__ = ["Parted", "Values", "parted"]
+__all__ = ["CROSSING_SHARE", "Parted", "Values", "parted"]
+
+CROSSING_SHARE = 4
+"""A client keeps what crosses between two messages where it has at most so many bytes of z."""
 
 
 def parted(module: nn.Module, trained: Iterable[Tensor]) -> Parted | None:

@@ -153,7 +153,7 @@ class HOSFL(JournalledStrategy):
             up=parts.smashed + parts.labels + parts.scalars,
             down=parts.gradients + parts.journal,
             memory=parts.probing(held=2 * parts.held),
-            seconds=parts.probe_seconds(beside_anchor=True),
+            seconds=parts.probe_seconds(beside_anchor=True, apart=True),
         )
 
     @classmethod

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfl_flower.node import crossing
 from sfl_flower.node.node import HeldModule
 from sfl_flower.run.run import RunResult
 from sfl_flower.split import parted, prefix
@@ -145,8 +146,8 @@ def test_masks_are_those_of_a_whole_forward() -> None:
 @pytest.mark.parametrize(
     ("method", "first", "hidden", "before"),
     [
-        # The anchor's forward and P probes; the parts of the probes are of another message.
-        ("ho_sfl", 2, 1 + PROBES, 1 + PROBES),
+        # The anchor's forward and P probes, in two messages: what crosses is kept.
+        ("ho_sfl", 1, 1 + PROBES, 1 + PROBES),
         ("heron", 1, 1 + PROBES, 1 + PROBES),
         ("zo_sfl", 1, 2 * PROBES, 2 * PROBES),
         ("decomfl", 1, 1 + PROBES, 1 + PROBES),
@@ -163,6 +164,26 @@ def test_a_frozen_layer_runs_once(method: str, first: int, hidden: int, before: 
     assert apart[True]["hidden"] == 2 * hidden + evaluated
     assert apart[False]["hidden"] == 2 * hidden + evaluated
     assert apart[False]["first"] == 2 * first + evaluated
+
+
+@pytest.mark.parametrize("micro_batch", ["all", "3"])
+@pytest.mark.parametrize("limit", ["0", "1000000"])  # in files, or in Flower's context
+def test_what_crosses_comes_back_as_it_was(
+    limit: str, micro_batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFL_STATE_LIMIT", limit)
+    options = {"micro_batch": micro_batch, "minibatches": 2, "rounds": 1}
+    runs = [trained(Writing, "ho_sfl", whole, **options) for whole in (False, True)]
+    assert_same(runs[0][0], runs[1][0])
+    monkeypatch.setattr("sfl_flower.clients.ho_sfl.kept_crossing", lambda *_: None)
+    lost = trained(Writing, "ho_sfl", False, **options)
+    assert_same(lost[0], runs[1][0])
+    parts = 2 if micro_batch == "3" else 1
+    assert lost[1]["first"] - runs[0][1]["first"] == 2 * 2 * parts
+    monkeypatch.undo()
+    monkeypatch.setattr(crossing, "CROSSING_SHARE", 0)
+    large = trained(Writing, "ho_sfl", False, **options)
+    assert large[1] == lost[1]
 
 
 def test_a_client_of_a_language_model_has_the_same_bits() -> None:

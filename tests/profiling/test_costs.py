@@ -9,7 +9,7 @@ import pytest
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.profiling.costs import Setting, method_costs
-from sfl_flower.profiling.cuts import WHOLE, CutProfile
+from sfl_flower.profiling.cuts import WHOLE, CutProfile, Rerun
 from sfl_flower.profiling.peaks import Peak
 
 ROW = CutProfile(
@@ -78,6 +78,23 @@ def test_an_estimator_says_what_its_probes_cost() -> None:
     }  # fmt: skip
     with pytest.raises(ConfigError, match="estimator is 'x'; it must be one of forward, central"):
         replace(SETTING, estimator="x")
+
+
+def test_probes_rerun_what_they_move() -> None:
+    rerun = Rerun(flops=2e5, seconds=0.0002, crossing_bytes=4 * 40, peak=Peak(9000))
+    for crossing, ho_sfl in ((160, 0.001 + 4 * 0.0002), (161, 2 * 0.001 + 3 * 0.0002)):
+        row = replace(ROW, rerun=replace(rerun, crossing_bytes=crossing))
+        costs = method_costs(row, SETTING)
+        assert costs["heron"].compute_seconds == pytest.approx(32 * (0.001 + 4 * 0.0002))
+        # The anchor and four probes; what is larger than four times z runs again before them.
+        assert costs["ho_sfl"].compute_seconds == pytest.approx(32 * ho_sfl)
+        assert costs["ho_sfl"].memory == 4000 + 9000 + 4 * 600 + 2 * Z
+        assert costs["frozen"].memory == 4000 + 8000
+        whole = method_costs(replace(row, at=WHOLE), SETTING)["decomfl"]
+        assert whole.compute_seconds == pytest.approx(32 * (0.001 + 4 * 0.0002))
+        exact = method_costs(row, replace(SETTING, estimator="jvp"))["ho_sfl"]
+        assert exact.compute_seconds == pytest.approx(32 * (1 + 3 * 4) * 0.001)
+        assert exact.memory == 4000 + 8000 + 4 * 600 + 2 * Z
 
 
 def test_encodings_count_as_they_travel_and_what_is_held_is_float32() -> None:

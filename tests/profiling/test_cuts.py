@@ -40,6 +40,19 @@ def test_numbers_by_hand() -> None:
     assert two.forward_seconds > 0 and two.backprop_seconds > 0
 
 
+def test_a_probe_runs_what_it_moves() -> None:
+    rows = {row.at: row for row in profile_cuts(perceptron(), torch.randn(16, 6), trained="2.*")}
+    assert rows["1"].trainable == 0 and rows["1"].rerun is None and rows[WHOLE].rerun is None
+    probe = rows["2"].rerun
+    assert probe is not None
+    assert (probe.flops, probe.crossing_bytes) == (2 * 5 * 4, 4 * 5)
+    # The tanh's input is gone when its output crosses, which is alive while z comes.
+    assert probe.peak.bytes == 4 * 16 * (5 + 5)
+    two = profile_cuts(perceptron(), torch.randn(16, 6), ["3"], trained="2.*")[0]
+    assert two.inference.bytes == 4 * 16 * (5 + 5) and two.rerun is not None
+    assert two.rerun.peak.bytes == 4 * 16 * (5 + 4 + 4)  # what crosses stays beside both
+
+
 def test_buffers_travel_and_are_counted() -> None:
     row = profile_cuts(convolutions(), torch.randn(8, 3, 8, 8), ["1"])[0]
     assert row.parameters == 3 * 8 * 9 + 8 + 16
