@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mu_splitfed": {},
     "zo_sfl": {"local_steps": 2, "probes": 2},
     "decomfl": {"local_steps": 2, "probes": 2},
-    "frozen": {"minibatches": 2, "server_steps": "batch"},
+    "frozen": {"minibatches": 2, "server_steps": "batch", "server_passes": 2},
     OWN: {"probes": 4, "client_lr": 0.05},
 }
 SHARED: dict[str, Any] = {"rounds": 4, "sampled": 3, "server_momentum": 0.9}

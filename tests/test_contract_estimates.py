@@ -39,6 +39,7 @@ OF_HO_SFL: dict[str, dict[str, Any]] = {
         "directions": "shared",
         "client_optimizer": "momentum",
     },
+    "two passes": {"server_steps": "batch", "server_passes": 2},
 }
 """What HO-SFL alone has, for clients that follow a journal."""
 CASES = [

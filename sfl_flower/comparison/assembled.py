@@ -13,6 +13,7 @@ __all__ = ["assemble"]
 TERMS = {
     "client_mode": "client mode",
     "server_pace": "server steps",
+    "server_passes": "server passes",
     "server_schedule": "server schedule",
     "client_schedule": "client schedule",
     "rates": "server rates tried",

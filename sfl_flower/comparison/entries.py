@@ -98,11 +98,12 @@ def method_entries(
         if read[name].get("partition") == LOCAL:
             raise ConfigError("partition is 'local'; a comparison divides the task's own data.")
         read[name] |= {"method": values.get(name, name), "task": task}
-    if "server_steps" in _underscored(own.get(CONTROL, {})):
-        raise ConfigError(
-            f"server_steps of {CONTROL} follows from the methods that it is held against; leave it "
-            "out."
-        )
+    for key in ("server_steps", "server_passes"):
+        if key in _underscored(own.get(CONTROL, {})):
+            raise ConfigError(
+                f"{key} of {CONTROL} follows from the methods that it is held against; leave it "
+                "out."
+            )
     control = read.pop(CONTROL)
     return [Entry(name, name, found) for name, found in read.items()], control
 
@@ -114,8 +115,8 @@ def _underscored(options: Mapping[str, Any]) -> dict[str, Any]:
 def controls(plans: Sequence[Plan], given: Mapping[str, Any], task: SplitTask) -> list[Entry]:
     """Return the frozen clients that the methods of a comparison are held against.
 
-    There is one for each pace of the server half, number of mini-batches and mode of the client
-    half that a method has; `given` goes before the last two.
+    There is one for each pace of the server half, number of its passes, number of mini-batches and
+    mode of the client half that a method has; `given` goes before the last two.
 
     Parameters
     ----------
@@ -129,18 +130,20 @@ def controls(plans: Sequence[Plan], given: Mapping[str, Any], task: SplitTask) -
     modal = changes_by_mode(task.build(plans[0].config.model_seed).client)
     forms: list[dict[str, Any]] = []
     for plan in plans:
-        form = {"minibatches": 1, **plan.settings.control}
+        form = {"minibatches": 1, "server_passes": 1, **plan.settings.control}
         if not modal:
             form["client_mode"] = "as_built"
         form |= {key: given[key] for key in form if key in given}
         if form not in forms:
             forms.append(form)
-    apart = [key for key in ("minibatches", "client_mode") if len({f[key] for f in forms}) > 1]
+    may = ("minibatches", "client_mode", "server_passes")
+    apart = [key for key in may if len({form[key] for form in forms}) > 1]
     found = []
     for form in sorted(forms, key=lambda form: [str(form[k]) for k in ("server_steps", *apart)]):
         named = {key: form[key] for key in ("server_steps", *apart)}
         label = f"{CONTROL} ({', '.join(f'{key}={value}' for key, value in named.items())})"
-        folder = "-".join([CONTROL, *map(str, named.values())])
+        parts = [f"{v}passes" if key == "server_passes" else str(v) for key, v in named.items()]
+        folder = "-".join([CONTROL, *parts])
         found.append(Entry(label, folder, {**given, **form}, "control"))
     return found
 

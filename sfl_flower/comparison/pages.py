@@ -130,6 +130,12 @@ def _passes(row: Row) -> str:
     return f"{forwards} + {backprops} back" if backprops else str(forwards)
 
 
+def _pace(row: Row) -> str:
+    """Return what a step of the server half follows, and how often it goes over a round's."""
+    pace, passes = row.term("server_pace") or NONE, row.term("server_passes") or 1
+    return f"{pace}, {passes} passes" if passes > 1 else str(pace)
+
+
 def _terms(rows: Sequence[Row]) -> Part:
     header = ["method", "server lr", "tried", "server steps", "one a", "server rate"]
     header += ["client rate", "client mode", "rounds"]
@@ -142,7 +148,7 @@ def _terms(rows: Sequence[Row]) -> Part:
                 NONE if row.server_lr is None else f"{row.server_lr:g}",
                 str(row.term("rates") or NONE),
                 f"{steps:,}" if steps else NONE,
-                (row.term("server_pace") or NONE) if steps else NONE,
+                _pace(row) if steps else NONE,
                 row.term("server_schedule") or NONE,
                 row.term("client_schedule") or NONE,
                 row.term("client_mode") or NONE,

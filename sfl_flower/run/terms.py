@@ -32,7 +32,8 @@ def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, 
         time, 0 for all of a mini-batch. ``checkpointing``: whether a backprop runs its forward
         again, which counts as one. ``client_schedule``, ``server_schedule``: how the rates
         go over the rounds; empty without such a rate. ``server_pace``: "round" or "batch", when the
-        server half steps; ``server_steps``: how often it did, 0 where the server only averages.
+        server half steps; ``server_passes``: how often it goes over the mini-batches of a round;
+        ``server_steps``: how often it stepped, 0 where the server only averages.
     """
     settings, facts = strategy.settings, strategy.facts
     mode = "eval" if settings.client_mode == "eval" else "train"
@@ -49,5 +50,6 @@ def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, 
         "client_schedule": settings.client_schedule,
         "server_schedule": strategy.config.server_schedule if facts.server_lr else "",
         "server_pace": settings.server_pace,
+        "server_passes": settings.control.get("server_passes", 1),
         "server_steps": int(sum(record.extra.get("server_steps", 0) for record in history)),
     }

@@ -17,6 +17,7 @@ from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Gradients
+from sfl_flower.server.turns import later_passes
 from sfl_flower.split import moving_statistics
 from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.wire import Reader, Reply, Request, StaleReply, is_stale, pack_state
@@ -213,3 +214,23 @@ class JournalledStrategy(SplitStrategy):
             return learn_in_turn([self.server], batches)
         with buffers_put_back(self.server.module):
             return [self.server.gradients(*batch) for batch in batches]
+
+    def pass_again(
+        self, round: int, used: Mapping[Member, ForwardReply], exchange: Exchange
+    ) -> int:
+        """Take the later of `server_passes` over the mini-batches of a round; return the steps.
+
+        Parameters
+        ----------
+        round : int
+            The round.
+        used : mapping of Member to ForwardReply
+            The replies that were used in the first pass.
+        exchange : Exchange
+            Is told of mini-batches that are left out.
+        """
+        passes = int(self.settings.control.get("server_passes", 1))
+        if passes == 1:
+            return 0
+        batches = {member: list(self.batches(member, reply)) for member, reply in used.items()}
+        return later_passes(self.server, batches, self.config.seed, round, passes, exchange.tally)

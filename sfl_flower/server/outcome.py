@@ -24,12 +24,15 @@ class Outcome:
         Further numbers of the method.
     server_steps : int, optional
         Optimiser steps of the server half; left out, they follow from the method's pace.
+    steps_again : int
+        Those beyond, of later passes over the same mini-batches.
     """
 
     losses: list[float]
     samples: int
     extra: Mapping[str, float]
     server_steps: int | None = None
+    steps_again: int = 0
 
     def counted(self, facts: Facts, pace: str) -> Outcome:
         """Return the outcome with the server half's steps among its numbers.
@@ -46,4 +49,4 @@ class Outcome:
         steps = self.server_steps
         if steps is None:
             steps = len(self.losses) if pace == "batch" else int(bool(self.losses))
-        return replace(self, extra={**self.extra, "server_steps": steps})
+        return replace(self, extra={**self.extra, "server_steps": steps + self.steps_again})

@@ -8,11 +8,11 @@ statistics as in HO-SFL.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from sfl_flower.config import Settings
 from sfl_flower.errors import WireError
-from sfl_flower.options import Choice, ClientMode, Minibatches
+from sfl_flower.options import ClientMode, Minibatches
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
@@ -21,7 +21,7 @@ from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
-from sfl_flower.server.turns import SERVER_STEPS, turns
+from sfl_flower.server.turns import ServerPaceSettings, turns
 from sfl_flower.wire.ho_sfl import ForwardReply
 from sfl_flower.zo import OptimizerSpec, run_key
 
@@ -29,28 +29,19 @@ __all__ = ["Frozen", "FrozenSettings"]
 
 
 @dataclass(frozen=True)
-class FrozenSettings(Settings):
-    """Settings of the frozen client.
+class FrozenSettings(ServerPaceSettings):
+    """Settings of the frozen client, beside the pace of the server half.
 
     Attributes
     ----------
     minibatches : int
         Mini-batches per exchange.
-    server_steps : {"round", "batch"}
-        One server step a round with the mean gradient, or one after every mini-batch, clients in
-        the order of SplitFed V2.
     client_mode : {"as_built", "eval"}
         Mode of the client half's modules.
     """
 
     minibatches: Minibatches = 1
-    server_steps: Annotated[str, Choice(SERVER_STEPS)] = "batch"
     client_mode: ClientMode = "as_built"
-
-    @property
-    def server_pace(self) -> str:
-        """When the server half steps."""
-        return self.server_steps
 
     @property
     def client_passes(self) -> tuple[int, int]:
@@ -116,4 +107,8 @@ class Frozen(JournalledStrategy):
         if not each_batch:
             self.server.step(total * settings.minibatches)
         self.move_statistics(used, exchange)
-        return Outcome(losses, sum(len(reply.y) for reply in used.values()), {})
+        steps, samples = (
+            self.pass_again(round, used, exchange),
+            sum(len(r.y) for r in used.values()),
+        )
+        return Outcome(losses, samples, {}, steps_again=steps)

@@ -7,7 +7,8 @@ the client answers with ``v_p = <λ, f_c(x; θ_c + μ u_p) - z>`` for P directio
 with the model.
 
 With ``server_steps=batch`` the server half steps after every mini-batch, as SplitFed V2's does, and
-a client's λ is taken at its turn, before the step on that batch.
+a client's λ is taken at its turn, before the step on that batch; with more `server_passes` it goes
+over them again while clients probe.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from sfl_flower.server.probing import (
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
-from sfl_flower.server.turns import SERVER_STEPS, turns
+from sfl_flower.server.turns import ServerPaceSettings, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire.ho_sfl import ProbeReply, ProbeRequest
@@ -56,7 +57,7 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
+class HOSFLSettings(EstimateSettings, ServerPaceSettings, ClientOptimizerSettings):
     """Settings of HO-SFL, beside those of probes and of the client's optimiser.
 
     The defaults are those that learned most on the validation splits of three small tasks
@@ -73,9 +74,6 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
         Replayable optimiser of the client half.
     scalar_limit : float
         A reply with |v| / μ above this is not used.
-    server_steps : {"round", "batch"}
-        One server step a round with the mean gradient (the paper), or one after every mini-batch,
-        clients in the order of SplitFed V2.
     sync : {"auto", "replay", "download"}
         How clients that missed rounds catch up; "auto" takes whichever is fewer bytes.
     guide : {"none", "public", "noise"}
@@ -97,7 +95,6 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     client_lr: Rate = 0.2
     clip_norm: Annotated[float, Range(0, 1e30)] = 1.0
     scalar_limit: Annotated[float, Range(0)] = 1e6
-    server_steps: Annotated[str, Choice(SERVER_STEPS)] = "batch"
     sync: Annotated[str, Choice(SYNC_POLICIES)] = "auto"
     guide: Annotated[str, Choice(GUIDES)] = "none"
     guide_rest: Annotated[float, Range(0, 1)] = 1.0
@@ -107,11 +104,6 @@ class HOSFLSettings(EstimateSettings, ClientOptimizerSettings):
     def spec(self) -> OptimizerSpec:
         """Return the client optimiser without its rate, and the cone."""
         return replace(super().spec(), cone=self.cone)
-
-    @property
-    def server_pace(self) -> str:
-        """When the server half steps."""
-        return self.server_steps
 
     @property
     def client_passes(self) -> tuple[int, int]:
@@ -245,13 +237,14 @@ class HOSFL(JournalledStrategy):
         )
         for member, lam in held.items():
             exchange.push({member: self._probe_request(round, member, lam, guide)})
+        steps = self.pass_again(round, {member: anchors[member] for member in used}, exchange)
         answers = exchange.collect(ProbeReply.from_reader, self._check_scalars)
         brought = {member: answers[member].scalars for member in anchors if member in answers}
         kept = self.screening.keep(SCALARS, brought, exchange.tally)
         scalars = {member: answers[member] for member in kept}
         exchange.tally.replies = len(scalars)
         extra = self._update(round, used, scalars, exchange, guide)
-        return Outcome(losses, sum(used.values()), extra)
+        return Outcome(losses, sum(used.values()), extra, steps_again=steps)
 
     def _guide(
         self,

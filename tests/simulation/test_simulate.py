@@ -59,6 +59,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ho_sfl stack": {"direction": "rank_one", "probes": 4, "stack": 3},
     "heron stack": {"local_steps": 2, "direction": "rank_one", "probes": 2, "stack": 2},
     "ho_sfl channel": {"probes": 2, "scalars": "channel", "client_optimizer": "momentum"},
+    "ho_sfl passes": {"probes": 2, "minibatches": 2, "server_passes": 2},
+    "frozen passes": {"minibatches": 2, "server_passes": 3},
     "ho_sfl walk": {"probes": 2, "walk": True},
     "heron walk": {"local_steps": 2, "probes": 2, "walk": True},
     "ho_sfl hiso": {"client_optimizer": "hiso", "cone": 0.5},

@@ -37,7 +37,12 @@ def test_d5_central_differences_need_no_anchor_but_for_the_smashed_data() -> Non
 def test_a2_the_defaults_step_after_every_batch_and_their_control_does_too() -> None:
     ours = settings("ho_sfl")
     assert (ours.server_steps, ours.probes, ours.client_lr, ours.clip_norm) == ("batch", 16, 0.2, 1)
-    assert ours.control == {"server_steps": "batch", "client_mode": "as_built"}
+    assert ours.control == {
+        "server_steps": "batch", "client_mode": "as_built", "server_passes": 1,
+    }  # fmt: skip
+    assert settings("ho_sfl", server_passes=3).control == {**ours.control, "server_passes": 3}
     paper = settings("ho_sfl", server_steps="round", minibatches=2, client_mode="eval")
-    assert paper.control == {"server_steps": "round", "client_mode": "eval", "minibatches": 2}
+    assert paper.control == {
+        "server_steps": "round", "client_mode": "eval", "minibatches": 2, "server_passes": 1,
+    }  # fmt: skip
     assert settings("frozen").server_steps == "batch"
