@@ -37,7 +37,7 @@ BENCHMARKS = {
     "defaults": "which settings HO-SFL should have, by validation on three small tasks (long)",
     "energy": "the share of the gradient that a choice of few parameters holds (minutes)",
     "guides": "how close guides of the server lie to the clients' gradient, what they teach (long)",
-    "learn": "HO-SFL with at most five forwards a sample, all weights and a subspace (long)",
+    "learn": "clients with at most five forwards a sample between controls and first order (long)",
     "sensitivity": "accuracy by probes, μ, clients, who takes part, uneven data, lost replies",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
 }

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from benchmarks import features
 from sfl_flower import simulate
+from sfl_flower.task import SplitTask
 
 __all__ = ["Job", "run_jobs"]
 
@@ -27,7 +29,7 @@ class Job:
     Attributes
     ----------
     task, method : str
-        What is learned, and how.
+        What is learned, a ready-made task or one of `benchmarks.features`, and how.
     options : mapping of str to value
         Settings of run, method and task, the seed among them.
     """
@@ -74,11 +76,19 @@ def run_jobs(
 
 
 def _train(job: Job) -> Metrics:
-    """Return the results of the whole model after the last round."""
+    """Return the results of the whole model after the last round, and a client's operations.
+
+    ``client_flops`` are those of a sample, 0 in runs too short to be metered.
+    """
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    result = simulate(job.task, job.method, backend="inline", **job.options)
-    return dict(result.summary.metrics)
+    task: str | SplitTask = job.task
+    options = dict(job.options)
+    if job.task in features.TASKS:
+        own = {key: options.pop(key) for key in job.options if key.startswith("task.")}
+        task = features.task_of(job.task, **{key[5:]: value for key, value in own.items()})
+    result = simulate(task, job.method, backend="inline", **options)
+    return {**result.summary.metrics, "client_flops": result.summary.client_flops or 0.0}
 
 
 def _read(path: Path | None) -> dict[str, Metrics]:

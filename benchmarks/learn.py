@@ -1,93 +1,54 @@
-"""What forward-only clients learn with at most five forwards a sample, on Fashion-MNIST.
+"""What forward-only clients learn with at most five forwards a sample, on the beds of `learn_beds`.
 
-HO-SFL on all client weights and in a subspace of them, between first order, on all weights and on
-the same trained ones, and two controls: the frozen client, whose server takes as many steps, and
-clients that walk at random, whose steps are as long and tell nothing.  Every row has its own best
-client rate, chosen with seed 0 on training images that are held back.
+HO-SFL and HERON-SFL between first order, on all client weights and on the same trained ones, and
+two controls: the frozen client, whose server takes as many steps, and clients that walk at random,
+whose steps are as long and tell nothing.  Every row has its own best rates, chosen with seed 0 on
+training samples that are held back.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks import learning
 from benchmarks.figure import Figure
 from benchmarks.grid import Job, Metrics, run_jobs
+from benchmarks.learn_beds import BEDS, Bed
+from sfl_flower.options import check_choice
 
 __all__ = ["add_arguments", "run"]
 
-SHARED: Mapping[str, Any] = {**learning.SHARED, "server_lr": 0.05}
-FORWARDS: Mapping[str, Any] = {"client_lr_schedule": "cosine", "client_lr_warmup": 0.05}
-BACKPROP: Mapping[str, Any] = {"client_momentum": 0.9, "client_state": "kept"}
-FEW: Mapping[str, Any] = {"task.trained": "subspace:16:conv2"}
-APART: Mapping[str, Any] = {"scalars": "channel"}
-WALK: Mapping[str, Any] = {"walk": True}
 
-
-@dataclass(frozen=True)
-class Row:
-    """A method and its settings, and the client rates that are tried."""
-
-    method: str
-    settings: Mapping[str, Any]
-    rates: tuple[float, ...] = ()
-
-
-ROWS: Mapping[str, Row] = {
-    "frozen": Row("frozen", {}),
-    "all_p4": Row("ho_sfl", {**FORWARDS, "probes": 4}, (0.01, 0.02, 0.06)),
-    "all_p4_walk": Row("ho_sfl", {**FORWARDS, "probes": 4, **WALK}, (0.01, 0.02, 0.06)),
-    "subspace_p4": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 4}, (0.05, 0.1, 0.2)),
-    "subspace_p4_walk": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 4, **WALK}, (0.05, 0.1, 0.2)),
-    "subspace_p1": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 1}, (0.025, 0.05, 0.1)),
-    "subspace_p1_walk": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 1, **WALK}, (0.025, 0.05, 0.1)),
-    "channel_p4": Row("ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 4}, (0.2, 0.5, 1.0)),
-    "channel_p1": Row("ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 1}, (0.1, 0.2, 0.5)),
-    "channel_p1_walk": Row(
-        "ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 1, **WALK}, (0.1, 0.2, 0.5)
-    ),
-    "first_order": Row("splitfed_v2", BACKPROP, (0.05, 0.1, 0.2)),
-    "first_order_same": Row("splitfed_v2", {**BACKPROP, **FEW}, (0.02, 0.05, 0.1)),
-}
-GAPS: Mapping[str, tuple[str, str, str, float | None]] = {
-    "fashion_gap_p4": ("channel_p4", "frozen", "first_order", 0.8),
-    "fashion_gap_p4_same": ("channel_p4", "frozen", "first_order_same", 0.9),
-    "fashion_gap_p4_whole": ("subspace_p4", "frozen", "first_order", None),
-    "fashion_gap_p4_all": ("all_p4", "frozen", "first_order", None),
-    "fashion_gap_p1": ("channel_p1", "frozen", "first_order", 0.7),
-    "fashion_gap_p1_same": ("channel_p1", "frozen", "first_order_same", None),
-    "fashion_gap_p1_whole": ("subspace_p1", "frozen", "first_order", None),
-    "fashion_gap_walk": ("subspace_p1_walk", "frozen", "first_order", None),
-    "fashion_gap_walk_channel": ("channel_p1_walk", "frozen", "first_order", None),
-    "fashion_gap_walk_all": ("all_p4_walk", "frozen", "first_order", None),
-    "fashion_learned_p4": ("channel_p4", "subspace_p1_walk", "first_order_same", None),
-    "fashion_learned_p4_whole": ("subspace_p4", "subspace_p1_walk", "first_order_same", None),
-    "fashion_learned_p4_all": ("all_p4", "all_p4_walk", "first_order", None),
-    "fashion_learned_p1": ("channel_p1", "subspace_p1_walk", "first_order_same", None),
-    "fashion_learned_p1_whole": ("subspace_p1", "subspace_p1_walk", "first_order_same", None),
-}
-"""Figure -> forward-only row, its control, the first order it is held against, the target if any.
-
-``gap`` counts from the frozen client; ``learned`` from the walk of the same parameters that comes
-farthest, to first order on these."""
-
-
-def job(label: str, client_lr: float, seed: int, rounds: int) -> Job:
+def job(bed: Bed, label: str, rates: Mapping[str, float], seed: int, rounds: int) -> Job:
     """Return one run of a row."""
-    row = ROWS[label]
-    own = {**row.settings, "client_lr": client_lr} if row.rates else row.settings
+    row = bed.rows[label]
     options = {"rounds": rounds, "eval_every": rounds, "seed": seed}
-    return Job("fashion_mnist", row.method, {**SHARED, **own, **options})
+    return Job(bed.task, row.method, {**bed.shared, **row.settings, **rates, **options})
+
+
+def counting_job(bed: Bed, label: str, rates: Mapping[str, float]) -> Job:
+    """Return a run of a row that is long enough to count a client's operations, nothing kept."""
+    row = bed.rows[label]
+    own = {key: value for key, value in row.settings.items() if not key.startswith("task.")}
+    trained = bed.counted if "task.trained" in row.settings else {}
+    options = {"rounds": 3, "eval_every": 3, "seed": 0}
+    return Job(bed.task, row.method, {**bed.shared, **own, **trained, **rates, **options})
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--learn-rounds", type=int, default=2000, help="rounds of each run")
+    parser.add_argument(
+        "--learn-beds",
+        default=",".join(BEDS),
+        help=f"beds with commas between them, of: {', '.join(BEDS)}",
+    )
+    parser.add_argument(
+        "--learn-rows", default="", help="rows with commas between them; all by default"
+    )
+    parser.add_argument("--learn-rounds", type=int, help="rounds of each run; each bed has its own")
     parser.add_argument("--learn-seeds", type=int, default=3, help="seeds 0, 1, … of each row")
     parser.add_argument("--learn-workers", type=int, default=2, help="runs side by side")
     parser.add_argument(
@@ -97,51 +58,76 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
     """Yield the accuracy of each row, and the shares of the gap that forward-only rows close."""
-    rounds = args.learn_rounds
+    for name in args.learn_beds.split(","):
+        check_choice("--learn-beds", name, BEDS)
+        bed = BEDS[name]
+        labels = [label for label in bed.rows if label in args.learn_rows.split(",")]
+        yield from _figures(name, bed, labels or list(bed.rows), args)
+
+
+def _figures(name: str, bed: Bed, labels: list[str], args: argparse.Namespace) -> Iterator[Figure]:
+    rounds = args.learn_rounds or bed.rounds
+    tuning = min(rounds, bed.tuning)
 
     def results(asked: list[Job]) -> list[Metrics]:
         done = run_jobs(asked, args.learn_workers, args.learn_out)
         return [done[each.key()] for each in asked]
 
-    tried = [(label, rate) for label, row in ROWS.items() for rate in row.rates or (0.0,)]
-    tuning = dict(zip(tried, results([job(*each, 0, rounds) for each in tried]), strict=True))
-    best = {
-        label: max(row.rates or (0.0,), key=lambda rate: tuning[label, rate]["validation_accuracy"])
-        for label, row in ROWS.items()
-    }
-    asked = [(label, seed) for label in ROWS for seed in range(args.learn_seeds)]
-    found = dict(
-        zip(
-            asked,
-            results([job(label, best[label], seed, rounds) for label, seed in asked]),
-            strict=True,
-        )
-    )
+    tried = [(label, rates) for label in labels for rates in bed.rows[label].options()]
+    jobs = [job(bed, *each, 0, tuning) for each in tried]
+    held: dict[str, list[tuple[float, dict[str, float]]]] = {label: [] for label in labels}
+    for (label, rates), metrics in zip(tried, results(jobs), strict=True):
+        held[label].append((metrics["validation_accuracy"], rates))
+    best = {label: max(found, key=lambda one: one[0])[1] for label, found in held.items()}
+    asked = [(label, seed) for label in labels for seed in range(args.learn_seeds)]
+    found = results([job(bed, label, best[label], seed, rounds) for label, seed in asked])
     accuracy: dict[str, float] = {}
-    for label, row in ROWS.items():
-        seeds = [found[label, seed]["accuracy"] for seed in range(args.learn_seeds)]
+    for label in labels:
+        seeds = [
+            one["accuracy"] for (row, _), one in zip(asked, found, strict=True) if row == label
+        ]
         accuracy[label] = mean(seeds)
-        grid = ", ".join(
-            f"{rate:g}: {tuning[label, rate]['validation_accuracy']:.4f}" for rate in row.rates
-        )
-        own = ", ".join(f"{key}={value}" for key, value in row.settings.items()) or "no settings"
         spread = stdev(seeds) if len(seeds) > 1 else 0.0
+        grid = ", ".join(f"{_said(rates)}: {value:.4f}" for value, rates in held[label])
+        row = bed.rows[label]
+        own = ", ".join(f"{key}={value}" for key, value in row.settings.items()) or "no settings"
         yield Figure(
-            f"accuracy_{label}",
+            f"accuracy_{name}_{label}",
             accuracy[label],
             "share",
             None,
-            f"{row.method} ({own}), {args.learn_rounds} rounds, seeds "
+            f"{row.method} ({own}), {rounds} rounds, seeds "
             f"{', '.join(f'{value:.4f}' for value in seeds)}, standard deviation {spread:.4f}; "
-            f"client rate {best[label]:g}, of seed 0 on held back images: {grid or 'none tried'}",
+            f"{_said(best[label])}, of seed 0 and {tuning} rounds on held back samples: {grid}",
         )
-    for name, (label, control, twin, target) in GAPS.items():
-        low, high, value = accuracy[control], accuracy[twin], accuracy[label]
+    for figure, gap in bed.gaps.items():
+        if not {gap.row, gap.control, gap.first} <= accuracy.keys():
+            continue
+        low, high, value = accuracy[gap.control], accuracy[gap.first], accuracy[gap.row]
         yield Figure(
-            name,
+            figure,
             (value - low) / (high - low),
             "ratio",
-            target,
-            f"({label} - {control}) / ({twin} - {control}) = "
+            gap.target,
+            f"({gap.row} - {gap.control}) / ({gap.first} - {gap.control}) = "
             f"({value:.4f} - {low:.4f}) / ({high:.4f} - {low:.4f})",
         )
+    asked_of = sorted({label for pair in bed.flops.values() for label in pair} & {*labels})
+    counts = results([counting_job(bed, label, best[label]) for label in asked_of])
+    flops = {label: one["client_flops"] for label, one in zip(asked_of, counts, strict=True)}
+    for figure, (label, first) in bed.flops.items():
+        if {label, first} <= flops.keys():
+            yield Figure(
+                figure,
+                flops[label] / flops[first],
+                "ratio",
+                1.0,
+                f"{bed.task}: client FLOPs a sample of {label} over those of {first} in the same "
+                f"mini-batches or micro-batches, whole client half: {flops[label] / 1e6:.1f} M / "
+                f"{flops[first] / 1e6:.1f} M",
+                lower_is_better=True,
+            )
+
+
+def _said(rates: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in rates.items()) or "no rates"

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from flwr.app import Context
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.config import LOCAL
 from sfl_flower.data import PartitionSpec, Samples, batch_indices, seeded_torch
@@ -27,7 +26,7 @@ from sfl_flower.node.store import NodeStore
 from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import NOT_DIVIDED, SplitTask
 from sfl_flower.training.device import find_device
-from sfl_flower.training.meter import PeakMemory, profiled
+from sfl_flower.training.meter import PeakMemory, counting_flops, profiled
 from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
 from sfl_flower.zo import ParameterVector, trained_names
 
@@ -319,7 +318,7 @@ def metered(wanted: str, device: torch.device) -> Iterator[Callable[[], Usage]]:
         with PeakMemory(device) as meter:
             yield lambda: Usage(peak_bytes=meter.peak)
     elif wanted == "flops":
-        with FlopCounterMode(display=False) as counter:
+        with counting_flops() as counter:
             yield lambda: Usage(flops=int(counter.get_total_flops()))
     else:
         yield Usage

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import learn
+from benchmarks.learn_beds import BEDS
 
 TEST = {
     "frozen": 0.70, "all_p4": 0.71, "subspace_p4": 0.80, "subspace_p1": 0.78,
@@ -18,39 +19,59 @@ TEST = {
 }  # fmt: skip
 
 
+FASHION = BEDS["fashion"]
+
+
 def test_the_gap_is_that_of_the_rates_which_were_chosen(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for label, row in learn.ROWS.items():
-            for number, rate in enumerate(row.rates or (0.0,)):
+        for label, row in FASHION.rows.items():
+            for number, rates in enumerate(row.options()):
                 # The middle rate is the best on held back images, the last on the test images.
                 held = 0.5 - abs(number - 1) / 10
                 metrics = {
                     "accuracy": TEST[label] + max(0, number - 1),
                     "validation_accuracy": held,
                 }
-                line = {"run": learn.job(label, rate, 0, 2000).key(), "metrics": metrics}
-                file.write(json.dumps(line) + "\n")
-    parser = argparse.ArgumentParser()
-    learn.add_arguments(parser.add_argument_group("learn"))
-    given = parser.parse_args(["--learn-seeds", "1", "--learn-out", str(path)])
-    found = {figure.name: figure.value for figure in learn.run(given)}
+                for rounds in (FASHION.tuning, FASHION.rounds):
+                    key = learn.job(FASHION, label, rates, 0, rounds).key()
+                    file.write(json.dumps({"run": key, "metrics": metrics}) + "\n")
+    found = figures("--learn-beds", "fashion", "--learn-seeds", "1", "--learn-out", str(path))
     assert found["fashion_gap_p4"] == pytest.approx((0.81 - 0.70) / (0.85 - 0.70))
     assert found["fashion_gap_p4_same"] == pytest.approx((0.81 - 0.70) / (0.82 - 0.70))
     assert found["fashion_gap_p1"] == pytest.approx((0.79 - 0.70) / (0.85 - 0.70))
     assert found["fashion_learned_p1"] == pytest.approx((0.79 - 0.75) / (0.82 - 0.75))
-    assert learn.SHARED["validation"] == 0.1
+    rows = ["--learn-rows", "frozen,channel_p4,first_order"]
+    some = figures("--learn-beds", "fashion", *rows, "--learn-seeds", "1", "--learn-out", str(path))
+    assert {name for name in some if "gap" in name} == {"fashion_gap_p4"}
 
 
-def test_a_walk_differs_from_its_row_in_nothing_else() -> None:
-    for label, row in learn.ROWS.items():
+def figures(*given: str) -> dict[str, float]:
+    parser = argparse.ArgumentParser()
+    learn.add_arguments(parser.add_argument_group("learn"))
+    return {figure.name: figure.value for figure in learn.run(parser.parse_args(given))}
+
+
+@pytest.mark.parametrize("name", BEDS)
+def test_a_bed_holds_back_samples_and_names_rows_that_it_has(name: str) -> None:
+    bed = BEDS[name]
+    assert bed.shared["validation"] == 0.1
+    for gap in bed.gaps.values():
+        assert {gap.row, gap.control, gap.first} <= bed.rows.keys()
+
+
+@pytest.mark.parametrize("name", BEDS)
+def test_a_walk_differs_from_its_row_in_nothing_else(name: str) -> None:
+    rows = BEDS[name].rows
+    for label, row in rows.items():
         if label.endswith("_walk"):
-            twin = learn.ROWS[label.removesuffix("_walk")]
+            twin = rows[label.removesuffix("_walk")]
             assert row.settings == {**twin.settings, "walk": True}
-            assert row.rates == twin.rates
+            assert (row.rates, row.server_rates) == (twin.rates, twin.server_rates)
 
 
-def test_no_row_that_claims_runs_more_than_five_forwards_a_sample() -> None:
-    for row in learn.ROWS.values():
-        if row.method == "ho_sfl":
+@pytest.mark.parametrize("name", BEDS)
+def test_no_row_that_claims_runs_more_than_five_forwards_a_sample(name: str) -> None:
+    for row in BEDS[name].rows.values():
+        if row.method in ("ho_sfl", "heron"):
             assert row.settings["probes"] + 1 <= 5

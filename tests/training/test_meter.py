@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.calls import CallCounter
 from sfl_flower.errors import ConfigError, TrainingError
-from sfl_flower.training.meter import PeakMemory
+from sfl_flower.training.meter import PeakMemory, counting_flops
 
 MIB = 2**20
 BATCH = 32
@@ -227,3 +227,26 @@ def test_counting_does_not_change_gradients_through_an_in_place_layer() -> None:
         assert a.grad is not None
         assert b.grad is not None
         assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_backward_of_a_convolution_counts_twice_its_forward(groups: int) -> None:
+    conv = nn.Conv2d(4, 8, 3, groups=groups, padding=1, bias=False)
+    x = torch.ones(2, 4, 5, 5, requires_grad=True)
+    with counting_flops() as counter:
+        out = conv(x)
+    # 2 samples, 25 positions, 8 outputs of 4 / groups inputs times 9, a product and a sum each.
+    forward = 2 * 25 * 8 * (4 // groups) * 9 * 2
+    assert counter.get_total_flops() == forward
+    with counting_flops() as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 2 * forward
+
+
+def test_a_backward_without_the_gradient_of_inputs_counts_once() -> None:
+    conv = nn.ConvTranspose2d(4, 8, 3, groups=2, bias=False)
+    out = conv(torch.ones(2, 4, 5, 5))
+    with counting_flops() as counter:
+        out.sum().backward()
+    # Each of 25 inputs meets 9 places of 4 outputs of its group.
+    assert counter.get_total_flops() == 2 * 25 * 4 * 4 * 9 * 2

@@ -1,0 +1,205 @@
+"""The test beds of `learn`: rows, their controls and first order, and the figures made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import features, learning
+
+__all__ = ["BEDS", "Bed", "Gap", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method and its settings, and the rates that are tried.
+
+    Attributes
+    ----------
+    method : str
+        What trains.
+    settings : mapping of str to value
+        What is the row's own.
+    rates : tuple of float
+        Client rates, none for clients that stand.
+    server_rates : tuple of float
+        Server rates; none where the bed has one for all rows.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    rates: tuple[float, ...] = ()
+    server_rates: tuple[float, ...] = ()
+
+    def options(self) -> list[dict[str, float]]:
+        """Return the rates that are tried, each as options of a run."""
+        server = [{"server_lr": rate} for rate in self.server_rates] or [{}]
+        client = [{"client_lr": rate} for rate in self.rates] or [{}]
+        return [{**one, **other} for one in server for other in client]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """(row - control) / (first - control), and what is asked of it, if anything."""
+
+    row: str
+    control: str
+    first: str
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A problem, and what is held against what on it.
+
+    Attributes
+    ----------
+    task : str
+        A ready-made task, or one of `benchmarks.features`.
+    shared : mapping of str to value
+        Options of all rows.
+    rounds : int
+        Of each run.
+    tuning : int
+        Rounds of the runs that choose the rates.
+    rows : mapping of str to Row
+        By label; a walk is the row of its name without ``_walk``, with the signs of scalars drawn.
+    gaps : mapping of str to Gap
+        By figure.
+    flops : mapping of str to (str, str)
+        By figure: rows whose client operations are divided, counted in short runs.
+    counted : mapping of str to value
+        Options of these runs, in which nothing stands, for rows that do not train all.
+    """
+
+    task: str
+    shared: Mapping[str, Any]
+    rounds: int
+    tuning: int
+    rows: Mapping[str, Row]
+    gaps: Mapping[str, Gap] = field(default_factory=dict)
+    flops: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    counted: Mapping[str, Any] = field(default_factory=dict)
+
+
+CLIENTS: Mapping[str, Any] = {
+    key: value for key, value in learning.SHARED.items() if not key.startswith(("task.", "server_"))
+}
+ADAMW: Mapping[str, Any] = {"server_optimizer": "adamw"}
+FORWARDS: Mapping[str, Any] = {"client_lr_schedule": "cosine", "client_lr_warmup": 0.05}
+BACKPROP: Mapping[str, Any] = {"client_momentum": 0.9, "client_state": "kept"}
+FEW: Mapping[str, Any] = {"task.trained": "subspace:16:conv2"}
+APART: Mapping[str, Any] = {"scalars": "channel"}
+WALK: Mapping[str, Any] = {"walk": True}
+
+FASHION_ROWS: Mapping[str, Row] = {
+    "frozen": Row("frozen", {}),
+    "all_p4": Row("ho_sfl", {**FORWARDS, "probes": 4}, (0.01, 0.02, 0.06)),
+    "all_p4_walk": Row("ho_sfl", {**FORWARDS, "probes": 4, **WALK}, (0.01, 0.02, 0.06)),
+    "subspace_p4": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 4}, (0.05, 0.1, 0.2)),
+    "subspace_p4_walk": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 4, **WALK}, (0.05, 0.1, 0.2)),
+    "subspace_p1": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 1}, (0.025, 0.05, 0.1)),
+    "subspace_p1_walk": Row("ho_sfl", {**FORWARDS, **FEW, "probes": 1, **WALK}, (0.025, 0.05, 0.1)),
+    "channel_p4": Row("ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 4}, (0.2, 0.5, 1.0)),
+    "channel_p1": Row("ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 1}, (0.1, 0.2, 0.5)),
+    "channel_p1_walk": Row(
+        "ho_sfl", {**FORWARDS, **FEW, **APART, "probes": 1, **WALK}, (0.1, 0.2, 0.5)
+    ),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.05, 0.1, 0.2)),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **FEW}, (0.02, 0.05, 0.1)),
+}
+FASHION_GAPS: Mapping[str, Gap] = {
+    "fashion_gap_p4": Gap("channel_p4", "frozen", "first_order", 0.8),
+    "fashion_gap_p4_same": Gap("channel_p4", "frozen", "first_order_same", 0.9),
+    "fashion_gap_p4_whole": Gap("subspace_p4", "frozen", "first_order"),
+    "fashion_gap_p4_all": Gap("all_p4", "frozen", "first_order"),
+    "fashion_gap_p1": Gap("channel_p1", "frozen", "first_order", 0.7),
+    "fashion_gap_p1_same": Gap("channel_p1", "frozen", "first_order_same"),
+    "fashion_gap_p1_whole": Gap("subspace_p1", "frozen", "first_order"),
+    "fashion_gap_walk": Gap("subspace_p1_walk", "frozen", "first_order"),
+    "fashion_gap_walk_channel": Gap("channel_p1_walk", "frozen", "first_order"),
+    "fashion_gap_walk_all": Gap("all_p4_walk", "frozen", "first_order"),
+    "fashion_learned_p4": Gap("channel_p4", "subspace_p1_walk", "first_order_same"),
+    "fashion_learned_p4_whole": Gap("subspace_p4", "subspace_p1_walk", "first_order_same"),
+    "fashion_learned_p4_all": Gap("all_p4", "all_p4_walk", "first_order"),
+    "fashion_learned_p1": Gap("channel_p1", "subspace_p1_walk", "first_order_same"),
+    "fashion_learned_p1_whole": Gap("subspace_p1", "subspace_p1_walk", "first_order_same"),
+}
+"""``gap`` counts from the frozen client; ``learned`` from the walk of the same parameters that
+comes farthest, to first order on these."""
+
+EFFICIENTNET = features.TASKS[0]
+LAST: Mapping[str, Any] = {"task.behind": "blocks.15", "task.trained": "subspace:16"}
+EFFICIENTNET_ROWS: Mapping[str, Row] = {
+    "frozen": Row("frozen", {"task.behind": "blocks.15"}, (), (0.001, 0.003, 0.01)),
+    "channel_p4": Row(
+        "ho_sfl", {**FORWARDS, **LAST, **APART, "probes": 4}, (2.0, 4.0, 8.0, 16.0), (0.003, 0.01)
+    ),
+    "channel_p4_walk": Row(
+        "ho_sfl",
+        {**FORWARDS, **LAST, **APART, "probes": 4, **WALK},
+        (2.0, 4.0, 8.0, 16.0),
+        (0.003, 0.01),
+    ),
+    "channel_p1": Row(
+        "ho_sfl", {**FORWARDS, **LAST, **APART, "probes": 1}, (1.0, 2.0, 4.0, 8.0), (0.003, 0.01)
+    ),
+    "channel_p1_walk": Row(
+        "ho_sfl",
+        {**FORWARDS, **LAST, **APART, "probes": 1, **WALK},
+        (1.0, 2.0, 4.0, 8.0),
+        (0.003, 0.01),
+    ),
+    "subspace_p4": Row(
+        "ho_sfl", {**FORWARDS, **LAST, "probes": 4}, (0.1, 0.2, 0.4, 0.8), (0.003, 0.01)
+    ),
+    "first_order_same": Row(
+        "splitfed_v2", {**BACKPROP, **LAST}, (0.03, 0.1, 0.3, 1.0), (0.003, 0.01)
+    ),
+    "first_order_layer": Row(
+        "splitfed_v2",
+        {**BACKPROP, "task.behind": "blocks.15"},
+        (0.003, 0.01, 0.03, 0.1),
+        (0.003, 0.01),
+    ),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.0001, 0.0003, 0.001, 0.003), (0.003,)),
+}
+EFFICIENTNET_GAPS: Mapping[str, Gap] = {
+    "efficientnet_gap_p4": Gap("channel_p4", "frozen", "first_order", 0.6),
+    "efficientnet_gap_p4_same": Gap("channel_p4", "frozen", "first_order_same"),
+    "efficientnet_gap_p4_layer": Gap("channel_p4", "frozen", "first_order_layer"),
+    "efficientnet_gap_p4_whole": Gap("subspace_p4", "frozen", "first_order"),
+    "efficientnet_gap_p1": Gap("channel_p1", "frozen", "first_order"),
+    "efficientnet_gap_p1_same": Gap("channel_p1", "frozen", "first_order_same"),
+    "efficientnet_gap_walk": Gap("channel_p4_walk", "frozen", "first_order"),
+    "efficientnet_learned_p4": Gap("channel_p4", "channel_p4_walk", "first_order_same"),
+    "efficientnet_learned_p1": Gap("channel_p1", "channel_p1_walk", "first_order_same"),
+}
+
+BEDS: Mapping[str, Bed] = {
+    "fashion": Bed(
+        "fashion_mnist",
+        {**learning.SHARED, "server_lr": 0.05},
+        2000,
+        1000,
+        FASHION_ROWS,
+        FASHION_GAPS,
+    ),
+    "efficientnet": Bed(
+        EFFICIENTNET,
+        {**CLIENTS, **ADAMW},
+        100,
+        100,
+        EFFICIENTNET_ROWS,
+        EFFICIENTNET_GAPS,
+        {
+            "flops_vs_backprop": ("channel_p4", "first_order"),
+            "flops_vs_backprop_same": ("channel_p4", "first_order_same"),
+            "flops_vs_backprop_p1": ("channel_p1", "first_order"),
+            "flops_vs_backprop_p1_same": ("channel_p1", "first_order_same"),
+        },
+        {"task.trained": "subspace:16:last.*"},
+    ),
+}
+"""By the word that its figures begin with."""
