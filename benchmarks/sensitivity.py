@@ -64,9 +64,10 @@ ROWS: Mapping[str, Row] = {
     "walk": Row("ho_sfl", {**FORWARDS, **WALK}, WALKED),
     "ho_sfl": Row("ho_sfl", FORWARDS, (0.1, 0.2, 0.4)),
     "heron": Row("heron", {"probes": 8}, (0.05, 0.1, 0.2)),
+    "heron_walk": Row("heron", {"probes": 8, **WALK}, WALKED),
     "splitfed_v2": Row("splitfed_v2", {}, (0.05, 0.1, 0.2)),
 }
-"""The rows of every table."""
+"""The rows at the base."""
 PROBES: Mapping[str, Row] = {
     **{
         f"ho_sfl_probes_{probes}": Row("ho_sfl", {**FORWARDS, "probes": probes}, rates)
@@ -98,7 +99,14 @@ AXES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "alpha": {"0_1": {"alpha": 0.1}, "10": {"alpha": 10.0}},
     "clients": {"32": {"clients": 32, "sampled": 8}, "128": {"clients": 128, "sampled": 8}},
 }
-"""Axis -> value -> what is changed; all rows run at each."""
+"""Axis -> value -> what is changed."""
+ALONG: Mapping[str, tuple[str, ...]] = {
+    "lost": ("frozen", "ho_sfl", "heron", "splitfed_v2"),
+    "sampled": ("frozen", "walk", "ho_sfl", "splitfed_v2"),
+    "alpha": ("frozen", "walk", "ho_sfl", "splitfed_v2"),
+    "clients": ("frozen", "ho_sfl", "splitfed_v2"),
+}
+"""Axis -> the rows that run along it: as many as take an hour together."""
 MU: Mapping[str, Mapping[str, Any]] = {
     f"{mu:.0e}".replace("-", "_"): {"mu": mu} for mu in (1e-8, 1e-7, 1e-5, 1e-2, 1e-1)
 }
@@ -223,8 +231,8 @@ def _points(held: Mapping[str, Mapping[float, float]]) -> Iterator[Point]:
         yield Point(label, row, held[label], {})
     for axis, values in AXES.items():
         for value, changes in values.items():
-            for label, row in ROWS.items():
-                yield Point(f"{label}_{axis}_{value}", row, held[label], changes)
+            for label in ALONG[axis]:
+                yield Point(f"{label}_{axis}_{value}", ROWS[label], held[label], changes)
     for value, changes in MU.items():
         yield Point(f"ho_sfl_mu_{value}", ROWS["ho_sfl"], held["ho_sfl"], changes)
     for label in ("frozen", "ho_sfl"):

@@ -33,6 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {name: rows[name] for name in ("frozen", "ho_sfl", "splitfed_v2")}
     monkeypatch.setattr(sensitivity, "ROWS", kept)
     monkeypatch.setattr(sensitivity, "_matched", lambda: (8, Figure("peak", 0.5, "ratio")))
+    monkeypatch.setattr(sensitivity, "ALONG", {"lost": tuple(kept)})
     monkeypatch.setattr(sensitivity, "AXES", {"lost": {"30": {"lost": 0.3}}})
 
 
