@@ -62,10 +62,10 @@ WALKED = (0.01, 0.05, 0.2)
 ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", {"server_steps": "batch"}),
     "walk": Row("ho_sfl", {**FORWARDS, **WALK}, WALKED),
-    "ho_sfl": Row("ho_sfl", FORWARDS, (0.1, 0.2, 0.4)),
-    "heron": Row("heron", {"probes": 8}, (0.05, 0.1, 0.2)),
-    "heron_walk": Row("heron", {"probes": 8, **WALK}, WALKED),
-    "splitfed_v2": Row("splitfed_v2", {}, (0.05, 0.1, 0.2)),
+    "ho_sfl": Row("ho_sfl", FORWARDS, (0.1, 0.2, 0.4, 0.8)),
+    "heron": Row("heron", {"probes": 8}, (0.05, 0.1, 0.2, 0.4)),
+    "heron_walk": Row("heron", {"probes": 8, **WALK}, (*WALKED, 0.4)),
+    "splitfed_v2": Row("splitfed_v2", {}, (0.05, 0.1, 0.2, 0.4)),
 }
 """The rows at the base."""
 PROBES: Mapping[str, Row] = {
@@ -73,21 +73,20 @@ PROBES: Mapping[str, Row] = {
         f"ho_sfl_probes_{probes}": Row("ho_sfl", {**FORWARDS, "probes": probes}, rates)
         for probes, rates in {
             1: (0.02, 0.05, 0.1),
-            4: (0.05, 0.1, 0.2),
-            16: (0.1, 0.2, 0.4),
-            64: (0.2, 0.4, 0.8),
+            4: (0.1, 0.2, 0.4),
+            16: (0.2, 0.4, 0.8),
+            64: (0.4, 0.8),
         }.items()
     },
-    **{
-        f"walk_probes_{probes}": Row("ho_sfl", {**FORWARDS, "probes": probes, **WALK}, WALKED)
-        for probes in (1, 4)
-    },
+    "walk_probes_1": Row("ho_sfl", {**FORWARDS, "probes": 1, **WALK}, WALKED),
 }
 """The rows along P: each chooses its own rate."""
 ROUND: Mapping[str, Any] = {"server_steps": "round"}
 PACES: Mapping[str, Row] = {
     f"{label}_round_{rate:g}": Row(
-        ROWS[label].method, {**ROWS[label].settings, **ROUND, "server_lr": rate}, ROWS[label].rates
+        ROWS[label].method,
+        {**ROWS[label].settings, **ROUND, "server_lr": rate},
+        ROWS[label].rates[1:3],
     )
     for label in ("frozen", "ho_sfl")
     for rate in (0.05, 0.2)
@@ -102,13 +101,13 @@ AXES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """Axis -> value -> what is changed."""
 ALONG: Mapping[str, tuple[str, ...]] = {
     "lost": ("frozen", "ho_sfl", "heron", "splitfed_v2"),
-    "sampled": ("frozen", "walk", "ho_sfl", "splitfed_v2"),
+    "sampled": ("frozen", "ho_sfl", "splitfed_v2"),
     "alpha": ("frozen", "walk", "ho_sfl", "splitfed_v2"),
     "clients": ("frozen", "ho_sfl", "splitfed_v2"),
 }
 """Axis -> the rows that run along it: as many as take an hour together."""
 MU: Mapping[str, Mapping[str, Any]] = {
-    f"{mu:.0e}".replace("-", "_"): {"mu": mu} for mu in (1e-8, 1e-7, 1e-5, 1e-2, 1e-1)
+    f"{mu:.0e}".replace("-", "_"): {"mu": mu} for mu in (1e-8, 1e-7, 1e-5, 1e-1)
 }
 """Probe lengths of HO-SFL beside the base's 1e-3."""
 

@@ -79,7 +79,6 @@ def test_a_walk_differs_from_its_row_in_rates_and_signs_alone() -> None:
     pairs = {
         "walk": "ho_sfl",
         "walk_probes_1": "ho_sfl_probes_1",
-        "walk_probes_4": "ho_sfl_probes_4",
     }
     rows = {**sensitivity.ROWS, **sensitivity.PROBES}
     for walk, twin in pairs.items():
