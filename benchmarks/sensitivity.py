@@ -100,10 +100,8 @@ AXES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 """Axis -> value -> what is changed."""
 ALONG: Mapping[str, tuple[str, ...]] = {
-    "lost": ("frozen", "ho_sfl", "heron", "splitfed_v2"),
-    "sampled": ("frozen", "ho_sfl", "splitfed_v2"),
-    "alpha": ("frozen", "walk", "ho_sfl", "splitfed_v2"),
-    "clients": ("frozen", "ho_sfl", "splitfed_v2"),
+    "lost": ("frozen", "walk", "ho_sfl", "heron", "splitfed_v2"),
+    **dict.fromkeys(("sampled", "alpha", "clients"), ("frozen", "walk", "ho_sfl", "splitfed_v2")),
 }
 """Axis -> the rows that run along it: as many as take an hour together."""
 MU: Mapping[str, Mapping[str, Any]] = {
