@@ -27,6 +27,7 @@ from benchmarks.grid import Job, Metrics, run_jobs
 from benchmarks.lost_replies import LostReplies
 from sfl_flower import simulate
 from sfl_flower.methods import read_options
+from sfl_flower.options import check_choice
 from sfl_flower.run.micro_batch import client_peak, largest_within
 from sfl_flower.tasks import load_task
 
@@ -108,6 +109,8 @@ MU: Mapping[str, Mapping[str, Any]] = {
     f"{mu:.0e}".replace("-", "_"): {"mu": mu} for mu in (1e-8, 1e-7, 1e-5, 1e-1)
 }
 """Probe lengths of HO-SFL beside the base's 1e-3."""
+PARTS = ("base", "memory", "probes", *AXES, "mu", "pace")
+"""What may be asked for: the base, first order in as little memory, and each axis."""
 
 
 def job(row: Row, client_lr: float, seed: int, rounds: int, changes: Mapping[str, Any]) -> Job:
@@ -152,6 +155,11 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--sensitivity-seeds", type=int, default=3, help="seeds 0, 1, … of a row")
     parser.add_argument("--sensitivity-workers", type=int, default=1, help="runs side by side")
     parser.add_argument(
+        "--sensitivity-axes",
+        default=",".join(PARTS),
+        help=f"what to run, with commas between, of: {', '.join(PARTS)}",
+    )
+    parser.add_argument(
         "--sensitivity-out", type=Path, help="file of results: runs in it are not run again"
     )
 
@@ -184,59 +192,83 @@ class Point:
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
-    """Yield the accuracy of each row at the base, and along each axis."""
+    """Yield the accuracy of each row at the base, and along each axis that is asked for.
+
+    Raises
+    ------
+    ConfigError
+        If an axis is none of `PARTS`.
+    """
     rounds, seeds = args.sensitivity_rounds, range(args.sensitivity_seeds)
+    asked = args.sensitivity_axes.split(",")
+    for part in asked:
+        check_choice("--sensitivity-axes", part, PARTS)
 
     def results(jobs: list[Job]) -> list[Metrics]:
         done = run_jobs(jobs, args.sensitivity_workers, args.sensitivity_out, train)
         return [done[each.key()] for each in jobs]
 
-    rows = {**ROWS, **PROBES, **PACES}
-    tried = [(label, rate) for label, row in rows.items() for rate in row.rates or (0.0,)]
-    tuning = results([job(rows[label], rate, 0, rounds, {}) for label, rate in tried])
-    held: dict[str, dict[float, float]] = {label: {} for label in rows}
-    for (label, rate), metrics in zip(tried, tuning, strict=True):
-        held[label][rate] = metrics["validation_accuracy"]
-    points = list(_points(held))
-    first = next(point for point in points if point.row.method == "splitfed_v2")
-    micro, matched = _matched()
-    apart = job(first.row, first.rate, 0, rounds, {"micro_batch": str(micro)})
+    def tuned(rows: Mapping[str, Row]) -> dict[str, dict[float, float]]:
+        tried = [(label, rate) for label, row in rows.items() for rate in row.rates or (0.0,)]
+        found = results([job(rows[label], rate, 0, rounds, {}) for label, rate in tried])
+        held: dict[str, dict[float, float]] = {label: {} for label in rows}
+        for (label, rate), metrics in zip(tried, found, strict=True):
+            held[label][rate] = metrics["validation_accuracy"]
+        return held
+
+    own = {"probes": PROBES, "pace": PACES}
+    rows = dict(ROWS if set(asked) - own.keys() else {})
+    for part in own.keys() & set(asked):
+        rows |= own[part]
+    held = tuned(rows)
+    points = [point for part in asked for point in _points(part, held)]
     found = results(
-        [
-            *(job(at.row, at.rate, seed, rounds, at.changes) for at in points for seed in seeds),
-            apart,
-        ]
+        [job(at.row, at.rate, seed, rounds, at.changes) for at in points for seed in seeds]
     )
     for number, point in enumerate(points):
         yield _accuracy(point, found[number * len(seeds) : (number + 1) * len(seeds)])
+    if "memory" not in asked:
+        return
+    micro, matched = _matched()
     yield matched
-    whole = found[points.index(first) * len(seeds)]["accuracy"]
+    first = Point("", ROWS["splitfed_v2"], held["splitfed_v2"], {})
+    apart, whole = (
+        metrics["accuracy"]
+        for metrics in results(
+            [
+                job(first.row, first.rate, 0, rounds, changes)
+                for changes in ({"micro_batch": str(micro)}, {})
+            ]
+        )
+    )
     yield Figure(
         "accuracy_change_of_micro_batches",
-        found[-1]["accuracy"] - whole,
+        apart - whole,
         "share",
         None,
-        f"splitfed_v2, seed 0, in micro-batches of {micro} {found[-1]['accuracy']:.4f}, at once "
-        f"{whole:.4f}",
+        f"splitfed_v2, seed 0, in micro-batches of {micro} {apart:.4f}, at once {whole:.4f}",
     )
 
 
-def _points(held: Mapping[str, Mapping[float, float]]) -> Iterator[Point]:
-    for label, row in ROWS.items():
-        yield Point(f"{label}_base", row, held[label], {})
-    for label, row in PROBES.items():
-        yield Point(label, row, held[label], {})
-    for axis, values in AXES.items():
-        for value, changes in values.items():
-            for label in ALONG[axis]:
-                yield Point(f"{label}_{axis}_{value}", ROWS[label], held[label], changes)
-    for value, changes in MU.items():
-        yield Point(f"ho_sfl_mu_{value}", ROWS["ho_sfl"], held["ho_sfl"], changes)
-    for label in ("frozen", "ho_sfl"):
-        # The server's rate is one more choice here, in favour of the slower pace.
-        names = [name for name in PACES if name.startswith(f"{label}_round")]
-        best = max(names, key=lambda name: max(held[name].values()))
-        yield Point(f"{label}_round", PACES[best], held[best], {})
+def _points(part: str, held: Mapping[str, Mapping[float, float]]) -> Iterator[Point]:
+    if part == "base":
+        for label, row in ROWS.items():
+            yield Point(f"{label}_base", row, held[label], {})
+    elif part == "probes":
+        for label, row in PROBES.items():
+            yield Point(label, row, held[label], {})
+    elif part == "mu":
+        for value, changes in MU.items():
+            yield Point(f"ho_sfl_mu_{value}", ROWS["ho_sfl"], held["ho_sfl"], changes)
+    elif part == "pace":
+        for label in ("frozen", "ho_sfl"):
+            # The server's rate is one more choice here, in favour of the slower pace.
+            names = [name for name in PACES if name.startswith(f"{label}_round")]
+            best = max(names, key=lambda name: max(held[name].values()))
+            yield Point(f"{label}_round", PACES[best], held[best], {})
+    for value, changes in AXES.get(part, {}).items():
+        for label in ALONG[part]:
+            yield Point(f"{label}_{part}_{value}", ROWS[label], held[label], changes)
 
 
 def _accuracy(point: Point, found: list[Metrics]) -> Figure:

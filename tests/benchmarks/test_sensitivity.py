@@ -14,6 +14,7 @@ from benchmarks import sensitivity
 from benchmarks.figure import Figure
 from benchmarks.lost_replies import LostReplies
 from sfl_flower import simulate
+from sfl_flower.errors import ConfigError
 
 ROUNDS = 2
 
@@ -43,6 +44,22 @@ def written(
     run = sensitivity.job(row, rate, seed, ROUNDS, changes).key()
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"run": run, "metrics": {"samples": 64.0, **got}}) + "\n")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_part_that_is_asked_for_needs_no_run_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    for row in sensitivity.PACES.values():
+        for rate in row.rates or (0.0,):
+            written(path, row, rate, 0, {}, accuracy=0.5, validation_accuracy=0.5)
+    words = f"--sensitivity-rounds {ROUNDS} --sensitivity-seeds 1 --sensitivity-out {path}".split()
+    found = sensitivity.run(parsed(*words, "--sensitivity-axes", "pace"))
+    assert [figure.name for figure in found] == ["accuracy_frozen_round", "accuracy_ho_sfl_round"]
+
+
+def test_an_unknown_axis_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--sensitivity-axes"):
+        next(sensitivity.run(parsed("--sensitivity-axes", "base,weather")))
 
 
 @pytest.mark.usefixtures("small")
