@@ -1,9 +1,9 @@
 """What forward-only clients learn with at most five forwards a sample, on the beds of `learn_beds`.
 
-HO-SFL and HERON-SFL between first order, on all client weights and on the same trained ones, and
-two controls: the frozen client, whose server takes as many steps, and clients that walk at random,
-whose steps are as long and tell nothing.  Every row has its own best rates, chosen with seed 0 on
-training samples that are held back.
+HO-SFL between first order, on all client weights and on the same trained ones, and two controls:
+the frozen client, whose server takes as many steps, and clients that walk at random, whose steps
+are as long and tell nothing.  Every row has its own best rates, chosen with seed 0 on training
+samples that are held back.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import features, learning
 
-__all__ = ["BEDS", "Bed", "Gap", "Row"]
+__all__ = ["BEDS", "WALK", "Bed", "Gap", "Row"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Bed:
     Attributes
     ----------
     task : str
-        A ready-made task, or one of `benchmarks.features`.
+        A ready-made task, or `benchmarks.features.TASK`.
     shared : mapping of str to value
         Options of all rows.
     rounds : int
@@ -129,7 +129,6 @@ FASHION_GAPS: Mapping[str, Gap] = {
 """``gap`` counts from the frozen client; ``learned`` from the walk of the same parameters that
 comes farthest, to first order on these."""
 
-EFFICIENTNET = features.TASKS[0]
 LAST: Mapping[str, Any] = {"task.behind": "blocks.15", "task.trained": "subspace:16"}
 EFFICIENTNET_ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", {"task.behind": "blocks.15"}, (), (0.001, 0.003, 0.01)),
@@ -172,8 +171,8 @@ EFFICIENTNET_GAPS: Mapping[str, Gap] = {
     "efficientnet_gap_p4_whole": Gap("subspace_p4", "frozen", "first_order"),
     "efficientnet_gap_p1": Gap("channel_p1", "frozen", "first_order"),
     "efficientnet_gap_p1_same": Gap("channel_p1", "frozen", "first_order_same"),
-    "efficientnet_gap_walk": Gap("channel_p4_walk", "frozen", "first_order"),
-    "efficientnet_learned_p4": Gap("channel_p4", "channel_p4_walk", "first_order_same"),
+    "efficientnet_gap_walk": Gap("channel_p1_walk", "frozen", "first_order"),
+    "efficientnet_learned_p4": Gap("channel_p4", "channel_p1_walk", "first_order_same"),
     "efficientnet_learned_p1": Gap("channel_p1", "channel_p1_walk", "first_order_same"),
 }
 
@@ -187,7 +186,7 @@ BEDS: Mapping[str, Bed] = {
         FASHION_GAPS,
     ),
     "efficientnet": Bed(
-        EFFICIENTNET,
+        features.TASK,
         {**CLIENTS, **ADAMW},
         100,
         100,

@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.figure import Figure
 from benchmarks.grid import Job, Metrics, run_jobs
+from benchmarks.learn_beds import WALK, Row
 from benchmarks.lost_replies import LostReplies
 from sfl_flower import simulate
 from sfl_flower.methods import read_options
@@ -48,17 +49,7 @@ SHARED: Mapping[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A method, its settings, and the client rates that are tried."""
-
-    method: str
-    settings: Mapping[str, Any]
-    rates: tuple[float, ...] = ()
-
-
 FORWARDS: Mapping[str, Any] = {"probes": 8, "clip_norm": 1.0}
-WALK: Mapping[str, Any] = {"walk": True}
 WALKED = (0.01, 0.05, 0.2)
 ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", {"server_steps": "batch"}),

@@ -107,8 +107,6 @@ class Frozen(JournalledStrategy):
         if not each_batch:
             self.server.step(total * settings.minibatches)
         self.move_statistics(used, exchange)
-        steps, samples = (
-            self.pass_again(round, used, exchange),
-            sum(len(r.y) for r in used.values()),
-        )
+        steps = self.pass_again(round, used, exchange)
+        samples = sum(len(reply.y) for reply in used.values())
         return Outcome(losses, samples, {}, steps_again=steps)

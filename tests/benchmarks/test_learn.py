@@ -75,3 +75,22 @@ def test_no_row_that_claims_runs_more_than_five_forwards_a_sample(name: str) -> 
     for row in BEDS[name].rows.values():
         if row.method in ("ho_sfl", "heron"):
             assert row.settings["probes"] + 1 <= 5
+
+
+def test_operations_are_those_of_short_runs_of_the_whole_half(tmp_path: Path) -> None:
+    bed, path = BEDS["efficientnet"], tmp_path / "runs.jsonl"
+    flops = {"channel_p4": 20.0, "first_order": 80.0, "first_order_same": 40.0}
+    with path.open("w", encoding="utf-8") as file:
+        for label, found in flops.items():
+            runs = [learn.job(bed, label, rates, 0, 100) for rates in bed.rows[label].options()]
+            runs += [learn.counting_job(bed, label, bed.rows[label].options()[0])]
+            for run in runs:
+                # All rates are level: the first one is taken.
+                metrics = {"accuracy": 0.5, "validation_accuracy": 0.5, "client_flops": found}
+                file.write(json.dumps({"run": run.key(), "metrics": metrics}) + "\n")
+    rows = ["--learn-beds", "efficientnet", "--learn-rows", ",".join(flops)]
+    printed = figures(*rows, "--learn-seeds", "1", "--learn-out", str(path))
+    assert printed["flops_vs_backprop"] == pytest.approx(20 / 80)
+    assert printed["flops_vs_backprop_same"] == pytest.approx(20 / 40)
+    counted = learn.counting_job(bed, "channel_p4", {}).options
+    assert "task.behind" not in counted and counted["task.trained"] == "subspace:16:last.*"

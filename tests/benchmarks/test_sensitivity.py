@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import sensitivity
 from benchmarks.figure import Figure
+from benchmarks.learn_beds import Row
 from benchmarks.lost_replies import LostReplies
 from sfl_flower import simulate
 from sfl_flower.errors import ConfigError
@@ -38,9 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivity, "AXES", {"lost": {"30": {"lost": 0.3}}})
 
 
-def written(
-    path: Path, row: sensitivity.Row, rate: float, seed: int, changes: Any, **got: float
-) -> None:
+def written(path: Path, row: Row, rate: float, seed: int, changes: Any, **got: float) -> None:
     run = sensitivity.job(row, rate, seed, ROUNDS, changes).key()
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"run": run, "metrics": {"samples": 64.0, **got}}) + "\n")
