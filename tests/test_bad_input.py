@@ -69,7 +69,12 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"scalars": "channel", "probes": 2, "scale": "spread"}, "use scale=none, or scalars=batch"),
     ({"method": "heron", "scalars": "channel"}, "Unknown option of method 'heron' 'scalars'"),
     ({"walk": "maybe"}, "walk is 'maybe'"),
-    ({"method": "heron", "guide": "public"}, "Unknown option of method 'heron' 'guide'; legal are"),
+    (
+        {"method": "heron", "guide": "public", "head_trainer": "client"},
+        "guide is 'public' with head_trainer=client: .*set head_trainer to server or guide to none",
+    ),
+    ({"method": "heron", "guide_rest": 0.5}, "guide_rest is 0.5 without a guide"),
+    ({"method": "heron", "guide": "noise", "cone": 0.5}, "guide is 'noise' with cone 0.5"),
     ({"method": "decomfl", "guide": "noise"}, "Unknown option of method 'decomfl' 'guide'"),
     ({"method": "frozen", "probes": 3}, "Unknown option of method 'frozen' 'probes'; legal are"),
     ({"rounds": 0}, "rounds is 0; it must be at least 1"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.task import SplitTask
 from tests import tiny
 from tests.local_grid import Fault
 from tests.test_contract import Stop, history, same
@@ -42,28 +43,42 @@ OF_HO_SFL: dict[str, dict[str, Any]] = {
     "two passes": {"server_steps": "batch", "server_passes": 2},
 }
 """What HO-SFL alone has, for clients that follow a journal."""
+OF_HERON: dict[str, dict[str, Any]] = {
+    "guide": {"guide": "public", "clip_norm": 0.5},
+    "guide, adam": {"guide": "noise", "guide_rest": 0.25, "client_optimizer": "adam"},
+    "guide, spread": {"guide": "public", "scale": "spread", "mean": "samples", "micro_batch": "3"},
+    "guide, walk": {"guide": "public", "walk": True, "server_optimizer": "adam"},
+    "guide, jvp": {"guide": "noise", "estimator": "jvp", "direction": "gaussian"},
+    "guide, stack": {"guide": "public", "direction": "rank_one", "stack": 2},
+}
+"""Guides of a client with a loss of its own; those of HO-SFL have a file of their own."""
 CASES = [
     *[(method, estimate) for method in METHODS for estimate in ESTIMATES],
     *[("ho_sfl", estimate) for estimate in OF_HO_SFL],
+    *[("heron", estimate) for estimate in OF_HERON],
 ]
 SHARED: dict[str, Any] = {"rounds": 5, "sampled": 2, "server_momentum": 0.9}
 
 
 def settings(method: str, estimate: str, **more: Any) -> dict[str, Any]:
-    return {**SHARED, **METHODS[method], **(ESTIMATES | OF_HO_SFL)[estimate], **more}
+    return {**SHARED, **METHODS[method], **(ESTIMATES | OF_HO_SFL | OF_HERON)[estimate], **more}
+
+
+def problem() -> SplitTask:
+    return tiny.task(public=lambda: tiny.samples(20, 7))
 
 
 def trained(method: str, estimate: str, *faults: Fault, **more: Any) -> Trial:
-    return train(tiny.task(), method, faults, **settings(method, estimate, **more))
+    return train(problem(), method, faults, **settings(method, estimate, **more))
 
 
 @pytest.mark.parametrize(("method", "estimate"), CASES)
 def test_it_moves_the_client_elsewhere_than_without(method: str, estimate: str) -> None:
     trial, plain = (
         trained(method, estimate),
-        train(tiny.task(), method, **SHARED, **METHODS[method]),
+        train(problem(), method, **SHARED, **METHODS[method]),
     )
-    first = begin(tiny.task(), method, **settings(method, estimate)).model
+    first = begin(problem(), method, **settings(method, estimate)).model
     for name in tiny.CLIENT_NAMES:
         assert not bool((trial.model[name] == first[name]).all())
         assert not bool((trial.model[name] == plain.model[name]).all())
@@ -78,10 +93,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method: str, estimate: str, tmp_
             raise Stop
 
     options = settings(method, estimate)
-    whole = run(tiny.task(), method, out=tmp_path / "whole", **options)
+    whole = run(problem(), method, out=tmp_path / "whole", **options)
     with pytest.raises(Stop):
-        run(tiny.task(), method, out=tmp_path / "parts", observer=stop, **options)
-    resumed = run(tiny.task(), method, out=tmp_path / "parts", resume=True, **options)
+        run(problem(), method, out=tmp_path / "parts", observer=stop, **options)
+    resumed = run(problem(), method, out=tmp_path / "parts", resume=True, **options)
     assert equal(whole.model, resumed.model)
     assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)
 
@@ -94,7 +109,7 @@ def test_clients_that_were_away_replay_or_download_to_the_same_bits(estimate: st
     assert replay.strategy.ledger.down["scalars"] > 0
 
 
-@pytest.mark.parametrize("estimate", ESTIMATES)
+@pytest.mark.parametrize("estimate", ESTIMATES | OF_HERON)
 def test_scalars_and_weights_give_the_same_bits(estimate: str) -> None:
     scalars, weights = (trained("heron", estimate, uplink=up) for up in ("scalars", "weights"))
     assert same(scalars, weights)
@@ -103,6 +118,6 @@ def test_scalars_and_weights_give_the_same_bits(estimate: str) -> None:
 @pytest.mark.parametrize(("method", "estimate"), CASES)
 def test_replies_in_another_order_and_twice_change_nothing(method: str, estimate: str) -> None:
     clean = trained(method, estimate)
-    trial = begin(tiny.task(), method, [Fault("twice")], **settings(method, estimate))
+    trial = begin(problem(), method, [Fault("twice")], **settings(method, estimate))
     trial.grid._rng.seed(5)
     assert same(clean, start(trial))

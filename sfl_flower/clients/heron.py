@@ -2,7 +2,8 @@
 
 Per step an anchor forward gives smashed data and L(θ_l); then ``v_p = L(θ_l + μ u_p) - L(θ_l)``
 with client half and head moved together, and θ_l takes a replayable step along
-``1/(P μ) Σ_p v_p u_p`` (arXiv 2601.09076, equations 2 and 6).
+``1/(P μ) Σ_p v_p u_p`` (arXiv 2601.09076, equations 2 and 6).  A guide of the server is one more
+direction of every step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfl_flower.errors import JournalError
 from sfl_flower.node.local_loss import LocalModel, Uploads, local_model, settings_of
 from sfl_flower.node.micro_batches import (
     MicroBatch,
@@ -28,17 +30,20 @@ from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.heron import WALKS, HERONRequest
 from sfl_flower.wire.local import LocalReply
+from sfl_flower.wire.probing import along
 from sfl_flower.zo import (
     Direction,
+    Directions,
+    Guide,
+    Key,
     OptimizerSpec,
     ParameterVector,
+    StepRule,
     Sweep,
     Walk,
     client_stream,
-    drawn_signs,
     loss_scalars,
     run_key,
-    step_coefficients,
     step_keys,
     trained_names,
 )
@@ -57,7 +62,10 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     probing = request.probing
     key = run_key("heron", node.key)
     directions = vector.directions(key, probing.law)
-    stream = client_stream(node.partition)
+    more, stream = along(directions, request.guide), client_stream(node.partition)
+    rule = StepRule(
+        probing.unit, request.clip_norm, request.scale, request.walk, request.guide_rest
+    )
     state = node.store.get(_OPTIMIZER) if request.keep_state else None
     uploads = Uploads(request.upload_every)
     rows, taken = [], np.zeros(request.steps, dtype=np.uint8)
@@ -66,18 +74,14 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
         walk = Walk(vector.anchor, spec, directions, state)
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)
-            us = walk.in_cone([directions.of(each) for each in keys])
+            us = walk.in_cone([directions.of(each) for each in keys]) + more
             scalars = _probe(node, model, vector, us, request, step, uploads)
-            rows.append(scalars)
-            # A step whose scalars are not finite is skipped, here and where it is rebuilt.
-            if np.isfinite(scalars).all():
+            terms = _terms(rule, scalars, keys, directions, request.guide)
+            # A step whose scalars are none that can be is skipped, here and where it is rebuilt.
+            rows.append(np.zeros_like(scalars) if terms is None else scalars)
+            if terms is not None:
                 taken[step] = 1
-                factors = step_coefficients(scalars, probing.unit, request.clip_norm, request.scale)
-                if request.walk:
-                    factors *= drawn_signs(key, keys)
-                walk.step(keys, factors, lr)
-            else:
-                rows[-1] = np.zeros_like(scalars)
+                walk.step(keys, terms[0], lr, terms[1])
     with_scalars = request.uplink == "scalars"
     client = travelling_state(model.client)
     reply = uploads.reply(
@@ -94,6 +98,22 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     return reply
 
 
+def _terms(
+    rule: StepRule,
+    scalars: np.ndarray,
+    keys: list[Key],
+    directions: Directions,
+    guide: Guide | None,
+) -> tuple[np.ndarray, Guide | None] | None:
+    """Return what a step goes along, None where its scalars are not finite or beyond a guide's."""
+    if not np.isfinite(scalars).all():
+        return None
+    try:
+        return rule.terms(scalars, keys, directions, guide)
+    except JournalError:
+        return None
+
+
 def _probe(
     node: Node,
     model: LocalModel,
@@ -103,7 +123,7 @@ def _probe(
     step: int,
     uploads: Uploads,
 ) -> np.ndarray:
-    """Run the anchor and the probes of one step; return the scalars, float32, shape [P]."""
+    """Run the anchor and the probes of one step; return the scalars, float32, one a direction."""
     what = ("local model", request.head, request.trains)
     parts = node.memo(("parted", what), lambda: parted(model.client, vector.parameters))
     if parts is not None and Sweep.fits(request.probing):

@@ -26,6 +26,7 @@ from sfl_flower.training.device import to_tensor
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
+from sfl_flower.wire.probing import along
 from sfl_flower.zo import (
     Direction,
     ParameterVector,
@@ -67,9 +68,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         return StaleReply(before)
     vector, kept, probing = node.half.trained, _kept(node, request.round), request.probing
     directions = vector.directions(journal_key(node), probing.law)
-    if request.guide is not None and not request.guide.fits(vector.shapes):
-        raise WireError("The guide is a direction over other parameters than this client trains.")
-    more = [] if request.guide is None else [directions.along(request.guide)]
+    more = along(directions, request.guide)
     met, replica = _met(node, request), standing(node)
     rows, start = [], 0
     # Running statistics are the anchor's alone.

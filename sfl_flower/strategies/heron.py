@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.errors import ConfigError, JournalError, WireError
 from sfl_flower.options import Choice, Momentum, Range, Rate
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
+from sfl_flower.server.guided import GuideSettings, NextGuide, check_local_guide
 from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import (
-    EstimateSettings,
     Noise,
     Probes,
     check_estimator,
@@ -50,11 +50,10 @@ from sfl_flower.wire.local import LocalReply
 from sfl_flower.zo import (
     OptimizerSpec,
     ParameterVector,
+    StepRule,
     Walk,
     client_stream,
-    drawn_signs,
     run_key,
-    step_coefficients,
     step_keys,
     trained_names,
 )
@@ -65,7 +64,7 @@ _TRAINER = "trainer."
 
 
 @dataclass(frozen=True)
-class HERONSettings(EstimateSettings, LocalLossSettings):
+class HERONSettings(GuideSettings, LocalLossSettings):
     """Settings of HERON-SFL, beside those of probes (the paper has one a step).
 
     The defaults are those that learned best on Fashion-MNIST (``docs/results/heron.md``); the
@@ -151,8 +150,10 @@ class HERON(LocalLossStrategy):
 
     @classmethod
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
-        """Refuse also what `check_whole` does."""
+        """Refuse also what `check_whole` and `check_local_guide` do."""
+        assert isinstance(settings, HERONSettings)
         super().check_options(config, settings)
+        check_local_guide(settings, settings.head_trainer)
         check_whole(config, settings)
 
     def prepare(self) -> None:
@@ -176,6 +177,8 @@ class HERON(LocalLossStrategy):
             config = dataclasses.replace(self.config, server_lr=self.settings.head_lr)
             task = self.task
             self.trainer = Trainer(self.head, task.loss, task.classes, config, task.ignore_label)
+        own = (self.client_half, self.vector, self.trainer)
+        self.next = NextGuide.of(self.settings, self.task, self.config, *own)
 
     @property
     def trains(self) -> str:
@@ -194,13 +197,15 @@ class HERON(LocalLossStrategy):
         return Noise(self.vector.size, probes * clients, words, remedies)
 
     def method_tensors(self) -> dict[str, Tensor]:
-        """Return client half, head and the state of the head's optimiser for a checkpoint."""
+        """Return client half, head, the state of the head's optimiser and the next guide."""
         state = {} if self.trainer is None else slots(self.trainer.optimizer)
-        return super().method_tensors() | {f"{_TRAINER}{k}": v for k, v in state.items()}
+        own = {f"{_TRAINER}{k}": v for k, v in state.items()}
+        return super().method_tensors() | own | self.next.tensors()
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put client half, head and optimiser state back."""
+        """Put client half, head, optimiser state and guide back."""
         super().load_method_tensors(tensors)
+        self.next.load_tensors(tensors, self.vector.shapes)
         if self.trainer is not None:
             load_slots(self.trainer.optimizer, under(_TRAINER, tensors))
 
@@ -224,6 +229,7 @@ class HERON(LocalLossStrategy):
         )
         with self.averaging(exchange):
             self.average_states([arrived[member] for member in used], used.values())
+        self.next.make(used, self.settings.upload_every, exchange.tally)
         return self.outcome(round, used.values(), losses, exchange)
 
     def _request(
@@ -247,6 +253,8 @@ class HERON(LocalLossStrategy):
             scale=settings.scale,
             cone=settings.cone,
             walk=settings.walk,
+            guide=self.next.guide,
+            guide_rest=settings.guide_rest,
         )
 
     def _check(self, reply: LocalReply) -> None:
@@ -301,7 +309,7 @@ class HERON(LocalLossStrategy):
         member : Member
             The client, whose key its directions follow from.
         scalars : numpy.ndarray
-            v, float32, shape [h, P].
+            v, float32, shape [h, P], or [h, P + 1] with a guide, which is that of the round.
         taken : numpy.ndarray
             1 for each step that was taken, uint8, shape [h].
 
@@ -313,7 +321,7 @@ class HERON(LocalLossStrategy):
         Raises
         ------
         WireError
-            If they are not finite.
+            If they are not finite, or a scalar is beyond what a guide can be multiplied by.
         """
         settings = self.settings
         flat = self.vector.anchor.cpu().clone()
@@ -321,12 +329,15 @@ class HERON(LocalLossStrategy):
         directions = self.vector.directions(key, settings.direction)
         walk, stream = Walk(flat, settings.spec(), directions), client_stream(member.partition)
         lr, unit = settings.client_rate(round, self.config.rounds), settings.probing().unit
+        own = (settings.clip_norm, settings.scale, settings.walk, settings.guide_rest)
+        rule = StepRule(unit, *own)
         for step in np.flatnonzero(taken).tolist():
             keys = step_keys(round, step, stream, settings.probes)
-            factors = step_coefficients(scalars[step], unit, settings.clip_norm, settings.scale)
-            if settings.walk:
-                factors *= drawn_signs(key, keys)
-            walk.step(keys, factors, lr)
+            try:
+                factors, guide = rule.terms(scalars[step], keys, directions, self.next.guide)
+            except JournalError as error:
+                raise WireError(str(error)) from error
+            walk.step(keys, factors, lr, guide)
         if not torch.isfinite(flat).all():
             raise WireError(
                 "its scalars lead to parameters that are not finite; lower client-lr or "

@@ -29,12 +29,12 @@ from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.guide import GUIDES, check_guide, guide_maker, guided_entry
+from sfl_flower.server.guide import check_guide, guide_maker, guided_entry
+from sfl_flower.server.guided import GuideSettings
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import (
-    EstimateSettings,
     Noise,
     Probes,
     check_estimator,
@@ -57,7 +57,7 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(EstimateSettings, ServerPaceSettings, ClientOptimizerSettings):
+class HOSFLSettings(GuideSettings, ServerPaceSettings, ClientOptimizerSettings):
     """Settings of HO-SFL, beside those of probes and of the client's optimiser.
 
     The defaults are those that learned most on the validation splits of three small tasks
@@ -76,11 +76,6 @@ class HOSFLSettings(EstimateSettings, ServerPaceSettings, ClientOptimizerSetting
         A reply with |v| / μ above this is not used.
     sync : {"auto", "replay", "download"}
         How clients that missed rounds catch up; "auto" takes whichever is fewer bytes.
-    guide : {"none", "public", "noise"}
-        One more direction, the same for the clients of a round, which the server makes of what it
-        sent them and of the task's public samples, or of inputs of noise.
-    guide_rest : float
-        With a guide: what the part of the estimate off the guide counts; 1 leaves it unbiased.
     scalars : {"batch", "channel"}
         What a probe gives a scalar of: the mini-batch (the paper), or besides each channel of the
         smashed data, which the last layer's rows then take (`sfl_flower.zo.channels`).
@@ -96,20 +91,12 @@ class HOSFLSettings(EstimateSettings, ServerPaceSettings, ClientOptimizerSetting
     clip_norm: Annotated[float, Range(0, 1e30)] = 1.0
     scalar_limit: Annotated[float, Range(0)] = 1e6
     sync: Annotated[str, Choice(SYNC_POLICIES)] = "auto"
-    guide: Annotated[str, Choice(GUIDES)] = "none"
-    guide_rest: Annotated[float, Range(0, 1)] = 1.0
     scalars: Annotated[str, Choice(channels.SCALARS_OF)] = "batch"
     client_mode: ClientMode = "as_built"
 
     def spec(self) -> OptimizerSpec:
         """Return the client optimiser without its rate, and the cone."""
         return replace(super().spec(), cone=self.cone)
-
-    @property
-    def client_passes(self) -> tuple[int, int]:
-        """Forwards and backprops of a client for each sample, that along a guide among them."""
-        forwards, backprops = super().client_passes
-        return forwards + (self.guide != "none") * self.probing().rule.forwards, backprops
 
     @property
     def control(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from sfl_flower.wire.fields import flag, number, text
 from sfl_flower.wire.local import LocalRequest
 from sfl_flower.wire.message import Asked
-from sfl_flower.wire.probing import Probes
+from sfl_flower.wire.probing import GuideSigns, Probes
 from sfl_flower.zo import SCALES, Probing
 
 __all__ = ["UPLINKS", "WALKS", "HERONRequest"]
@@ -36,6 +36,10 @@ class HERONRequest(LocalRequest):
         Cosine of the angle between directions and momentum; 0: directions know nothing of it.
     walk : bool
         Whether steps are as long as the scalars say, and go where `drawn_signs` does.
+    guide : Guide, optional
+        One more direction of every step, after the others, the same for all clients of the round.
+    guide_rest : float
+        With a guide: what the part of an estimate off it counts.
     """
 
     ACTION: ClassVar[str] = "local"
@@ -47,8 +51,11 @@ class HERONRequest(LocalRequest):
     scale: Annotated[str, text(SCALES)] = "none"
     cone: Annotated[float, number(0.0, 0.999)] = 0.0
     walk: Annotated[bool, flag().stands()] = False
+    guide: GuideSigns | None = None
+    guide_rest: Annotated[float, number(0.0, 1.0).stands()] = 1.0
 
     def asks(self) -> Asked:
-        """Ask for scalars of every step, where they stand for the weights."""
-        scalars = (self.steps, self.probing.probes) if self.uplink == "scalars" else None
+        """Ask for scalars of every step, that of a guide last, where they stand for the weights."""
+        directions = self.probing.probes + (self.guide is not None)
+        scalars = (self.steps, directions) if self.uplink == "scalars" else None
         return super().asks()._replace(scalars=scalars)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from sfl_flower.errors import WireError
 from sfl_flower.wire.draft import Draft
 from sfl_flower.wire.fields import Codec, octets
 from sfl_flower.wire.reader import Reader
-from sfl_flower.zo import ESTIMATORS, LAWS, Guide, Probing
+from sfl_flower.zo import ESTIMATORS, LAWS, Direction, Directions, Guide, Probing
 from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
 MOST_DIMENSIONS = 16
 
-__all__ = ["GuideSigns", "Probes"]
+__all__ = ["GuideSigns", "Probes", "along"]
 
 
 def _read(reader: Reader, name: str) -> Probing:
@@ -50,3 +51,18 @@ GuideSigns = Annotated[
     ),
 ]
 """A direction that no key gives, as its bytes; booked as keys, for it names a direction."""
+
+
+def along(directions: Directions, guide: Guide | None) -> list[Direction]:
+    """Return what a client probes beside its drawn directions: the guide that a request brought.
+
+    Raises
+    ------
+    WireError
+        If it is a direction over other parameters.
+    """
+    if guide is None:
+        return []
+    if not guide.fits(directions.shapes):
+        raise WireError("The guide is a direction over other parameters than this client trains.")
+    return [directions.along(guide)]

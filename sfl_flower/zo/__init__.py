@@ -10,6 +10,7 @@ import lazy_loader
 _NAMES = {
     "clipping": ["clip_scalars"],
     "coefficients": [
+        "StepRule",
         "condition_guided",
         "condition_scalars",
         "drawn_signs",

@@ -2,6 +2,9 @@ from .clipping import (
     clip_scalars as clip_scalars,
 )
 from .coefficients import (
+    StepRule as StepRule,
+)
+from .coefficients import (
     condition_guided as condition_guided,
 )
 from .coefficients import (

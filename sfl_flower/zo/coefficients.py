@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,17 @@ from sfl_flower.zo.clipping import clip_scalars
 from sfl_flower.zo.keys import Key, philox_key
 from sfl_flower.zo.spread import spread_scalars
 
-__all__ = ["condition_guided", "condition_scalars", "drawn_signs", "step_coefficients"]
+if TYPE_CHECKING:  # what few runs need
+    from sfl_flower.zo.directions import Directions
+    from sfl_flower.zo.guide import Guide
+
+__all__ = [
+    "StepRule",
+    "condition_guided",
+    "condition_scalars",
+    "drawn_signs",
+    "step_coefficients",
+]
 
 _SIGN = 255
 """Stands for a law's tag in the key of a sign; no law has it."""
@@ -121,3 +133,74 @@ def drawn_signs(run: bytes, keys: Sequence[Key]) -> NDArray[np.float32]:
         float32, as many as keys.
     """
     return np.array([1 - 2 * (philox_key(run, key, _SIGN) & 1) for key in keys], np.float32)
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How the scalars of a local step become what it goes along.
+
+    The client and whoever rebuilds its step follow it to the same bits.
+
+    Attributes
+    ----------
+    unit, clip_norm, scale : float, float, str
+        As in `step_coefficients`.
+    walk : bool
+        Whether scalars keep their sizes alone and their signs are those of `drawn_signs`.
+    rest : float
+        ρ of `sfl_flower.zo.guided`, what the part off a guide counts.
+    """
+
+    unit: float
+    clip_norm: float = 0.0
+    scale: str = "none"
+    walk: bool = False
+    rest: float = 1.0
+
+    def terms(
+        self,
+        scalars: NDArray[np.floating],
+        keys: Sequence[Key],
+        directions: Directions,
+        guide: Guide | None = None,
+    ) -> tuple[NDArray[np.float32], Guide | None]:
+        """Return the factors of a step's directions, and the guide times its own factor.
+
+        Parameters
+        ----------
+        scalars : numpy.ndarray
+            v, finite, shape [P], or [P + 1] with a guide, whose scalar is the last; rounded to
+            float32, as they travel.
+        keys : sequence of Key
+            Of the P directions.
+        directions : Directions
+            Of the client.
+        guide : Guide, optional
+            That of the round; the sign of its scalar is that of the key after the last.
+
+        Returns
+        -------
+        tuple of numpy.ndarray and Guide
+            float32, shape [P], and the guide, or None without one.
+
+        Raises
+        ------
+        JournalError
+            If a factor of the guide leaves its range.
+        """
+        own = (self.unit, self.clip_norm, self.scale)
+        if guide is None:
+            factors = step_coefficients(scalars, *own)
+            if self.walk:
+                factors *= drawn_signs(directions.run_key, keys)
+            return factors, None
+        from sfl_flower.zo.guide import guided
+
+        found = condition_guided(scalars.astype(np.float32), *own, guide.size) / self.unit
+        if self.walk:
+            after = replace(keys[-1], probe=keys[-1].probe + 1)
+            found *= drawn_signs(directions.run_key, [*keys, after])
+        of_keys, along = found[:-1] / len(keys), float(found[-1])
+        rest, term = guided(keys, of_keys, directions, guide, along, self.rest)
+        with np.errstate(over="ignore"):
+            return rest.astype(np.float32), term

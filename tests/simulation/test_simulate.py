@@ -55,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "zo_sfl": {"client_optimizer": "adamw", "client_lr": 0.001, "server_lr": 1e-4},
     "ho_sfl spread": {"probes": 3, "scale": "spread", "client_optimizer": "radazo"},
     "ho_sfl guide": {"probes": 2, "guide": "noise", "guide_rest": 0.5},
+    "heron guide": {"local_steps": 2, "probes": 2, "guide": "noise", "guide_rest": 0.5},
     "heron spread": {"local_steps": 2, "probes": 3, "scale": "spread"},
     "ho_sfl stack": {"direction": "rank_one", "probes": 4, "stack": 3},
     "heron stack": {"local_steps": 2, "direction": "rank_one", "probes": 2, "stack": 2},

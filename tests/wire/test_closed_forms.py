@@ -192,6 +192,23 @@ def test_heron_with_scalars_sends_4_h_p_bytes_in_place_of_weights(steps: int, pr
 
 
 @pytest.mark.parametrize("uplink", ["scalars", "weights"])
+def test_heron_pays_for_a_guide_down_and_for_a_scalar_a_step_from_round_2_on(uplink: str) -> None:
+    trial = train(
+        tiny.task(public=lambda: tiny.samples(9, 7)),
+        "heron", local_steps=2, probes=5, guide="public", uplink=uplink,
+    )  # fmt: skip
+    rounds, guided = CLIENTS * ROUNDS, CLIENTS * (ROUNDS - 1)
+    sent = 4 * 2 * (5 * rounds + guided) if uplink == "scalars" else 0
+    assert booked(trial) == {
+        **batches(rounds * 2),
+        **({"scalars": (sent, 0)} if sent else {}),
+        "keys": (0, guided * GUIDE),
+        "weights": (0 if sent else rounds * W, rounds * W),
+        "auxiliary": (0, rounds * HEAD),
+    }
+
+
+@pytest.mark.parametrize("uplink", ["scalars", "weights"])
 def test_a_head_that_the_server_trains_does_not_go_up(uplink: str) -> None:
     trial = train(tiny.task(), "heron", head_trainer="server", uplink=uplink, local_steps=2)
     rounds = CLIENTS * ROUNDS
