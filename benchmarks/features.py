@@ -1,6 +1,6 @@
-"""A pre-trained test bed whose first layers stand: what these give is computed once and kept.
+"""Pre-trained test beds whose first layers stand: what these give is computed once and kept.
 
-A run on it trains the layers behind those that stand, as it would with the whole model and the
+A run on one trains the layers behind those that stand, as it would with the whole model and the
 others frozen, up to the rounding of other batches.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,26 +19,45 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.encoder_blocks import EncoderBlocks
 from sfl_flower.data import Samples, seeded_construction
 from sfl_flower.options import check_choice
 from sfl_flower.split import cut
+from sfl_flower.split.transformers.block_halves import ServerBlocks
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
 
-__all__ = ["BEHIND", "TASK", "task_of"]
+__all__ = ["IMAGES", "SENTENCES", "TASKS", "Standing", "task_of"]
 
-TASK = "efficientnet_cifar10 at 32"
-"""The name of the task here, CIFAR-10 at its own resolution on EfficientNet-Lite0 cut behind its
-last convolution. Its options are ``behind``, one of `BEHIND`, and ``trained``, as `SplitTask` takes
-it."""
-BEHIND = ("", "blocks.15")
-"""The last layer that stands; none does where it is empty."""
+IMAGES, SENTENCES = "efficientnet_cifar10 at 32", "sst2 at block:6"
+"""Names of the tasks here: CIFAR-10 at its own resolution on EfficientNet-Lite0 cut behind its last
+convolution, and SST-2 on MiniLM cut behind its last block, with 4 096 public sentences. Their
+options are ``behind``, the last layer that stands, and ``trained``, as `SplitTask` takes it."""
 _TOGETHER = 128
 """Samples of one forward through the layers that stand."""
 
 
+@dataclass(frozen=True)
+class Standing:
+    """A task whose first layers may stand.
+
+    Attributes
+    ----------
+    whole : callable
+        Returns it with none that stands.
+    behind : tuple of str
+        The last layer that may stand.
+    middle : callable
+        From the whole model and the layer that stands to what is between that and the cut.
+    """
+
+    whole: Callable[[], SplitTask]
+    behind: tuple[str, ...]
+    middle: Callable[[nn.Module, str], nn.Module]
+
+
 @cache
-def _whole() -> SplitTask:
+def _images() -> SplitTask:
     task = load_task("efficientnet_cifar10", resolution=32, cut="last.relu")
     # Depthwise convolutions of few positions run several times faster so.
     return replace(task, model=partial(_by_channels, task.model), token=f"{task.token}:channels")
@@ -48,61 +67,96 @@ def _by_channels(model: Callable[[], nn.Module]) -> nn.Module:
     return model().to(memory_format=torch.channels_last)
 
 
-def task_of(behind: str = "", trained: str = "all") -> SplitTask:
-    """Return `TASK`, beginning behind a layer that stands.
+def _last(model: nn.Module, behind: str) -> nn.Module:
+    return model.get_submodule("last")
+
+
+@cache
+def _sentences() -> SplitTask:
+    return load_task(
+        "sst2",
+        train_size=8_534,
+        public_size=4_096,
+        cut="block:6",
+        head="pooled",
+        lora_rank=0,
+        max_length=48,
+    )
+
+
+def _blocks(model: nn.Module, behind: str) -> nn.Module:
+    half = cut(model, behind).server
+    assert isinstance(half, ServerBlocks)
+    return EncoderBlocks(half)
+
+
+TASKS: Mapping[str, Standing] = {
+    IMAGES: Standing(_images, ("blocks.15",), _last),
+    SENTENCES: Standing(_sentences, ("block:3", "block:5"), _blocks),
+}
+"""By name."""
+
+
+def task_of(name: str, behind: str = "", trained: str = "all") -> SplitTask:
+    """Return a task that begins behind a layer that stands.
 
     Parameters
     ----------
-    behind, trained : str
-        See `TASK`.
+    name : str
+        One of `TASKS`.
+    behind : str
+        The last layer that stands; none does where it is empty.
+    trained : str
+        As `SplitTask` takes it.
 
     Raises
     ------
     ConfigError
-        If `behind` is none of `BEHIND`.
+        If no such layer may stand.
     """
-    check_choice("behind", behind, BEHIND)
-    task = _whole()
+    standing = TASKS[name]
+    check_choice("behind", behind, ("", *standing.behind))
+    task = standing.whole()
     if not behind:
         return replace(task, trained=trained)
-    load = partial(_samples, behind)
+    load = partial(_samples, name, behind)
     return SplitTask(
-        name=f"{TASK} behind {behind}",
-        model=_rest,
+        name=f"{name} behind {behind}",
+        model=partial(_rest, name, behind),
         cut="middle",
         train=partial(load, "train"),
         test=partial(load, "test"),
         public=partial(load, "public"),
         classes=task.classes,
         trained=trained,
-        token=f"features:{TASK}:{behind}",
+        token=f"features:{name}:{behind}",
     )
 
 
-def _rest() -> nn.Module:
-    """Build what is behind the last block of the whole model, the server half included."""
-    task = _whole()
+def _rest(name: str, behind: str) -> nn.Module:
+    """Build what is behind a layer of the whole model, the server half included."""
+    task = TASKS[name].whole()
     model = task.model()
-    halves = OrderedDict(middle=model.get_submodule("last"), head=cut(model, task.cut).server)
-    return nn.Sequential(halves)
+    middle = TASKS[name].middle(model, behind)
+    return nn.Sequential(OrderedDict(middle=middle, head=cut(model, task.cut).server))
 
 
 Split = Literal["train", "test", "public"]
 
 
-def _samples(behind: str, split: Split) -> Samples:
-    x, y = _arrays(behind, split)
+def _samples(name: str, behind: str, split: Split) -> Samples:
+    x, y = _arrays(name, behind, split)
     return Samples(torch.from_numpy(x), torch.from_numpy(y))
 
 
 @cache
-def _arrays(behind: str, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(name: str, behind: str, split: Split) -> tuple[np.ndarray, np.ndarray]:
     folder = Path(tempfile.gettempdir()) / "sfl_flower-features"
-    stem = sha256(f"{TASK} {behind} {torch.__version__}".encode())  # data and model are the task's
+    stem = sha256(f"{name} {behind} {torch.__version__}".encode())  # data and model are the name's
     files = [folder / f"{stem.hexdigest()[:16]}-{split}-{part}.npy" for part in ("x", "y")]
     if not all(file.exists() for file in files):
         folder.mkdir(parents=True, exist_ok=True)
-        for file, array in zip(files, _run(_whole(), behind, split), strict=True):
+        for file, array in zip(files, _run(TASKS[name].whole(), behind, split), strict=True):
             aside = file.with_suffix(".part.npy")
             np.save(aside, array)
             aside.replace(file)

@@ -29,7 +29,7 @@ class Job:
     Attributes
     ----------
     task, method : str
-        What is learned, a ready-made task or `benchmarks.features.TASK`, and how.
+        What is learned, a ready-made task or one of `benchmarks.features.TASKS`, and how.
     options : mapping of str to value
         Settings of run, method and task, the seed among them.
     """
@@ -84,9 +84,9 @@ def _train(job: Job) -> Metrics:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     task: str | SplitTask = job.task
     options = dict(job.options)
-    if job.task == features.TASK:
+    if job.task in features.TASKS:
         own = {key: options.pop(key) for key in job.options if key.startswith("task.")}
-        task = features.task_of(**{key[5:]: value for key, value in own.items()})
+        task = features.task_of(job.task, **{key[5:]: value for key, value in own.items()})
     result = simulate(task, job.method, backend="inline", **options)
     return {**result.summary.metrics, "client_flops": result.summary.client_flops or 0.0}
 

@@ -164,12 +164,12 @@ class Round:
 
         def average() -> Tensor:
             old = kept.get("average", torch.zeros(problem.vector.size))
-            kept["average"] = 0.9 * old + 0.1 * problem.makers["public"].gradient(self.answers)
+            kept["average"] = 0.9 * old + 0.1 * problem.makers["public"].gradient(0, self.answers)
             return kept["average"]
 
         return {
-            "position": lambda: problem.makers["public"].gradient(self.answers),
-            "position_noise": lambda: problem.makers["noise"].gradient(self.answers),
+            "position": lambda: problem.makers["public"].gradient(0, self.answers),
+            "position_noise": lambda: problem.makers["noise"].gradient(0, self.answers),
             "position_average": average,
             "sample": sample,
             "taken": taken,
@@ -260,7 +260,7 @@ class Loop:
             return _held(found.candidates(self.kept)[row.outright]())
         if not row.probes:
             return torch.zeros_like(target)
-        guide = self.problem.makers[row.guide].guide(found.answers) if row.guide else None
+        guide = self.problem.makers[row.guide].guide(0, found.answers) if row.guide else None
         unit = None
         if guide is not None:
             a = _elements(guide, self.problem.vector)

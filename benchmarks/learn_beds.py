@@ -56,7 +56,7 @@ class Bed:
     Attributes
     ----------
     task : str
-        A ready-made task, or `benchmarks.features.TASK`.
+        A ready-made task, or one of `benchmarks.features.TASKS`.
     shared : mapping of str to value
         Options of all rows.
     rounds : int
@@ -176,6 +176,31 @@ EFFICIENTNET_GAPS: Mapping[str, Gap] = {
     "efficientnet_learned_p1": Gap("channel_p1", "channel_p1_walk", "first_order_same"),
 }
 
+BEHIND: Mapping[str, Any] = {"task.behind": "block:3"}
+GUIDED: Mapping[str, Any] = {
+    **FORWARDS,
+    **BEHIND,
+    "probes": 1,
+    "directions": "shared",
+    "guide": "public",
+    "guide_samples": 128,
+    "guide_rest": 0.0,
+}
+"""Along the guide alone: of millions of weights one probe more tells next to nothing."""
+MINILM_ROWS: Mapping[str, Row] = {
+    "frozen": Row("frozen", BEHIND, (), (0.001, 0.003, 0.01)),
+    "guide": Row("ho_sfl", GUIDED, (0.5, 1.0, 2.0), (0.003,)),
+    "guide_walk": Row("ho_sfl", {**GUIDED, **WALK}, (0.5, 1.0, 2.0), (0.003,)),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **BEHIND}, (0.003, 0.01, 0.03), (0.003,)),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.003, 0.01, 0.03), (0.003,)),
+}
+MINILM_GAPS: Mapping[str, Gap] = {
+    "minilm_deep_gap_p4": Gap("guide", "frozen", "first_order", 0.7),
+    "minilm_deep_gap_p4_same": Gap("guide", "frozen", "first_order_same"),
+    "minilm_deep_gap_walk": Gap("guide_walk", "frozen", "first_order"),
+    "minilm_deep_learned": Gap("guide", "guide_walk", "first_order_same"),
+}
+
 BEDS: Mapping[str, Bed] = {
     "fashion": Bed(
         "fashion_mnist",
@@ -186,7 +211,7 @@ BEDS: Mapping[str, Bed] = {
         FASHION_GAPS,
     ),
     "efficientnet": Bed(
-        features.TASK,
+        features.IMAGES,
         {**CLIENTS, **ADAMW},
         100,
         100,
@@ -200,5 +225,6 @@ BEDS: Mapping[str, Bed] = {
         },
         {"task.trained": "subspace:16:last.*"},
     ),
+    "minilm": Bed(features.SENTENCES, {**CLIENTS, **ADAMW}, 48, 48, MINILM_ROWS, MINILM_GAPS),
 }
 """By the word that its figures begin with."""

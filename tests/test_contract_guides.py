@@ -22,6 +22,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "own": {"minibatches": 2, "client_optimizer": "adam", "client_lr": 0.01},
     "shared": {"directions": "shared", "minibatches": 2, "clip_norm": 0.5, "guide_rest": 0.25},
     "round": {"server_steps": "round", "estimator": "central", "direction": "gaussian"},
+    "drawn": {"guide_samples": 5},
     "noise": {"guide": "noise", "scale": "spread", "clip_norm": 1.0},
     "jvp": {"estimator": "jvp", "mean": "samples", "micro_batch": "3"},
     "median": {"directions": "shared", "aggregator": "median"},

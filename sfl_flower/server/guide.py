@@ -7,7 +7,8 @@ position's λ goes to the position of a public input whose smashed data are near
 
     q = Σ_i J(x')ᵀ λ_i  at  argmin ‖f_c(x') - z_i‖,
 
-and q, of which the clients get the signs, lies close to their gradient.
+and q, of which the clients get the signs, lies close to their gradient.  A position whose smashed
+data are all 0 is padding, or dead, and takes no part.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.public_inputs import noise_inputs, public_inputs
@@ -49,16 +51,42 @@ class GuideMaker:
         Its trained parameters.
     x : Tensor
         Public inputs [n, ...], on the device of the half.
+    samples : int
+        How many of them a round draws; 0: all take part in each.
+    seed : int
+        Of the draws.
+
+    Raises
+    ------
+    ConfigError
+        If a round draws more than there are.
     """
 
-    def __init__(self, half: nn.Module, vector: ParameterVector, x: Tensor) -> None:
+    def __init__(
+        self,
+        half: nn.Module,
+        vector: ParameterVector,
+        x: Tensor,
+        samples: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if samples > len(x):
+            raise ConfigError(
+                f"guide_samples is {samples}, but the guide has {len(x)} inputs to draw from; "
+                f"set it to at most {len(x)}, or 0 for all of them in every round."
+            )
         self._half, self._vector, self._x = half, vector, x
+        self._samples, self._seed = samples, seed
 
-    def guide(self, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]) -> Guide | None:
+    def guide(
+        self, round: int, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]
+    ) -> Guide | None:
         """Return the guide of a round at the current client half.
 
         Parameters
         ----------
+        round : int
+            Which round; it decides which inputs are drawn.
         answers : iterable of tuple
             As in `gradient`.
 
@@ -67,13 +95,17 @@ class GuideMaker:
         Guide or None
             None where q is 0 or not finite.
         """
-        return Guide.towards(to_array(self.gradient(answers)), self._vector.shapes)
+        return Guide.towards(to_array(self.gradient(round, answers)), self._vector.shapes)
 
-    def gradient(self, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]) -> Tensor:
+    def gradient(
+        self, round: int, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]
+    ) -> Tensor:
         """Return q at the current client half, which stays as it is.
 
         Parameters
         ----------
+        round : int
+            As in `guide`.
         answers : iterable of tuple
             Of each client its smashed data, their λ, and what the client counts.
 
@@ -83,16 +115,29 @@ class GuideMaker:
             float32, flat.
         """
         with eval_mode(self._half), kept_buffers(self._half):
+            x = self._drawn(round)
             with torch.no_grad():
-                z = torch.cat([self._half(part) for part in self._x.split(_INPUTS)])
+                z = torch.cat([self._half(part) for part in x.split(_INPUTS)])
             places = _rows(z)
-            every = -(-len(places) // _MOST)
-            near = places[::every]
+            alive = _alive(places)
+            alive = alive[:: max(1, -(-len(alive) // _MOST))]
+            near = places[alive]
             lam = torch.zeros(len(places), places.shape[1])
-            for smashed, sent, weight in answers:
-                found = _nearest(near, _rows(to_tensor(smashed, z.device))).cpu() * every
-                lam.index_add_(0, found, _rows(torch.from_numpy(sent)), alpha=weight)
-            return self._back(z.shape, lam.to(z.device))
+            for smashed, sent, weight in answers if len(near) else ():
+                rows = _rows(to_tensor(smashed, z.device))
+                told = _alive(rows)
+                found = alive[_nearest(near, rows[told])].cpu()
+                parts = _rows(torch.from_numpy(sent))[told.cpu()]
+                lam.index_add_(0, found, parts, alpha=weight)
+            return self._back(x, z.shape, lam.to(z.device))
+
+    def _drawn(self, round: int) -> Tensor:
+        """Return the inputs of a round."""
+        if not self._samples:
+            return self._x
+        rng = generator("guide inputs", self._seed, round)
+        chosen = np.sort(rng.choice(len(self._x), self._samples, replace=False))
+        return self._x[torch.from_numpy(chosen).to(self._x.device)]
 
     def check(self) -> None:
         """Refuse public inputs that the client half cannot run.
@@ -111,11 +156,11 @@ class GuideMaker:
                 f" {error}. public() must return samples like train()."
             ) from error
 
-    def _back(self, shape: torch.Size, lam: Tensor) -> Tensor:
-        """Return ``Σ J(x')ᵀ λ`` for λ at each position, flat."""
+    def _back(self, inputs: Tensor, shape: torch.Size, lam: Tensor) -> Tensor:
+        """Return ``Σ J(x')ᵀ λ`` for λ at each position of some inputs, flat."""
         total = torch.zeros_like(self._vector.anchor)
         pieces = _unrows(lam, shape).split(_INPUTS)
-        for x, part in zip(self._x.split(_INPUTS), pieces, strict=True):
+        for x, part in zip(inputs.split(_INPUTS), pieces, strict=True):
             if not part.any():
                 continue
             with torch.enable_grad():
@@ -130,19 +175,24 @@ class GuideMaker:
         return total
 
 
-def check_guide(kind: str, rest: float, cone: float) -> None:
+def check_guide(kind: str, rest: float, samples: int, cone: float) -> None:
     """Refuse settings that do not go together.
 
     Parameters
     ----------
-    kind, rest, cone : str, float, float
-        Options `guide`, `guide_rest` and `cone`.
+    kind, rest, samples, cone : str, float, int, float
+        Options `guide`, `guide_rest`, `guide_samples` and `cone`.
 
     Raises
     ------
     ConfigError
-        A guide with a cone, or the weight of what is off a guide without one.
+        A guide with a cone, or what is asked of a guide without one.
     """
+    if kind == "none" and samples:
+        raise ConfigError(
+            f"guide_samples is {samples} without a guide; leave it out or set guide to public or "
+            "noise."
+        )
     if kind == "none" and rest != 1.0:
         raise ConfigError(
             f"guide_rest is {rest:g} without a guide; leave it out or set guide to public or noise."
@@ -156,7 +206,12 @@ def check_guide(kind: str, rest: float, cone: float) -> None:
 
 
 def guide_maker(
-    kind: str, task: SplitTask, seed: int, half: nn.Module, vector: ParameterVector
+    kind: str,
+    task: SplitTask,
+    seed: int,
+    half: nn.Module,
+    vector: ParameterVector,
+    samples: int = 0,
 ) -> GuideMaker | None:
     """Return what makes guides of a kind, None for none.
 
@@ -167,15 +222,17 @@ def guide_maker(
     task : SplitTask
         Gives public samples, or the shape of noise.
     seed : int
-        Of the noise.
+        Of the noise, and of the draws.
     half, vector : nn.Module, ParameterVector
         As in `GuideMaker`.
+    samples : int
+        Inputs of a round; 0 for all.
 
     Raises
     ------
     ConfigError
-        If the task has no public samples, no noise can stand in for its inputs, or the client half
-        cannot run them.
+        If the task has no public samples, no noise can stand in for its inputs, the client half
+        cannot run them, or there are fewer than a round draws.
     """
     if kind == "none":
         return None
@@ -188,7 +245,7 @@ def guide_maker(
         )
     else:
         x = public_inputs(task)
-    maker = GuideMaker(half, vector, x.to(device_of(half)))
+    maker = GuideMaker(half, vector, x.to(device_of(half)), samples, seed)
     maker.check()
     return maker
 
@@ -236,6 +293,11 @@ def _unrows(rows: Tensor, shape: torch.Size) -> Tensor:
     if len(shape) <= 3:
         return rows.reshape(shape)
     return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def _alive(rows: Tensor) -> Tensor:
+    """Return which rows are not all 0."""
+    return rows.any(dim=1).nonzero()[:, 0]
 
 
 def _nearest(near: Tensor, rows: Tensor) -> Tensor:

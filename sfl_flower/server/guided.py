@@ -47,10 +47,13 @@ class GuideSettings(EstimateSettings):
         their smashed data and of the task's public samples, or of inputs of noise.
     guide_rest : float
         With a guide: what the part of the estimate off the guide counts; 1 leaves it unbiased.
+    guide_samples : int
+        Public samples that a round's guide is made of, drawn anew each round; 0: all of them.
     """
 
     guide: Annotated[str, Choice(GUIDES)] = "none"
     guide_rest: Annotated[float, Range(0, 1)] = 1.0
+    guide_samples: Annotated[int, Range(0)] = 0
 
     @property
     def client_passes(self) -> tuple[int, int]:
@@ -107,14 +110,19 @@ class NextGuide:
         ConfigError
             As `guide_maker`.
         """
-        maker = guide_maker(settings.guide, task, config.seed, half, vector)
+        own = (config.seed, half, vector, settings.guide_samples)
+        maker = guide_maker(settings.guide, task, *own)
         return cls(maker, head, config.mean)
 
-    def make(self, replies: Mapping[Member, LocalReply], every: int, tally: Tally) -> None:
+    def make(
+        self, round: int, replies: Mapping[Member, LocalReply], every: int, tally: Tally
+    ) -> None:
         """Make the guide at the client half and the head as they are now.
 
         Parameters
         ----------
+        round : int
+            That for which it is made.
         replies : Mapping[Member, LocalReply]
             Those that were used. Without any the guide stays, for so do client half and head.
         every : int
@@ -123,7 +131,8 @@ class NextGuide:
             Is told of replies from which the head has no λ.
         """
         if self._maker is not None and self._head is not None and replies:
-            self.guide = self._maker.guide(self._answers(self._head, replies, every, tally))
+            answers = self._answers(self._head, replies, every, tally)
+            self.guide = self._maker.guide(round, answers)
 
     def _answers(
         self, head: Trainer, replies: Mapping[Member, LocalReply], every: int, tally: Tally
@@ -188,7 +197,7 @@ def check_local_guide(settings: GuideSettings, head_trainer: str) -> None:
     ConfigError
         With the remedy.
     """
-    check_guide(settings.guide, settings.guide_rest, settings.cone)
+    check_guide(settings.guide, settings.guide_rest, settings.guide_samples, settings.cone)
     if settings.guide != "none" and head_trainer != "server":
         raise ConfigError(
             f"guide is '{settings.guide}' with head_trainer={head_trainer}: a guide is a direction "

@@ -229,7 +229,7 @@ class HERON(LocalLossStrategy):
         )
         with self.averaging(exchange):
             self.average_states([arrived[member] for member in used], used.values())
-        self.next.make(used, self.settings.upload_every, exchange.tally)
+        self.next.make(round + 1, used, self.settings.upload_every, exchange.tally)
         return self.outcome(round, used.values(), losses, exchange)
 
     def _request(

@@ -140,7 +140,7 @@ class HOSFL(JournalledStrategy):
         """Refuse an aggregator that needs shared directions without them, and `check_whole`."""
         assert isinstance(settings, HOSFLSettings)
         check_aggregator(config, own_directions=settings.directions == "own")
-        check_guide(settings.guide, settings.guide_rest, settings.cone)
+        check_guide(settings.guide, settings.guide_rest, settings.guide_samples, settings.cone)
         check_whole(config, settings)
         channels.check_channels(settings.scalars, vars(settings))
 
@@ -169,9 +169,8 @@ class HOSFL(JournalledStrategy):
             apart.tensors,
         )
         channels.check_size(apart, self.mirror.vector.shapes, vars(settings), self.config.cohort)
-        self._maker = guide_maker(
-            settings.guide, self.task, self.config.seed, self.client_half, self.mirror.vector
-        )
+        seed, own = self.config.seed, (self.client_half, self.mirror.vector)
+        self._maker = guide_maker(settings.guide, self.task, seed, *own, settings.guide_samples)
 
     def noise(self) -> Noise:
         """Return d and the directions of a round, those of all clients where they are own."""
@@ -220,7 +219,7 @@ class HOSFL(JournalledStrategy):
             total = sum(client_weight(self.config.mean, count) for count in used.values())
             self.server.step(total * settings.minibatches)
         guide = self._guide(
-            {member: (anchors[member].z, lam) for member, lam in held.items()}, used
+            round, {member: (anchors[member].z, lam) for member, lam in held.items()}, used
         )
         for member, lam in held.items():
             exchange.push({member: self._probe_request(round, member, lam, guide)})
@@ -235,6 +234,7 @@ class HOSFL(JournalledStrategy):
 
     def _guide(
         self,
+        round: int,
         held: Mapping[Member, tuple[np.ndarray, np.ndarray]],
         used: Mapping[Member, int],
     ) -> Guide | None:
@@ -242,7 +242,7 @@ class HOSFL(JournalledStrategy):
         if self._maker is None or not held:
             return None
         weigh = self.config.mean
-        return self._maker.guide((*held[m], client_weight(weigh, used[m])) for m in held)
+        return self._maker.guide(round, ((*held[m], client_weight(weigh, used[m])) for m in held))
 
     def _probe_request(
         self, round: int, member: Member, lam: np.ndarray, guide: Guide | None = None

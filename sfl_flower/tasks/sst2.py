@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import MINILM, Checkpoint
 from sfl_flower.tasks.classification import Sentences, classification
 from sfl_flower.tasks.images import data_folder
+from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import TextSet
 
 __all__ = ["SST2", "sst2"]
@@ -15,16 +18,18 @@ def _end(_sentence: str) -> str:
     return " It was"
 
 
+TEXTS = TextSet(
+    title="SST-2",
+    columns=("sentence", "label"),
+    files={"train": "sst2_train.csv.gz", "test": "sst2_dev.csv.gz"},
+    hub=("nyu-mll/glue", "sst2"),
+    hub_columns=("sentence", "label"),
+    hub_splits={"train": "train", "test": "validation"},
+)
+"""Where its rows are."""
 SST2 = Sentences(
     name="sst2",
-    texts=TextSet(
-        title="SST-2",
-        columns=("sentence", "label"),
-        files={"train": "sst2_train.csv.gz", "test": "sst2_dev.csv.gz"},
-        hub=("nyu-mll/glue", "sst2"),
-        hub_columns=("sentence", "label"),
-        hub_splits={"train": "train", "test": "validation"},
-    ),
+    texts=TEXTS,
     end=_end,
     words=(" It was", "terrible", "great"),
     most=(67_349, 872),
@@ -47,6 +52,7 @@ def sst2(
     attention: str = "auto",
     data_dir: str | None = None,
     trained: str = "all",
+    public_size: int = 64,
 ) -> SplitTask:
     """Return the task: SST-2 on a transformer with LoRA adapters, tested on the development set.
 
@@ -83,7 +89,9 @@ def sst2(
         files are not there.
     trained : str
         Which client parameters are trained, of those that the model trains; see `SplitTask`. The
-        directions of a subspace are those of the last 64 training rows, which must not be in use.
+        directions of a subspace are those of the public rows.
+    public_size : int
+        The last so many training rows are nobody's, the public ones; `train_size` must leave them.
 
     Raises
     ------
@@ -94,6 +102,8 @@ def sst2(
         "sst2", model, head, max_length, SST2.words, lora_rank, lora_alpha, lora_targets,
         base_dtype, dropout, attention,
     )  # fmt: skip
+    whole_number("sst2", "public_size", public_size, 1, 67_348)
+    data = replace(SST2, texts=replace(TEXTS, public=public_size))
     return classification(
-        SST2, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained
+        data, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained
     )

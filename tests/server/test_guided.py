@@ -215,7 +215,7 @@ def test_a_client_whose_loss_the_head_cannot_take_is_left_out_and_told_of(
     notes: list[str] = []
     replies = _replies()
     tally: Any = type("Tally", (), {"note": staticmethod(notes.append)})
-    trial.strategy.next.make(replies, 1, tally)
+    trial.strategy.next.make(2, replies, 1, tally)
     assert trial.strategy.next.guide is None
     assert notes == ["The guide does without client 3: its loss is not finite."]
 

@@ -153,6 +153,11 @@ def test_the_last_rows_of_the_training_set_are_public(data: Path, bert: str, gpt
     task = load_task("sst2", **few, train_size=6, trained="subspace:1")
     public = task.samples("public")
     assert (words(public.x[0])[4], len(public)) == (WORDS[6], 64)
+    more = load_task("sst2", **few, train_size=3, public_size=67).samples("public")
+    assert (len(more), more.x[3:].equal(public.x)) == (67, True)
+    with pytest.raises(DataError, match="train_size to at most 3, and the last 67 are public"):
+        load_task("sst2", **few, train_size=4, public_size=67).samples("public")
+    refused(ConfigError, "'public_size' of task 'sst2' is 0", "sst2", public_size=0, **few)
     client = fitted(task, 0).client
     bases = [value for name, value in client.named_buffers() if name.endswith("subspace_basis")]
     assert len(bases) == 4 * 6 and all(basis.any() for basis in bases)
