@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import features
+from benchmarks.outright import OUTRIGHT
 from sfl_flower import simulate
 from sfl_flower.task import SplitTask
 
@@ -29,7 +30,8 @@ class Job:
     Attributes
     ----------
     task, method : str
-        What is learned, a ready-made task or one of `benchmarks.features.TASKS`, and how.
+        What is learned, a ready-made task or one of `benchmarks.features.TASKS`, and how, a
+        method of the package or `benchmarks.outright.OUTRIGHT`.
     options : mapping of str to value
         Settings of run, method and task, the seed among them.
     """
@@ -87,7 +89,8 @@ def _train(job: Job) -> Metrics:
     if job.task in features.TASKS:
         own = {key: options.pop(key) for key in job.options if key.startswith("task.")}
         task = features.task_of(job.task, **{key[5:]: value for key, value in own.items()})
-    result = simulate(task, job.method, backend="inline", **options)
+    method = OUTRIGHT if job.method == OUTRIGHT.name else job.method
+    result = simulate(task, method, backend="inline", **options)
     return {**result.summary.metrics, "client_flops": result.summary.client_flops or 0.0}
 
 

@@ -177,28 +177,35 @@ EFFICIENTNET_GAPS: Mapping[str, Gap] = {
 }
 
 BEHIND: Mapping[str, Any] = {"task.behind": "block:3"}
-GUIDED: Mapping[str, Any] = {
-    **FORWARDS,
+GUIDE: Mapping[str, Any] = {
     **BEHIND,
     "probes": 1,
-    "directions": "shared",
+    "mu": 1e-5,
     "guide": "public",
     "guide_samples": 128,
     "guide_rest": 0.0,
+    "client_momentum": 0.9,
 }
-"""Along the guide alone: of millions of weights one probe more tells next to nothing."""
+"""Along the guide alone: of millions of weights one probe more tells next to nothing. The guide is
+nearly the gradient, along which μ must be short; the momentum averages guides of other inputs."""
+HO_SFL: Mapping[str, Any] = {
+    **FORWARDS,
+    **GUIDE,
+    "directions": "shared",
+    "client_optimizer": "momentum",
+}
 MINILM_ROWS: Mapping[str, Row] = {
-    "frozen": Row("frozen", BEHIND, (), (0.001, 0.003, 0.01)),
-    "guide": Row("ho_sfl", GUIDED, (0.5, 1.0, 2.0), (0.003,)),
-    "guide_walk": Row("ho_sfl", {**GUIDED, **WALK}, (0.5, 1.0, 2.0), (0.003,)),
-    "first_order_same": Row("splitfed_v2", {**BACKPROP, **BEHIND}, (0.003, 0.01, 0.03), (0.003,)),
-    "first_order": Row("splitfed_v2", BACKPROP, (0.003, 0.01, 0.03), (0.003,)),
+    "frozen": Row("frozen", BEHIND, (), (0.003, 0.01)),
+    "guide": Row("ho_sfl", HO_SFL, (0.05, 0.1, 0.2), (0.003,)),
+    "guide_walk": Row("ho_sfl", {**HO_SFL, **WALK}, (0.05, 0.1), (0.003,)),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **BEHIND}, (0.03, 0.1, 0.3), (0.003,)),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.03, 0.1), (0.003,)),
 }
 MINILM_GAPS: Mapping[str, Gap] = {
     "minilm_deep_gap_p4": Gap("guide", "frozen", "first_order", 0.7),
     "minilm_deep_gap_p4_same": Gap("guide", "frozen", "first_order_same"),
     "minilm_deep_gap_walk": Gap("guide_walk", "frozen", "first_order"),
-    "minilm_deep_learned": Gap("guide", "guide_walk", "first_order_same"),
+    "minilm_deep_learned_p4": Gap("guide", "guide_walk", "first_order_same"),
 }
 
 BEDS: Mapping[str, Bed] = {
@@ -225,6 +232,13 @@ BEDS: Mapping[str, Bed] = {
         },
         {"task.trained": "subspace:16:last.*"},
     ),
-    "minilm": Bed(features.SENTENCES, {**CLIENTS, **ADAMW}, 48, 48, MINILM_ROWS, MINILM_GAPS),
+    "minilm": Bed(
+        features.SENTENCES,
+        {**CLIENTS, **ADAMW, "partition": "iid"},
+        48,
+        48,
+        MINILM_ROWS,
+        MINILM_GAPS,
+    ),
 }
 """By the word that its figures begin with."""

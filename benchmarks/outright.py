@@ -1,0 +1,60 @@
+"""A control of guides: the server steps along its own vector, whatever the clients measure.
+
+What HO-SFL with a guide has above it is what the clients' probe is worth.  The step is as long as
+the vector says, along the guide that is made of it, and clients would need no probe: one forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sfl_flower import Method
+from sfl_flower.methods import METHODS
+from sfl_flower.server.aggregate import client_weight
+from sfl_flower.strategies.ho_sfl import HOSFL
+from sfl_flower.training.device import to_array
+from sfl_flower.wire.ho_sfl import ProbeReply
+from sfl_flower.zo import Guide
+
+__all__ = ["OUTRIGHT", "Outright"]
+
+
+class Outright(HOSFL):
+    """HO-SFL with a guide, whose scalar is that of the guide's own vector."""
+
+    name: ClassVar[str] = "outright"
+
+    def _guide(self, round: int, held: Mapping[Any, Any], used: Mapping[Any, int]) -> Guide | None:
+        """Return the guide, and keep what it would measure if its vector were the gradient."""
+        guide = super()._guide(round, held, used)
+        if guide is None or self._maker is None:
+            return guide
+        weigh = {member: client_weight(self.config.mean, used[member]) for member in held}
+        answers = ((*held[member], weight) for member, weight in weigh.items())
+        mean = to_array(self._maker.gradient(round, answers)) / sum(weigh.values())
+        header, vector = self.mirror.journal.header, self.mirror.vector
+        along = vector.directions(header.run_key, header.law).along(guide).values().cpu().numpy()
+        self._own = float(along.astype(np.float64) @ mean.astype(np.float64))
+        return guide
+
+    def _update(
+        self, round: int, used: Any, replies: Mapping[Any, ProbeReply], exchange: Any, guide: Any
+    ) -> dict[str, float]:
+        if guide is not None:
+            own = self._own * self._probing.unit
+            replies = {member: _with(reply, own) for member, reply in replies.items()}
+        return super()._update(round, used, replies, exchange, guide)
+
+
+def _with(reply: ProbeReply, own: float) -> ProbeReply:
+    scalars = reply.scalars.copy()
+    scalars[:, -1] = own
+    return replace(reply, scalars=scalars)
+
+
+OUTRIGHT = Method("outright", f"{__name__}:Outright", METHODS["ho_sfl"].handlers)
+"""The method."""
