@@ -182,7 +182,7 @@ GUIDE: Mapping[str, Any] = {
     "probes": 1,
     "mu": 1e-5,
     "guide": "public",
-    "guide_samples": 128,
+    "guide_samples": 256,
     "guide_rest": 0.0,
     "client_momentum": 0.9,
 }
@@ -196,15 +196,17 @@ HO_SFL: Mapping[str, Any] = {
 }
 MINILM_ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", BEHIND, (), (0.003, 0.01)),
-    "guide": Row("ho_sfl", HO_SFL, (0.05, 0.1, 0.2), (0.003,)),
-    "guide_walk": Row("ho_sfl", {**HO_SFL, **WALK}, (0.05, 0.1), (0.003,)),
-    "first_order_same": Row("splitfed_v2", {**BACKPROP, **BEHIND}, (0.03, 0.1, 0.3), (0.003,)),
-    "first_order": Row("splitfed_v2", BACKPROP, (0.03, 0.1), (0.003,)),
+    "guide": Row("ho_sfl", HO_SFL, (0.1, 0.2), (0.003,)),
+    "guide_walk": Row("ho_sfl", {**HO_SFL, **WALK}, (0.1, 0.2), (0.003,)),
+    "guide_outright": Row("outright", HO_SFL, (0.1, 0.2), (0.003,)),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **BEHIND}, (0.01, 0.03, 0.1), (0.003,)),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.01, 0.03), (0.003,)),
 }
 MINILM_GAPS: Mapping[str, Gap] = {
     "minilm_deep_gap_p4": Gap("guide", "frozen", "first_order", 0.7),
     "minilm_deep_gap_p4_same": Gap("guide", "frozen", "first_order_same"),
     "minilm_deep_gap_walk": Gap("guide_walk", "frozen", "first_order"),
+    "minilm_deep_gap_outright": Gap("guide_outright", "frozen", "first_order"),
     "minilm_deep_learned_p4": Gap("guide", "guide_walk", "first_order_same"),
 }
 

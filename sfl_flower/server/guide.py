@@ -34,7 +34,7 @@ __all__ = ["GUIDES", "GuideMaker", "check_guide", "guide_maker", "guided_entry"]
 
 GUIDES = ("none", "public", "noise")
 """No guide, or one by the task's public samples or by inputs of noise."""
-_MOST = 1024
+_MOST = 8192
 """Positions of public inputs among which the nearest is looked for; of more, evenly many."""
 _INPUTS, _POSITIONS = 16, 2048
 """Inputs of a forward, and positions that are compared at a time."""
