@@ -27,6 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "jvp": {"estimator": "jvp", "mean": "samples", "micro_batch": "3"},
     "median": {"directions": "shared", "aggregator": "median"},
 }
+WITHOUT: dict[str, Any] = {"guide": "none", "guide_rest": 1.0, "guide_samples": 0}
 SHARED: dict[str, Any] = {"guide": "public", "probes": 3, "rounds": 4, "sampled": 2}
 
 
@@ -46,7 +47,7 @@ def trained(way: dict[str, Any], *faults: Fault, **more: Any) -> Trial:
 
 
 def test_every_entry_has_a_guide_and_it_moves_the_client_elsewhere(way: dict[str, Any]) -> None:
-    trial, plain = trained(way), trained({**way, "guide": "none", "guide_rest": 1.0})
+    trial, plain = trained(way), trained({**way, **WITHOUT})
     assert [r.failures + r.rejected for r in trial.strategy.records] == [0] * 5
     entries = trial.strategy.journal.entries
     assert len(entries) == 4 and all(entry.guide is not None for entry in entries)
