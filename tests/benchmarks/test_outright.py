@@ -31,5 +31,5 @@ def test_where_the_public_inputs_are_the_clients_own_it_is_ho_sfl(own: bool) -> 
     measured, outright = (
         simulate(task, method, **OPTIONS).model for method in ("ho_sfl", OUTRIGHT)
     )
-    weights = [model["first.weight"] for model in (measured, outright)]
-    assert torch.allclose(*weights, atol=1e-4) == own
+    a, b = (model["first.weight"] for model in (measured, outright))
+    assert torch.allclose(a, b, atol=1e-4) == own
