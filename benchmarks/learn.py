@@ -83,9 +83,9 @@ def _figures(name: str, bed: Bed, labels: list[str], args: argparse.Namespace) -
     found = results([job(bed, label, best[label], seed, rounds) for label, seed in asked])
     accuracy: dict[str, float] = {}
     for label in labels:
-        seeds = [
-            one["accuracy"] for (row, _), one in zip(asked, found, strict=True) if row == label
-        ]
+        own_runs = [one for (row, _), one in zip(asked, found, strict=True) if row == label]
+        seeds = [one["accuracy"] for one in own_runs]
+        losses = ", ".join(f"{one['loss']:.4f}" for one in own_runs)
         accuracy[label] = mean(seeds)
         spread = stdev(seeds) if len(seeds) > 1 else 0.0
         grid = ", ".join(f"{_said(rates)}: {value:.4f}" for value, rates in held[label])
@@ -97,8 +97,9 @@ def _figures(name: str, bed: Bed, labels: list[str], args: argparse.Namespace) -
             "share",
             None,
             f"{row.method} ({own}), {rounds} rounds, seeds "
-            f"{', '.join(f'{value:.4f}' for value in seeds)}, standard deviation {spread:.4f}; "
-            f"{_said(best[label])}, of seed 0 and {tuning} rounds on held back samples: {grid}",
+            f"{', '.join(f'{value:.4f}' for value in seeds)}, standard deviation {spread:.4f}, "
+            f"test loss {losses}; {_said(best[label])}, of seed 0 and {tuning} rounds on held back "
+            f"samples: {grid}",
         )
     for figure, gap in bed.gaps.items():
         if not {gap.row, gap.control, gap.first} <= accuracy.keys():
