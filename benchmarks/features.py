@@ -92,7 +92,7 @@ def _blocks(model: nn.Module, behind: str) -> nn.Module:
 
 TASKS: Mapping[str, Standing] = {
     IMAGES: Standing(_images, ("blocks.15",), _last),
-    SENTENCES: Standing(_sentences, ("block:3", "block:5"), _blocks),
+    SENTENCES: Standing(_sentences, ("block:3",), _blocks),
 }
 """By name."""
 

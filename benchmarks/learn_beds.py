@@ -186,8 +186,8 @@ GUIDE: Mapping[str, Any] = {
     "guide_rest": 0.0,
     "client_momentum": 0.9,
 }
-"""Along the guide alone: of millions of weights one probe more tells next to nothing. The guide is
-nearly the gradient, along which μ must be short; the momentum averages guides of other inputs."""
+"""Along the guide alone: of millions of weights one probe more tells next to nothing. A probe moves
+the weights by μ√d, here along what is nearly the gradient, so μ is short."""
 HO_SFL: Mapping[str, Any] = {
     **FORWARDS,
     **GUIDE,

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from sfl_flower import Method
 from sfl_flower.methods import METHODS
 from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.roster import Member
 from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.training.device import to_array
 from sfl_flower.wire.ho_sfl import ProbeReply
@@ -28,21 +30,33 @@ class Outright(HOSFL):
 
     name: ClassVar[str] = "outright"
 
-    def _guide(self, round: int, held: Mapping[Any, Any], used: Mapping[Any, int]) -> Guide | None:
+    def _guide(
+        self,
+        round: int,
+        held: Mapping[Member, tuple[np.ndarray, np.ndarray]],
+        used: Mapping[Member, int],
+    ) -> Guide | None:
         """Return the guide, and keep what it would measure if its vector were the gradient."""
-        guide = super()._guide(round, held, used)
-        if guide is None or self._maker is None:
-            return guide
+        if self._maker is None or not held:
+            return None
         weigh = {member: client_weight(self.config.mean, used[member]) for member in held}
         answers = ((*held[member], weight) for member, weight in weigh.items())
-        mean = to_array(self._maker.gradient(round, answers)) / sum(weigh.values())
-        header, vector = self.mirror.journal.header, self.mirror.vector
-        along = vector.directions(header.run_key, header.law).along(guide).values().cpu().numpy()
-        self._own = float(along.astype(np.float64) @ mean.astype(np.float64))
+        q, vector = to_array(self._maker.gradient(round, answers)), self.mirror.vector
+        guide = Guide.towards(q, vector.shapes)
+        if guide is not None:
+            header = self.mirror.journal.header
+            along = vector.directions(header.run_key, header.law).along(guide).values()
+            told = to_array(along).astype(np.float64) @ q.astype(np.float64)
+            self._own = float(told) / sum(weigh.values())
         return guide
 
     def _update(
-        self, round: int, used: Any, replies: Mapping[Any, ProbeReply], exchange: Any, guide: Any
+        self,
+        round: int,
+        used: Mapping[Member, int],
+        replies: Mapping[Member, ProbeReply],
+        exchange: Exchange,
+        guide: Guide | None,
     ) -> dict[str, float]:
         if guide is not None:
             own = self._own * self._probing.unit
