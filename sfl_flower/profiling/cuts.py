@@ -11,20 +11,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.options import check_range
+from sfl_flower.profiling.operations import counted, probed_part
 from sfl_flower.profiling.peaks import Growth, Peak, backprop, inference, output_tensor, rerun
 from sfl_flower.split.cutting import every_cut
 from sfl_flower.split.parameters.quantised import held_bytes
 from sfl_flower.split.parameters.trained import check_trained, restrict
 from sfl_flower.split.parameters.travelling import travelling_state
-from sfl_flower.split.prefix import Parted, parted
+from sfl_flower.split.prefix import Parted
 
 __all__ = ["WHOLE", "CutProfile", "Rerun", "profile_cuts"]
 
@@ -185,7 +185,7 @@ def _measure(
     again = _halves(model, [at for at in chosen if at != WHOLE], trained, quiet=True)
     whole = [(WHOLE, copy.deepcopy(model))] if WHOLE in chosen else []
     for name, half in chain(again, whole):
-        row, parts = chosen[name], _parts(half)
+        row, parts = chosen[name], probed_part(half)
         probe = row.rerun
         if probe is not None and parts is not None:
             peak = replace(probe.peak, measured=rerun(half, parts, x).peak)
@@ -206,22 +206,21 @@ def _predict(
     low, high = forwards.low, forwards.high
     half.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            z = output_tensor(half(x[:low]))
+        z, flops = counted(lambda: output_tensor(half(x[:low])))
     except Exception as error:
         what = "model" if name == WHOLE else f"client half of a cut at '{name}'"
         raise CutError(
             f"the {what} does not run on a batch of shape {list(x.shape)}: {error}"
         ) from error
     evaluated, trained = inference(half, x[:low]), backprop(half, x[:low])
-    parts = _parts(half)
+    parts = probed_part(half)
     return CutProfile(
         at=name,
         parameters=sum(p.numel() for p in half.parameters()),
         trainable=sum(p.numel() for p in half.parameters() if p.requires_grad),
         state_bytes=held_bytes((*half.parameters(), *half.buffers())),
         travelling_bytes=sum(v.nbytes for v in travelling_state(half).values()),
-        flops=counter.get_total_flops() / low,
+        flops=flops / low,
         smashed_shape=tuple(z.shape[1:]),
         smashed_bytes=4 * math.prod(z.shape[1:]),
         inference=forwards.predict(evaluated, lambda: inference(half, x[:high])),
@@ -232,23 +231,15 @@ def _predict(
     )
 
 
-def _parts(half: nn.Module) -> Parted | None:
-    """Return both parts of a half, None where it has one, or where nothing of it is trained."""
-    half.eval()
-    trained = [parameter for parameter in half.parameters() if parameter.requires_grad]
-    return parted(half, trained) if trained else None
-
-
 def _rerun(half: nn.Module, parts: Parted, x: Tensor, forwards: Growth) -> Rerun:
     low = forwards.low
     values = parts.first(x[:low])
-    with FlopCounterMode(display=False) as counter:
-        parts.rest(values)
+    _, flops = counted(partial(parts.rest, values))
     crossing = sum(value.nbytes for value in values if isinstance(value, Tensor))
     del values
     taken = rerun(half, parts, x[:low])
     return Rerun(
-        flops=counter.get_total_flops() / low,
+        flops=flops / low,
         seconds=taken.seconds / low,
         crossing_bytes=crossing // low,
         peak=forwards.predict(taken, lambda: rerun(half, parts, x[: forwards.high])),

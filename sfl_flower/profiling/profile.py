@@ -13,7 +13,8 @@ from sfl_flower.methods import METHODS, Method, find_method
 from sfl_flower.profiling.advice import advise
 from sfl_flower.profiling.costs import Cost, Setting, method_costs
 from sfl_flower.profiling.cuts import CutProfile, profile_cuts
-from sfl_flower.profiling.learning import CHOICES, Learning, learning
+from sfl_flower.profiling.learning import learning
+from sfl_flower.profiling.progress import Learning
 from sfl_flower.split import Auto, read_subspace
 from sfl_flower.task import SplitTask
 
@@ -166,7 +167,7 @@ def profile(
     advice = advise(rows, costs, setting, client_memory, chosen)
     found = None
     if learn is not None and isinstance(subject, SplitTask):
-        found = learning(subject, cuts, learn or CHOICES, probes, sampled, watch=watch)
+        found = learning(subject, cuts, learn, probes, sampled, 0, estimator, watch)
         advice += found.advice()
     return Profile(name, setting, tuple(rows), costs, client_memory, advice, found)
 

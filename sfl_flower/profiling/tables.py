@@ -22,9 +22,9 @@ from sfl_flower.report.table import (
 
 if TYPE_CHECKING:
     from sfl_flower.profiling.cuts import CutProfile
-    from sfl_flower.profiling.learning import Learning, LearningRow
     from sfl_flower.profiling.peaks import Peak
     from sfl_flower.profiling.profile import Profile
+    from sfl_flower.profiling.progress import Learning, LearningRow
 
 __all__ = ["markdown_profile", "print_profile", "profile_numbers", "profile_plot", "write_profile"]
 
@@ -185,15 +185,17 @@ def _parts(profile: Profile) -> list[Part]:
 
 
 def _learning(found: Learning, probes: int, sampled: int) -> Part:
-    header = ["cut", "trained", "d", "energy", "d/(PK)", "progress", "best P", "a forward"]
+    header = ["cut, trained", "d", "energy", "d/(PK)", "progress", "by channel"]
+    header += ["a probe", "best P", "a forward"]
     lines = [
         [
-            row.at,
-            row.trained,
+            f"{row.at}, {row.trained}",  # one column: it stands before what goes on below
             f"{row.size:,}",
             f"{row.share:.3f}",
             f"{row.ratio:.3g}",
             f"{row.progress:.2g}",
+            "" if row.by_channel is None else f"{row.by_channel:.2g}",
+            f"{row.probe:.2g}",
             f"{row.best_probes:,}",
             f"{row.per_forward:.2g}",
         ]
@@ -216,6 +218,11 @@ def _numbers(row: LearningRow) -> dict[str, Any]:
         "share_of_whole_gradient": row.weight,
         "dimensions_per_direction": row.ratio,
         "progress": row.progress,
+        "progress_by_channel": row.by_channel,
+        "noise_dimensions_by_channel": row.apart or None,
+        "anchor_forwards": row.anchor,
+        "probe_forwards": row.probe,
+        "scalars": row.scalars,
         "best_probes": row.best_probes,
         "progress_per_forward": row.per_forward,
         "progress_of_whole_model": row.whole,

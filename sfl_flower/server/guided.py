@@ -8,7 +8,7 @@ guide of the next, at the client half and the head that the next one begins with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Annotated, Self
 
@@ -22,7 +22,7 @@ from sfl_flower.options import Choice, Range
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Tally
 from sfl_flower.server.guide import GUIDES, GuideMaker, check_guide, guide_maker
-from sfl_flower.server.probing import EstimateSettings
+from sfl_flower.server.probing import EstimateSettings, Noise
 from sfl_flower.server.roster import Member
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.task import SplitTask
@@ -60,6 +60,13 @@ class GuideSettings(EstimateSettings):
         """Forwards and backprops of a client for each sample, that along a guide among them."""
         forwards, backprops = super().client_passes
         return forwards + (self.guide != "none") * self.probing().rule.forwards, backprops
+
+    def beside_guide(self, noise: Noise) -> Noise:
+        """Return the noise of an estimate of which a guide, if there is one, has none."""
+        if self.guide == "none":
+            return noise
+        remedies = ("a lower guide_rest", *noise.remedies)
+        return replace(noise, remedies=remedies, rest=self.guide_rest)
 
 
 class NextGuide:

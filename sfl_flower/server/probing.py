@@ -161,34 +161,50 @@ class Noise:
         What P is, in words.
     remedies : tuple of str
         What the method has besides probes and fewer parameters.
+    rest : float
+        What the estimate counts beside a guide, which is measured and has no noise; 1 without one.
+    parts : str
+        What has scalars of channels; of its parameters d counts one row. Empty for none.
+    alone : str
+        The choice that trains only such parameters, few of them.
     """
 
     size: int
     directions: int
     made_of: str
     remedies: tuple[str, ...] = ()
+    rest: float = 1.0
+    parts: str = ""
+    alone: str = ""
 
     @property
     def ratio(self) -> float:
         """d/P: the variance over ||g||², which is the clients' mean where directions are own."""
-        return self.size / self.directions
+        return self.rest**2 * self.size / self.directions
 
     def warning(self, task: SplitTask, config: RunConfig) -> str:
         """Return the warning, with a choice of parameters that is none; empty if d/P is low."""
         if self.ratio <= HOPELESS:
             return ""
-        excess = self.size - HOPELESS * self.directions
-        choice = smaller_choice(task, config.model_seed, excess) or "none of the usual is enough"
-        fewer = f"fewer trained parameters (task.trained: {choice})"
+        fewer = f"fewer trained parameters (task.trained: {self._choice(task, config)})"
         remedies = ", ".join(("more probes", *self.remedies, fewer))
+        apart = f" (of {self.parts}, which has scalars of channels, a row)" if self.parts else ""
+        what = "d/P" if self.rest == 1 else "guide_rest^2 d/P"
         return (
-            f"Zeroth order is very noisy here: d = {self.size} parameters over P = "
-            f"{self.directions} directions an update ({self.made_of}) is d/P = {self.ratio:.0f}; "
-            f"the variance of an estimate is about d/P times ||g||^2, so its error is about "
-            f"{self.ratio**0.5:.0f} times the gradient, and steps must be smaller and more by d/P. "
-            f"From scratch hardly anything is learned above d/P = {HOPELESS}. Use {remedies}, or "
-            "start from pre-trained weights."
+            f"Zeroth order is very noisy here: d = {self.size} parameters{apart} over P = "
+            f"{self.directions} directions an update ({self.made_of}) is {what} = "
+            f"{self.ratio:.0f}; the variance of an estimate is about {what} times ||g||^2, so its "
+            f"error is about {self.ratio**0.5:.0f} times the gradient, and steps must be smaller "
+            f"and more by {what}. From scratch hardly anything is learned above {what} = "
+            f"{HOPELESS}. Use {remedies}, or start from pre-trained weights."
         )
+
+    def _choice(self, task: SplitTask, config: RunConfig) -> str:
+        """Return a choice of parameters that is not too noisy, in words."""
+        if self.parts:  # fewer of its rows would change nothing
+            return self.alone or f"{self.parts} alone"
+        excess = self.size - HOPELESS * self.directions / self.rest**2
+        return smaller_choice(task, config.model_seed, excess) or "none of the usual is enough"
 
 
 def round_noise(size: int, probes: int, minibatches: int, clients: int, shared: bool) -> Noise:

@@ -194,7 +194,8 @@ class HERON(LocalLossStrategy):
         probes, clients = self.settings.probes, self.config.cohort
         remedies = ("head_trainer=server",) if self.trains == "both" else ()
         words = f"{probes} probes x {clients} clients"
-        return Noise(self.vector.size, probes * clients, words, remedies)
+        noise = Noise(self.vector.size, probes * clients, words, remedies)
+        return self.settings.beside_guide(noise)
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return client half, head, the state of the head's optimiser and the next guide."""

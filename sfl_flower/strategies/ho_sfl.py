@@ -176,9 +176,11 @@ class HOSFL(JournalledStrategy):
         """Return d and the directions of a round, those of all clients where they are own."""
         settings, clients = self.settings, self.config.cohort
         shared = settings.directions == "shared"
-        return round_noise(
+        noise = round_noise(
             self.mirror.noise_size, settings.probes, settings.minibatches, clients, shared
         )
+        apart = self.mirror.journal.header.apart
+        return settings.beside_guide(channels.apart_noise(noise, self.client_half, apart))
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return journal, parameters and optimiser state for a checkpoint."""

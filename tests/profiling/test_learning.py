@@ -1,17 +1,16 @@
-"""What forwards will learn: the formula against estimates that are drawn, tables and advice."""
+"""What forwards will learn: shares, scalars of channels and costs are those of a run."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from torch import nn
 
 from sfl_flower import profile
 from sfl_flower.cli.main import main
 from sfl_flower.errors import ConfigError
-from sfl_flower.profiling.learning import Learning, LearningRow, learning, progress
+from sfl_flower.profiling.learning import CHOICES, learning
 from sfl_flower.server.energy import energy_share, sample_gradients
 from sfl_flower.server.subspace import fitted, resolved
 from sfl_flower.task import SplitTask
@@ -20,44 +19,6 @@ from tests import tiny
 
 def problem(trained: str = "all") -> SplitTask:
     return tiny.task(trained=trained, public=lambda: tiny.samples(20, 7))
-
-
-def test_progress_is_that_of_the_best_step_along_estimates() -> None:
-    """Of a loss |θ|²/2 in 20 dimensions, of which 8 are trained, with 5 directions a step."""
-    rng = np.random.default_rng(0)
-    g = rng.standard_normal(20)
-    inside = g[:8]
-    u = rng.choice([-1.0, 1.0], (200_000, 5, 8))
-    estimates = np.einsum("npd,np->nd", u, u @ inside) / 5
-    # A step η ĝ lowers the loss by η gᵀĝ - η² |ĝ|² / 2: at its best by (gᵀE ĝ)² / (2 E|ĝ|²).
-    lowered = (estimates @ inside).mean() ** 2 / (2 * (estimates**2).sum(axis=1).mean())
-    share = float(inside @ inside) / float(g @ g)
-    assert lowered / (g @ g / 2) == pytest.approx(progress(share, 8, 5), rel=0.01)
-
-
-def row(**more: object) -> LearningRow:
-    values = {
-        "at": "a", "trained": "x", "chosen": "x", "size": 81, "share": 0.5, "weight": 0.4,
-        "probes": 4, "sampled": 5,
-    }  # fmt: skip
-    return LearningRow(**{**values, **more})  # type: ignore[arg-type]
-
-
-def test_numbers_of_a_row_by_hand() -> None:
-    found = row()
-    assert found.ratio == 81 / 20
-    assert found.progress == pytest.approx(0.5 / (1 + 80 / 20))
-    assert found.best_probes == 4
-    assert found.per_forward == pytest.approx(0.1 * 3 / 5)
-    assert found.whole == pytest.approx(0.6 + 0.4 * 0.1)
-    assert row(size=1).progress == 0.5 and row(size=1).best_probes == 1
-
-
-def test_no_other_number_of_probes_brings_more_a_forward() -> None:
-    best = row(size=2001)
-    for probes in range(1, 100):
-        found = progress(0.5, 2001, probes * 5) * 3 / (1 + probes)
-        assert found <= best.per_forward * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("trained", ["all", "bias", "subspace:2", "core:2", "subspace:auto:0.8:1"])
@@ -79,18 +40,34 @@ def test_what_cannot_be_is_left_out_with_its_reason() -> None:
     assert note.startswith("norm is left out at 'act': trained is 'norm', which chooses nothing")
 
 
-def test_what_is_recommended() -> None:
-    rows = (
-        row(trained="much", size=10_000), row(trained="few", chosen="subspace:a=1", size=21),
-        row(at="b", trained="few", size=21, weight=0.8),
-    )  # fmt: skip
-    (said,) = Learning(rows).advice()
-    assert said == (
-        "To learn by forwards: cut at 'a' with task.trained=subspace:a=1 and P = 2: 21 parameters "
-        "hold 0.50 of the client half's gradient, and a step of 5 clients goes 0.17 as far as one "
-        "of backprop there; as late as 'b', few and P = 2 go 0.17, and 0.80 of the whole gradient "
-        "is the client's, not 0.40."
-    )
+def test_rows_of_the_last_layer_have_scalars_of_channels() -> None:
+    """Behind ``act`` 5 rows of 6 and a bias; behind ``act2`` 4 of 5 and a bias, and those 35."""
+    rows = {(row.at, row.trained): row for row in learning(problem(), ["act", "act2"]).rows}
+    one, two = rows["act", "all"], rows["act2", "all"]
+    assert (one.size, one.apart) == (35, 7)
+    assert (two.size, two.apart) == (35 + 24, 35 + 6)
+    assert (rows["act2", "last:1"].size, rows["act2", "last:1"].apart) == (24, 6)
+    assert (rows["act2", "subspace:1"].size, rows["act2", "subspace:1"].apart) == (18, 10 + 2)
+    # A usual choice is the last layer alone, in as many directions as it has up to 16.
+    assert {name for at, name in rows if at == "act"} - {*CHOICES} == {"subspace:6:first"}
+    assert {name for at, name in rows if at == "act2"} - {*CHOICES} == {"subspace:5:hidden"}
+    assert rows["act2", "subspace:5:hidden"].apart == 6
+
+
+def test_where_nothing_is_told_apart_there_is_no_such_progress() -> None:
+    (found,) = learning(problem(), ["act2"], ["first.*"]).rows
+    assert (found.apart, found.by_channel, found.scalars) == (0, None, "batch")
+
+
+def test_an_update_costs_what_runs() -> None:
+    """The first layer has 6 x 5 products, the second 5 x 4, a direction of it 5 and 4 more."""
+    choices = ["all", "last:1", "subspace:1:hidden"]
+    whole, last, few = learning(problem(), ["act2"], choices).rows
+    assert (whole.anchor, whole.probe) == (1, 1)
+    assert (last.anchor, last.probe) == pytest.approx((1, 20 / 50))
+    assert (few.anchor, few.probe) == pytest.approx((59 / 50, 29 / 50))
+    (central,) = learning(problem(), ["act2"], ["last:1"], estimator="central").rows
+    assert (central.anchor, central.probe) == pytest.approx((1, 40 / 50))
 
 
 def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +79,11 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(capsys.readouterr().out)["learning"]
     assert [r["trained"] for r in rows] == ["all", "subspace:2"]
     assert rows[0]["energy_share"] == pytest.approx(1.0)
+    for row in rows:
+        assert row["scalars"] == "channel" and row["progress_by_channel"] > row["progress"]
+        assert row["noise_dimensions_by_channel"] < row["trained_parameters"]
+    assert (rows[0]["anchor_forwards"], rows[0]["probe_forwards"]) == (1, 1)
+    assert rows[1]["anchor_forwards"] == rows[1]["probe_forwards"] > 1
 
 
 def test_what_has_no_labels_or_no_choice_yet_is_refused() -> None:

@@ -259,6 +259,43 @@ def test_hopeless_noise_is_warned_of_in_one_line(warnings: list[str]) -> None:
     assert f"more probes, directions=own, {fewer}" in found
 
 
+def deep() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, 300), nn.Tanh(), nn.Linear(300, 20), nn.Tanh(), nn.Linear(20, 3)
+    )
+
+
+def test_of_what_has_scalars_of_channels_a_row_counts(warnings: list[str]) -> None:
+    """2 100 before the last layer and a row of 301 are 2 401 of 8 120."""
+    problem = tiny.task(build=deep, cut="3")
+    options: dict[str, Any] = {"probes": 4, "directions": "shared", "scalars": "channel"}
+    noise = begin(problem, "ho_sfl", **options).strategy.noise()
+    assert (noise.size, noise.ratio) == (2401, 2401 / 4)
+    begin(problem, "ho_sfl", **options).strategy.summary()
+    (found,) = warnings
+    assert (
+        "d = 2401 parameters (of 2.bias, 2.weight, which has scalars of channels, a row)" in found
+    )
+    assert "fewer trained parameters (task.trained: subspace:16:2)" in found
+    for trained in ("last:1", "subspace:16:2"):
+        begin(problem.with_trained(trained), "ho_sfl", **options).strategy.summary()
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("method", ["ho_sfl", "heron"])
+def test_what_is_beside_a_guide_counts_for_what_it_weighs(method: str, warnings: list[str]) -> None:
+    """A guide is measured and has no noise; what is left counts its weight squared."""
+    problem = tiny.task(build=wide, cut="1")
+    options: dict[str, Any] = {"probes": 1, "sampled": 1, "guide": "noise"}
+    for rest in (0.0, 0.4):  # 0.16 x 2 100 are 336
+        begin(problem, method, **options, guide_rest=rest).strategy.summary()
+    assert warnings == []
+    begin(problem, method, **options, guide_rest=0.5).strategy.summary()
+    (found,) = warnings
+    assert "is guide_rest^2 d/P = 525; " in found and "about 23 times the gradient" in found
+    assert "Use more probes, a lower guide_rest, " in found
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [

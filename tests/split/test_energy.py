@@ -74,20 +74,34 @@ def test_the_energy_that_is_held_by_hand(client: nn.Module, held: float) -> None
     assert held_energy(client, GRADIENT) == pytest.approx(held)
 
 
-def test_an_adapter_holds_what_its_frozen_half_spans() -> None:
-    class Adapted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.base_layer = nn.Linear(3, 2).requires_grad_(False)
-            self.lora_A = nn.ModuleDict({"default": nn.Linear(3, 1, bias=False)})
-            self.lora_B = nn.ModuleDict({"default": nn.Linear(1, 2, bias=False)})
+class Adapted(nn.Module):
+    """A layer of peft with an adapter."""
 
-    client = nn.Sequential(OrderedDict(a=Adapted()))
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(3, 2).requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(3, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, 2, bias=False)})
+
+
+def test_an_adapter_holds_what_its_frozen_half_spans() -> None:
+    client = nn.Sequential(OrderedDict(a=Adapted(1)))
     client.get_parameter("a.lora_A.default.weight").data = torch.tensor([[3.0, 0, 4]])
     gradient = {"a.base_layer.weight": GRADIENT["a.weight"]}
     assert held_energy(client, gradient) == pytest.approx(25)
     client.get_parameter("a.lora_B.default.weight").requires_grad_(False)
     assert held_energy(client, gradient) == 0
+
+
+def test_an_adapter_that_moves_in_few_directions_holds_those_of_its_a() -> None:
+    client = nn.Sequential(OrderedDict(a=Adapted(2)))
+    client.get_parameter("a.lora_A.default.weight").data = torch.tensor([[3.0, 0, 4], [0, 1, 0]])
+    gradient = {"a.base_layer.weight": GRADIENT["a.weight"]}
+    assert held_energy(client, gradient) == pytest.approx(25 + 1)
+    restrict(client, "subspace:1")
+    basis = client.get_buffer("a.lora_B.default.subspace_basis")
+    basis.copy_(torch.tensor([[0.0, 2.0]]))  # the second row of A
+    assert held_energy(client, gradient) == pytest.approx(1)
 
 
 def test_gradients_are_those_of_every_weight_of_the_model_itself() -> None:

@@ -68,14 +68,20 @@ def _spaces(
     if FACTOR in module._parameters:
         return module.get_buffer(BASIS), module._buffers.get(OUTPUTS)
     around, _, last = layer.rpartition(".")
-    adapters = [
-        parameter
-        for name, parameter in modules[around].named_parameters()
-        if name.startswith("lora_A.") and f"{around}.{name.replace('lora_A', 'lora_B')}" in trained
-    ]
-    if last != "base_layer" or not adapters:
+    if last != "base_layer":
         return None
-    return torch.cat([adapter.detach() for adapter in adapters]), None
+    adapters, outputs = [], None
+    for name, parameter in modules[around].named_parameters():
+        if not name.startswith("lora_A.") or not name.endswith(".weight"):
+            continue
+        other = f"{around}.{name.replace('lora_A', 'lora_B')}"
+        outer = modules[other.removesuffix(".weight")]
+        if other in trained:
+            adapters.append(parameter.detach())
+        elif FACTOR in outer._parameters:  # B moves in a few directions of what A gives
+            adapters.append(outer.get_buffer(BASIS) @ parameter.detach())
+            outputs = outer._buffers.get(OUTPUTS)
+    return (torch.cat(adapters), outputs) if adapters else None
 
 
 @dataclass(frozen=True)
