@@ -129,6 +129,8 @@ FASHION_GAPS: Mapping[str, Gap] = {
 """``gap`` counts from the frozen client; ``learned`` from the walk of the same parameters that
 comes farthest, to first order on these."""
 
+SLOW: Mapping[str, Any] = {"server_steps": "round"}
+TWICE: Mapping[str, Any] = {"server_passes": 2}
 LAST: Mapping[str, Any] = {"task.behind": "blocks.15", "task.trained": "subspace:16"}
 EFFICIENTNET_ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", {"task.behind": "blocks.15"}, (), (0.001, 0.003, 0.01)),
@@ -163,7 +165,19 @@ EFFICIENTNET_ROWS: Mapping[str, Row] = {
         (0.003, 0.01),
     ),
     "first_order": Row("splitfed_v2", BACKPROP, (0.0001, 0.0003, 0.001, 0.003), (0.003,)),
+    "frozen_round": Row("frozen", {"task.behind": "blocks.15", **SLOW}, (), (0.003, 0.01, 0.03)),
+    "channel_p4_round": Row(
+        "ho_sfl",
+        {**FORWARDS, **LAST, **APART, "probes": 4, **SLOW},
+        (8.0, 16.0),
+        (0.003, 0.01, 0.03),
+    ),
+    "frozen_twice": Row("frozen", {"task.behind": "blocks.15", **TWICE}, (), (0.001, 0.003)),
+    "channel_p4_twice": Row(
+        "ho_sfl", {**FORWARDS, **LAST, **APART, "probes": 4, **TWICE}, (8.0, 16.0), (0.001, 0.003)
+    ),
 }
+"""The last four are of a slower and a faster server."""
 EFFICIENTNET_GAPS: Mapping[str, Gap] = {
     "efficientnet_gap_p4": Gap("channel_p4", "frozen", "first_order", 0.6),
     "efficientnet_gap_p4_same": Gap("channel_p4", "frozen", "first_order_same"),
@@ -210,6 +224,24 @@ MINILM_GAPS: Mapping[str, Gap] = {
     "minilm_deep_learned_p4": Gap("guide", "guide_walk", "first_order_same"),
 }
 
+CONV: Mapping[str, Any] = {"task.trained": "subspace:16:layer2.1.conv2"}
+RESNET_ROWS: Mapping[str, Row] = {
+    "frozen": Row("frozen", {}, (), (0.01, 0.03)),
+    "channel_p4": Row("ho_sfl", {**FORWARDS, **CONV, **APART, "probes": 4}, (0.5, 2.0), (0.01,)),
+    "channel_p4_walk": Row(
+        "ho_sfl", {**FORWARDS, **CONV, **APART, "probes": 4, **WALK}, (0.5, 2.0), (0.01,)
+    ),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **CONV}, (0.03, 0.1, 0.3), (0.01,)),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.01, 0.03, 0.1), (0.01,)),
+}
+"""BatchNorm is in train mode in all rows."""
+RESNET_GAPS: Mapping[str, Gap] = {
+    "resnet_scratch_gap_p4": Gap("channel_p4", "frozen", "first_order"),
+    "resnet_scratch_gap_p4_same": Gap("channel_p4", "frozen", "first_order_same"),
+    "resnet_scratch_gap_walk": Gap("channel_p4_walk", "frozen", "first_order"),
+    "resnet_scratch_learned_p4": Gap("channel_p4", "channel_p4_walk", "first_order_same"),
+}
+
 BEDS: Mapping[str, Bed] = {
     "fashion": Bed(
         "fashion_mnist",
@@ -241,6 +273,15 @@ BEDS: Mapping[str, Bed] = {
         48,
         MINILM_ROWS,
         MINILM_GAPS,
+    ),
+    "resnet_scratch": Bed(
+        "cifar10",
+        {**CLIENTS, "task.train_size": 9_936, "server_momentum": 0.9},
+        60,
+        60,
+        RESNET_ROWS,
+        RESNET_GAPS,
+        {"flops_vs_backprop_resnet": ("channel_p4", "first_order")},
     ),
 }
 """By the word that its figures begin with."""

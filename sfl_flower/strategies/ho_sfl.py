@@ -305,6 +305,8 @@ class HOSFL(JournalledStrategy):
             coefficients = clipped * scale[:, None, None]
             streams = tuple(self._stream(member) for member in replies)
         lr = settings.client_rate(round, self.config.rounds)
+        if guide is None:  # all that probes tell is off the guide that the round lacks
+            coefficients *= settings.guide_rest
         try:
             entry = Entry(
                 round=round,

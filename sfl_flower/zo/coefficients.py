@@ -148,7 +148,7 @@ class StepRule:
     walk : bool
         Whether scalars keep their sizes alone and their signs are those of `drawn_signs`.
     rest : float
-        ρ of `sfl_flower.zo.guided`, what the part off a guide counts.
+        ρ of `sfl_flower.zo.guided`, what the part off a guide counts: in a step without one, all.
     """
 
     unit: float
@@ -193,6 +193,7 @@ class StepRule:
             factors = step_coefficients(scalars, *own)
             if self.walk:
                 factors *= drawn_signs(directions.run_key, keys)
+            factors *= np.float32(self.rest)  # all of it is off the guide that this step lacks
             return factors, None
         from sfl_flower.zo.guide import guided
 

@@ -76,6 +76,18 @@ def gradient(trial: Trial, share: Samples) -> Tensor:
     ).double()
 
 
+@pytest.mark.parametrize(("rest", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_the_first_round_has_no_guide_and_goes_the_rest_of_what_probes_tell(
+    rest: float, share: float
+) -> None:
+    start, plain = begin(problem(), "heron", **BASE), trained(guide_rest=1.0, rounds=1)
+    found = trained(guide_rest=rest, rounds=1)
+    assert asked(found, 1) and set(asked(found, 1)) == {None}
+    whole = flat(plain) - flat(start)
+    assert float(whole.norm()) > 0.1
+    torch.testing.assert_close(flat(found) - flat(start), share * whole, rtol=1e-4, atol=1e-6)
+
+
 def test_it_is_the_gradient_of_the_clients_mean_losses_where_their_inputs_are_public() -> None:
     """Of one batch, of three, and of two: each client counts once, its batches by their samples."""
     shares = [tiny.samples(n, n) for n in (4, 12, 6, 8)]
