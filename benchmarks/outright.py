@@ -41,8 +41,8 @@ class Outright(HOSFL):
             return None
         weigh = {member: client_weight(self.config.mean, used[member]) for member in held}
         answers = ((*held[member], weight) for member, weight in weigh.items())
-        q, vector = to_array(self._maker.gradient(round, answers)), self.mirror.vector
-        guide = Guide.towards(q, vector.shapes)
+        gradient, vector = self._maker.gradient(round, answers), self.mirror.vector
+        q, guide = to_array(gradient), self._maker.towards(gradient)
         if guide is not None:
             header = self.mirror.journal.header
             along = vector.directions(header.run_key, header.law).along(guide).values()

@@ -57,6 +57,8 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"guide": "server"}, "guide is 'server'; it must be one of none, public, noise"),
     ({"guide": "public", "guide_rest": 1.5}, r"guide_rest is 1.5; it must be in \[0, 1\]"),
     ({"guide_samples": 8}, "guide_samples is 8 without a guide; .* set guide to public or noise"),
+    ({"guide_form": "orthogonal"}, "guide_form is orthogonal without a guide; "),
+    ({"guide": "public", "guide_form": "muon"}, "must be one of gradient, orthogonal"),
     ({"guide_rest": 0.5}, "guide_rest is 0.5 without a guide; .* set guide to public or noise"),
     (
         {"guide": "noise", "cone": 0.5, "client_optimizer": "momentum"},

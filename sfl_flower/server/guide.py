@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError
+from sfl_flower.server.guide_forms import FORMS
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.public_inputs import noise_inputs, public_inputs
 from sfl_flower.task import SplitTask
@@ -30,7 +31,7 @@ from sfl_flower.training.device import device_of, to_array, to_tensor
 from sfl_flower.training.modes import eval_mode, kept_buffers
 from sfl_flower.zo import Entry, Guide, ParameterVector, guided
 
-__all__ = ["GUIDES", "GuideMaker", "check_guide", "guide_maker", "guided_entry"]
+__all__ = ["GUIDES", "GuideMaker", "guide_maker", "guided_entry"]
 
 GUIDES = ("none", "public", "noise")
 """No guide, or one by the task's public samples or by inputs of noise."""
@@ -55,6 +56,8 @@ class GuideMaker:
         How many of them a round draws; 0: all take part in each.
     seed : int
         Of the draws.
+    form : str
+        One of `FORMS`: what is made of q.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class GuideMaker:
         x: Tensor,
         samples: int = 0,
         seed: int = 0,
+        form: str = "gradient",
     ) -> None:
         if samples > len(x):
             raise ConfigError(
@@ -76,7 +80,7 @@ class GuideMaker:
                 f"set it to at most {len(x)}, or 0 for all of them in every round."
             )
         self._half, self._vector, self._x = half, vector, x
-        self._samples, self._seed = samples, seed
+        self._samples, self._seed, self._form = samples, seed, FORMS[form]
 
     def guide(
         self, round: int, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]
@@ -95,7 +99,12 @@ class GuideMaker:
         Guide or None
             None where q is 0 or not finite.
         """
-        return Guide.towards(to_array(self.gradient(round, answers)), self._vector.shapes)
+        return self.towards(self.gradient(round, answers))
+
+    def towards(self, q: Tensor) -> Guide | None:
+        """Return the guide of a vector, as what `gradient` returns; None as in `guide`."""
+        shapes = self._vector.shapes
+        return Guide.towards(to_array(self._form(q, shapes)), shapes)
 
     def gradient(
         self, round: int, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]
@@ -175,36 +184,6 @@ class GuideMaker:
         return total
 
 
-def check_guide(kind: str, rest: float, samples: int, cone: float) -> None:
-    """Refuse settings that do not go together.
-
-    Parameters
-    ----------
-    kind, rest, samples, cone : str, float, int, float
-        Options `guide`, `guide_rest`, `guide_samples` and `cone`.
-
-    Raises
-    ------
-    ConfigError
-        A guide with a cone, or what is asked of a guide without one.
-    """
-    if kind == "none" and samples:
-        raise ConfigError(
-            f"guide_samples is {samples} without a guide; leave it out or set guide to public or "
-            "noise."
-        )
-    if kind == "none" and rest != 1.0:
-        raise ConfigError(
-            f"guide_rest is {rest:g} without a guide; leave it out or set guide to public or noise."
-        )
-    if kind != "none" and cone:
-        raise ConfigError(
-            f"guide is '{kind}' with cone {cone:g}: what is off a guide is known of probes whose "
-            "mean is 0, and those of a cone lean towards the momentum; set cone to 0 or guide to "
-            "none."
-        )
-
-
 def guide_maker(
     kind: str,
     task: SplitTask,
@@ -212,6 +191,7 @@ def guide_maker(
     half: nn.Module,
     vector: ParameterVector,
     samples: int = 0,
+    form: str = "gradient",
 ) -> GuideMaker | None:
     """Return what makes guides of a kind, None for none.
 
@@ -227,6 +207,8 @@ def guide_maker(
         As in `GuideMaker`.
     samples : int
         Inputs of a round; 0 for all.
+    form : str
+        One of `FORMS`.
 
     Raises
     ------
@@ -245,7 +227,7 @@ def guide_maker(
         )
     else:
         x = public_inputs(task)
-    maker = GuideMaker(half, vector, x.to(device_of(half)), samples, seed)
+    maker = GuideMaker(half, vector, x.to(device_of(half)), samples, seed, form)
     maker.check()
     return maker
 

@@ -21,7 +21,8 @@ from sfl_flower.errors import ConfigError, TrainingError, WireError
 from sfl_flower.options import Choice, Range
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Tally
-from sfl_flower.server.guide import GUIDES, GuideMaker, check_guide, guide_maker
+from sfl_flower.server.guide import GUIDES, GuideMaker, guide_maker
+from sfl_flower.server.guide_forms import FORMS
 from sfl_flower.server.probing import EstimateSettings, Noise
 from sfl_flower.server.roster import Member
 from sfl_flower.server.trainer import Trainer
@@ -31,7 +32,7 @@ from sfl_flower.wire.local import LocalReply
 from sfl_flower.zo import Guide, ParameterVector
 from sfl_flower.zo.law import Shapes
 
-__all__ = ["GuideSettings", "NextGuide", "check_local_guide"]
+__all__ = ["GuideSettings", "NextGuide", "check_guide", "check_local_guide"]
 
 _NAME = "guide"
 
@@ -49,11 +50,15 @@ class GuideSettings(EstimateSettings):
         With a guide: what the part of the estimate off the guide counts; 1 leaves it unbiased.
     guide_samples : int
         Public samples that a round's guide is made of, drawn anew each round; 0: all of them.
+    guide_form : {"gradient", "orthogonal"}
+        What a guide lies towards: the gradient of the public samples, or that with the singular
+        values of each matrix made equal (`sfl_flower.server.guide_forms`).
     """
 
     guide: Annotated[str, Choice(GUIDES)] = "none"
     guide_rest: Annotated[float, Range(0, 1)] = 1.0
     guide_samples: Annotated[int, Range(0)] = 0
+    guide_form: Annotated[str, Choice(tuple(FORMS))] = "gradient"
 
     @property
     def client_passes(self) -> tuple[int, int]:
@@ -117,7 +122,7 @@ class NextGuide:
         ConfigError
             As `guide_maker`.
         """
-        own = (config.seed, half, vector, settings.guide_samples)
+        own = (config.seed, half, vector, settings.guide_samples, settings.guide_form)
         maker = guide_maker(settings.guide, task, *own)
         return cls(maker, head, config.mean)
 
@@ -189,6 +194,35 @@ class NextGuide:
                 )
 
 
+def check_guide(settings: GuideSettings) -> None:
+    """Refuse settings that do not go together.
+
+    Parameters
+    ----------
+    settings : GuideSettings
+        Options of guides and probes.
+
+    Raises
+    ------
+    ConfigError
+        A guide with a cone, or what is asked of a guide without one.
+    """
+    if settings.guide == "none":
+        for name in ("guide_rest", "guide_samples", "guide_form"):
+            value, default = getattr(settings, name), getattr(GuideSettings, name)
+            if value != default:
+                raise ConfigError(
+                    f"{name} is {value} without a guide; leave it out or set guide to public or "
+                    "noise."
+                )
+    elif settings.cone:
+        raise ConfigError(
+            f"guide is '{settings.guide}' with cone {settings.cone:g}: what is off a guide is "
+            "known of probes whose mean is 0, and those of a cone lean towards the momentum; set "
+            "cone to 0 or guide to none."
+        )
+
+
 def check_local_guide(settings: GuideSettings, head_trainer: str) -> None:
     """Refuse what `check_guide` does, and a guide over a head that clients move.
 
@@ -204,7 +238,7 @@ def check_local_guide(settings: GuideSettings, head_trainer: str) -> None:
     ConfigError
         With the remedy.
     """
-    check_guide(settings.guide, settings.guide_rest, settings.guide_samples, settings.cone)
+    check_guide(settings)
     if settings.guide != "none" and head_trainer != "server":
         raise ConfigError(
             f"guide is '{settings.guide}' with head_trainer={head_trainer}: a guide is a direction "

@@ -29,8 +29,8 @@ from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.guide import check_guide, guide_maker, guided_entry
-from sfl_flower.server.guided import GuideSettings
+from sfl_flower.server.guide import guide_maker, guided_entry
+from sfl_flower.server.guided import GuideSettings, check_guide
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
@@ -140,7 +140,7 @@ class HOSFL(JournalledStrategy):
         """Refuse an aggregator that needs shared directions without them, and `check_whole`."""
         assert isinstance(settings, HOSFLSettings)
         check_aggregator(config, own_directions=settings.directions == "own")
-        check_guide(settings.guide, settings.guide_rest, settings.guide_samples, settings.cone)
+        check_guide(settings)
         check_whole(config, settings)
         channels.check_channels(settings.scalars, vars(settings))
 
@@ -169,8 +169,8 @@ class HOSFL(JournalledStrategy):
             apart.tensors,
         )
         channels.check_size(apart, self.mirror.vector.shapes, vars(settings), self.config.cohort)
-        seed, own = self.config.seed, (self.client_half, self.mirror.vector)
-        self._maker = guide_maker(settings.guide, self.task, seed, *own, settings.guide_samples)
+        own = (self.client_half, self.mirror.vector, settings.guide_samples, settings.guide_form)
+        self._maker = guide_maker(settings.guide, self.task, self.config.seed, *own)
 
     def noise(self) -> Noise:
         """Return d and the directions of a round, those of all clients where they are own."""
