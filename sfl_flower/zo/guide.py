@@ -305,9 +305,9 @@ def guided(
         If a factor of the guide leaves its range.
     """
     shapes = directions.shapes
+    counted = zip(keys, coefficients.reshape(-1).tolist(), strict=True) if rest else ()
     told = math.fsum(
-        c * guide.overlap(directions.values(key, once=True), shapes)
-        for key, c in zip(keys, coefficients.reshape(-1).tolist(), strict=True)
+        c * guide.overlap(directions.values(key, once=True), shapes) for key, c in counted
     )
     own = guide.times((along - rest * told) / guide.squared(shapes), shapes)
     return rest * coefficients, own
