@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.figure import Figure
 from benchmarks.grid import Job, Metrics, run_jobs
@@ -100,6 +101,10 @@ MU: Mapping[str, Mapping[str, Any]] = {
     f"{mu:.0e}".replace("-", "_"): {"mu": mu} for mu in (1e-8, 1e-7, 1e-5, 1e-1)
 }
 """Probe lengths of HO-SFL beside the base's 1e-3."""
+MATCHED = "splitfed_v2"
+"""The row that is run in the memory of forwards too."""
+MOVED, MOVES = 1e-7, 6
+"""First weights are moved by about this share of each, so many times: a control for rounding."""
 PARTS = ("base", "memory", "probes", *AXES, "mu", "pace")
 """What may be asked for: the base, first order in as little memory, and each axis."""
 
@@ -132,10 +137,25 @@ def train(job: Job) -> Metrics:
     options = dict(job.options)
     lost = options.pop("lost", 0.0)
     mods = [LostReplies(lost, options["seed"])] if lost else []
-    result = simulate(job.task, job.method, backend="inline", mods=mods, **options)
+    own = {key[5:]: options.pop(key) for key in job.options if key.startswith("task.")}
+    task = load_task(job.task, **own)
+    moved, draw = options.pop("moved", 0.0), options.pop("draw", 0)
+    if moved:
+        token = f"{task.token} moved {moved} {draw}"  # the task of other first weights is another
+        task = replace(task, model=partial(_moved, task.model, moved, draw), token=token)
+    result = simulate(task, job.method, backend="inline", mods=mods, **options)
     evaluated = [record.metrics for record in result.history if record.metrics][-LAST:]
     found = {name: mean(each[name] for each in evaluated) for name in evaluated[-1]}
     return {**found, "samples": float(result.summary.samples)}
+
+
+def _moved(build: Callable[[], nn.Module], share: float, draw: int) -> nn.Module:
+    """Return a model whose first weights are multiplied by 1 + share × a normal number."""
+    model, generator = build(), torch.Generator().manual_seed(draw)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + share * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -208,7 +228,9 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         return held
 
     own = {"probes": PROBES, "pace": PACES}
-    rows = dict(ROWS if set(asked) - own.keys() else {})
+    rows = dict(ROWS if set(asked) - own.keys() - {"memory"} else {})
+    if "memory" in asked:
+        rows |= {MATCHED: ROWS[MATCHED]}
     for part in own.keys() & set(asked):
         rows |= own[part]
     held = tuned(rows)
@@ -218,27 +240,46 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     )
     for number, point in enumerate(points):
         yield _accuracy(point, found[number * len(seeds) : (number + 1) * len(seeds)])
-    if "memory" not in asked:
-        return
+    if "memory" in asked:
+        yield from _memory(held[MATCHED], seeds, rounds, results)
+
+
+def _memory(
+    held: Mapping[float, float],
+    seeds: range,
+    rounds: int,
+    results: Callable[[list[Job]], list[Metrics]],
+) -> Iterator[Figure]:
+    """Yield what first order has in the memory of forwards, and how far rounding alone goes."""
     micro, matched = _matched()
     yield matched
-    first = Point("", ROWS["splitfed_v2"], held["splitfed_v2"], {})
-    apart, whole = (
-        metrics["accuracy"]
-        for metrics in results(
-            [
-                job(first.row, first.rate, 0, rounds, changes)
-                for changes in ({"micro_batch": str(micro)}, {})
-            ]
+    point = Point(f"{MATCHED}_memory", ROWS[MATCHED], held, {"micro_batch": str(micro)})
+    moves = [{"moved": MOVED, "draw": draw} for draw in range(MOVES)]
+
+    def trained(changes: Mapping[str, Any]) -> list[Metrics]:
+        return results([job(point.row, point.rate, seed, rounds, changes) for seed in seeds])
+
+    whole, apart = trained({}), trained(point.changes)
+    yield _accuracy(point, apart)
+    moved = [trained(changes) for changes in moves]
+    for name, runs, what in (
+        ("micro_batches", [apart], f"in micro-batches of {micro}"),
+        ("moved_weights", moved, f"first weights moved by {MOVED:g} of each, {MOVES} times"),
+    ):
+        apart_by, by_seed = list[float](), list[str]()
+        for at, *others in zip(whole, *runs, strict=True):
+            changes = [each["accuracy"] - at["accuracy"] for each in others]
+            apart_by += changes
+            listed = ", ".join(f"{change:.4f}" for change in changes)
+            by_seed.append(f"{at['accuracy']:.4f}: {listed}")
+        yield Figure(
+            f"accuracy_change_of_{name}",
+            mean(apart_by),
+            "share",
+            None,
+            f"{point.row.method}, {what}, of each seed the accuracy without and the changes: "
+            f"{'; '.join(by_seed)}; standard deviation {_spread(apart_by):.4f}",
         )
-    )
-    yield Figure(
-        "accuracy_change_of_micro_batches",
-        apart - whole,
-        "share",
-        None,
-        f"splitfed_v2, seed 0, in micro-batches of {micro} {apart:.4f}, at once {whole:.4f}",
-    )
 
 
 def _points(part: str, held: Mapping[str, Mapping[float, float]]) -> Iterator[Point]:
@@ -262,6 +303,10 @@ def _points(part: str, held: Mapping[str, Mapping[float, float]]) -> Iterator[Po
             yield Point(f"{label}_{part}_{value}", ROWS[label], held[label], changes)
 
 
+def _spread(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
 def _accuracy(point: Point, found: list[Metrics]) -> Figure:
     test = [metrics["accuracy"] for metrics in found]
     own = ", ".join(
@@ -275,7 +320,7 @@ def _accuracy(point: Point, found: list[Metrics]) -> Figure:
         None,
         f"{point.row.method} ({own or 'no settings'}), seeds "
         f"{', '.join(f'{value:.4f}' for value in test)}, standard deviation "
-        f"{stdev(test) if len(test) > 1 else 0.0:.4f}, {mean(m['samples'] for m in found):.0f} "
+        f"{_spread(test):.4f}, {mean(m['samples'] for m in found):.0f} "
         f"samples; client rate {point.rate:g}, of seed 0 at the base on held back images: {tried}",
     )
 
@@ -289,7 +334,7 @@ def _matched() -> tuple[int, Figure]:
         config, method, settings, _ = read_options(options)
         return cache(partial(client_peak, task, method, config, settings))
 
-    forwards, first = peaks(ROWS["ho_sfl"])(size + 1), peaks(ROWS["splitfed_v2"])
+    forwards, first = peaks(ROWS["ho_sfl"])(size + 1), peaks(ROWS[MATCHED])
     samples, found = largest_within(forwards, first, size)
     at = samples or min(found, key=found.__getitem__)
     return at, Figure(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import sensitivity
 from benchmarks.figure import Figure
@@ -16,6 +18,7 @@ from benchmarks.learn_beds import Row
 from benchmarks.lost_replies import LostReplies
 from sfl_flower import simulate
 from sfl_flower.errors import ConfigError
+from sfl_flower.tasks import load_task
 
 ROUNDS = 2
 
@@ -77,12 +80,66 @@ def test_a_row_keeps_along_an_axis_the_rate_that_is_best_on_held_back_images(
         written(path, row, rate, 0, {"lost": 0.3}, accuracy=0.3, validation_accuracy=0.9)
     first = sensitivity.ROWS["splitfed_v2"]
     written(path, first, first.rates[1], 0, {"micro_batch": "8"}, accuracy=0.62)
+    for draw in range(sensitivity.MOVES):
+        changes = {"moved": sensitivity.MOVED, "draw": draw}
+        written(path, first, first.rates[1], 0, changes, accuracy=0.64 + 0.02 * (draw % 2))
     words = f"--sensitivity-rounds {ROUNDS} --sensitivity-seeds 1 --sensitivity-out {path}".split()
     found = {figure.name: figure for figure in sensitivity.run(parsed(*words))}
     assert found["accuracy_ho_sfl_base"].value == 0.61
     assert found["accuracy_ho_sfl_lost_30"].value == 0.3
     assert "server_lr=0.2" in found["accuracy_frozen_round"].setting
     assert found["accuracy_change_of_micro_batches"].value == pytest.approx(0.62 - 0.61)
+    assert found["accuracy_splitfed_v2_memory"].value == 0.62
+    assert found["accuracy_change_of_moved_weights"].value == pytest.approx(0.65 - 0.61)
+
+
+@pytest.mark.usefixtures("small")
+def test_changes_of_first_order_are_taken_seed_by_seed(tmp_path: Path) -> None:
+    """And first order in as little memory needs no run of another row."""
+    path, row = tmp_path / "runs.jsonl", sensitivity.ROWS[sensitivity.MATCHED]
+    for rate in row.rates:
+        written(path, row, rate, 0, {}, accuracy=0.5, validation_accuracy=1 - rate)
+    written(path, row, row.rates[0], 1, {}, accuracy=0.7)
+    for seed, change in enumerate((0.1, -0.3)):
+        whole = 0.5 + 0.2 * seed
+        apart: dict[str, Any] = {"micro_batch": "8"}
+        written(path, row, row.rates[0], seed, apart, accuracy=whole + change)
+        for draw in range(sensitivity.MOVES):
+            changes = {"moved": sensitivity.MOVED, "draw": draw}
+            written(path, row, row.rates[0], seed, changes, accuracy=whole - 0.1)
+    words = f"--sensitivity-rounds {ROUNDS} --sensitivity-seeds 2 --sensitivity-out {path}".split()
+    found = sensitivity.run(parsed(*words, "--sensitivity-axes", "memory"))
+    figures = {figure.name: figure for figure in found}
+    of_parts = figures["accuracy_change_of_micro_batches"]
+    assert of_parts.value == pytest.approx(-0.1)
+    assert "0.5000: 0.1000; 0.7000: -0.3000; standard deviation 0.2828" in of_parts.setting
+    assert figures["accuracy_change_of_moved_weights"].value == pytest.approx(-0.1)
+
+
+def test_first_weights_are_moved_by_a_small_share() -> None:
+    """Each by about as much of itself as rounding would, otherwise by each draw."""
+    built = load_task("digits").model()
+
+    def weights(share: float, draw: int) -> torch.Tensor:
+        module = sensitivity._moved(lambda: deepcopy(built), share, draw)
+        return torch.cat([weight.detach().flatten() for weight in module.parameters()])
+
+    whole, one, other = weights(0.0, 0), weights(1e-7, 0), weights(1e-7, 1)
+    assert torch.equal(one, weights(1e-7, 0))
+    assert not torch.equal(one, other)
+    for moved in (one, other):
+        assert 0.5e-7 < (moved - whole).norm() / whole.norm() < 2e-7
+        assert torch.allclose(moved, whole, rtol=1e-6, atol=0.0)
+
+
+def test_a_moved_run_is_the_same_run_but_for_its_first_weights() -> None:
+    row = sensitivity.ROWS["splitfed_v2"]
+    whole, near, far = (
+        sensitivity.train(sensitivity.job(row, 0.2, 3, 2, {"clients": 4, **changes}))["loss"]
+        for changes in ({}, {"moved": 1e-7, "draw": 0}, {"moved": 0.1, "draw": 0})
+    )
+    assert near == pytest.approx(whole, rel=1e-6)
+    assert far != pytest.approx(whole, rel=1e-5)
 
 
 def test_first_order_in_micro_batches_has_the_peak_of_forwards() -> None:
