@@ -208,8 +208,12 @@ HO_SFL: Mapping[str, Any] = {
     "directions": "shared",
     "client_optimizer": "momentum",
 }
+LEVEL: Mapping[str, Any] = {**HO_SFL, "guide_form": "orthogonal"}
 MINILM_ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", BEHIND, (), (0.003, 0.01)),
+    "orthogonal": Row("ho_sfl", LEVEL, (1.0, 3.0), (0.003,)),
+    "orthogonal_walk": Row("ho_sfl", {**LEVEL, **WALK}, (1.0, 3.0), (0.003,)),
+    "orthogonal_outright": Row("outright", LEVEL, (1.0, 3.0), (0.003,)),
     "guide": Row("ho_sfl", HO_SFL, (0.1, 0.2), (0.003,)),
     "guide_walk": Row("ho_sfl", {**HO_SFL, **WALK}, (0.1, 0.2), (0.003,)),
     "guide_outright": Row("outright", HO_SFL, (0.1, 0.2), (0.003,)),
@@ -217,11 +221,13 @@ MINILM_ROWS: Mapping[str, Row] = {
     "first_order": Row("splitfed_v2", BACKPROP, (0.03,), (0.003,)),
 }
 MINILM_GAPS: Mapping[str, Gap] = {
-    "minilm_deep_gap_p4": Gap("guide", "frozen", "first_order", 0.7),
-    "minilm_deep_gap_p4_same": Gap("guide", "frozen", "first_order_same"),
+    "minilm_deep_gap_p4": Gap("orthogonal", "frozen", "first_order", 0.7),
+    "minilm_deep_gap_p4_same": Gap("orthogonal", "frozen", "first_order_same"),
+    "minilm_deep_gap_gradient": Gap("guide", "frozen", "first_order"),
+    "minilm_deep_gap_gradient_same": Gap("guide", "frozen", "first_order_same"),
     "minilm_deep_gap_walk": Gap("guide_walk", "frozen", "first_order"),
     "minilm_deep_gap_outright": Gap("guide_outright", "frozen", "first_order"),
-    "minilm_deep_learned_p4": Gap("guide", "guide_walk", "first_order_same"),
+    "minilm_deep_learned_p4": Gap("orthogonal", "orthogonal_walk", "first_order_same"),
 }
 
 CONV: Mapping[str, Any] = {"task.trained": "subspace:16:layer2.1.conv2"}
