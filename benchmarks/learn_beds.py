@@ -208,12 +208,12 @@ HO_SFL: Mapping[str, Any] = {
     "directions": "shared",
     "client_optimizer": "momentum",
 }
-LEVEL: Mapping[str, Any] = {**HO_SFL, "guide_form": "orthogonal"}
+LEVEL: Mapping[str, Any] = {**HO_SFL, "guide_form": "orthogonal", "clip_norm": 0.0}
 MINILM_ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", BEHIND, (), (0.003, 0.01)),
-    "orthogonal": Row("ho_sfl", LEVEL, (1.0, 3.0), (0.003,)),
-    "orthogonal_walk": Row("ho_sfl", {**LEVEL, **WALK}, (1.0, 3.0), (0.003,)),
-    "orthogonal_outright": Row("outright", LEVEL, (1.0, 3.0), (0.003,)),
+    "orthogonal": Row("ho_sfl", LEVEL, (3.0, 10.0), (0.003,)),
+    "orthogonal_walk": Row("ho_sfl", {**LEVEL, **WALK}, (3.0, 10.0), (0.003,)),
+    "orthogonal_outright": Row("outright", LEVEL, (3.0, 10.0), (0.003,)),
     "guide": Row("ho_sfl", HO_SFL, (0.1, 0.2), (0.003,)),
     "guide_walk": Row("ho_sfl", {**HO_SFL, **WALK}, (0.1, 0.2), (0.003,)),
     "guide_outright": Row("outright", HO_SFL, (0.1, 0.2), (0.003,)),
