@@ -22,7 +22,7 @@ def orthogonal(q: Tensor, shapes: Shapes) -> Tensor:
     A gradient of a layer has few large singular values, and what they say drowns the rest; with
     all of them equal a guide goes as far along what the small ones say.  A tensor of more
     dimensions is the matrix of its rows, one of a single dimension is one row.  The elements of a
-    matrix of m columns then have a root mean square of 1 / √m, whatever q's were.
+    matrix of full rank and m columns then have a root mean square of 1 / √m, whatever q's were.
 
     Parameters
     ----------
