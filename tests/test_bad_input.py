@@ -59,6 +59,11 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"guide_samples": 8}, "guide_samples is 8 without a guide; .* set guide to public or noise"),
     ({"guide_form": "orthogonal"}, "guide_form is orthogonal without a guide; "),
     ({"guide": "public", "guide_form": "muon"}, "must be one of gradient, orthogonal"),
+    (
+        {"guide": "public", "guide_momentum": 1.0},
+        r"guide_momentum is 1.0; it must be in \[0, 0.9999\]",
+    ),
+    ({"guide_momentum": 0.5}, "guide_momentum is 0.5 without a guide; "),
     ({"guide_rest": 0.5}, "guide_rest is 0.5 without a guide; .* set guide to public or noise"),
     (
         {"guide": "noise", "cone": 0.5, "client_optimizer": "momentum"},

@@ -45,7 +45,12 @@ OF_HO_SFL: dict[str, dict[str, Any]] = {
 """What HO-SFL alone has, for clients that follow a journal."""
 OF_HERON: dict[str, dict[str, Any]] = {
     "guide": {"guide": "public", "clip_norm": 0.5},
-    "guide, adam": {"guide": "noise", "guide_rest": 0.25, "client_optimizer": "adam"},
+    "guide, adam": {
+        "guide": "noise",
+        "guide_rest": 0.25,
+        "guide_momentum": 0.5,
+        "client_optimizer": "adam",
+    },
     "guide, spread": {"guide": "public", "scale": "spread", "mean": "samples", "micro_batch": "3"},
     "guide, walk": {"guide": "public", "walk": True, "server_optimizer": "adam"},
     "guide, jvp": {"guide": "noise", "estimator": "jvp", "direction": "gaussian"},

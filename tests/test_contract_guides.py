@@ -23,7 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "shared": {"directions": "shared", "minibatches": 2, "clip_norm": 0.5, "guide_rest": 0.25},
     "round": {"server_steps": "round", "estimator": "central", "direction": "gaussian"},
     "drawn": {"guide_samples": 5},
-    "orthogonal": {"guide_form": "orthogonal", "guide_samples": 4},
+    "orthogonal": {"guide_form": "orthogonal", "guide_samples": 4, "guide_momentum": 0.5},
     "noise": {"guide": "noise", "scale": "spread", "clip_norm": 1.0},
     "jvp": {"estimator": "jvp", "mean": "samples", "micro_batch": "3"},
     "median": {"directions": "shared", "aggregator": "median"},
@@ -33,6 +33,7 @@ WITHOUT: dict[str, Any] = {
     "guide_rest": 1.0,
     "guide_samples": 0,
     "guide_form": "gradient",
+    "guide_momentum": 0.0,
 }
 SHARED: dict[str, Any] = {"guide": "public", "probes": 3, "rounds": 4, "sampled": 2}
 

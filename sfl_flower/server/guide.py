@@ -13,7 +13,7 @@ data are all 0 is padding, or dead, and takes no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +37,7 @@ GUIDES = ("none", "public", "noise")
 """No guide, or one by the task's public samples or by inputs of noise."""
 _MOST = 8192
 """Positions of public inputs among which the nearest is looked for; of more, evenly many."""
+_MEAN = "guide_mean"
 _INPUTS, _POSITIONS = 16, 2048
 """Inputs of a forward, and positions that are compared at a time."""
 
@@ -58,6 +59,8 @@ class GuideMaker:
         Of the draws.
     form : str
         One of `FORMS`: what is made of q.
+    momentum : float
+        m, in [0, 1): a guide is made of m times the q̄ of the round before and 1 - m times q.
 
     Raises
     ------
@@ -73,6 +76,7 @@ class GuideMaker:
         samples: int = 0,
         seed: int = 0,
         form: str = "gradient",
+        momentum: float = 0.0,
     ) -> None:
         if samples > len(x):
             raise ConfigError(
@@ -81,11 +85,13 @@ class GuideMaker:
             )
         self._half, self._vector, self._x = half, vector, x
         self._samples, self._seed, self._form = samples, seed, FORMS[form]
+        self._momentum = momentum
+        self._mean: Tensor | None = None
 
     def guide(
         self, round: int, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]
     ) -> Guide | None:
-        """Return the guide of a round at the current client half.
+        """Return the guide of a round at the current client half, and keep what it is made of.
 
         Parameters
         ----------
@@ -102,9 +108,24 @@ class GuideMaker:
         return self.towards(self.gradient(round, answers))
 
     def towards(self, q: Tensor) -> Guide | None:
-        """Return the guide of a vector, as what `gradient` returns; None as in `guide`."""
+        """Return the guide of a round whose `gradient` is q; None as in `guide`.
+
+        With a momentum q goes into the mean that the guide is made of, unless it is not finite.
+        """
         shapes = self._vector.shapes
+        if self._momentum and torch.isfinite(q).all():
+            before = torch.zeros_like(q) if self._mean is None else self._mean
+            q = self._mean = self._momentum * before + (1 - self._momentum) * q
         return Guide.towards(to_array(self._form(q, shapes)), shapes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return q̄ for a checkpoint; nothing without a momentum, or before the first guide."""
+        return {} if self._mean is None else {_MEAN: self._mean.clone()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave; other names are passed over."""
+        found = tensors.get(_MEAN)
+        self._mean = None if found is None else found.to(self._vector.anchor.device, copy=True)
 
     def gradient(
         self, round: int, answers: Iterable[tuple[np.ndarray, np.ndarray, float]]
@@ -192,6 +213,7 @@ def guide_maker(
     vector: ParameterVector,
     samples: int = 0,
     form: str = "gradient",
+    momentum: float = 0.0,
 ) -> GuideMaker | None:
     """Return what makes guides of a kind, None for none.
 
@@ -207,8 +229,8 @@ def guide_maker(
         As in `GuideMaker`.
     samples : int
         Inputs of a round; 0 for all.
-    form : str
-        One of `FORMS`.
+    form, momentum : str, float
+        As in `GuideMaker`.
 
     Raises
     ------
@@ -227,7 +249,7 @@ def guide_maker(
         )
     else:
         x = public_inputs(task)
-    maker = GuideMaker(half, vector, x.to(device_of(half)), samples, seed, form)
+    maker = GuideMaker(half, vector, x.to(device_of(half)), samples, seed, form, momentum)
     maker.check()
     return maker
 

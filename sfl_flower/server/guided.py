@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError, TrainingError, WireError
-from sfl_flower.options import Choice, Range
+from sfl_flower.options import Choice, Momentum, Range
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Tally
 from sfl_flower.server.guide import GUIDES, GuideMaker, guide_maker
@@ -53,18 +53,29 @@ class GuideSettings(EstimateSettings):
     guide_form : {"gradient", "orthogonal"}
         What a guide lies towards: the gradient of the public samples, or that with the singular
         values of each matrix made equal (`sfl_flower.server.guide_forms`).
+    guide_momentum : float
+        m: a guide is made of m times what that of the round before was made of, and 1 - m times the
+        gradient of its own round.
     """
 
     guide: Annotated[str, Choice(GUIDES)] = "none"
     guide_rest: Annotated[float, Range(0, 1)] = 1.0
     guide_samples: Annotated[int, Range(0)] = 0
     guide_form: Annotated[str, Choice(tuple(FORMS))] = "gradient"
+    guide_momentum: Momentum = 0.0
 
     @property
     def client_passes(self) -> tuple[int, int]:
         """Forwards and backprops of a client for each sample, that along a guide among them."""
         forwards, backprops = super().client_passes
         return forwards + (self.guide != "none") * self.probing().rule.forwards, backprops
+
+    def guide_maker(
+        self, task: SplitTask, seed: int, half: nn.Module, vector: ParameterVector
+    ) -> GuideMaker | None:
+        """Return what makes the guides of a run, as `sfl_flower.server.guide.guide_maker`."""
+        own = (self.guide_samples, self.guide_form, self.guide_momentum)
+        return guide_maker(self.guide, task, seed, half, vector, *own)
 
     def beside_guide(self, noise: Noise) -> Noise:
         """Return the noise of an estimate of which a guide, if there is one, has none."""
@@ -122,8 +133,7 @@ class NextGuide:
         ConfigError
             As `guide_maker`.
         """
-        own = (config.seed, half, vector, settings.guide_samples, settings.guide_form)
-        maker = guide_maker(settings.guide, task, *own)
+        maker = settings.guide_maker(task, config.seed, half, vector)
         return cls(maker, head, config.mean)
 
     def make(
@@ -164,10 +174,11 @@ class NextGuide:
             yield reply.z, np.concatenate(parts), client_weight(self._mean, reply.samples)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the guide for a checkpoint, its bytes as uint8; nothing without one."""
+        """Return the guide for a checkpoint, its bytes as uint8, and what its maker keeps."""
+        kept = {} if self._maker is None else self._maker.tensors()
         if self.guide is None:
-            return {}
-        return {_NAME: torch.frombuffer(bytearray(self.guide.encode()), dtype=torch.uint8)}
+            return kept
+        return kept | {_NAME: torch.frombuffer(bytearray(self.guide.encode()), dtype=torch.uint8)}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], shapes: Shapes) -> None:
         """Put back what `tensors` gave; other names are passed over.
@@ -185,6 +196,8 @@ class NextGuide:
             If it is one over others.
         """
         self.guide = None
+        if self._maker is not None:
+            self._maker.load_tensors(tensors)
         if _NAME in tensors:
             self.guide = Guide.decode(tensors[_NAME].cpu().numpy().tobytes())
             if not self.guide.fits(shapes):
@@ -208,7 +221,7 @@ def check_guide(settings: GuideSettings) -> None:
         A guide with a cone, or what is asked of a guide without one.
     """
     if settings.guide == "none":
-        for name in ("guide_rest", "guide_samples", "guide_form"):
+        for name in ("guide_rest", "guide_samples", "guide_form", "guide_momentum"):
             value, default = getattr(settings, name), getattr(GuideSettings, name)
             if value != default:
                 raise ConfigError(

@@ -29,7 +29,7 @@ from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.guide import guide_maker, guided_entry
+from sfl_flower.server.guide import guided_entry
 from sfl_flower.server.guided import GuideSettings, check_guide
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
@@ -169,8 +169,8 @@ class HOSFL(JournalledStrategy):
             apart.tensors,
         )
         channels.check_size(apart, self.mirror.vector.shapes, vars(settings), self.config.cohort)
-        own = (self.client_half, self.mirror.vector, settings.guide_samples, settings.guide_form)
-        self._maker = guide_maker(settings.guide, self.task, self.config.seed, *own)
+        own = (self.config.seed, self.client_half, self.mirror.vector)
+        self._maker = settings.guide_maker(self.task, *own)
 
     def noise(self) -> Noise:
         """Return d and the directions of a round, those of all clients where they are own."""
@@ -183,12 +183,14 @@ class HOSFL(JournalledStrategy):
         return settings.beside_guide(channels.apart_noise(noise, self.client_half, apart))
 
     def method_tensors(self) -> dict[str, Tensor]:
-        """Return journal, parameters and optimiser state for a checkpoint."""
-        return self.mirror.tensors()
+        """Return journal, parameters, optimiser state and guide for a checkpoint."""
+        return self.mirror.tensors() | ({} if self._maker is None else self._maker.tensors())
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put journal, parameters and optimiser state back."""
+        """Put journal, parameters, optimiser state and guide back."""
         self.mirror.load_tensors(tensors)
+        if self._maker is not None:
+            self._maker.load_tensors(tensors)
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of HO-SFL."""

@@ -114,6 +114,29 @@ def test_a_round_draws_its_inputs_of_the_seed() -> None:
     assert len(set(drawn(0, samples=8))) == 1
 
 
+def test_a_momentum_makes_it_of_the_mean_of_rounds_by_hand() -> None:
+    """q is λ x' of the two weights: of (4, 0) and (0, 1), with m = 1/4, are made (3, 0), (¾, ¾)."""
+    half = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        half.weight.zero_()
+    half.register_forward_hook(lambda module, args, z: z + 1.0)  # z = 1: no position is dead
+    vector, one = ParameterVector(half), np.ones((1, 1), np.float32)
+
+    def maker(x: list[float]) -> GuideMaker:
+        return GuideMaker(half, vector, torch.tensor([x]), momentum=0.25)
+
+    first, second = maker([4.0, 0.0]), maker([0.0, 1.0])
+    assert first.tensors() == {}
+    guides = [first.guide(0, [(one, one, 1.0)])]
+    second.load_tensors(first.tensors())
+    bad = np.full_like(one, np.inf)
+    assert second.guide(1, [(one, bad, 1.0)]) is None  # and the mean stays
+    guides.append(second.guide(1, [(one, one, 1.0)]))
+    expected = [Guide.towards(np.array(q, np.float32), vector.shapes) for q in ([3, 0], [3, 3])]
+    assert guides == expected
+    assert second.tensors()["guide_mean"].tolist() == [0.75, 0.75]
+
+
 def test_more_inputs_than_there_are_cannot_be_drawn() -> None:
     half = vectors()
     with pytest.raises(
