@@ -14,10 +14,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks import features
 from benchmarks.figure import Figure
 from benchmarks.grid import Job, Metrics, run_jobs
 from benchmarks.learn_beds import BEDS, Bed
+from sfl_flower.methods import read_options
 from sfl_flower.options import check_choice
+from sfl_flower.run.micro_batch import client_peak
+from sfl_flower.tasks import load_task
 
 __all__ = ["add_arguments", "run"]
 
@@ -33,9 +37,20 @@ def counting_job(bed: Bed, label: str, rates: Mapping[str, float]) -> Job:
     """Return a run of a row that is long enough to count a client's operations, nothing kept."""
     row = bed.rows[label]
     own = {key: value for key, value in row.settings.items() if not key.startswith("task.")}
-    trained = bed.counted if "task.trained" in row.settings else {}
+    some = {"task.trained", "task.behind"} & row.settings.keys()
+    trained = bed.counted if some else {}
     options = {"rounds": 3, "eval_every": 3, "seed": 0}
     return Job(bed.task, row.method, {**bed.shared, **own, **trained, **rates, **options})
+
+
+def peak(job: Job, size: int) -> int:
+    """Return the peak of a client of a run, `size` samples at a time, its parameters left out."""
+    options = {key: value for key, value in job.options.items() if not key.startswith("task.")}
+    own = {key[5:]: value for key, value in job.options.items() if key.startswith("task.")}
+    known = job.task in features.TASKS
+    task = features.task_of(job.task, **own) if known else load_task(job.task, **own)
+    config, method, settings, _ = read_options({"method": job.method, **options})
+    return client_peak(task, method, config, settings, size)
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -113,21 +128,34 @@ def _figures(name: str, bed: Bed, labels: list[str], args: argparse.Namespace) -
             f"({gap.row} - {gap.control}) / ({gap.first} - {gap.control}) = "
             f"({value:.4f} - {low:.4f}) / ({high:.4f} - {low:.4f})",
         )
-    asked_of = sorted({label for pair in bed.flops.values() for label in pair} & {*labels})
-    counts = results([counting_job(bed, label, best[label]) for label in asked_of])
+    counted = {label: counting_job(bed, label, best[label]) for label in labels}
+    pairs = {figure: pair for figure, pair in bed.costs.items() if {*pair} <= counted.keys()}
+    asked_of = sorted({label for pair in pairs.values() for label in pair})
+    counts = results([counted[label] for label in asked_of])
     flops = {label: one["client_flops"] for label, one in zip(asked_of, counts, strict=True)}
-    for figure, (label, first) in bed.flops.items():
-        if {label, first} <= flops.keys():
-            yield Figure(
-                figure,
-                flops[label] / flops[first],
-                "ratio",
-                1.0,
-                f"{bed.task}: client FLOPs a sample of {label} over those of {first} in the same "
-                f"mini-batches or micro-batches, whole client half: {flops[label] / 1e6:.1f} M / "
-                f"{flops[first] / 1e6:.1f} M",
-                lower_is_better=True,
-            )
+    whole = int(bed.shared["batch_size"]) + 1
+    for figure, (label, first) in pairs.items():
+        yield Figure(
+            f"flops_{figure}",
+            flops[label] / flops[first],
+            "ratio",
+            1.0,
+            f"{bed.task}: client FLOPs a sample of {label} over those of {first} in the same "
+            f"mini-batches or micro-batches, whole client half: {flops[label] / 1e6:.1f} M / "
+            f"{flops[first] / 1e6:.1f} M",
+            lower_is_better=True,
+        )
+        own_peak, least = peak(counted[label], whole), min(peak(counted[first], n) for n in (1, 2))
+        yield Figure(
+            f"memory_{figure}",
+            own_peak / least,
+            "ratio",
+            None,
+            f"{bed.task}: client peak of {label} on whole mini-batches over that of {first} one or "
+            f"two samples at a time, the least that micro-batches need: {own_peak / 2**20:.1f} MiB "
+            f"/ {least / 2**20:.1f} MiB; above 1 it fits beside it",
+            lower_is_better=True,
+        )
 
 
 def _said(rates: Mapping[str, Any]) -> str:

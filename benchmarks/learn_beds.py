@@ -67,8 +67,9 @@ class Bed:
         By label; a walk is the row of its name without ``_walk``, with the signs of scalars drawn.
     gaps : mapping of str to Gap
         By figure.
-    flops : mapping of str to (str, str)
-        By figure: rows whose client operations are divided, counted in short runs.
+    costs : mapping of str to (str, str)
+        By what ends a figure's name: rows whose client operations, counted in short runs, and
+        memory are divided.
     counted : mapping of str to value
         Options of these runs, in which nothing stands, for rows that do not train all.
     """
@@ -79,7 +80,7 @@ class Bed:
     tuning: int
     rows: Mapping[str, Row]
     gaps: Mapping[str, Gap] = field(default_factory=dict)
-    flops: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    costs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     counted: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -209,11 +210,24 @@ HO_SFL: Mapping[str, Any] = {
     "client_optimizer": "momentum",
 }
 LEVEL: Mapping[str, Any] = {**HO_SFL, "guide_form": "orthogonal", "clip_norm": 0.0}
+OF_HEAD: Mapping[str, Any] = {
+    **FORWARDS,
+    **{key: value for key, value in GUIDE.items() if key != "client_momentum"},
+    "guide_form": "orthogonal",
+    "guide_momentum": 0.9,
+    "clip_norm": 0.0,
+    "client_optimizer": "sgd",
+    "head": "pooled",
+    "head_lr": 0.003,
+}
+"""HERON-SFL's clients begin their optimiser anew each round: the guide has the momentum."""
 MINILM_ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", BEHIND, (), (0.003, 0.01)),
     "orthogonal": Row("ho_sfl", LEVEL, (3.0, 10.0), (0.003,)),
     "orthogonal_walk": Row("ho_sfl", {**LEVEL, **WALK}, (3.0, 10.0), (0.003,)),
     "orthogonal_outright": Row("outright", LEVEL, (3.0, 10.0), (0.003,)),
+    "heron": Row("heron", OF_HEAD, (10.0, 30.0), (0.003,)),
+    "heron_walk": Row("heron", {**OF_HEAD, **WALK}, (10.0, 30.0), (0.003,)),
     "guide": Row("ho_sfl", HO_SFL, (0.1, 0.2), (0.003,)),
     "guide_walk": Row("ho_sfl", {**HO_SFL, **WALK}, (0.1, 0.2), (0.003,)),
     "guide_outright": Row("outright", HO_SFL, (0.1, 0.2), (0.003,)),
@@ -223,10 +237,13 @@ MINILM_ROWS: Mapping[str, Row] = {
 MINILM_GAPS: Mapping[str, Gap] = {
     "minilm_deep_gap_p4": Gap("orthogonal", "frozen", "first_order", 0.7),
     "minilm_deep_gap_p4_same": Gap("orthogonal", "frozen", "first_order_same"),
+    "minilm_deep_gap_heron": Gap("heron", "frozen", "first_order", 0.6),
+    "minilm_deep_gap_heron_same": Gap("heron", "frozen", "first_order_same"),
     "minilm_deep_gap_gradient": Gap("guide", "frozen", "first_order"),
     "minilm_deep_gap_gradient_same": Gap("guide", "frozen", "first_order_same"),
-    "minilm_deep_gap_walk": Gap("guide_walk", "frozen", "first_order"),
-    "minilm_deep_gap_outright": Gap("guide_outright", "frozen", "first_order"),
+    "minilm_deep_gap_walk": Gap("orthogonal_walk", "frozen", "first_order"),
+    "minilm_deep_gap_heron_walk": Gap("heron_walk", "frozen", "first_order"),
+    "minilm_deep_gap_outright": Gap("orthogonal_outright", "frozen", "first_order"),
     "minilm_deep_learned_p4": Gap("orthogonal", "orthogonal_walk", "first_order_same"),
 }
 
@@ -265,10 +282,10 @@ BEDS: Mapping[str, Bed] = {
         EFFICIENTNET_ROWS,
         EFFICIENTNET_GAPS,
         {
-            "flops_vs_backprop": ("channel_p4", "first_order"),
-            "flops_vs_backprop_same": ("channel_p4", "first_order_same"),
-            "flops_vs_backprop_p1": ("channel_p1", "first_order"),
-            "flops_vs_backprop_p1_same": ("channel_p1", "first_order_same"),
+            "vs_backprop": ("channel_p4", "first_order"),
+            "vs_backprop_same": ("channel_p4", "first_order_same"),
+            "vs_backprop_p1": ("channel_p1", "first_order"),
+            "vs_backprop_p1_same": ("channel_p1", "first_order_same"),
         },
         {"task.trained": "subspace:16:last.*"},
     ),
@@ -279,6 +296,11 @@ BEDS: Mapping[str, Bed] = {
         48,
         MINILM_ROWS,
         MINILM_GAPS,
+        {
+            "vs_backprop_minilm": ("orthogonal", "first_order"),
+            "vs_backprop_minilm_same": ("orthogonal", "first_order_same"),
+        },
+        {"task.trained": "*layer.[345].*"},
     ),
     "resnet_scratch": Bed(
         "cifar10",
@@ -287,7 +309,7 @@ BEDS: Mapping[str, Bed] = {
         60,
         RESNET_ROWS,
         RESNET_GAPS,
-        {"flops_vs_backprop_resnet": ("channel_p4", "first_order")},
+        {"vs_backprop_resnet": ("channel_p4", "first_order")},
     ),
 }
 """By the word that its figures begin with."""

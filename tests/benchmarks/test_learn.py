@@ -78,7 +78,12 @@ def test_no_row_that_claims_runs_more_than_five_forwards_a_sample(name: str) -> 
             assert 1 + row.settings["probes"] + ("guide" in row.settings) <= 5
 
 
-def test_operations_are_those_of_short_runs_of_the_whole_half(tmp_path: Path) -> None:
+def test_operations_are_those_of_short_runs_of_the_whole_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And memory: 7 of the mini-batch over 14, the less of one sample and two at a time."""
+    peaks = {33: 7, 1: 15, 2: 14}
+    monkeypatch.setattr(learn, "peak", lambda job, size: peaks[size])
     bed, path = BEDS["efficientnet"], tmp_path / "runs.jsonl"
     flops = {"channel_p4": 20.0, "first_order": 80.0, "first_order_same": 40.0}
     with path.open("w", encoding="utf-8") as file:
@@ -98,5 +103,6 @@ def test_operations_are_those_of_short_runs_of_the_whole_half(tmp_path: Path) ->
     printed = figures(*rows, "--learn-seeds", "1", "--learn-out", str(path))
     assert printed["flops_vs_backprop"] == pytest.approx(20 / 80)
     assert printed["flops_vs_backprop_same"] == pytest.approx(20 / 40)
+    assert printed["memory_vs_backprop"] == 0.5
     counted = learn.counting_job(bed, "channel_p4", {}).options
     assert "task.behind" not in counted and counted["task.trained"] == "subspace:16:last.*"
