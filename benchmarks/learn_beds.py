@@ -248,21 +248,33 @@ MINILM_GAPS: Mapping[str, Gap] = {
 }
 
 CONV: Mapping[str, Any] = {"task.trained": "subspace:16:layer2.1.conv2"}
+ALONG: Mapping[str, Any] = {
+    **{key: value for key, value in LEVEL.items() if key not in BEHIND},
+    "guide_samples": 64,
+    "mu": 1e-4,
+}
 RESNET_ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", {}, (), (0.01, 0.03)),
+    "orthogonal": Row("ho_sfl", ALONG, (1.0, 3.0), (0.01,)),
+    "orthogonal_walk": Row("ho_sfl", {**ALONG, **WALK}, (1.0, 3.0), (0.01,)),
+    "orthogonal_outright": Row("outright", ALONG, (1.0, 3.0), (0.01,)),
     "channel_p4": Row("ho_sfl", {**FORWARDS, **CONV, **APART, "probes": 4}, (0.5, 2.0), (0.01,)),
     "channel_p4_walk": Row(
         "ho_sfl", {**FORWARDS, **CONV, **APART, "probes": 4, **WALK}, (0.5, 2.0), (0.01,)
     ),
-    "first_order_same": Row("splitfed_v2", {**BACKPROP, **CONV}, (0.03, 0.1, 0.3), (0.01,)),
-    "first_order": Row("splitfed_v2", BACKPROP, (0.01, 0.03, 0.1), (0.01,)),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **CONV}, (0.1, 0.3), (0.01,)),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.03, 0.1), (0.01,)),
 }
-"""BatchNorm is in train mode in all rows."""
+"""BatchNorm is in train mode in all rows. First order on the same parameters is that of the last
+convolution; along guides all weights are trained."""
 RESNET_GAPS: Mapping[str, Gap] = {
-    "resnet_scratch_gap_p4": Gap("channel_p4", "frozen", "first_order"),
-    "resnet_scratch_gap_p4_same": Gap("channel_p4", "frozen", "first_order_same"),
-    "resnet_scratch_gap_walk": Gap("channel_p4_walk", "frozen", "first_order"),
-    "resnet_scratch_learned_p4": Gap("channel_p4", "channel_p4_walk", "first_order_same"),
+    "resnet_scratch_gap_p4": Gap("orthogonal", "frozen", "first_order"),
+    "resnet_scratch_gap_walk": Gap("orthogonal_walk", "frozen", "first_order"),
+    "resnet_scratch_gap_outright": Gap("orthogonal_outright", "frozen", "first_order"),
+    "resnet_scratch_gap_channel_p4": Gap("channel_p4", "frozen", "first_order"),
+    "resnet_scratch_gap_channel_p4_same": Gap("channel_p4", "frozen", "first_order_same"),
+    "resnet_scratch_gap_channel_walk": Gap("channel_p4_walk", "frozen", "first_order"),
+    "resnet_scratch_learned_p4": Gap("orthogonal", "orthogonal_walk", "first_order"),
 }
 
 BEDS: Mapping[str, Bed] = {
@@ -304,12 +316,12 @@ BEDS: Mapping[str, Bed] = {
     ),
     "resnet_scratch": Bed(
         "cifar10",
-        {**CLIENTS, "task.train_size": 9_936, "server_momentum": 0.9},
-        60,
-        60,
+        {**CLIENTS, "task.train_size": 8_960, "task.public_size": 1_040, "server_momentum": 0.9},
+        300,
+        300,
         RESNET_ROWS,
         RESNET_GAPS,
-        {"vs_backprop_resnet": ("channel_p4", "first_order")},
+        {"vs_backprop_resnet": ("orthogonal", "first_order")},
     ),
 }
 """By the word that its figures begin with."""

@@ -20,7 +20,7 @@ from sfl_flower.tasks.vision import channels_last, freeze_up_to, resnet18
 __all__ = ["CLASSES", "cifar10", "images", "public_images"]
 
 TRAINING, PUBLIC, CLASSES = 50_000, 64, 10
-"""Images of the training set, how many of them, the last, are public, and the classes."""
+"""Images of the training set, how many, the last, are public by default, and the classes."""
 
 Split = Literal["train", "test"]
 
@@ -39,6 +39,7 @@ def cifar10(
     freeze_bn: bool = False,
     norm: str = "batch",
     trained: str = "all",
+    public_size: int = PUBLIC,
 ) -> SplitTask:
     """Return the task: ResNet-18 on CIFAR-10, without data augmentation.
 
@@ -63,7 +64,10 @@ def cifar10(
         BatchNorm, or GroupNorm in its place; the latter neither pre-trained nor with `freeze_bn`.
     trained : str
         Which client parameters are trained, as `SplitTask` takes it; the directions of a subspace
-        are those of the last 64 training images, or of noise where those are in use.
+        are those of the public images, or of noise without any.
+    public_size : int
+        The last so many training images are nobody's, the public ones; there are none where
+        `train_size` needs some of them.
 
     Raises
     ------
@@ -74,6 +78,7 @@ def cifar10(
         whole_number("cifar10", "train_size", train_size, 1, TRAINING)
     if test_size is not None:
         whole_number("cifar10", "test_size", test_size, 1, 10_000)
+    whole_number("cifar10", "public_size", public_size, 1, TRAINING - 1)
     if stem not in ("imagenet", "cifar"):
         raise ConfigError(
             f"Option 'stem' of task 'cifar10' is {stem!r}; it must be imagenet or cifar."
@@ -103,10 +108,10 @@ def cifar10(
         train=partial(load, "train"),
         test=partial(load, "test"),
         classes=CLASSES,
-        public=public_images(root, train_size, test_size),
+        public=public_images(root, train_size, test_size, public_size),
         transform=_normalise,
         trained=trained,
-        token=f"cifar10:{root.absolute()}:{train_size}:{test_size}:{model}",
+        token=f"cifar10:{root.absolute()}:{train_size}:{test_size}:{public_size}:{model}",
     )
 
 
@@ -145,23 +150,23 @@ def images(root: Path, train_size: int | None, test_size: int | None, split: Spl
 
 
 def public_images(
-    root: Path, train_size: int | None, test_size: int | None
+    root: Path, train_size: int | None, test_size: int | None, size: int = PUBLIC
 ) -> Callable[[], Samples] | None:
-    """Return what gives the last 64 training images of the source; None where they are in use."""
+    """Return what gives the last training images of the source; None where they are in use."""
     stored = _IMAGES.stored(root)
     here = stored is not None and _enough(stored, train_size, test_size)
     total = stored["train"] if stored is not None and here else TRAINING
-    if train_size is None or train_size > total - PUBLIC:
+    if train_size is None or train_size > total - size:
         return None
-    return partial(_last, root, total, test_size)
+    return partial(_last, root, total, test_size, size)
 
 
 def _enough(stored: dict[Split, int], train_size: int | None, test_size: int | None) -> bool:
     return (train_size or 1) <= stored["train"] and (test_size or 1) <= stored["test"]
 
 
-def _last(root: Path, total: int, test_size: int | None) -> Samples:
-    return images(root, total, test_size, "train").take(slice(total - PUBLIC, total))
+def _last(root: Path, total: int, test_size: int | None, size: int) -> Samples:
+    return images(root, total, test_size, "train").take(slice(total - size, total))
 
 
 def _normalise(x: Tensor) -> Tensor:

@@ -146,6 +146,14 @@ def test_cifar10_from_a_file(photographs: Path) -> None:
     assert task.samples("train").x.max() > 1  # the transform writes into nothing of the task
 
 
+def test_public_images_of_cifar10_are_the_last_ones(photographs: Path) -> None:
+    raw = torch.from_numpy(np.load(photographs / "cifar10_10k_2k.npz")["x_train"])
+    here: dict[str, Any] = {"data_dir": str(photographs), "public_size": 10}
+    task = load_task("cifar10", train_size=20, **here)
+    assert torch.equal(task.samples("public").x, raw[20:].permute(0, 3, 1, 2))
+    assert load_task("cifar10", train_size=21, **here).public is None
+
+
 def test_cifar10_takes_all_the_file_has(photographs: Path) -> None:
     task = load_task("cifar10", data_dir=str(photographs))
     assert (len(task.samples("train")), len(task.samples("test"))) == (30, 20)
@@ -293,6 +301,7 @@ def test_neither_file_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("cifar10", {"train_size": 50_001}),
         ("cifar10", {"test_size": 0}),
+        ("cifar10", {"public_size": 0}),
         ("fashion_mnist", {"train_size": 0}),
         ("fashion_mnist", {"test_size": 10_001}),
         ("fashion_mnist", {"train_size": "12000"}),
