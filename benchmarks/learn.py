@@ -36,11 +36,11 @@ def job(bed: Bed, label: str, rates: Mapping[str, float], seed: int, rounds: int
 def counting_job(bed: Bed, label: str, rates: Mapping[str, float]) -> Job:
     """Return a run of a row that is long enough to count a client's operations, nothing kept."""
     row = bed.rows[label]
-    own = {key: value for key, value in row.settings.items() if not key.startswith("task.")}
-    some = {"task.trained", "task.behind"} & row.settings.keys()
-    trained = bed.counted if some else {}
+    own = {key: value for key, value in row.settings.items() if key != "task.behind"}
+    if own.keys() != row.settings.keys():
+        own["task.trained"] = bed.behind[own.get("task.trained", "all")]
     options = {"rounds": 3, "eval_every": 3, "seed": 0}
-    return Job(bed.task, row.method, {**bed.shared, **own, **trained, **rates, **options})
+    return Job(bed.task, row.method, {**bed.shared, **own, **rates, **options})
 
 
 def peak(job: Job, size: int) -> int:
@@ -129,10 +129,20 @@ def _figures(name: str, bed: Bed, labels: list[str], args: argparse.Namespace) -
             f"({value:.4f} - {low:.4f}) / ({high:.4f} - {low:.4f})",
         )
     counted = {label: counting_job(bed, label, best[label]) for label in labels}
-    pairs = {figure: pair for figure, pair in bed.costs.items() if {*pair} <= counted.keys()}
-    asked_of = sorted({label for pair in pairs.values() for label in pair})
-    counts = results([counted[label] for label in asked_of])
-    flops = {label: one["client_flops"] for label, one in zip(asked_of, counts, strict=True)}
+    standing = [label for label in labels if "task.behind" in bed.rows[label].settings]
+    counts = dict(zip(standing, results([counted[label] for label in standing]), strict=True))
+    runs = {label: one for (label, seed), one in zip(asked, found, strict=True) if not seed}
+    flops = {label: counts.get(label, runs[label])["client_flops"] for label in labels}
+    for label in labels:
+        yield Figure(
+            f"flops_{name}_{label}",
+            flops[label],
+            "FLOPs",
+            None,
+            f"{bed.task}: of a client for a sample, the whole client half",
+            lower_is_better=True,
+        )
+    pairs = {figure: pair for figure, pair in bed.costs.items() if {*pair} <= flops.keys()}
     whole = int(bed.shared["batch_size"]) + 1
     for figure, (label, first) in pairs.items():
         yield Figure(

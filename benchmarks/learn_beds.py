@@ -70,8 +70,9 @@ class Bed:
     costs : mapping of str to (str, str)
         By what ends a figure's name: rows whose client operations, counted in short runs, and
         memory are divided.
-    counted : mapping of str to value
-        Options of these runs, in which nothing stands, for rows that do not train all.
+    behind : mapping of str to str
+        What rows behind layers that stand train, from its name there to that in the whole model,
+        which these runs have.
     """
 
     task: str
@@ -81,7 +82,7 @@ class Bed:
     rows: Mapping[str, Row]
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     costs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    counted: Mapping[str, Any] = field(default_factory=dict)
+    behind: Mapping[str, str] = field(default_factory=dict)
 
 
 CLIENTS: Mapping[str, Any] = {
@@ -299,7 +300,7 @@ BEDS: Mapping[str, Bed] = {
             "vs_backprop_p1": ("channel_p1", "first_order"),
             "vs_backprop_p1_same": ("channel_p1", "first_order_same"),
         },
-        {"task.trained": "subspace:16:last.*"},
+        {"all": "last.*", "subspace:16": "subspace:16:last.*"},
     ),
     "minilm": Bed(
         features.SENTENCES,
@@ -312,7 +313,7 @@ BEDS: Mapping[str, Bed] = {
             "vs_backprop_minilm": ("orthogonal", "first_order"),
             "vs_backprop_minilm_same": ("orthogonal", "first_order_same"),
         },
-        {"task.trained": "*layer.[345].*"},
+        {"all": "*layer.[345].*"},
     ),
     "resnet_scratch": Bed(
         "cifar10",

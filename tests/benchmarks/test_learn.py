@@ -33,11 +33,13 @@ def test_the_gap_is_that_of_the_rates_which_were_chosen(tmp_path: Path) -> None:
                     "accuracy": TEST[label] + max(0, number - 1),
                     "validation_accuracy": held,
                     "loss": 0.25,
+                    "client_flops": 3e6,
                 }
                 for rounds in (FASHION.tuning, FASHION.rounds):
                     key = learn.job(FASHION, label, rates, 0, rounds).key()
                     file.write(json.dumps({"run": key, "metrics": metrics}) + "\n")
     found = figures("--learn-beds", "fashion", "--learn-seeds", "1", "--learn-out", str(path))
+    assert found["flops_fashion_channel_p4"] == 3e6
     assert found["fashion_gap_p4"] == pytest.approx((0.81 - 0.70) / (0.85 - 0.70))
     assert found["fashion_gap_p4_same"] == pytest.approx((0.81 - 0.70) / (0.82 - 0.70))
     assert found["fashion_gap_p1"] == pytest.approx((0.79 - 0.70) / (0.85 - 0.70))
