@@ -10,6 +10,7 @@ import pytest
 from flwr.app import RecordDict
 
 from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import content_bytes
 from sfl_flower.zo import Journal
@@ -136,3 +137,14 @@ def test_without_a_lambda_a_round_has_no_guide() -> None:
     """Nobody's smashed data arrive in round 2: no entry, and the run goes on."""
     trial = trained(SHARED, Fault("mute", types="forward", rounds={2}), sampled=0)
     assert [entry.round for entry in trial.strategy.journal.entries] == [1, 3, 4]
+
+
+def test_a_round_whose_guide_is_none_counts_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no λ tells anything: what probes measured is in the journal, times guide_rest."""
+    monkeypatch.setattr(HOSFL, "_guide", lambda *given: None)
+    way = {**SHARED, "rounds": 1, "guide_rest": 0.25}
+    (entry,), (plain,) = (
+        trained(each).strategy.journal.entries for each in (way, {**way, **WITHOUT})
+    )
+    assert entry.guide is None and np.abs(plain.coefficients).max() > 0
+    np.testing.assert_allclose(entry.coefficients, 0.25 * plain.coefficients, rtol=1e-6)
