@@ -24,6 +24,7 @@ from sfl_flower.profiling.operations import operations
 from sfl_flower.profiling.progress import Learning, LearningRow
 from sfl_flower.server.channels import Apart, few_directions, told_apart
 from sfl_flower.server.energy import energy, mean_gradient, sample_gradients
+from sfl_flower.server.first_buffers import put_first_buffers
 from sfl_flower.server.subspace import looked_at, public_gradients, trying
 from sfl_flower.split import (
     Auto,
@@ -96,9 +97,11 @@ def learning(
     CutError
         The model cannot be cut there.
     """
+    whole = task.whole(seed)
+    put_first_buffers(task, whole)
     halves = [
         (cuts[index] if cuts else found.at, found.client)
-        for index, found in enumerate(every_cut(task.whole(seed), cuts=cuts, quiet=True))
+        for index, found in enumerate(every_cut(whole, cuts=cuts, quiet=True))
     ]
     deepest = max(halves, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))[0]
     seen = _Seen(replace(task, cut=deepest, trained="all"), seed)

@@ -19,6 +19,7 @@ from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.options import Choice, Form, Range
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.first_buffers import put_first_buffers
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
@@ -101,6 +102,7 @@ class LocalLossStrategy(SplitStrategy):
             )
         settings = self.settings
         head = self.task.build_head(self.config.model_seed, settings.head, settings.head_init)
+        put_first_buffers(self.task, head)
         self.head = head.to(self.device)
 
     def method_tensors(self) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.server.first_buffers import put_first_buffers
 from sfl_flower.server.public_inputs import noise_inputs, public_inputs
 from sfl_flower.split import (
     Auto,
@@ -73,6 +74,8 @@ def fitted(
 ) -> Halves:
     """Return halves as `SplitTask.build` does, whose subspaces have their directions.
 
+    Buffers for which the task names first values have these.
+
     Parameters
     ----------
     task : SplitTask
@@ -91,6 +94,12 @@ def fitted(
     ConfigError
         The samples cannot be used, see `fit_subspace`, or the choice has no such directions.
     """
+    halves = _fitted(task, seed, source, gradients)
+    put_first_buffers(task, halves.client, halves.server)
+    return halves
+
+
+def _fitted(task: SplitTask, seed: int, source: str, gradients: GradientMoments | None) -> Halves:
     chosen = read_subspace(task.trained)
     if chosen is None and source != "auto":
         raise ConfigError(

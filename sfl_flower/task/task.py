@@ -84,6 +84,8 @@ class SplitTask:
         ``bias``, ``last:N``, ``subspace:R``, ``core:R`` or a pattern; see `split.restrict`.
     public : callable, optional
         ``public()`` returns `Samples` that are nobody's secret; a ``subspace`` is theirs.
+    first_buffers : callable, optional
+        ``first_buffers()`` gives first values of buffers by name; the server alone calls it.
     token : str, optional
         Names the data and the model. Tasks whose other fields are equal too then share what this
         process keeps; without one, each is on its own, so build it once, not once a message.
@@ -116,6 +118,7 @@ class SplitTask:
     ignore_label: int | None = None
     trained: str = "all"
     public: Callable[[], Samples] | None = None
+    first_buffers: Callable[[], Mapping[str, Tensor]] | None = None
     token: str = ""
     key: str = field(init=False, repr=False, default="")
 
@@ -128,9 +131,8 @@ class SplitTask:
         check_metrics(self.name, self.metrics)
         measures = {f"metrics[{name!r}]": metric for name, metric in self.metrics.items()}
         needed = {name: getattr(self, name) for name in ("model", "train", "test", "loss")}
-        optional = {
-            name: getattr(self, name) for name in ("transform", "augment", "head", "public")
-        }
+        names = ("transform", "augment", "head", "public", "first_buffers")
+        optional = {name: getattr(self, name) for name in names}
         check_functions(self.name, {**needed, **measures}, optional)
         own = fingerprint([getattr(self, f.name) for f in fields(self) if f.init])
         # No argument: `dataclasses.replace` makes a task that shares nothing with this one.
@@ -216,7 +218,7 @@ class SplitTask:
     def load(self, split: Split, context: Context | None = None) -> Samples:
         """Return what `samples` does, loaded anew."""
         where = f"the {'training' if split == 'train' else split} set of task {self.name!r}"
-        function: Callable[..., Any] = getattr(self, split)
+        function: Any = getattr(self, split)
         if split == "train" and self.own_data:
             function = partial(function, context or first_node(1))
         samples = called(function, f"{split}() of task {self.name!r}", DataError)
@@ -230,15 +232,13 @@ class SplitTask:
         DataError
             The training set cannot be divided so; see `partition`.
         """
-        return self.memo(
-            ("rows", spec), lambda: divided(self.samples("train"), spec, self.ignore_label)
-        )
+        key, samples = ("rows", spec), partial(self.samples, "train")
+        return self.memo(key, lambda: divided(samples(), spec, self.ignore_label))
 
     def batch(self, samples: Samples, rows: npt.ArrayLike | slice) -> tuple[Tensor, Tensor]:
         """Return the model's inputs and the labels of these rows."""
         chosen = samples.take(rows)
-        x = chosen.x if self.transform is None else self.transform(chosen.x)
-        return x, chosen.y
+        return (chosen.x if self.transform is None else self.transform(chosen.x)), chosen.y
 
     def training_batch(
         self, samples: Samples, rows: npt.ArrayLike | slice, *words: str | int

@@ -12,10 +12,11 @@ from logging import CRITICAL
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.tasks.adapters import adapt
+from sfl_flower.tasks.adapters import INITS, adapt
+from sfl_flower.tasks.heads import HEADS, keep_words, train_heads
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.quantised import quantise, quiet_imports
 from sfl_flower.tasks.sources import MINILM, SMOLLM2, source
@@ -30,7 +31,6 @@ DTYPES = {
     "int8": torch.float32,  # of what torchao leaves alone
 }  # fmt: skip
 _ENCODERS = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "deberta-v2")
-_HEADS = ("classifier", "score", "pooler")
 ATTENTIONS = ("auto", "sdpa", "eager")
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "resid_pdrop",
@@ -69,6 +69,8 @@ class Checkpoint:
         Which of transformers' implementations of attention runs.
     classes : int
         Of a classifier.
+    lora_init : {"default", "eva"}
+        What the adapters' A are at the start; see `sfl_flower.tasks.eva`.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class Checkpoint:
     dropout: float = 0.0
     attention: str = "auto"
     classes: int = 2
+    lora_init: str = "default"
 
     def __post_init__(self) -> None:
         whole_number(self.task, "max_length", self.max_length, 2, 1_000_000)
@@ -97,6 +100,13 @@ class Checkpoint:
             raise self._wrong("base_dtype", f"one of {', '.join(DTYPES)}")
         if self.base_dtype != "float32" and not self.lora_rank:
             raise self._wrong("base_dtype", "float32 where lora_rank is 0: all weights are trained")
+        if self.lora_init not in INITS:
+            raise self._wrong("lora_init", f"one of {', '.join(INITS)}")
+        if self.lora_init != "default" and not self.lora_rank:
+            raise self._wrong(
+                "lora_init",
+                "default where lora_rank is 0, for there are no adapters; set lora_rank",
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise self._wrong("dropout", "in [0, 1)")
         if self.attention not in ATTENTIONS:
@@ -190,11 +200,11 @@ class Checkpoint:
                 )  # fmt: skip
         model = model.train()
         if self.head == "verbaliser":
-            _keep_words(model, self.word_ids())
+            keep_words(model, self.word_ids())
         if self.lora_rank:
             rank, alpha = self.lora_rank, self.lora_alpha
-            adapt(model, config.model_type, rank, alpha, self.lora_targets, _HEADS)
-            _train_heads(model)
+            adapt(model, config.model_type, rank, alpha, self.lora_targets, HEADS, self.lora_init)
+            train_heads(model)
         if self.base_dtype == "int8":
             self._quantise(model)
         return model
@@ -316,28 +326,3 @@ def _positions(config: Any) -> int | None:
     if found is not None and "roberta" in config.model_type:  # its first position follows padding
         found -= config.pad_token_id + 1
     return found
-
-
-def _keep_words(model: Any, ids: list[int]) -> None:
-    """Replace the output layer by its rows for these tokens."""
-    whole = model.get_output_embeddings()
-    few = nn.Linear(whole.in_features, len(ids), bias=whole.bias is not None)
-    few.to(whole.weight.dtype)
-    with torch.no_grad():
-        few.weight.copy_(whole.weight[ids])
-        if whole.bias is not None:
-            few.bias.copy_(whole.bias[ids])
-    model.set_output_embeddings(few)
-
-
-def _train_heads(model: nn.Module) -> None:
-    """Train what is behind the blocks and not pre-trained for the task, in float32."""
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in _HEADS:
-            if next(module.parameters()).dtype != torch.float32:
-                module.float().register_forward_pre_hook(_as_float)
-            module.requires_grad_(True)
-
-
-def _as_float(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(value.float() for value in inputs)

@@ -14,6 +14,7 @@ from sfl_flower.data import Samples
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import CLASSIFIERS, Checkpoint, pad_id
+from sfl_flower.tasks.eva import first_directions
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import SETS, Split, padded, pairs, prompted, samples
 from sfl_flower.training.measures import IGNORED, accuracy, token_accuracy
@@ -96,6 +97,7 @@ def classification(
             whole_number(data.name, option, value, 1, most)
     _check_head(data.name, checkpoint.head)
     load = partial(_load, data, root, checkpoint)
+    public = partial(load, "public", train_size) if data.has_public else None
     verbal = checkpoint.head == "verbaliser"
     return SplitTask(
         name=data.name,
@@ -103,7 +105,8 @@ def classification(
         cut=cut,
         train=partial(load, "train", train_size),
         test=partial(load, "test", test_size),
-        public=partial(load, "public", train_size) if data.has_public else None,
+        public=public,
+        first_buffers=first_directions(checkpoint, public),
         classes=len(data.labels),
         metrics={"accuracy": token_accuracy if verbal else accuracy},
         ignore_label=IGNORED if verbal else None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from sfl_flower.data import Samples
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import Checkpoint, pad_id
+from sfl_flower.tasks.eva import first_directions
 from sfl_flower.tasks.images import data_folder
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import SETS, Split, TextSet, continued, padded, samples
@@ -37,6 +38,7 @@ def e2e(
     lora_rank: int = 8,
     lora_alpha: int = 16,
     lora_targets: str = "",
+    lora_init: str = "default",
     base_dtype: str = "float32",
     dropout: float = 0.0,
     attention: str = "auto",
@@ -55,8 +57,8 @@ def e2e(
         The first so many rows, 1 to 42 061 and 1 to 4693; all by default.
     data_dir : str, optional
         Folder with ``e2e_train.csv.gz`` and ``e2e_test.csv.gz``, as for `sst2`.
-    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, attention,
-    trained
+    model, max_length, cut, lora_rank, lora_alpha, lora_targets, lora_init, base_dtype, dropout,
+    attention, trained
         As for `sst2`.
 
     Raises
@@ -66,7 +68,7 @@ def e2e(
     """
     checkpoint = Checkpoint(
         "e2e", model, "tokens", max_length, (), lora_rank, lora_alpha, lora_targets, base_dtype,
-        dropout, attention,
+        dropout, attention, lora_init=lora_init,
     )  # fmt: skip
     return sentences(checkpoint, data_folder(data_dir), train_size, test_size, cut, trained)
 
@@ -99,13 +101,15 @@ def sentences(
         if value is not None:
             whole_number(checkpoint.task, option, value, 1, most)
     load = partial(_load, root, checkpoint)
+    public = partial(load, "public", train_size)
     return SplitTask(
         name=checkpoint.task,
         model=checkpoint.build,
         cut=cut,
         train=partial(load, "train", train_size),
         test=partial(load, "test", test_size),
-        public=partial(load, "public", train_size),
+        public=public,
+        first_buffers=first_directions(checkpoint, public),
         classes=checkpoint.config().vocab_size,
         metrics={"accuracy": token_accuracy},
         ignore_label=IGNORED,

@@ -101,6 +101,7 @@ def text_task(
     lora_rank: int = 8,
     lora_alpha: int = 16,
     lora_targets: str = "",
+    lora_init: str = "default",
     base_dtype: str = "float32",
     dropout: float = 0.0,
     attention: str = "auto",
@@ -120,11 +121,13 @@ def text_task(
         Rows that are nobody's secret, labels not used; the directions of a subspace are theirs.
     columns : tuple of str
         What a file calls text and label; three for pairs of texts, the label last.
-    model, cut, max_length, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, attention
+    model, cut, max_length, lora_rank, lora_alpha, lora_targets, lora_init, base_dtype, dropout
         As for the task ``sst2``.
     prompt, words : str and sequence of str
         With one word a label, a causal model is asked for the word behind the text and the prompt;
         without, a classifier is trained.
+    attention : str
+        As for the task ``sst2``.
     trained : str
         Which client parameters are trained, as `SplitTask` takes it.
 
@@ -146,7 +149,7 @@ def text_task(
     ends = (prompt, *words) if words else ()
     checkpoint = Checkpoint(
         name, model, "verbaliser" if words else "classifier", max_length, ends, lora_rank,
-        lora_alpha, lora_targets, base_dtype, dropout, attention, len(found),
+        lora_alpha, lora_targets, base_dtype, dropout, attention, len(found), lora_init,
     )  # fmt: skip
     end = _Prompt(prompt)
     texts = OwnTexts(train, test, columns, public)

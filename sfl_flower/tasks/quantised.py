@@ -48,6 +48,8 @@ def quantise(model: nn.Module) -> None:
     def chosen(module: nn.Module, _name: str) -> bool:
         if not isinstance(module, nn.Linear) or id(module.weight) in embeddings:
             return False
+        if "weight" not in module._parameters:  # A of an adapter, a buffer that travels
+            return False
         return not any(parameter.requires_grad for parameter in module.parameters())
 
     # Left to itself, torchao changes settings of torch's compiler for the whole process.

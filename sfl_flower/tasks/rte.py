@@ -41,6 +41,7 @@ def rte(
     lora_rank: int = 8,
     lora_alpha: int = 16,
     lora_targets: str = "",
+    lora_init: str = "default",
     base_dtype: str = "float32",
     dropout: float = 0.0,
     attention: str = "auto",
@@ -60,8 +61,8 @@ def rte(
         "… Question: … True or False? Answer:".
     data_dir : str, optional
         Folder with ``rte_train.csv.gz`` and ``rte_val.csv.gz``, as for `sst2`.
-    model, max_length, cut, lora_rank, lora_alpha, lora_targets, base_dtype, dropout, attention,
-    trained
+    model, max_length, cut, lora_rank, lora_alpha, lora_targets, lora_init, base_dtype, dropout,
+    attention, trained
         As for `sst2`.
 
     Raises
@@ -71,7 +72,7 @@ def rte(
     """
     checkpoint = Checkpoint(
         "rte", model, head, max_length, _RTE.words, lora_rank, lora_alpha, lora_targets,
-        base_dtype, dropout, attention,
+        base_dtype, dropout, attention, lora_init=lora_init,
     )  # fmt: skip
     return classification(
         _RTE, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained

@@ -19,6 +19,7 @@ def smollm2_e2e(
     lora_rank: int = 8,
     lora_alpha: int = 16,
     lora_targets: str = "",
+    lora_init: str = "default",
     base_dtype: str = "float32",
     attention: str = "auto",
     data_dir: str | None = None,
@@ -35,7 +36,8 @@ def smollm2_e2e(
         weights, dequantised; or any other causal model, as for `e2e`.
     cut : str
         ``block:N``, behind N of its 30 blocks, or a block's name.
-    max_length, lora_rank, lora_alpha, lora_targets, base_dtype, attention, data_dir, trained
+    max_length, lora_rank, lora_alpha, lora_targets, lora_init, base_dtype, attention, data_dir,
+    trained
         As for `e2e`.
 
     Raises
@@ -45,6 +47,6 @@ def smollm2_e2e(
     """
     checkpoint = Checkpoint(
         "smollm2_e2e", model, "tokens", max_length, (), lora_rank, lora_alpha, lora_targets,
-        base_dtype, attention=attention,
+        base_dtype, attention=attention, lora_init=lora_init,
     )  # fmt: skip
     return sentences(checkpoint, data_folder(data_dir), train_size, test_size, cut, trained)

@@ -22,6 +22,7 @@ def smollm2_sst2(
     lora_rank: int = 8,
     lora_alpha: int = 16,
     lora_targets: str = "",
+    lora_init: str = "default",
     base_dtype: str = "float32",
     attention: str = "auto",
     data_dir: str | None = None,
@@ -38,7 +39,8 @@ def smollm2_sst2(
         weights, dequantised; or any other causal model, as for `sst2`.
     cut : str
         ``block:N``, behind N of its 30 blocks, or a block's name.
-    max_length, lora_rank, lora_alpha, lora_targets, base_dtype, attention, data_dir, trained
+    max_length, lora_rank, lora_alpha, lora_targets, lora_init, base_dtype, attention, data_dir,
+    trained
         As for `sst2`.
 
     Raises
@@ -48,7 +50,7 @@ def smollm2_sst2(
     """
     checkpoint = Checkpoint(
         "smollm2_sst2", model, "verbaliser", max_length, SST2.words, lora_rank, lora_alpha,
-        lora_targets, base_dtype, attention=attention,
+        lora_targets, base_dtype, attention=attention, lora_init=lora_init,
     )  # fmt: skip
     data = replace(SST2, name="smollm2_sst2")
     return classification(

@@ -47,6 +47,7 @@ def sst2(
     lora_rank: int = 8,
     lora_alpha: int = 16,
     lora_targets: str = "",
+    lora_init: str = "default",
     base_dtype: str = "float32",
     dropout: float = 0.0,
     attention: str = "auto",
@@ -77,6 +78,9 @@ def sst2(
         Scale of the adapters, over their rank.
     lora_targets : str
         Names of the layers that get an adapter, by commas; those of the family by default.
+    lora_init : {"default", "eva"}
+        With ``eva`` A is frozen, in the leading directions of what enters its layer on the public
+        rows (`sfl_flower.tasks.eva`), and B alone is trained.
     base_dtype : {"float32", "bfloat16", "float16", "int8"}
         What the frozen weights are kept in; int8 is for linear layers, the rest is float32 then.
     dropout : float
@@ -100,7 +104,7 @@ def sst2(
     """
     checkpoint = Checkpoint(
         "sst2", model, head, max_length, SST2.words, lora_rank, lora_alpha, lora_targets,
-        base_dtype, dropout, attention,
+        base_dtype, dropout, attention, lora_init=lora_init,
     )  # fmt: skip
     whole_number("sst2", "public_size", public_size, 1, 67_348)
     data = replace(SST2, texts=replace(TEXTS, public=public_size))

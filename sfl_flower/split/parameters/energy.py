@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,9 @@ def _spaces(
     if last != "base_layer":
         return None
     adapters, outputs = [], None
-    for name, parameter in modules[around].named_parameters():
+    own = modules[around]
+    # A may be a buffer, where it is frozen and travels.
+    for name, parameter in chain(own.named_parameters(), own.named_buffers()):
         if not name.startswith("lora_A.") or not name.endswith(".weight"):
             continue
         other = f"{around}.{name.replace('lora_A', 'lora_B')}"
