@@ -28,6 +28,7 @@ from sfl_flower.node.sync import forget_recent
 from sfl_flower.options import UNITS, Amount
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
+from sfl_flower.server.setup import check_parts
 from sfl_flower.server.subspace import fitted
 from sfl_flower.task import SplitTask
 from sfl_flower.training.device import find_device
@@ -62,8 +63,9 @@ def samples_in_budget(
     Raises
     ------
     ConfigError
-        If one sample alone does not fit.
+        If one sample alone does not fit, or something that clients run mixes samples.
     """
+    check_parts(task, config, settings, method.facts)  # a trial would say its own number
     budget = Amount.budget(config.micro_batch)
     peak = partial(client_peak, task, method, config, settings)
     found, peaks = largest_within(budget, peak, config.batch_size)

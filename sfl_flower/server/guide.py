@@ -241,7 +241,9 @@ def guide_maker(
     if kind == "none":
         return None
     if kind == "noise":
-        x = noise_inputs(task, "guide noise", seed, f"guide is 'noise' and task {task.name!r}")
+        because = f"guide is 'noise' and task {task.name!r}"
+        instead = "use guide=public, for the task has public samples"
+        x = noise_inputs(task, "guide noise", seed, because, instead)
     elif task.public is None:
         raise ConfigError(
             f"guide is 'public', but task {task.name!r} has no public samples; give it public=, a "

@@ -20,7 +20,9 @@ def public_inputs(task: SplitTask) -> Tensor:
     return task.batch(task.samples("public"), slice(None))[0]
 
 
-def noise_inputs(task: SplitTask, purpose: str, seed: int, because: str) -> Tensor:
+def noise_inputs(
+    task: SplitTask, purpose: str, seed: int, because: str, instead: str = ""
+) -> Tensor:
     """Return normal noise of the shape of the task's inputs.
 
     Parameters
@@ -33,6 +35,8 @@ def noise_inputs(task: SplitTask, purpose: str, seed: int, because: str) -> Tens
         Decides it.
     because : str
         Why inputs are asked for, for the error.
+    instead : str
+        What to set where the task has public samples, for the error.
 
     Raises
     ------
@@ -41,9 +45,8 @@ def noise_inputs(task: SplitTask, purpose: str, seed: int, because: str) -> Tens
     """
     x, _ = task.batch(task.samples("test"), slice(0, 2))
     if not x.is_floating_point():
-        raise ConfigError(
-            f"{because}, nor can noise stand in for inputs of {x.dtype}; give it public=, a "
-            "function that returns Samples which are nobody's secret."
-        )
+        give = "give it public=, a function that returns Samples which are nobody's secret"
+        remedy = instead if instead and task.public is not None else give
+        raise ConfigError(f"{because}, nor can noise stand in for inputs of {x.dtype}; {remedy}.")
     drawn = generator(purpose, seed).standard_normal((NOISE, *x.shape[1:]))
     return torch.from_numpy(drawn).to(x.dtype)

@@ -19,7 +19,7 @@ from sfl_flower.split.checks.layer_checks import layer_problem
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import Setup
 
-__all__ = ["run_setup"]
+__all__ = ["check_parts", "run_setup"]
 
 HEAD_FIX = "take head=linear or pooled, or use GroupNorm"
 TRIED = 8
@@ -54,8 +54,10 @@ def run_setup(
         a batch.
     """
     size = config.samples_at_once
-    if size or config.checkpointing:
-        _check(task, config, settings, facts)
+    if config.checkpointing:
+        _check_checkpointing(task, facts, _held(task, config, settings, facts)[1])
+    if size:
+        check_parts(task, config, settings, facts)
     return Setup(
         config.model_seed,
         config.partition_text(),
@@ -70,21 +72,41 @@ def run_setup(
     )
 
 
-def _check(task: SplitTask, config: RunConfig, settings: Settings, facts: Facts) -> None:
+def check_parts(task: SplitTask, config: RunConfig, settings: Settings, facts: Facts) -> None:
+    """Refuse a run in micro-batches, whatever their size, that would not give what mini-batches do.
+
+    Parameters
+    ----------
+    task, config, settings, facts
+        As for `run_setup`; `micro_batch` may be a budget.
+
+    Raises
+    ------
+    ConfigError
+        If something that clients run mixes the samples of a batch.
+    """
+    halves, held = _held(task, config, settings, facts)
+    said = f"micro_batch is '{config.micro_batch}'"
+    _check_norms(said, held, "needs the whole mini-batch", "leave micro_batch at all")
+    _check_parts(said, task, facts, halves)
+
+
+def _held(
+    task: SplitTask, config: RunConfig, settings: Settings, facts: Facts
+) -> tuple[Halves, dict[str, nn.Module]]:
+    """Return the halves, and what clients hold by what to call it."""
     halves = task.build(config.model_seed)
-    held = {"client half": halves.client, **({"server half": halves.server} if facts.whole else {})}
+    held: dict[str, nn.Module] = {
+        "client half": halves.client,
+        **({"server half": halves.server} if facts.whole else {}),
+    }
     if settings.client_mode == "eval":
         for half in held.values():
             half.eval()
     if facts.head:
         kind = str(getattr(settings, "head", "linear"))
         held["auxiliary head"] = task.build_head(config.model_seed, kind)
-    if config.checkpointing:
-        _check_checkpointing(task, facts, held)
-    if config.samples_at_once:
-        said = f"micro_batch is '{config.micro_batch}'"
-        _check_norms(said, held, "needs the whole mini-batch", "leave micro_batch at all")
-        _check_parts(said, task, facts, halves)
+    return halves, held
 
 
 def _check_checkpointing(task: SplitTask, facts: Facts, held: Mapping[str, nn.Module]) -> None:

@@ -241,4 +241,5 @@ def looked_at(task: SplitTask, seed: int, source: str = "auto") -> tuple[Tensor,
         )
     none = "public samples are left aside" if source == "noise" else none
     because = f"trained is '{task.trained}' and {none}"
-    return noise_inputs(task, "subspace noise", seed, because), "inputs of noise"
+    instead = "use subspace_from=public, for the task has public samples"
+    return noise_inputs(task, "subspace noise", seed, because, instead), "inputs of noise"

@@ -89,6 +89,13 @@ class Trial:
         except SflError:
             raise
         except Exception as error:
+            like = fed.get("the training set", ())
+            if where == "the public set" and like not in ((), tuple(stored.shape[1:])):
+                raise ConfigError(
+                    f"The public set of task {self.task!r} has inputs of "
+                    f"{list(stored.shape[1:])}, the training set of {list(like)}; public() must "
+                    "return samples like train()."
+                ) from error
             others = "".join(
                 f" {name.capitalize()} has inputs of {list(shape)}."
                 for name, shape in fed.items()

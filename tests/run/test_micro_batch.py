@@ -99,6 +99,16 @@ def test_a_run_that_goes_on_measures_nothing(
     assert resumed.summary.terms["micro_batch"] == 0  # whole mini-batches fit
 
 
+def test_a_budget_of_what_mixes_samples_is_refused_by_its_own_words(tmp_path: Path) -> None:
+    says = r"^micro_batch is '64MiB', but 'norm' of the client half needs the whole mini-batch"
+    with pytest.raises(ConfigError, match=says):
+        simulate(
+            tiny.task(build=tiny.with_batch_norm, each=20), "fedavg", backend="inline", rounds=1,
+            clients=2, micro_batch="64MiB", out=tmp_path / "run",
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_budget_below_one_sample_is_refused_with_one_that_works(tmp_path: Path) -> None:
     options: dict[str, Any] = {"backend": "inline", "rounds": 1, "clients": 2, "batch_size": 16}
     problem = tiny.task(each=20)

@@ -192,7 +192,12 @@ def words(**more: Any) -> SplitTask:
     [
         ("public", tiny.task(), "'tiny' has no public samples; .* or use guide=noise or none"),
         ("public", words(), "'words' has no public samples"),
-        ("noise", words(), "guide is 'noise' .*nor can noise stand in for inputs of torch.int64"),
+        ("noise", words(), "guide is 'noise' .*nor can noise stand in .*int64; give it public=,"),
+        (
+            "noise",
+            words(public=lambda: Samples(tokens(4, 3), torch.arange(4) % 3)),
+            "nor can noise stand in for inputs of torch.int64; use guide=public, for the task",
+        ),
         (
             "public",
             tiny.task(public=lambda: Samples(torch.ones(4, 9), torch.zeros(4, dtype=torch.long))),

@@ -106,7 +106,7 @@ def test_public_samples_noise_and_gradients_give_directions_of_their_own() -> No
         ("bias", "noise", {}, "trained is 'bias', which has no directions; leave it at auto"),
         (
             "subspace:2", "noise", {"transform": lambda x: x.long()},
-            "left aside, nor can noise stand in for inputs of torch.int64; give",
+            "left aside, nor can noise stand in for .*int64; use subspace_from=public, for",
         ),
     ],
 )  # fmt: skip

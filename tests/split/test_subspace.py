@@ -180,6 +180,9 @@ def test_public_samples_of_another_shape_are_refused() -> None:
     other = problem(public=lambda: type(wide)(torch.randn(20, 9), wide.y))
     with pytest.raises(ConfigError, match=r"cannot run public samples of shape \[9\].* like train"):
         fitted(other, 0)
+    says = r"public set .* has inputs of \[9\], the training set of \[6\]; public\(\) must return"
+    with pytest.raises(ConfigError, match=says):
+        other.check()
 
 
 def test_without_public_samples_noise_stands_in_and_texts_are_refused() -> None:
