@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.split import Subspace, read_subspace
 from sfl_flower.tasks.adapters import INITS, adapt
 from sfl_flower.tasks.heads import HEADS, keep_words, train_heads
 from sfl_flower.tasks.options import whole_number
@@ -98,8 +99,6 @@ class Checkpoint:
         whole_number(self.task, "lora_alpha", self.lora_alpha, 1, 1_000_000)
         if self.base_dtype not in DTYPES:
             raise self._wrong("base_dtype", f"one of {', '.join(DTYPES)}")
-        if self.base_dtype != "float32" and not self.lora_rank:
-            raise self._wrong("base_dtype", "float32 where lora_rank is 0: all weights are trained")
         if self.lora_init not in INITS:
             raise self._wrong("lora_init", f"one of {', '.join(INITS)}")
         if self.lora_init != "default" and not self.lora_rank:
@@ -111,6 +110,24 @@ class Checkpoint:
             raise self._wrong("dropout", "in [0, 1)")
         if self.attention not in ATTENTIONS:
             raise self._wrong("attention", f"one of {', '.join(ATTENTIONS)}")
+
+    def check_trained(self, trained: str) -> None:
+        """Refuse weights in low precision that are to be trained: no adapters', no subspace's.
+
+        Raises
+        ------
+        ConfigError
+            It is so, or the server would have nothing to train.
+        """
+        if self.base_dtype == "float32" or self.lora_rank:
+            return
+        alone = "float32 where lora_rank is 0 and"
+        if not isinstance(read_subspace(trained), Subspace):
+            legal = f"{alone} trained is '{trained}': all weights are trained; set lora_rank, or "
+            raise self._wrong("base_dtype", f"{legal}train a subspace (subspace:4 or core:4)")
+        if self.head not in CLASSIFIERS:
+            legal = f"{alone} the head is {self.head}: the server would have nothing to train; set "
+            raise self._wrong("base_dtype", f"{legal}lora_rank, or take a head that is trained")
 
     def _wrong(self, option: str, legal: str) -> ConfigError:
         return ConfigError(
@@ -204,6 +221,9 @@ class Checkpoint:
         if self.lora_rank:
             rank, alpha = self.lora_rank, self.lora_alpha
             adapt(model, config.model_type, rank, alpha, self.lora_targets, HEADS, self.lora_init)
+            train_heads(model)
+        elif self.base_dtype != "float32":  # layers of the client half move in a subspace
+            model.requires_grad_(False)
             train_heads(model)
         if self.base_dtype == "int8":
             self._quantise(model)

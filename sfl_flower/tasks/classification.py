@@ -96,6 +96,7 @@ def classification(
         if value is not None and most is not None:
             whole_number(data.name, option, value, 1, most)
     _check_head(data.name, checkpoint.head)
+    checkpoint.check_trained(trained)
     load = partial(_load, data, root, checkpoint)
     public = partial(load, "public", train_size) if data.has_public else None
     verbal = checkpoint.head == "verbaliser"

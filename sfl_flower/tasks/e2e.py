@@ -100,6 +100,7 @@ def sentences(
     for option, value, most in (("train_size", train_size, 42_061), ("test_size", test_size, 4693)):
         if value is not None:
             whole_number(checkpoint.task, option, value, 1, most)
+    checkpoint.check_trained(trained)
     load = partial(_load, root, checkpoint)
     public = partial(load, "public", train_size)
     return SplitTask(

@@ -45,7 +45,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def small(model: str, base_dtype: str = "int8", **options: Any) -> SplitTask:
     return load_task(
-        "sst2", model=model, max_length=8, lora_rank=2, base_dtype=base_dtype, **options
+        "sst2",
+        model=model,
+        **{"max_length": 8, "lora_rank": 2, "base_dtype": base_dtype, **options},
     )
 
 
@@ -76,6 +78,30 @@ def test_only_float32_parameters_move_and_travel(
         if arrays
     }
     assert sizes <= {sum(value.numel() for value in client.values())}
+
+
+@pytest.mark.parametrize("trained_as", ["subspace:2", "core:2"])
+@pytest.mark.parametrize("base_dtype", ["int8", "bfloat16"])
+def test_layers_of_a_small_base_move_in_a_subspace(
+    base_dtype: str, trained_as: str, data: Path, models: dict[str, str]
+) -> None:
+    rows = [("the film was great and fun", 1), ("a dull plot", 0), ("it was not bad or", 1)]
+    write(data / "sst2_train.csv.gz", ("sentence", "label"), rows * 30)
+    task = small(models["bert"], base_dtype, lora_rank=0, trained=trained_as, train_size=12)
+    task.check()
+    trial = begin(task, "ho_sfl", **SETTINGS)
+    half, server = trial.strategy.client_half, trial.strategy.server.module
+    names = [n for n, p in half.named_parameters() if p.requires_grad]
+    assert len(names) == 2 * 6 and all(name.endswith(".subspace") for name in names)
+    assert {p.dtype for p in (*half.parameters(), *server.parameters()) if p.requires_grad} == {
+        torch.float32
+    }
+    assert any(is_quantised(p) or p.dtype == torch.bfloat16 for p in half.parameters())
+    heads = {n.split(".")[-2] for n, p in server.named_parameters() if p.requires_grad}
+    assert heads == {"dense", "classifier"}  # the pooler's, and the classifier
+    start(trial)
+    assert trial.total("replies") and trial.notes == ""
+    assert all(bool(half.get_parameter(name).any()) for name in names)
 
 
 @pytest.mark.parametrize("method", ["ho_sfl", "splitfed_v2"])

@@ -93,15 +93,14 @@ def test_an_adapter_holds_what_its_frozen_half_spans() -> None:
     assert held_energy(client, gradient) == 0
 
 
-def test_an_adapter_that_moves_in_few_directions_holds_those_of_its_a() -> None:
-    client = nn.Sequential(OrderedDict(a=Adapted(2)))
-    client.get_parameter("a.lora_A.default.weight").data = torch.tensor([[3.0, 0, 4], [0, 1, 0]])
-    gradient = {"a.base_layer.weight": GRADIENT["a.weight"]}
-    assert held_energy(client, gradient) == pytest.approx(25 + 1)
+def test_an_adapter_is_no_layer_to_move() -> None:
+    plain = OrderedDict(a=Adapted(2), b=nn.Linear(2, 2))
+    client = nn.Sequential(plain)
     restrict(client, "subspace:1")
-    basis = client.get_buffer("a.lora_B.default.subspace_basis")
-    basis.copy_(torch.tensor([[0.0, 2.0]]))  # the second row of A
-    assert held_energy(client, gradient) == pytest.approx(1)
+    assert [n for n, p in client.named_parameters() if p.requires_grad] == ["b.bias", "b.subspace"]
+    for trained in ("subspace:1", "subspace:1:*lora_B*", "core:1"):
+        with pytest.raises(ConfigError, match="adapters froze the weights, set lora_rank=0; name"):
+            restrict(nn.Sequential(OrderedDict(a=Adapted(2))), trained)
 
 
 def test_gradients_are_those_of_every_weight_of_the_model_itself() -> None:

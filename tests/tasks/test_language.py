@@ -373,8 +373,22 @@ def test_neither_file_nor_hub(data: Path, bert: str, monkeypatch: pytest.MonkeyP
         ("is an encoder .bert., which does not continue a text", {"head": "verbaliser"}),
         ("'attention' .* is 'flash'; it must be one of auto, sdpa", {"attention": "flash"}),
         ("'base_dtype' .* is 'int4'; it must be one of float32", {"base_dtype": "int4"}),
-        ("must be float32 where lora_rank is 0", {"base_dtype": "int8", "lora_rank": 0}),
-        ("must be float32 where lora_rank is 0", {"base_dtype": "float16", "lora_rank": 0}),
+        (
+            "must be float32 where lora_rank is 0 and trained is 'all': .* train a subspace",
+            {"base_dtype": "int8", "lora_rank": 0},
+        ),
+        (
+            "must be float32 where lora_rank is 0 and trained is 'subspace:auto'",
+            {"base_dtype": "float16", "lora_rank": 0, "trained": "subspace:auto"},
+        ),
+        (
+            "where lora_rank is 0 and the head is verbaliser: the server would have nothing",
+            {"base_dtype": "int8", "lora_rank": 0, "trained": "core:1", "head": "verbaliser"},
+        ),
+        (
+            "adapters froze the weights, set lora_rank=0",
+            {"lora_rank": 2, "trained": "subspace:1"},
+        ),
         ("'lora_rank' .* is -1", {"lora_rank": -1}),
         ("names 'q_proj', .* linear layers there are .*query", {"lora_targets": "query,q_proj"}),
         ("names 'classifier', .* below the model's head", {"lora_targets": "classifier"}),

@@ -71,20 +71,16 @@ def _spaces(
     around, _, last = layer.rpartition(".")
     if last != "base_layer":
         return None
-    adapters, outputs = [], None
+    adapters = []
     own = modules[around]
     # A may be a buffer, where it is frozen and travels.
     for name, parameter in chain(own.named_parameters(), own.named_buffers()):
         if not name.startswith("lora_A.") or not name.endswith(".weight"):
             continue
         other = f"{around}.{name.replace('lora_A', 'lora_B')}"
-        outer = modules[other.removesuffix(".weight")]
         if other in trained:
             adapters.append(parameter.detach())
-        elif FACTOR in outer._parameters:  # B moves in a few directions of what A gives
-            adapters.append(outer.get_buffer(BASIS) @ parameter.detach())
-            outputs = outer._buffers.get(OUTPUTS)
-    return (torch.cat(adapters), outputs) if adapters else None
+    return (torch.cat(adapters), None) if adapters else None
 
 
 @dataclass(frozen=True)

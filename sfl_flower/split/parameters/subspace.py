@@ -158,11 +158,13 @@ def open_subspace(client: nn.Module, trained: str) -> None:
     if not layers and chosen.ranks:
         names = ", ".join(name for name, _ in movable_layers(client)) or "none"
         patterns = "', '".join(pattern for pattern, _ in chosen.ranks)
+        adapters = any(_in_adapter(name) for name, _ in client.named_parameters())
+        beside = "adapters froze the weights, set lora_rank=0; " if adapters else ""
         raise ConfigError(
             f"trained is '{trained}' and chooses no layer of the client half by "
             f"'{patterns}': linear layers and convolutions without groups that the model "
-            f"trains, with a weight of their own, can move so ({names}); name one of them, or use "
-            "another choice of parameters."
+            f"trains, with a weight of their own, can move so ({names}); "
+            f"{beside}name one of them, or use another choice of parameters."
         )
     for name, layer in layers.items():
         width = layer_width(layer)
@@ -215,12 +217,12 @@ def movable_layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv
     """Yield name and layer of what can move so; attention's own projection is never called.
 
     A weight that two layers share, or that is computed of other parameters, stays: the plain model
-    has no place for W₀ + R A of one layer.
+    has no place for W₀ + R A of one layer.  Adapters stay too: they are such a product already.
     """
     weights = [module._parameters.get("weight") for module in client.modules()]
     owners = Counter(id(weight) for weight in weights if weight is not None)
     for name, layer in client.named_modules():
-        if owners[id(layer._parameters.get("weight"))] != 1:
+        if owners[id(layer._parameters.get("weight"))] != 1 or _in_adapter(name):
             continue
         if isinstance(layer, nn.Linear) and not isinstance(
             layer, nn.modules.linear.NonDynamicallyQuantizableLinear
@@ -238,6 +240,10 @@ def opened_layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2
 def layer_width(layer: nn.Linear | nn.Conv2d) -> int:
     """Return what meets a row of a layer's weight: inputs, or the numbers of a patch."""
     return math.prod(layer.weight.shape[1:])
+
+
+def _in_adapter(name: str) -> bool:
+    return any(part.startswith("lora_") for part in name.split("."))
 
 
 def _stays(weight: Tensor) -> bool:
