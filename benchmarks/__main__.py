@@ -37,6 +37,7 @@ BENCHMARKS = {
     "defaults": "which settings HO-SFL should have, by validation on three small tasks (long)",
     "energy": "the share of the gradient that a choice of few parameters holds (minutes)",
     "guides": "how close guides of the server lie to the clients' gradient, what they teach (long)",
+    "averages": "what guides and batches add up to over rounds, on MiniLM (minutes)",
     "learn": "clients with at most five forwards a sample between controls and first order (long)",
     "sensitivity": "accuracy by probes, μ, clients, who takes part, uneven data, lost replies",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
