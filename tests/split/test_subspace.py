@@ -119,6 +119,32 @@ def test_a_convolution_moves_as_its_weight_would(conv: nn.Conv2d) -> None:
     assert torch.allclose(client(x), plain(x), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(2, 4, 3, stride=2, padding=1, dilation=2),
+        nn.Conv1d(2, 4, 3, padding="same"),
+        nn.Conv1d(2, 4, 3, padding=1, padding_mode="circular", bias=False),
+    ],
+)
+@pytest.mark.parametrize("trained", ["subspace:6", "subspace:1"])
+def test_a_convolution_of_sequences_moves_as_its_weight_would(
+    conv: nn.Conv1d, trained: str
+) -> None:
+    x = torch.randn(20, 2, 9, generator=torch.Generator().manual_seed(1))
+    client = opened(nn.Sequential(OrderedDict(conv=copy.deepcopy(conv))), trained)
+    fit_subspace(client, x)
+    basis = client.get_buffer("conv.subspace_basis")
+    along = copy.deepcopy(conv)
+    along.weight.data, along.bias = basis.reshape(-1, 2, 3), None
+    assert torch.allclose(along(x).square().mean(dim=(0, 2)), torch.ones(len(basis)), atol=1e-4)
+    moved(client)
+    plain = nn.Sequential(OrderedDict(conv=copy.deepcopy(conv)))
+    plain.load_state_dict(plain_weights(client.state_dict()))
+    assert not torch.allclose(client(x), conv(x), atol=0.1)
+    assert torch.allclose(client(x), plain(x), atol=1e-5)
+
+
 def test_the_patches_of_a_convolution_are_what_its_kernels_see() -> None:
     """With one direction, the layer's mean square over positions along it is 1."""
     x = torch.randn(20, 2, 8, 8, generator=torch.Generator().manual_seed(1))

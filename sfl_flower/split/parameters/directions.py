@@ -21,6 +21,7 @@ from sfl_flower.split.parameters.quantised import is_quantised
 from sfl_flower.split.parameters.subspace import (
     BASIS,
     OUTPUTS,
+    Movable,
     layer_width,
     movable_layers,
     opened_layers,
@@ -288,7 +289,7 @@ def sketched_moments(client: nn.Module, sketch: Tensor, draw: Draw) -> dict[str,
     return found
 
 
-def _sketched(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+def _sketched(layer: Movable) -> tuple[int, int]:
     """Return width and columns of a layer's sketch."""
     width = layer_width(layer)
     return width, min(width, len(layer.get_buffer(BASIS)) + SPARE)
@@ -314,15 +315,20 @@ def _watched(client: nn.Module, found: dict[str, Tensor], counts: dict[str, int]
 
 def _rows(layer: nn.Module, x: Tensor) -> Tensor:
     """Return what meets the rows of a layer's weight: inputs, or patches; shape [n, in]."""
-    if not isinstance(layer, nn.Conv2d):
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return x.reshape(-1, x.shape[-1])
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         pad, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
         x = functional.pad(x, pad, mode="constant" if mode == "zeros" else mode)
-        padding: tuple[int, ...] = (0, 0)
+        padding: tuple[int, ...] = (0,) * len(layer.kernel_size)
     else:
         padding = layer.padding
+    one = isinstance(layer, nn.Conv1d)
     patches = functional.unfold(
-        x, layer.kernel_size, dilation=layer.dilation, padding=padding, stride=layer.stride
+        x.unsqueeze(-2) if one else x,  # a row of one is an image of one row
+        (1, *layer.kernel_size) if one else layer.kernel_size,
+        dilation=(1, *layer.dilation) if one else layer.dilation,
+        padding=(0, *padding) if one else padding,
+        stride=(1, *layer.stride) if one else layer.stride,
     )
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])

@@ -34,6 +34,7 @@ __all__ = [
     "FACTOR",
     "OUTPUTS",
     "Auto",
+    "Movable",
     "Subspace",
     "layer_width",
     "movable_layers",
@@ -46,6 +47,8 @@ __all__ = [
 FACTOR, BASIS, OUTPUTS = "subspace", "subspace_basis", "subspace_outputs"
 """Names beside a layer's weight: of R, shape [out, r], or C, shape [r, r]; of A, shape [r, in]; and
 of B, shape [out, r], under ``core``."""
+Movable = nn.Linear | nn.Conv1d | nn.Conv2d
+"""Layers that may move."""
 _FORM = re.compile(r"(subspace|core):(?:([1-9][0-9]{0,4})(?::(.+))?|(.+=.+))")
 _RANK = re.compile(r"(.+)=(all|[1-9][0-9]{0,4})")
 _AUTO = re.compile(r"subspace:auto(?::([0-9.]+))?(?::([0-9.]+))?")
@@ -162,9 +165,9 @@ def open_subspace(client: nn.Module, trained: str) -> None:
         beside = "adapters froze the weights, set lora_rank=0; " if adapters else ""
         raise ConfigError(
             f"trained is '{trained}' and chooses no layer of the client half by "
-            f"'{patterns}': linear layers and convolutions without groups that the model "
-            f"trains, with a weight of their own, can move so ({names}); "
-            f"{beside}name one of them, or use another choice of parameters."
+            f"'{patterns}': linear layers (not transformers' Conv1D) and 1-d and 2-d convolutions "
+            "without groups that the model trains, with a weight of their own, can move so "
+            f"({names}); {beside}name one of them, or use another choice of parameters."
         )
     for name, layer in layers.items():
         width = layer_width(layer)
@@ -213,7 +216,7 @@ def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def movable_layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def movable_layers(client: nn.Module) -> Iterator[tuple[str, Movable]]:
     """Yield name and layer of what can move so; attention's own projection is never called.
 
     A weight that two layers share, or that is computed of other parameters, stays: the plain model
@@ -228,16 +231,16 @@ def movable_layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv
             layer, nn.modules.linear.NonDynamicallyQuantizableLinear
         ):
             yield name, layer
-        elif isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1:
             yield name, layer
 
 
-def opened_layers(client: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def opened_layers(client: nn.Module) -> Iterator[tuple[str, Movable]]:
     """Yield name and layer of what `open_subspace` opened."""
     return ((name, x) for name, x in movable_layers(client) if FACTOR in x._parameters)
 
 
-def layer_width(layer: nn.Linear | nn.Conv2d) -> int:
+def layer_width(layer: Movable) -> int:
     """Return what meets a row of a layer's weight: inputs, or the numbers of a patch."""
     return math.prod(layer.weight.shape[1:])
 
@@ -269,7 +272,7 @@ def _freeze(client: nn.Module, trained: str, chosen: Subspace, layers: Iterator[
 def _moved(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     """Add R (A x) to a layer's output, or B (C (A x)): no weight is written."""
     factor, basis = layer.get_parameter(FACTOR), layer.get_buffer(BASIS)
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
         kernels = basis.reshape(len(basis), *layer.weight.shape[1:])
         inside = layer._conv_forward(inputs[0], kernels.to(inputs[0].dtype), None)
     else:
@@ -278,8 +281,9 @@ def _moved(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if each is None:
             continue
         each = each.to(inside.dtype)
-        if isinstance(layer, nn.Conv2d):
-            inside = functional.conv2d(inside, each[:, :, None, None])
+        if isinstance(layer, nn.Conv1d | nn.Conv2d):
+            apply = functional.conv1d if isinstance(layer, nn.Conv1d) else functional.conv2d
+            inside = apply(inside, each.reshape(*each.shape, *[1] * (layer.weight.ndim - 2)))
         else:
             inside = functional.linear(inside, each)
     moved: Tensor = output + inside
