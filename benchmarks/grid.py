@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import features
+from benchmarks.known import KNOWN
 from benchmarks.outright import OUTRIGHT
 from sfl_flower import simulate
 from sfl_flower.task import SplitTask
@@ -21,6 +22,9 @@ from sfl_flower.task import SplitTask
 __all__ = ["Job", "run_jobs"]
 
 Metrics = dict[str, float]
+
+OWN = {method.name: method for method in (KNOWN, OUTRIGHT)}
+"""Controls that are methods of the benchmarks, by name."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Job:
     ----------
     task, method : str
         What is learned, a ready-made task or one of `benchmarks.features.TASKS`, and how, a
-        method of the package or `benchmarks.outright.OUTRIGHT`.
+        method of the package or one of `OWN`.
     options : mapping of str to value
         Settings of run, method and task, the seed among them.
     """
@@ -89,8 +93,7 @@ def _train(job: Job) -> Metrics:
     if job.task in features.TASKS:
         own = {key: options.pop(key) for key in job.options if key.startswith("task.")}
         task = features.task_of(job.task, **{key[5:]: value for key, value in own.items()})
-    method = OUTRIGHT if job.method == OUTRIGHT.name else job.method
-    result = simulate(task, method, backend="inline", **options)
+    result = simulate(task, OWN.get(job.method, job.method), backend="inline", **options)
     return {**result.summary.metrics, "client_flops": result.summary.client_flops or 0.0}
 
 

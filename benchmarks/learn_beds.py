@@ -227,6 +227,8 @@ MINILM_ROWS: Mapping[str, Row] = {
     "orthogonal": Row("ho_sfl", LEVEL, (3.0, 10.0), (0.003,)),
     "orthogonal_walk": Row("ho_sfl", {**LEVEL, **WALK}, (3.0, 10.0), (0.003,)),
     "orthogonal_outright": Row("outright", LEVEL, (3.0, 10.0), (0.003,)),
+    "orthogonal_known": Row("known", LEVEL, (3.0, 10.0), (0.003,)),
+    "guide_known": Row("known", HO_SFL, (0.1, 0.2), (0.003,)),
     "heron": Row("heron", OF_HEAD, (10.0, 30.0), (0.003,)),
     "heron_walk": Row("heron", {**OF_HEAD, **WALK}, (10.0, 30.0), (0.003,)),
     "guide": Row("ho_sfl", HO_SFL, (0.1, 0.2), (0.003,)),
@@ -238,6 +240,7 @@ MINILM_ROWS: Mapping[str, Row] = {
 MINILM_GAPS: Mapping[str, Gap] = {
     "minilm_deep_gap_p4": Gap("orthogonal", "frozen", "first_order", 0.7),
     "minilm_deep_gap_p4_same": Gap("orthogonal", "frozen", "first_order_same"),
+    "minilm_deep_gap_known_same": Gap("orthogonal_known", "frozen", "first_order_same"),
     "minilm_deep_gap_heron": Gap("heron", "frozen", "first_order", 0.6),
     "minilm_deep_gap_heron_same": Gap("heron", "frozen", "first_order_same"),
     "minilm_deep_gap_gradient": Gap("guide", "frozen", "first_order"),
