@@ -235,7 +235,7 @@ MINILM_ROWS: Mapping[str, Row] = {
     "guide_walk": Row("ho_sfl", {**HO_SFL, **WALK}, (0.1, 0.2), (0.003,)),
     "guide_outright": Row("outright", HO_SFL, (0.1, 0.2), (0.003,)),
     "first_order_same": Row("splitfed_v2", {**BACKPROP, **BEHIND}, (0.01, 0.03, 0.1), (0.003,)),
-    "first_order": Row("splitfed_v2", BACKPROP, (0.03,), (0.003,)),
+    "first_order": Row("splitfed_v2", BACKPROP, (0.003, 0.01, 0.03), (0.003,)),
 }
 MINILM_GAPS: Mapping[str, Gap] = {
     "minilm_deep_gap_p4": Gap("orthogonal", "frozen", "first_order", 0.7),
