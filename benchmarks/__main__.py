@@ -37,7 +37,7 @@ BENCHMARKS = {
     "defaults": "which settings HO-SFL should have, by validation on three small tasks (long)",
     "energy": "the share of the gradient that a choice of few parameters holds (minutes)",
     "guides": "how close guides of the server lie to the clients' gradient, what they teach (long)",
-    "averages": "what guides and batches add up to over rounds, on MiniLM (minutes)",
+    "guide_limits": "how near guides come to a round's clients and over rounds to all (minutes)",
     "learn": "clients with at most five forwards a sample between controls and first order (long)",
     "sensitivity": "accuracy by probes, μ, clients, who takes part, uneven data, lost replies",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
@@ -67,7 +67,7 @@ def load(name: str) -> Benchmark:
 
 def parse(argv: Sequence[str]) -> Selection:
     """Read the command line; exits with code 2 and the list of names where it is not understood."""
-    listed = "\n".join(f"  {name:<11} {about}" for name, about in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:<12} {about}" for name, about in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure, and hold the figures against their targets.",

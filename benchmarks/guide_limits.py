@@ -1,16 +1,18 @@
-"""What rounds add up to: guides of public inputs, and gradients of the clients' own batches.
+"""How near guides of public inputs come: to one round's clients, and over rounds to all of them.
 
 At one client half, MiniLM behind its last block on SST-2 with a head that has seen the training
-sentences once.  The mean over K rounds of q, the gradient that the server sees on public sentences,
-and that over K batches of first order are each held against the gradient over all training
-sentences.  What a batch gets wrong is noise and averages out; what public sentences get wrong the
-same way in every round does not, and no momentum, rate or number of rounds takes it away.
+sentences once.  Within a round q, the gradient that the server sees on public sentences, is held
+against the gradient of the round's own sentences, as they are and with the singular values of each
+matrix made equal; beside it stands the gradient of another round's sentences.  Over rounds the mean
+of K of each is held against the gradient over all training sentences.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import product
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from benchmarks import features
 from benchmarks.figure import Figure
 from sfl_flower.data import generator
 from sfl_flower.server.guide import guide_maker
+from sfl_flower.server.guide_forms import FORMS
 from sfl_flower.task import SplitTask
 from sfl_flower.zo import ParameterVector
 
@@ -30,18 +33,27 @@ AT = (1, 4, 16, 48)
 BATCH, SAMPLES, PUBLIC = 32, 160, 256
 """Sentences of a step of the head, of a round's clients together, and of a round's guide."""
 HEAD_LR = 0.003
+WITHIN = 5
+"""First rounds whose guides are held against their own sentences."""
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--averages-sentences", type=int, default=7_680, help="of the training set")
-    parser.add_argument("--averages-rounds", type=int, default=AT[-1], help="means are of at most")
+    parser.add_argument(
+        "--guide-limits-sentences", type=int, default=7_680, help="of the training set"
+    )
+    parser.add_argument(
+        "--guide-limits-rounds", type=int, default=AT[-1], help="means are of at most"
+    )
+    parser.add_argument("--guide-limits-public", type=int, default=PUBLIC, help="public sentences")
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
     """Yield the squared cosines."""
     task = features.task_of(features.SENTENCES, "block:3")
-    yield from figures(task, args.averages_sentences, args.averages_rounds)
+    yield from figures(
+        task, args.guide_limits_sentences, args.guide_limits_rounds, args.guide_limits_public
+    )
 
 
 def figures(task: SplitTask, sentences: int, rounds: int, public: int = PUBLIC) -> Iterator[Figure]:
@@ -65,13 +77,22 @@ def figures(task: SplitTask, sentences: int, rounds: int, public: int = PUBLIC) 
         whole += len(rows) / len(x) * back(rows)[2]
     maker = guide_maker("public", task, 0, client, vector, public)
     assert maker is not None
+    within: dict[str, list[float]] = {}
+    last: Tensor | None = None
     means = {"guide": torch.zeros(vector.size), "batch": torch.zeros(vector.size)}
     for number in range(1, rounds + 1):
-        rng = generator("averages", 0, number)
+        rng = generator("guide_limits", 0, number)
         rows = torch.from_numpy(np.sort(rng.choice(len(x), min(SAMPLES, len(x)), replace=False)))
         z, lam, gradient = back(rows)
-        means["guide"] += maker.gradient(number, [(z.numpy(), lam.numpy(), 1.0)])
+        q = maker.gradient(number, [(z.numpy(), lam.numpy(), 1.0)])
+        means["guide"] += q
         means["batch"] += gradient
+        if number <= WITHIN:
+            others = {"own": q} | ({} if last is None else {"other": last})
+            for (name, other), (form, make) in product(others.items(), FORMS.items()):
+                found = cosine_squared(make(other, vector.shapes), make(gradient, vector.shapes))
+                within.setdefault(f"{name}_{form}", []).append(found)
+        last = gradient
         if number not in AT and number != rounds:
             continue
         words = {
@@ -86,6 +107,17 @@ def figures(task: SplitTask, sentences: int, rounds: int, public: int = PUBLIC) 
                 None,
                 f"{task.name}: mean of {number} {words[name]}, with the gradient over {len(x)}",
             )
+    words = {"own": f"guides of {public} of the public samples", "other": "another round's batch"}
+    for name, values in within.items():
+        of, form = name.split("_")
+        yield Figure(
+            f"cosine_squared_{name}",
+            fmean(values),
+            "ratio",
+            None,
+            f"{task.name}: {words[of]} with the gradient of a round's {SAMPLES} samples, form "
+            f"{form}, mean of {len(values)}",
+        )
 
 
 def cosine_squared(one: Tensor, other: Tensor) -> float:
