@@ -75,6 +75,6 @@ def figure(name: str, share: EnergyShare, trained: str, case: Case, target: floa
         "share",
         target,
         f"{trained} on {case.task} ({options}), at the first weights: {share.trained} of "
-        f"{share.parameters} parameters, {share.size:.2%}; of the mean gradient over the batches, "
-        f"and {share.batches:.4f} of the batches' own energy",
+        f"{share.parameters} parameters, {share.size:.2%}; of the mean gradient over the test "
+        f"batches, and {share.batches:.4f} of the batches' own energy",
     )

@@ -23,7 +23,7 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.profiling.operations import operations
 from sfl_flower.profiling.progress import Learning, LearningRow
 from sfl_flower.server.channels import Apart, few_directions, told_apart
-from sfl_flower.server.energy import energy, mean_gradient, sample_gradients
+from sfl_flower.server.energy import energy, labelled, mean_gradient, sample_gradients
 from sfl_flower.server.first_buffers import put_first_buffers
 from sfl_flower.server.subspace import looked_at, public_gradients, trying
 from sfl_flower.split import (
@@ -37,7 +37,7 @@ from sfl_flower.split import (
 )
 from sfl_flower.split.cutting import every_cut
 from sfl_flower.split.parameters.subspace import BASIS, OUTPUTS, opened_layers
-from sfl_flower.task import SplitTask
+from sfl_flower.task import Split, SplitTask
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.zo import Probing, trained_names
 from sfl_flower.zo.channels import Channels
@@ -54,7 +54,7 @@ CHOICES = (
     "subspace:auto",
 )
 BATCHES, BATCH = 8, 32
-"""Test batches of the gradients, and samples of each."""
+"""Batches of the gradients, as far as there are samples, and samples of each."""
 _EXAMPLES = 2
 """Samples on which a run finds what is told apart by channel, and operations are counted."""
 
@@ -71,8 +71,9 @@ def learning(
 ) -> Learning:
     """Say what will learn at each cut, for each choice of trained parameters.
 
-    Gradients are those of the first test batches, at the first weights; directions are those a run
-    would have, of the task's public samples or of noise.
+    Gradients are those of a few batches at the first weights: of the public samples where the task
+    has some with labels, else of the first test samples.  Directions are those a run would have, of
+    the task's public samples or of noise.
 
     Parameters
     ----------
@@ -142,7 +143,7 @@ def learning(
                     last=trained == last,
                 )
             )
-    return Learning(tuple(rows), tuple(notes.values()), task.public is not None)
+    return Learning(tuple(rows), tuple(notes.values()), task.public is not None, seen.samples)
 
 
 def _apart(half: nn.Module, x: Tensor, seed: int) -> Apart:
@@ -169,13 +170,32 @@ class _Seen:
     seed: int
 
     @cached_property
-    def mean(self) -> Mapping[str, Tensor]:
-        """The mean gradient by each weight of the whole model."""
-        return mean_gradient(sample_gradients(self.task, self.seed, BATCHES, BATCH, whole=True))
+    def split(self) -> Split:
+        """The samples of the mean gradient."""
+        return labelled(self.task)
+
+    @property
+    def samples(self) -> str:
+        """The same in words, with their number."""
+        return f"{min(len(self.task.samples(self.split)), BATCHES * BATCH)} {self.split} samples"
 
     @cached_property
-    def gradients(self) -> GradientMoments:
-        return public_gradients(self.task, self.seed)
+    def mean(self) -> Mapping[str, Tensor]:
+        """The mean gradient by each weight of the whole model."""
+        return mean_gradient(
+            sample_gradients(self.task, self.seed, BATCHES, BATCH, whole=True, split=self.split)
+        )
+
+    @cached_property
+    def _gradients(self) -> list[GradientMoments]:
+        return []
+
+    def gradients(self, trained: str) -> GradientMoments:
+        """Return the moments of the public gradients; `trained` asks for them, for the error."""
+        if not self._gradients:
+            named = self.task.with_trained(trained)
+            self._gradients.append(public_gradients(named, self.seed))
+        return self._gradients[0]
 
     @cached_property
     def inputs(self) -> Mapping[str, Tensor]:
@@ -193,18 +213,19 @@ class _Seen:
         chosen, half = read_subspace(trained), copy.deepcopy(client)
         if isinstance(chosen, Auto):
             own = {name for name, _ in client.named_parameters(remove_duplicate=False)}
-            trained = choose_subspace(half, self.gradients.of(own), chosen)
+            trained = choose_subspace(half, self.gradients(trained).of(own), chosen)
             chosen = read_subspace(trained)
         restrict(half, trained)
         for name, layer in opened_layers(half):
             assert chosen is not None and not isinstance(chosen, Auto)
             by_gradients = chosen.core or chosen.listed
-            source = self.gradients.inputs if by_gradients else self.inputs
+            source = self.gradients(trained).inputs if by_gradients else self.inputs
             basis = layer.get_buffer(BASIS)
             kind = "gradients" if by_gradients else "inputs"
             basis.copy_(self._leading(kind, name, source, len(basis)).t())
             if chosen.core:
-                outputs = self._leading("outputs", name, self.gradients.outputs, len(basis))
+                moments = self.gradients(trained).outputs
+                outputs = self._leading("outputs", name, moments, len(basis))
                 layer.get_buffer(OUTPUTS).copy_(outputs)
         return trained, half
 

@@ -42,7 +42,7 @@ GUIDED = 1e-3
 """Progress of a forward below which a guide is named.
 
 Every choice on MiniLM behind its last block, where a guide is what taught, is below; the choice
-with scalars of channels that taught on EfficientNet-Lite0 has 50 times as much.
+with scalars of channels that taught on EfficientNet-Lite0 has 70 times as much.
 """
 
 
@@ -171,11 +171,14 @@ class Learning:
         Choices that are left out, and why.
     public : bool
         Whether the task has public samples.
+    samples : str
+        How many samples the shares are of, and which: "64 public samples".
     """
 
     rows: tuple[LearningRow, ...]
     notes: tuple[str, ...] = ()
     public: bool = False
+    samples: str = ""
 
     def best(self) -> dict[str, LearningRow]:
         """Return for each cut the choice that goes farthest a forward."""

@@ -101,6 +101,7 @@ def profile_numbers(profile: Profile) -> dict[str, Any]:
             }
             for row in profile.cuts
         ],
+        "learning_samples": profile.learning.samples if profile.learning else None,
         "learning": [_numbers(row) for row in (profile.learning.rows if profile.learning else ())],
         "advice": list(profile.advice),
     }
@@ -202,8 +203,9 @@ def _learning(found: Learning, probes: int, sampled: int) -> Part:
         for row in found.rows
     ]
     title = (
-        f"What forwards learn: share of the gradient's energy, progress of a step (P = {probes}, "
-        f"K = {sampled}) and, at the best P, of a forward; backprop on all weights is 1"
+        f"What forwards learn: share of the energy of the gradient on {found.samples}, progress of "
+        f"a step (P = {probes}, K = {sampled}) and, at the best P, of a forward; backprop on all "
+        "weights is 1"
     )
     return title, header, lines
 

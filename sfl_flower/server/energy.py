@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.split import held_energy, plain_gradients, with_gradients
-from sfl_flower.task import SplitTask
+from sfl_flower.task import Split, SplitTask
 from sfl_flower.training.modes import eval_mode, torch_threads
 
-__all__ = ["EnergyShare", "energy", "energy_share", "mean_gradient", "sample_gradients"]
+__all__ = ["EnergyShare", "energy", "energy_share", "labelled", "mean_gradient", "sample_gradients"]
 
 Gradients = dict[str, Tensor]
 """The gradient of each weight of a client half, by name."""
@@ -43,10 +43,28 @@ class EnergyShare:
         return self.trained / self.parameters
 
 
+def labelled(task: SplitTask) -> Split:
+    """Return which samples a server has with labels: the public ones, or those of the test.
+
+    Public samples need no labels, so all of one label count as having none.
+    """
+    if task.public is None:
+        return "test"
+    classes = task.samples("public").y.unique()
+    if task.ignore_label is not None:
+        classes = classes[classes != task.ignore_label]
+    return "public" if len(classes) > 1 else "test"
+
+
 def sample_gradients(
-    task: SplitTask, seed: int, batches: int = 8, batch_size: int = 32, whole: bool = False
+    task: SplitTask,
+    seed: int,
+    batches: int = 8,
+    batch_size: int = 32,
+    whole: bool = False,
+    split: Split = "test",
 ) -> list[Gradients]:
-    """Return the gradient by every weight of the client half of each of the first test batches.
+    """Return the gradient by every weight of the client half of each of the first batches.
 
     Parameters
     ----------
@@ -58,8 +76,11 @@ def sample_gradients(
         How many batches, as far as there are samples, and of how many samples.
     whole : bool
         Whether to give those of the server half too.
+    split : {"test", "public", "train"}
+        Of which samples.  Directions come from public ones, so the share that they hold of
+        gradients on the test's is the one on samples that they have not seen.
     """
-    halves, samples = task.with_trained("all").build(seed), task.samples("test")
+    halves, samples = task.with_trained("all").build(seed), task.samples(split)
     client, server = with_gradients(halves.client), with_gradients(halves.server)
     held = [client, server] if whole else [client]
     found = []

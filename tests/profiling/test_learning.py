@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from torch import nn
 
 from sfl_flower import profile
 from sfl_flower.cli.main import main
 from sfl_flower.errors import ConfigError
 from sfl_flower.profiling.learning import CHOICES, learning
-from sfl_flower.server.energy import energy_share, sample_gradients
+from sfl_flower.server.energy import energy_share, labelled, sample_gradients
 from sfl_flower.server.subspace import fitted, resolved
-from sfl_flower.task import SplitTask
+from sfl_flower.task import Samples, SplitTask
 from tests import tiny
 
 
@@ -26,7 +27,7 @@ def test_shares_are_those_of_a_run(trained: str) -> None:
     (found,) = learning(problem(), ["act"], [trained]).rows
     task = problem(trained)
     halves = fitted(resolved(task, 0), 0)
-    share = energy_share(halves.client, sample_gradients(task, 0))
+    share = energy_share(halves.client, sample_gradients(task, 0, split="public"))
     assert found.size == share.trained
     assert found.share == pytest.approx(share.mean, rel=1e-4)
     assert found.chosen == resolved(task, 0).trained
@@ -38,6 +39,24 @@ def test_what_cannot_be_is_left_out_with_its_reason() -> None:
     assert found.rows[0].weight < found.rows[1].weight < 1
     (note,) = found.notes
     assert note.startswith("norm is left out at 'act': trained is 'norm', which chooses nothing")
+
+
+def test_what_needs_public_samples_is_named_where_there_are_none() -> None:
+    found = learning(tiny.task(), ["act"], ["all", "subspace:auto", "core:2"])
+    assert [row.trained for row in found.rows] == ["all"] and found.samples == "40 test samples"
+    auto, core = found.notes
+    assert "'act': trained is 'subspace:auto', for which the server needs public" in auto
+    assert "'act': trained is 'core:2', for which the server needs public" in core
+
+
+def test_shares_are_of_public_samples_with_labels_else_of_the_tests() -> None:
+    assert learning(problem(), ["act"], ["all"]).samples == "20 public samples"
+    assert labelled(problem()) == "public" and labelled(tiny.task()) == "test"
+    drawn = tiny.samples(20, 7)
+    none = Samples(drawn.x, torch.zeros_like(drawn.y))
+    assert labelled(tiny.task(public=lambda: none)) == "test"
+    ignored = Samples(drawn.x, torch.tensor([[2, -100]] * 20))
+    assert labelled(tiny.task(public=lambda: ignored, ignore_label=-100)) == "test"
 
 
 def test_rows_of_the_last_layer_have_scalars_of_channels() -> None:
@@ -74,9 +93,12 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["profile", "--task", "digits", "--batch-size", "8", "--seconds", "0", "--cuts", "tanh1"]
     assert main([*argv, "--learn"]) == 0
     said = capsys.readouterr().out
-    assert "What forwards learn" in said and "To learn by forwards: cut at 'tanh1'" in said
+    assert "What forwards learn" in said and "on 256 test samples" in " ".join(said.split())
+    assert "To learn by forwards: cut at 'tanh1'" in said
     assert main([*argv, "--learn", "all", "subspace:2", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["learning"]
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["learning_samples"] == "256 test samples"
+    rows = numbers["learning"]
     assert [r["trained"] for r in rows] == ["all", "subspace:2"]
     assert rows[0]["energy_share"] == pytest.approx(1.0)
     for row in rows:
