@@ -22,7 +22,7 @@ from sfl_flower.data.identity import data_digest
 from sfl_flower.data.repeats import UNREPEATED
 from sfl_flower.errors import ConfigError, DataError, SflError
 from sfl_flower.node.shares import divide
-from sfl_flower.node.store import NodeStore
+from sfl_flower.node.store import NodeStore, keep_carried, load_kept
 from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import NOT_DIVIDED, SplitTask
 from sfl_flower.training.device import find_device
@@ -124,6 +124,8 @@ class Node:
         Most samples of a mini-batch that it runs at one time, 0 for all.
     checkpointing : bool
         Whether backprop runs segments of what it holds again.
+    carried : str
+        Names the directions of subspaces that it holds, empty for none.
     """
 
     task: SplitTask
@@ -137,6 +139,7 @@ class Node:
     mode: str
     micro_batch: int = 0
     checkpointing: bool = False
+    carried: str = ""
 
     @classmethod
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
@@ -161,9 +164,10 @@ class Node:
                     "node configuration, or set clients higher."
                 )
             rows = parts[number]
+        store = NodeStore(context)
         return cls(
-            task, setup.model_seed, setup.key, number, samples, rows, NodeStore(context), device,
-            setup.mode, setup.micro_batch, setup.checkpointing,
+            task, setup.model_seed, setup.key, number, samples, rows, store, device,
+            setup.mode, setup.micro_batch, setup.checkpointing, keep_carried(store, setup.carried),
         )  # fmt: skip
 
     @property
@@ -186,6 +190,7 @@ class Node:
 
     def ready(self, module: nn.Module) -> nn.Module:
         """Return a new half, or whole model, as the run trains it: on its device, in its mode."""
+        load_kept(self.store, self.carried, module)
         placed = module.to(self.device)
         return self._lean(placed.eval() if self.mode == "eval" else placed)
 
@@ -199,7 +204,7 @@ class Node:
     def memo(self, what: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` gave the first time this process asked for it in such a run."""
         kind = self.model_seed, self.device, self.mode, self.checkpointing, self.task.trained
-        key = (what, *kind)
+        key = (what, *kind, self.carried)
         return self.task.memo(key, make)
 
     def new_head(self, kind: str) -> nn.Module:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from torch import nn
 
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, SflError
 from sfl_flower.node.directory import (
     arrays_digest,
     own_directory,
@@ -24,11 +25,15 @@ from sfl_flower.node.directory import (
     state_root,
     write_arrays,
 )
+from sfl_flower.split import carried_state, load_carried
+from sfl_flower.wire import unpack_state
+from sfl_flower.wire.weights import Carried, packed_digest
 
-__all__ = ["NodeStore", "state_limit"]
+__all__ = ["CarriedLostError", "NodeStore", "keep_carried", "load_kept", "state_limit"]
 
 STATE_LIMIT = 1 << 20
 """Largest group of arrays kept in ``Context.state``, in bytes, unless `SFL_STATE_LIMIT` is set."""
+_CARRIED = "carried"
 
 
 def state_limit() -> int:
@@ -161,3 +166,36 @@ def _digest(path: Path) -> str:
     """Return the digest in a file's name, one that nothing has where there is none."""
     parts = path.stem.rsplit("-", 2)
     return parts[1] if len(parts) == 3 else "none"
+
+
+class CarriedLostError(SflError):
+    """The node does not hold what a request names; the server is to send the whole request."""
+
+
+def keep_carried(store: NodeStore, carried: Carried | None) -> str:
+    """Remember what came along; return the name of what the request means, empty for nothing."""
+    if carried is None:
+        return ""
+    if carried.arrays:
+        store.put(_CARRIED, carried.arrays, content=carried.digest)
+    return carried.digest
+
+
+def load_kept(store: NodeStore, digest: str, module: nn.Module) -> None:
+    """Load what a node remembers into a client half or a whole model; nothing for no name.
+
+    Raises
+    ------
+    CarriedLostError
+        The node remembers nothing of this name.
+    WireError
+        It belongs to another model.
+    """
+    if not digest:
+        return
+    arrays = store.get(_CARRIED)
+    if arrays is None or packed_digest(arrays) != digest:
+        raise CarriedLostError(
+            f"The node lost what it was sent once (digest {digest[:8]}); it must be sent again."
+        )
+    load_carried(module, unpack_state(arrays, carried_state(module)))

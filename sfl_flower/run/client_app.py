@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from sfl_flower.errors import WireError
 from sfl_flower.methods import METHODS, Method
 from sfl_flower.node.node import Node, TaskSource, join
+from sfl_flower.node.store import CarriedLostError
 from sfl_flower.run.mods import Mod, check_mods
 from sfl_flower.run.run_config import task_from_context
 from sfl_flower.training.device import full_precision
@@ -92,7 +93,10 @@ def _answer(
         if not asked.setup.key:
             raise WireError(f"A {request.WHAT} message lacks the key of its client.")
         with torch_threads(asked.setup.threads), full_precision():
-            reply = handler(Node.open(source, context, asked.setup), asked)
+            try:
+                reply = handler(Node.open(source, context, asked.setup), asked)
+            except CarriedLostError:  # before the handler did anything: it builds its half first
+                return Message(UnknownTerms().to_content(), reply_to=message)
         if postprocess is not None and not isinstance(reply, StaleReply):  # that tells no data
             reply = postprocess(reply)
         return Message(reply.draft(asked.encodings).content(), reply_to=message)

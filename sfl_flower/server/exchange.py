@@ -27,12 +27,12 @@ R = TypeVar("R", bound=Reply)
 
 
 class _Sent(NamedTuple):
-    """A request that is on its way, how often it was sent again, and the name of its terms."""
+    """A request on its way, how often it was sent again, and names of what who answers it holds."""
 
     member: Member
     request: Request
     attempt: int = 0
-    terms: bytes = b""
+    names: frozenset[bytes] = frozenset()
 
 
 Pending = dict[str, _Sent]
@@ -118,7 +118,8 @@ class Exchange:
     keys : callable
         Gives a client's key by its partition; each request carries that of whom it goes to.
     held : dict of set of bytes, optional
-        By node, the terms that it has answered to and so knows (`sfl_flower.wire.terms`).
+        By node, what it has answered to and so holds: terms (`sfl_flower.wire.terms`), and what is
+        carried once (`Carried`).
     """
 
     def __init__(
@@ -161,20 +162,21 @@ class Exchange:
         sent = []
         for item in items:
             member, request = item.member, item.request
+            held = self._held.get(member.node_id, set())
             try:
-                draft = request.addressed(self._keys(member.partition)).draft()
+                draft = request.addressed(self._keys(member.partition)).draft(held=held)
             except WireError as error:  # a value that the run's encoding cannot hold
                 self.tally.fail(member, str(error))
                 continue
             terms = terms_digest(draft.terms)
-            content = draft.content(brief=terms in self._held.get(member.node_id, ()))
+            content = draft.content(brief=terms in held)
             self._ledger.record("down", draft.booked, content_bytes(content))
             message = Message(
                 content=content,
                 dst_node_id=member.node_id,
                 message_type=request.message_type(self._method),
             )
-            sent.append((message, item._replace(terms=terms)))
+            sent.append((message, item._replace(names=frozenset({terms, *draft.once}))))
         if not sent:
             return
         # The network grids iterate twice, so a list; ids are written into the messages on push.
@@ -278,12 +280,12 @@ class Exchange:
                 self.tally.fail(member, f"{_last_line(reason)} (Flower error {code})")
             return
         held = self._held.setdefault(member.node_id, set())
-        if lacks_terms(message.content) and item.terms in held:
+        if lacks_terms(message.content) and not held.isdisjoint(item.names):
             held.clear()
             self._ledger.record("up", {}, content_bytes(message.content))
             self._push([item], pending)
             return
-        held.add(item.terms)
+        held.update(item.names)
         try:
             reader = Reader(message.content, "reply", request.encodings)
             reply = read(reader)

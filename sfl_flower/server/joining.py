@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfl_flower.data import subspace_draw
 from sfl_flower.errors import ConfigError, TrainingError
@@ -14,11 +15,15 @@ from sfl_flower.server.account import Account
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.frozen_parameters import Held
 from sfl_flower.server.roster import Member
-from sfl_flower.split import set_directions, sketched_moments
+from sfl_flower.server.tensors import named, under
+from sfl_flower.split import carried_state, load_carried, set_directions, sketched_moments
 from sfl_flower.training.modes import torch_threads
 from sfl_flower.wire import JoinReply, JoinRequest, Setup
+from sfl_flower.wire.weights import Carried
 
 __all__ = ["Joining"]
+
+_CARRIED = "carried."
 
 
 class Joining:
@@ -42,6 +47,7 @@ class Joining:
         self._setup, self._whole, self._held, self._opened = setup, whole, held, opened
         self._base: tuple[str, str] | None = None
         self._moments: dict[int, np.ndarray] = {}
+        self._told: Setup | None = None
 
     def ask(
         self, nodes: Iterable[Member], exchange: Exchange, account: Account
@@ -63,20 +69,42 @@ class Joining:
             }
         return replies
 
-    def go_on(self) -> None:
-        """Keep the directions as they are: they came with a checkpoint."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the directions for a checkpoint: machines need not compute them to one bit."""
+        return named(_CARRIED, carried_state(self._held().modules[0]))
+
+    def go_on(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the directions of a checkpoint in place.
+
+        Raises
+        ------
+        TrainingError
+            It lacks them, or has those of another model.
+        """
+        load_carried(self._held().modules[0], under(_CARRIED, tensors))
         self._opened = None
 
-    def settle(self, members: Iterable[Member]) -> None:
-        """Set the directions, the first time, by the mean of what these members said.
+    def settle(self, members: Iterable[Member]) -> Setup:
+        """Return what requests say from now on, the directions with it.
+
+        Where clients are to say what those are, they are set here, the first time, by the mean of
+        what these members said.
 
         Raises
         ------
         TrainingError
             They said nothing that can be used.
         """
-        if self._opened is None:
-            return
+        if self._opened is not None:
+            self._set(self._opened, members)
+            self._opened = None
+            self._moments.clear()
+        if self._told is None:
+            carried = Carried.of(carried_state(self._held().modules[0]))
+            self._told = replace(self._setup, carried=carried)
+        return self._told
+
+    def _set(self, opened: nn.Module, members: Iterable[Member]) -> None:
         known = [self._moments[m.node_id] for m in sorted(members) if m.node_id in self._moments]
         draw = subspace_draw(self._setup.model_seed)
         try:
@@ -84,11 +112,9 @@ class Joining:
                 raise ConfigError("Clients did not send moments of one size.")
             mean = torch.from_numpy(np.mean(known, axis=0, dtype=np.float64))
             with torch_threads(1):
-                set_directions(self._opened, sketched_moments(self._opened, mean, draw))
+                set_directions(opened, sketched_moments(opened, mean, draw))
         except ConfigError as error:
             raise TrainingError(
                 f"The directions of subspace_from=clients cannot be had: {error} Take those of "
                 "public samples (subspace_from=public) or of noise."
             ) from error
-        self._opened = None
-        self._moments.clear()

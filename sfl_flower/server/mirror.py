@@ -197,7 +197,6 @@ class Mirror:
         self.journal = journal
         self.replica = Replica.from_arrays(arrays, journal.header, self.vector.shapes)
         self.vector.load(self.replica.theta)
-        # Buffers too: the directions of a subspace need not have the same bits on every machine.
         kept = under("client.", tensors)
         for name, value in buffers_of(self.half, travelling_state(self.half)).items():
             value.copy_(kept[name])

@@ -201,7 +201,7 @@ class SplitStrategy(Unwrapped):
             online = self._roster.refresh(
                 grid, lambda x: self._joining.ask(x, exchange, self.account), exchange.tally
             )
-            self._joining.settle(online)
+            self.setup = self._joining.settle(online)
             cohort = self._roster.cohort(self.round, online)
             outcome = self.train_round(self.round, cohort, exchange)
         counted = outcome.counted(self.facts, self.settings.server_pace)
@@ -295,7 +295,8 @@ class SplitStrategy(Unwrapped):
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and plain values from which the run goes on exactly."""
-        parts = (self.method_tensors(), self.server.tensors(), self.screening.tensors())
+        held = (self.server, self.screening, self._joining)
+        parts = (self.method_tensors(), *(part.tensors() for part in held))
         tensors = {name: value.cpu() for part in parts for name, value in part.items()}
         return tensors, {
             **self.account.progress(self.round).to_dict(),
@@ -315,13 +316,13 @@ class SplitStrategy(Unwrapped):
         progress = Progress.read(values)
         check_checkpoint(values, self._on_clients().modules)
         with fitting("its tensors and what it was made with"):
+            self._joining.go_on(tensors)
             self.server.load_tensors(tensors)
             self.load_method_tensors(tensors)
             self.screening.load_tensors(tensors)
             check_identity(values, identity(self.task, self.config))
             self._roster.go_on(str(values["data"]))
         self.account.go_on(progress)
-        self._joining.go_on()
         self.round = progress.round
 
     # Inside

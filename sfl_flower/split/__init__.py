@@ -36,6 +36,8 @@ _NAMES = {
         "base_digest",
         "base_state",
         "buffers_of",
+        "carried_state",
+        "load_carried",
         "load_travelling",
         "travelling_state",
     ],

@@ -113,6 +113,12 @@ from .parameters.travelling import (
     buffers_of as buffers_of,
 )
 from .parameters.travelling import (
+    carried_state as carried_state,
+)
+from .parameters.travelling import (
+    load_carried as load_carried,
+)
+from .parameters.travelling import (
     load_travelling as load_travelling,
 )
 from .parameters.travelling import (

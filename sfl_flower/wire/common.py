@@ -14,6 +14,7 @@ from sfl_flower.training.device import DEVICES
 from sfl_flower.wire.draft import Draft, Encodings
 from sfl_flower.wire.encodings import ENCODINGS
 from sfl_flower.wire.fields import (
+    Directions,
     Version,
     array,
     flag,
@@ -146,6 +147,8 @@ class Setup(Part):
         Which client parameters are trained, where the server has chosen; else the task says.
     key : str
         The key of the client that is asked; `Request.addressed` puts it in.
+    carried : Carried or None
+        Directions of subspaces, None for none and at the join.
     """
 
     STANDING: ClassVar[bool] = True
@@ -161,6 +164,7 @@ class Setup(Part):
     checkpointing: bool = False
     trained: Annotated[str, text(longest=LONGEST_CHOICE)] = ""
     key: Annotated[str, text(longest=64)] = ""
+    carried: Directions | None = None
 
     @property
     def encodings(self) -> Encodings:
@@ -269,7 +273,7 @@ class StaleReply(Reply):
 
 @dataclass(frozen=True)
 class UnknownTerms(Reply):
-    """A client that does not know the terms a request names: it needs the whole request."""
+    """A client that lacks terms, or what is carried once: it needs the whole request."""
 
     WHAT: ClassVar[str] = "reply without terms"
     STATUS: ClassVar[str] = TERMS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,8 @@ class Draft:
         How smashed data and cut gradients travel; a message that says so itself sets it.
     spoken : bool
         Whether the receiver knows which protocol this side speaks.
+    held : collection of bytes
+        Names of what the receiver is known to hold: terms, and what is carried to it once.
 
     Attributes
     ----------
@@ -52,10 +55,19 @@ class Draft:
         Whether what is being written are the terms of the request, the same in every round.
     terms : dict[str, Any]
         The terms so far.
+    once : set[bytes]
+        Names of what the receiver holds when it has this message: what is carried once.
     """
 
-    def __init__(self, encodings: Encodings = PLAIN, spoken: bool = False) -> None:
+    def __init__(
+        self,
+        encodings: Encodings = PLAIN,
+        spoken: bool = False,
+        held: Collection[bytes] = (),
+    ) -> None:
         self.encodings = encodings
+        self._held = held
+        self.once: set[bytes] = set()
         self.booked: dict[str, int] = {}
         self._arrays: dict[str, Array] = {}
         self.standing = False
@@ -66,6 +78,11 @@ class Draft:
     def setting(self, name: str, value: Any) -> None:
         """Write a number, a truth value, a text or a few bytes."""
         (self.terms if self.standing else self._config)[name] = value
+
+    def brings(self, name: bytes) -> bool:
+        """Note that the message names what is carried once; tell whether it has to come along."""
+        self.once.add(name)
+        return name not in self._held
 
     def metric(self, name: str, value: int) -> None:
         """Write a number that Flower's own tools may read."""

@@ -15,12 +15,13 @@ import numpy as np
 
 from sfl_flower.wire.draft import Draft
 from sfl_flower.wire.reader import Reader
-from sfl_flower.wire.weights import WEIGHT_DTYPES, Packed
+from sfl_flower.wire.weights import WEIGHT_DTYPES, Carried, Packed, packed_digest
 
 __all__ = [
     "BatchSize",
     "Codec",
     "CutGradients",
+    "Directions",
     "HeadWeights",
     "Labels",
     "Loss",
@@ -34,6 +35,7 @@ __all__ = [
     "Version",
     "Weights",
     "array",
+    "carried",
     "flag",
     "group",
     "hexadecimal",
@@ -175,6 +177,25 @@ def group(prefix: str, category: Callable[[str], str] | str) -> Codec:
     return Codec(lambda reader, name: reader.group(name, WEIGHT_DTYPES, of), write, name=prefix)
 
 
+def carried(prefix: str) -> Codec:
+    """Return the codec of `Carried`: a digest, and arrays under `prefix` where they come along."""
+
+    def write(draft: Draft, name: str, value: Carried) -> None:
+        draft.setting(name, value.digest)
+        if draft.brings(bytes.fromhex(value.digest)):
+            for key, part in value.arrays.items():
+                draft.array(prefix + key, part, "weights")
+
+    def read(reader: Reader, name: str) -> Carried:
+        digest = reader.text(name, longest=32)
+        arrays = reader.group(prefix, WEIGHT_DTYPES, lambda key: "weights")
+        if arrays and packed_digest(arrays) != digest:
+            raise reader.fail(f"has arrays '{prefix}' that do not match their digest")
+        return Carried(digest, arrays)
+
+    return Codec(read, write)
+
+
 def octets(parts: Callable[[bytes], Mapping[str, int]] = lambda data: {}) -> Codec:
     """Return the codec of bytes, an array of uint8 on the wire.
 
@@ -232,5 +253,7 @@ Weights = Annotated[Packed, group("weights.", "weights")]
 """Packed parameters and buffers of the model, or of the client half where there is a cut."""
 Statistics = Annotated[Packed, group("statistics.", "weights")]
 """Packed running statistics of BatchNorm in train mode; none where nothing moves."""
+Directions = Annotated[Carried, carried("carried.")]
+"""Packed directions of subspaces, or their name alone."""
 HeadWeights = Annotated[Packed, group("head.", "auxiliary")]
 """Packed trained parameters and buffers of the auxiliary head."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from functools import cache
 from types import NoneType, UnionType
@@ -86,20 +86,22 @@ class Message(Part):
     SPOKEN: ClassVar[bool] = False
     """Whether the two sides have agreed on a protocol before, so that it need not say it."""
 
-    def draft(self, encodings: Encodings = PLAIN) -> Draft:
+    def draft(self, encodings: Encodings = PLAIN, held: Collection[bytes] = ()) -> Draft:
         """Return the written message: its content, and its bytes by category.
 
         Parameters
         ----------
         encodings : Encodings
             How smashed data and cut gradients travel; a message that says so itself sets it.
+        held : collection of bytes
+            Names of what the receiver is known to hold, see `Draft`.
 
         Raises
         ------
         WireError
             If a value cannot be sent in that encoding.
         """
-        draft = Draft(encodings, self.SPOKEN)
+        draft = Draft(encodings, self.SPOKEN, held)
         self.write(draft)
         return draft
 

@@ -1,12 +1,15 @@
 """A state dict as a few flat arrays: one per dtype, in the order of the sorted names.
 
 Both sides know the names and shapes from their own copy of the model, so only values travel.
+Tensors that never change and that only the server can compute are `Carried`: sent once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -16,8 +19,10 @@ from sfl_flower.errors import WireError
 
 __all__ = [
     "WEIGHT_DTYPES",
+    "Carried",
     "Packed",
     "pack_state",
+    "packed_digest",
     "state_bytes",
     "unpack_state",
 ]
@@ -119,3 +124,38 @@ def unpack_state(packed: Mapping[str, np.ndarray], like: Mapping[str, Tensor]) -
         for name, part in zip(names, torch.split(flat, sizes), strict=True):
             state[name] = part.reshape(like[name].shape)
     return state
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is sent once to each client, or its name alone.
+
+    A request names it by its digest, among its terms.  It comes along itself where the client is
+    not known to hold it; one that lost it says so as for lost terms, and gets the whole request.
+
+    Attributes
+    ----------
+    digest : str
+        `packed_digest` of the arrays.
+    arrays : Mapping[str, numpy.ndarray]
+        What `pack_state` made of the tensors; empty in a request to a client that holds them.
+    """
+
+    digest: str
+    arrays: Packed = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> Carried | None:
+        """Return tensors as they are carried, None for no tensor."""
+        packed = pack_state(state)
+        return cls(packed_digest(packed), packed) if packed else None
+
+
+def packed_digest(packed: Packed) -> str:
+    """Return the digest of packed tensors to the bit, 32 hexadecimal digits."""
+    digest = blake2b(digest_size=16)
+    for key in sorted(packed):
+        value = np.ascontiguousarray(packed[key])
+        digest.update(f"{key} {value.size};".encode())
+        digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.split.parameters.quantised import dequantised, is_quantised
+from sfl_flower.split.parameters.travelling import BASIS, FACTOR, OUTPUTS
 
 __all__ = [
     "BASIS",
@@ -44,9 +45,6 @@ __all__ = [
     "read_subspace",
 ]
 
-FACTOR, BASIS, OUTPUTS = "subspace", "subspace_basis", "subspace_outputs"
-"""Names beside a layer's weight: of R, shape [out, r], or C, shape [r, r]; of A, shape [r, in]; and
-of B, shape [out, r], under ``core``."""
 Movable = nn.Linear | nn.Conv1d | nn.Conv2d
 """Layers that may move."""
 _FORM = re.compile(r"(subspace|core):(?:([1-9][0-9]{0,4})(?::(.+))?|(.+=.+))")

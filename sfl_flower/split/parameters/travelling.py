@@ -2,7 +2,8 @@
 
 Trained parameters and buffers travel: they are sent, averaged and kept. Frozen parameters, and the
 statistics of BatchNorm that `freeze_batch_norm` froze, never change; each side has them from the
-task's own model, and a digest tells whether both have the same.
+task's own model, and a digest tells whether both have the same. The directions of subspaces never
+change either, but the server computes them: they are carried to each client once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,22 @@ from sfl_flower.errors import TrainingError
 from sfl_flower.split.parameters.batch_norm import is_frozen_norm
 from sfl_flower.split.parameters.quantised import parts
 
-__all__ = ["base_digest", "base_state", "buffers_of", "load_travelling", "travelling_state"]
+__all__ = [
+    "BASIS",
+    "FACTOR",
+    "OUTPUTS",
+    "base_digest",
+    "base_state",
+    "buffers_of",
+    "carried_state",
+    "load_carried",
+    "load_travelling",
+    "travelling_state",
+]
+
+FACTOR, BASIS, OUTPUTS = "subspace", "subspace_basis", "subspace_outputs"
+"""Names beside a layer's weight: of R, shape [out, r], or C, shape [r, r]; of A, shape [r, in]; and
+of B, shape [out, r], under ``core``."""
 
 
 def travelling_state(module: nn.Module) -> dict[str, Tensor]:
@@ -26,7 +42,7 @@ def travelling_state(module: nn.Module) -> dict[str, Tensor]:
     A parameter with several names (tied weights) is there once, under the first of them.
     """
     once = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    never = _every_parameter(module).keys() | _constants(module)
+    never = _every_parameter(module).keys() | _constants(module) | _directions(module)
     return {k: v for k, v in module.state_dict().items() if k in once or k not in never}
 
 
@@ -39,6 +55,12 @@ def base_state(*modules: nn.Module) -> dict[str, Tensor]:
         frozen |= _constants(module)
         found |= {k: v for k, v in module.state_dict().items() if k in frozen}
     return found
+
+
+def carried_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return what the server computes once and no step changes, by name: views of directions."""
+    carried = _directions(module)
+    return {k: v for k, v in module.state_dict().items() if k in carried}
 
 
 def buffers_of(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,7 +77,21 @@ def load_travelling(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     TrainingError
         If a tensor is missing or has another shape.
     """
-    own = travelling_state(module)
+    _load(travelling_state(module), state)
+
+
+def load_carried(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy values into `carried_state` of a module; other names of the state are passed over.
+
+    Raises
+    ------
+    TrainingError
+        If a tensor is missing or has another shape.
+    """
+    _load(carried_state(module), state)
+
+
+def _load(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     for name, value in own.items():
         if name not in state or state[name].shape != value.shape:
             shape = f"has shape {list(state[name].shape)}" if name in state else "is missing"
@@ -98,4 +134,15 @@ def _constants(module: nn.Module) -> set[str]:
         for prefix, part in module.named_modules(remove_duplicate=False)
         if is_frozen_norm(part)
         for name, _ in part.named_buffers(recurse=False)
+    }
+
+
+def _directions(module: nn.Module) -> set[str]:
+    """Return the names of the directions of layers that move in subspaces."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules(remove_duplicate=False)
+        if FACTOR in part._parameters
+        for name in (BASIS, OUTPUTS)
+        if name in part._buffers
     }
