@@ -11,7 +11,7 @@ import torch
 
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.node.node import HeldModule, Node
-from sfl_flower.split import load_travelling, travelling_state
+from sfl_flower.split import carried_state, load_travelling, travelling_state
 from sfl_flower.training.device import to_array
 from sfl_flower.wire import StaleReply, Sync, pack_state, unpack_state
 from sfl_flower.zo import JournalHeader, Replica, manifest_digest
@@ -119,9 +119,11 @@ def _download(node: Node, sync: Sync, half: HeldModule) -> Replica:
     state = unpack_state(packed, travelling_state(half.module))
     load_travelling(half.module, state)
     header = JournalHeader.decode(sync.state["header"].tobytes())
-    if header.manifest_digest != manifest_digest(vector.manifest()):
+    basis = carried_state(half.module)
+    if header.manifest_digest != manifest_digest(vector.manifest(), basis):
+        along = ", or moves them along other directions of a subspace" if basis else ""
         raise WireError(
-            "The server trains other parameters than this client's model has; the two "
+            f"The server trains other parameters than this client's model has{along}; the two "
             "sides run different models."
         )
     if sync.version == 0:

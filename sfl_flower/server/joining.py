@@ -39,11 +39,19 @@ class Joining:
         Gives what clients hold; asked once, when it is first needed.
     opened : nn.Module, optional
         The server's client half, where its directions are to be of clients' inputs.
+    begin : callable
+        Begins anew what follows from the client half, such as a journal: it has other directions.
     """
 
     def __init__(
-        self, setup: Setup, whole: bool, held: Callable[[], Held], opened: nn.Module | None
+        self,
+        setup: Setup,
+        whole: bool,
+        held: Callable[[], Held],
+        opened: nn.Module | None,
+        begin: Callable[[], None],
     ) -> None:
+        self._begin = begin
         self._setup, self._whole, self._held, self._opened = setup, whole, held, opened
         self._base: tuple[str, str] | None = None
         self._moments: dict[int, np.ndarray] = {}
@@ -81,8 +89,11 @@ class Joining:
         TrainingError
             It lacks them, or has those of another model.
         """
-        load_carried(self._held().modules[0], under(_CARRIED, tensors))
+        client = self._held().modules[0]
+        load_carried(client, under(_CARRIED, tensors))
         self._opened = None
+        if carried_state(client):
+            self._begin()
 
     def settle(self, members: Iterable[Member]) -> Setup:
         """Return what requests say from now on, the directions with it.
@@ -97,6 +108,7 @@ class Joining:
         """
         if self._opened is not None:
             self._set(self._opened, members)
+            self._begin()
             self._opened = None
             self._moments.clear()
         if self._told is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfl_flower.errors import JournalError
 from sfl_flower.server.roster import Member
 from sfl_flower.server.tensors import under
-from sfl_flower.split import buffers_of, travelling_state
+from sfl_flower.split import buffers_of, carried_state, travelling_state
 from sfl_flower.wire import StaleReply, Sync, pack_state, state_bytes
 from sfl_flower.zo import (
     Entry,
@@ -67,7 +67,7 @@ class Mirror:
         self.vector = ParameterVector(half, trained_names(half))  # none under a frozen client
         header = JournalHeader(
             run_key=run_key,
-            manifest_digest=manifest_digest(self.vector.manifest()),
+            manifest_digest=manifest_digest(self.vector.manifest(), carried_state(half)),
             params_digest=params_digest(self.vector.anchor),
             law=law,
             optimizer=optimizer,
@@ -190,8 +190,8 @@ class Mirror:
         journal = Journal.decode(tensors["journal"].numpy().tobytes(), "The checkpoint's journal")
         if journal.header != self.journal.header:
             raise JournalError(
-                "The checkpoint belongs to another run (its seed, model, directions or client "
-                "optimiser differ); resume with the configuration it was made with."
+                "The checkpoint belongs to another run (its seed, model, directions, subspaces or "
+                "client optimiser differ); resume with the configuration it was made with."
             )
         arrays = {name: value.numpy() for name, value in under("replica.", tensors).items()}
         self.journal = journal

@@ -100,7 +100,7 @@ class SplitStrategy(Unwrapped):
         self._save = save
         self._z_shape: tuple[int, ...] | None = None
         opened = self.client_half if config.subspace_from == "clients" else None
-        self._joining = Joining(self.setup, self.facts.whole, self._on_clients, opened)
+        self._joining = Joining(self.setup, self.facts.whole, self._on_clients, opened, self._begin)
         self.prepare()
 
     # What a method brings
@@ -335,9 +335,12 @@ class SplitStrategy(Unwrapped):
         state = from_record(arrays, own)
         if any(not torch.equal(state[k], own[k]) for k in own):
             check_first_weights(state, self._on_clients().modules)
-            self.load_client({**travelling_state(self.client_half), **state})
+            self._begin(state)
             load_dequantised(self.server.module, state)
         self._record(self.evaluate_model())
+
+    def _begin(self, state: Mapping[str, Tensor] | None = None) -> None:
+        self.load_client({**travelling_state(self.client_half), **(state or self.state_dict())})
 
     def _on_clients(self) -> Held:
         halves = (self.client_half, self.server.module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -14,6 +15,7 @@ from sfl_flower.zo.entry import DIGEST_BYTES
 from sfl_flower.zo.keys import RUN_KEY_BYTES
 from sfl_flower.zo.laws import LAWS, find_law
 from sfl_flower.zo.optimizers import OptimizerSpec
+from sfl_flower.zo.vector import name_and_shape
 
 __all__ = ["JournalHeader", "chain", "header_bytes", "manifest_digest", "params_digest"]
 
@@ -39,9 +41,23 @@ def params_digest(theta: Tensor) -> bytes:
     return blake2b(data.data, digest_size=DIGEST_BYTES, person=b"sfl.params.1").digest()
 
 
-def manifest_digest(manifest: bytes) -> bytes:
-    """Return the 32-byte digest of `ParameterVector.manifest`."""
-    return blake2b(manifest, digest_size=DIGEST_BYTES, person=b"sfl.manifest.1").digest()
+def manifest_digest(manifest: bytes, basis: Mapping[str, Tensor] | None = None) -> bytes:
+    """Return the 32-byte digest of `ParameterVector.manifest`, and of what the vector moves along.
+
+    Parameters
+    ----------
+    manifest : bytes
+        Names and shapes.
+    basis : mapping of str to Tensor, optional
+        Float32 tensors by name that give the vector its meaning: the directions of subspaces.
+        Without any the digest is of the manifest alone.
+    """
+    found = blake2b(manifest, digest_size=DIGEST_BYTES, person=b"sfl.manifest.1")
+    for name in sorted(basis or {}):
+        value = np.ascontiguousarray((basis or {})[name].detach().cpu().numpy(), dtype="<f4")
+        found.update(name_and_shape(name, value.shape))
+        found.update(value.data)
+    return found.digest()
 
 
 def chain(digest: bytes, entry: bytes) -> bytes:
@@ -58,7 +74,7 @@ class JournalHeader:
     run_key : bytes
         16 bytes, `sfl_flower.zo.run_key`.
     manifest_digest : bytes
-        Digest of names and shapes, 32 bytes.
+        Digest of names and shapes, and of the directions of subspaces, 32 bytes.
     params_digest : bytes
         Digest of the initial parameters, 32 bytes.
     law : str

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.directions import Direction, Directions
 
-__all__ = ["ParameterVector", "trained_names"]
+__all__ = ["ParameterVector", "name_and_shape", "trained_names"]
 
 _MAGIC = b"SFLm\x01"
 
@@ -99,9 +99,7 @@ class ParameterVector:
         """Return names and shapes in canonical order, as bytes (format: ``docs/journal.md``)."""
         parts = [_MAGIC, struct.pack("<I", len(self.names))]
         for name, shape in zip(self.names, self.shapes, strict=True):
-            encoded = name.encode("utf-8")
-            parts.append(struct.pack("<I", len(encoded)) + encoded)
-            parts.append(struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
+            parts.append(name_and_shape(name, shape))
         return b"".join(parts)
 
     @contextmanager
@@ -143,6 +141,13 @@ class ParameterVector:
     def _point(self, views: list[Tensor]) -> None:
         for parameter, view in zip(self._parameters, views, strict=True):
             parameter.data = view
+
+
+def name_and_shape(name: str, shape: Sequence[int]) -> bytes:
+    """Return a tensor's name and shape as a manifest has them."""
+    encoded = name.encode("utf-8")
+    sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return struct.pack("<I", len(encoded)) + encoded + sizes
 
 
 def trained_names(module: nn.Module, under: str = "") -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from sfl_flower.node.store import CarriedLostError, NodeStore, keep_carried, loa
 from sfl_flower.split import carried_state, load_carried, travelling_state
 from sfl_flower.wire import JoinRequest
 from sfl_flower.wire.weights import Carried
+from sfl_flower.zo import manifest_digest
 from tests import tiny
 from tests.local_grid import Fault, changed
 from tests.test_contract import OPTIONS
@@ -154,6 +157,56 @@ def test_b1_a_resume_keeps_the_directions_and_sends_them_to_its_new_clients(
         for name in ("whole", "run")
     ]
     assert down[1] == down[0] + 4 * A
+
+
+# The journal
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize("method", ["ho_sfl", "decomfl", "frozen"])
+def test_b2_runs_that_differ_in_their_directions_differ_in_every_digest(method: str) -> None:
+    def digest(**options: Any) -> str:
+        found: str = begin(problem(), method, **options).strategy.digest
+        return found
+
+    public = digest(subspace_from="public")
+    assert public == digest() == digest(subspace_from="auto")
+    assert len({public, digest(subspace_from="noise"), digest(subspace_from="gradients")}) == 3
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize("source", ["public", "clients"])
+@pytest.mark.parametrize("method", ["ho_sfl", "decomfl", "frozen"])
+def test_b2_the_header_names_the_directions_that_clients_have(method: str, source: str) -> None:
+    trial = train(problem(), method, rounds=2, subspace_from=source)
+    assert trial.total("replies") == 8
+    mirror = trial.strategy.mirror
+    basis = carried_state(mirror.half)
+    assert len(basis) == 1 and bool(next(iter(basis.values())).any())
+    found = mirror.journal.header.manifest_digest
+    assert found == manifest_digest(mirror.vector.manifest(), basis)
+    assert found != manifest_digest(mirror.vector.manifest())
+    version, digest = trial.position(1)
+    assert mirror.journal.digest_at(version).hex() == digest
+
+
+@pytest.mark.flower
+def test_b2_a_client_along_other_directions_refuses_the_journal() -> None:
+    trial = begin(problem(), rounds=1)
+    trial.strategy.client_half.get_buffer("first.subspace_basis").add_(1.0)  # after the header
+    said = "parameters than this client's model has, or moves them along other directions of a sub"
+    with pytest.raises(TrainingError, match=said):
+        start(trial)
+
+
+def test_b2_the_manifest_digest_by_hand() -> None:
+    basis = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.zeros(1)}
+    spelled = b"m" + struct.pack("<I1sIQf", 1, b"a", 1, 1, 0.0)
+    spelled += struct.pack("<I1sIQQff", 1, b"b", 2, 1, 2, 1.0, 2.0)
+    wanted = blake2b(spelled, digest_size=32, person=b"sfl.manifest.1").digest()
+    assert manifest_digest(b"m", basis) == wanted
+    plain = blake2b(b"m", digest_size=32, person=b"sfl.manifest.1").digest()
+    assert manifest_digest(b"m") == manifest_digest(b"m", {}) == plain
 
 
 # The parts
