@@ -22,7 +22,7 @@ def client_module(problem: Any) -> nn.Module:
     """Return the client half that the clients of this process run."""
     seed = model_seed(0)
     half: HeldModule = problem.memo(
-        ("client half", seed, torch.device("cpu"), "as_built", False, problem.trained),
+        ("client half", seed, torch.device("cpu"), "as_built", False, problem.trained, ""),
         lambda: HeldModule(problem.build(seed).client),
     )
     return half.module
