@@ -262,6 +262,7 @@ RESNET_ROWS: Mapping[str, Row] = {
     "orthogonal": Row("ho_sfl", ALONG, (1.0, 3.0), (0.01,)),
     "orthogonal_walk": Row("ho_sfl", {**ALONG, **WALK}, (1.0, 3.0), (0.01,)),
     "orthogonal_outright": Row("outright", ALONG, (1.0, 3.0), (0.01,)),
+    "orthogonal_known": Row("known", ALONG, (3.0,), (0.01,)),
     "channel_p4": Row("ho_sfl", {**FORWARDS, **CONV, **APART, "probes": 4}, (0.5, 2.0), (0.01,)),
     "channel_p4_walk": Row(
         "ho_sfl", {**FORWARDS, **CONV, **APART, "probes": 4, **WALK}, (0.5, 2.0), (0.01,)
@@ -274,6 +275,7 @@ convolution; along guides all weights are trained."""
 RESNET_GAPS: Mapping[str, Gap] = {
     "resnet_scratch_gap_p4": Gap("orthogonal", "frozen", "first_order"),
     "resnet_scratch_gap_walk": Gap("orthogonal_walk", "frozen", "first_order"),
+    "resnet_scratch_gap_known": Gap("orthogonal", "frozen", "orthogonal_known"),
     "resnet_scratch_gap_outright": Gap("orthogonal_outright", "frozen", "first_order"),
     "resnet_scratch_gap_channel_p4": Gap("channel_p4", "frozen", "first_order"),
     "resnet_scratch_gap_channel_p4_same": Gap("channel_p4", "frozen", "first_order_same"),
