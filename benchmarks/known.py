@@ -18,13 +18,12 @@ from sfl_flower import Method
 from sfl_flower.clients import ho_sfl
 from sfl_flower.methods import METHODS
 from sfl_flower.node.node import Node
-from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.guide import GuideMaker
 from sfl_flower.server.roster import Member
 from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.training.modes import eval_mode, kept_buffers
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
-from sfl_flower.zo import Guide
 
 __all__ = ["KNOWN", "Known"]
 
@@ -47,25 +46,24 @@ class Known(HOSFL):
 
     name: ClassVar[str] = "known"
 
-    def _guide(
+    def _seen(
         self,
+        maker: GuideMaker,
         round: int,
         held: Mapping[Member, tuple[np.ndarray, np.ndarray]],
-        used: Mapping[Member, int],
-    ) -> Guide | None:
-        if self._maker is None or not held:
-            return None
+        weights: Mapping[Member, float],
+    ) -> Tensor:
         vector = self.mirror.vector
         total = torch.zeros_like(vector.anchor)
         with eval_mode(self.client_half), kept_buffers(self.client_half), torch.enable_grad():
             for member, (_, lam) in held.items():
-                weight = client_weight(self.config.mean, used[member])
                 given = torch.from_numpy(lam)
                 for x in _SEEN.pop((round, member.partition)):
                     part, given = given[: len(x)], given[len(x) :]
                     found = torch.autograd.grad(self.client_half(x), vector.parameters, part)
-                    total += weight * torch.cat([gradient.reshape(-1) for gradient in found])
-        return self._maker.towards(total)
+                    flat = torch.cat([gradient.reshape(-1) for gradient in found])
+                    total += weights[member] * flat
+        return total
 
 
 KNOWN = Method(

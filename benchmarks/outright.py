@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from sfl_flower import Method
 from sfl_flower.methods import METHODS
-from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.guide import GuideMaker
 from sfl_flower.server.roster import Member
 from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.training.device import to_array
@@ -30,25 +31,17 @@ class Outright(HOSFL):
 
     name: ClassVar[str] = "outright"
 
-    def _guide(
+    def _seen(
         self,
+        maker: GuideMaker,
         round: int,
         held: Mapping[Member, tuple[np.ndarray, np.ndarray]],
-        used: Mapping[Member, int],
-    ) -> Guide | None:
-        """Return the guide, and keep what it would measure if its vector were the gradient."""
-        if self._maker is None or not held:
-            return None
-        weigh = {member: client_weight(self.config.mean, used[member]) for member in held}
-        answers = ((*held[member], weight) for member, weight in weigh.items())
-        gradient, vector = self._maker.gradient(round, answers), self.mirror.vector
-        q, guide = to_array(gradient), self._maker.towards(gradient)
-        if guide is not None:
-            header = self.mirror.journal.header
-            along = vector.directions(header.run_key, header.law).along(guide).values()
-            told = to_array(along).astype(np.float64) @ q.astype(np.float64)
-            self._own = float(told) / sum(weigh.values())
-        return guide
+        weights: Mapping[Member, float],
+    ) -> Tensor:
+        """Return the vector, and keep what it would tell as the mean of the clients."""
+        found = super()._seen(maker, round, held, weights)
+        self._own = to_array(found).astype(np.float64) / sum(weights.values())
+        return found
 
     def _update(
         self,
@@ -59,7 +52,9 @@ class Outright(HOSFL):
         guide: Guide | None,
     ) -> dict[str, float]:
         if guide is not None:
-            own = self._own * self._probing.unit
+            header = self.mirror.journal.header
+            along = self.mirror.vector.directions(header.run_key, header.law).along(guide).values()
+            own = float(to_array(along).astype(np.float64) @ self._own) * self._probing.unit
             replies = {member: _with(reply, own) for member, reply in replies.items()}
         return super()._update(round, used, replies, exchange, guide)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -168,6 +168,7 @@ class _Seen:
 
     task: SplitTask
     seed: int
+    _gradients: GradientMoments | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def split(self) -> Split:
@@ -186,16 +187,11 @@ class _Seen:
             sample_gradients(self.task, self.seed, BATCHES, BATCH, whole=True, split=self.split)
         )
 
-    @cached_property
-    def _gradients(self) -> list[GradientMoments]:
-        return []
-
     def gradients(self, trained: str) -> GradientMoments:
         """Return the moments of the public gradients; `trained` asks for them, for the error."""
-        if not self._gradients:
-            named = self.task.with_trained(trained)
-            self._gradients.append(public_gradients(named, self.seed))
-        return self._gradients[0]
+        if self._gradients is None:
+            self._gradients = public_gradients(self.task.with_trained(trained), self.seed)
+        return self._gradients
 
     @cached_property
     def inputs(self) -> Mapping[str, Tensor]:

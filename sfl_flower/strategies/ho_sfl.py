@@ -29,7 +29,7 @@ from sfl_flower.server.aggregate import check_aggregator, client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.guide import guided_entry
+from sfl_flower.server.guide import GuideMaker, guided_entry
 from sfl_flower.server.guided import GuideSettings, check_guide
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
@@ -245,8 +245,18 @@ class HOSFL(JournalledStrategy):
         """Return the round's guide from the clients' smashed data and λ, None without one."""
         if self._maker is None or not held:
             return None
-        weigh = self.config.mean
-        return self._maker.guide(round, ((*held[m], client_weight(weigh, used[m])) for m in held))
+        weights = {member: client_weight(self.config.mean, used[member]) for member in held}
+        return self._maker.towards(self._seen(self._maker, round, held, weights))
+
+    def _seen(
+        self,
+        maker: GuideMaker,
+        round: int,
+        held: Mapping[Member, tuple[np.ndarray, np.ndarray]],
+        weights: Mapping[Member, float],
+    ) -> Tensor:
+        """Return the vector that a round's guide is made of, flat."""
+        return maker.gradient(round, ((*held[m], weight) for m, weight in weights.items()))
 
     def _probe_request(
         self, round: int, member: Member, lam: np.ndarray, guide: Guide | None = None
