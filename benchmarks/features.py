@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import nn
 
+from benchmarks.decoder_blocks import DecoderBlocks
 from benchmarks.encoder_blocks import EncoderBlocks
 from sfl_flower.data import Samples, seeded_construction
 from sfl_flower.options import check_choice
@@ -27,12 +29,14 @@ from sfl_flower.split.transformers.block_halves import ServerBlocks
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks import load_task
 
-__all__ = ["IMAGES", "SENTENCES", "TASKS", "Standing", "task_of"]
+__all__ = ["IMAGES", "PROMPTS", "SENTENCES", "TASKS", "Standing", "task_of"]
 
 IMAGES, SENTENCES = "efficientnet_cifar10 at 32", "sst2 at block:6"
+PROMPTS = "smollm2_sst2 at block:20"
 """Names of the tasks here: CIFAR-10 at its own resolution on EfficientNet-Lite0 cut behind its last
-convolution, and SST-2 on MiniLM cut behind its last block, with 4 096 public sentences. Their
-options are ``behind``, the last layer that stands, and ``trained``, as `SplitTask` takes it."""
+convolution, SST-2 on MiniLM cut behind its last block, with 4 096 public sentences, and on SmolLM2
+cut behind two thirds of its blocks, with 1 024. Their options are ``behind``, the last layer that
+stands, and ``trained``, as `SplitTask` takes it."""
 _TOGETHER = 128
 """Samples of one forward through the layers that stand."""
 
@@ -90,8 +94,22 @@ def _blocks(model: nn.Module, behind: str) -> nn.Module:
     return EncoderBlocks(half)
 
 
+@cache
+def _prompts() -> SplitTask:
+    return load_task(
+        "smollm2_sst2", train_size=4_000, public_size=1_024, lora_rank=0, max_length=48
+    )
+
+
+def _decoder_blocks(model: nn.Module, behind: str) -> nn.Module:
+    half = cut(model, behind).server
+    assert isinstance(half, ServerBlocks)
+    return DecoderBlocks(half, 20 - int(behind.removeprefix("block:")))
+
+
 TASKS: Mapping[str, Standing] = {
     IMAGES: Standing(_images, ("blocks.15",), _last),
+    PROMPTS: Standing(_prompts, ("block:17",), _decoder_blocks),
     SENTENCES: Standing(_sentences, ("block:3",), _blocks),
 }
 """By name."""
@@ -128,6 +146,8 @@ def task_of(name: str, behind: str = "", trained: str = "all") -> SplitTask:
         test=partial(load, "test"),
         public=partial(load, "public"),
         classes=task.classes,
+        metrics=task.metrics,
+        ignore_label=task.ignore_label,
         trained=trained,
         token=f"features:{name}:{behind}",
     )
@@ -154,12 +174,13 @@ def _arrays(name: str, behind: str, split: Split) -> tuple[np.ndarray, np.ndarra
     folder = Path(tempfile.gettempdir()) / "sfl_flower-features"
     stem = sha256(f"{name} {behind} {torch.__version__}".encode())  # data and model are the name's
     files = [folder / f"{stem.hexdigest()[:16]}-{split}-{part}.npy" for part in ("x", "y")]
-    if not all(file.exists() for file in files):
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, array in zip(files, _run(TASKS[name].whole(), behind, split), strict=True):
-            aside = file.with_suffix(".part.npy")
-            np.save(aside, array)
-            aside.replace(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{stem.hexdigest()[:16]}-{split}.lock"):  # runs go side by side
+        if not all(file.exists() for file in files):
+            for file, array in zip(files, _run(TASKS[name].whole(), behind, split), strict=True):
+                aside = file.with_suffix(".part.npy")
+                np.save(aside, array)
+                aside.replace(file)
     x, y = (np.load(file, mmap_mode="c") for file in files)
     return x, y
 

@@ -8,7 +8,7 @@ from sfl_flower.task import SplitTask
 from sfl_flower.tasks.checkpoints import SMOLLM2, Checkpoint
 from sfl_flower.tasks.classification import classification
 from sfl_flower.tasks.images import data_folder
-from sfl_flower.tasks.sst2 import SST2
+from sfl_flower.tasks.sst2 import SST2, public_last
 
 __all__ = ["smollm2_sst2"]
 
@@ -27,6 +27,7 @@ def smollm2_sst2(
     attention: str = "auto",
     data_dir: str | None = None,
     trained: str = "all",
+    public_size: int = 64,
 ) -> SplitTask:
     """Return the task: SST-2 on SmolLM2 with LoRA adapters, by the word behind "… It was".
 
@@ -40,7 +41,7 @@ def smollm2_sst2(
     cut : str
         ``block:N``, behind N of its 30 blocks, or a block's name.
     max_length, lora_rank, lora_alpha, lora_targets, lora_init, base_dtype, attention, data_dir,
-    trained
+    trained, public_size
         As for `sst2`.
 
     Raises
@@ -52,7 +53,7 @@ def smollm2_sst2(
         "smollm2_sst2", model, "verbaliser", max_length, SST2.words, lora_rank, lora_alpha,
         lora_targets, base_dtype, attention=attention, lora_init=lora_init,
     )  # fmt: skip
-    data = replace(SST2, name="smollm2_sst2")
+    data = replace(SST2, name="smollm2_sst2", texts=public_last("smollm2_sst2", public_size))
     return classification(
         data, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained
     )

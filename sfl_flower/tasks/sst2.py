@@ -11,7 +11,7 @@ from sfl_flower.tasks.images import data_folder
 from sfl_flower.tasks.options import whole_number
 from sfl_flower.tasks.text import TextSet
 
-__all__ = ["SST2", "sst2"]
+__all__ = ["SST2", "public_last", "sst2"]
 
 
 def _end(_sentence: str) -> str:
@@ -35,6 +35,18 @@ SST2 = Sentences(
     most=(67_349, 872),
 )
 """The data set; its prompt and words are those of MeZO."""
+
+
+def public_last(task: str, public_size: int) -> TextSet:
+    """Return where the rows of SST-2 are, of which the last `public_size` are the public ones.
+
+    Raises
+    ------
+    ConfigError
+        `public_size`, an option of the task of that name, leaves no row, or is none.
+    """
+    whole_number(task, "public_size", public_size, 1, 67_348)
+    return replace(TEXTS, public=public_size)
 
 
 def sst2(
@@ -106,8 +118,7 @@ def sst2(
         "sst2", model, head, max_length, SST2.words, lora_rank, lora_alpha, lora_targets,
         base_dtype, dropout, attention, lora_init=lora_init,
     )  # fmt: skip
-    whole_number("sst2", "public_size", public_size, 1, 67_348)
-    data = replace(SST2, texts=replace(TEXTS, public=public_size))
+    data = replace(SST2, texts=public_last("sst2", public_size))
     return classification(
         data, data_folder(data_dir), train_size, test_size, cut, checkpoint, trained
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import features
+from benchmarks.decoder_blocks import DecoderBlocks
+from sfl_flower.data import seeded_construction
 from sfl_flower.errors import ConfigError
 from sfl_flower.split import cut
+from sfl_flower.split.transformers.block_halves import ServerBlocks
 
 
 def test_what_stands_and_what_follows_are_the_whole_model() -> None:
@@ -38,3 +42,24 @@ def test_blocks_without_padding_are_those_of_the_whole_encoder() -> None:
         assert torch.allclose(rest.client(first(ids)), whole.client(ids), atol=1e-5)
     trained = [p.numel() for p in rest.client.parameters() if p.requires_grad]
     assert sum(trained) == 3 * 1_774_464
+
+
+def test_blocks_of_a_decoder_between_cuts_are_those_of_the_whole_model() -> None:
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    with seeded_construction(0):
+        model = LlamaForCausalLM(config).eval()
+    ids = torch.tensor([[3, 4, 5, 6, 7, 0, 0], [8, 9, 0, 0, 0, 0, 0]])
+    first, whole = cut(model, "block:1").client, cut(model, "block:3").client
+    rest = cut(model, "block:1").server
+    assert isinstance(rest, ServerBlocks)
+    middle = DecoderBlocks(rest, 2)
+    with torch.no_grad():
+        assert torch.allclose(middle(first(ids)), whole(ids), atol=1e-6)
