@@ -36,6 +36,7 @@ BENCHMARKS = {
     "language": "HO-SFL beside SplitLoRA on SST-2 with a pre-trained encoder (long)",
     "defaults": "which settings HO-SFL should have, by validation on three small tasks (long)",
     "energy": "the share of the gradient that a choice of few parameters holds (minutes)",
+    "eva": "directions of peft's EVA beside those of subspaces of the same layers (minutes)",
     "guides": "how close guides of the server lie to the clients' gradient, what they teach (long)",
     "guide_limits": "how near guides come to a round's clients and over rounds to all (minutes)",
     "learn": "clients with at most five forwards a sample between controls and first order (long)",
