@@ -35,6 +35,8 @@ from sfl_flower.tasks import load_task
 
 __all__ = ["add_arguments", "run"]
 
+Held = Mapping[str, Mapping[float, float]]
+"""What seed 0 has on held back images, by row and client rate."""
 EVALUATIONS, LAST = 20, 5
 """Evaluations of a run, and how many of the last ones are averaged."""
 SHARED: Mapping[str, Any] = {
@@ -48,8 +50,6 @@ SHARED: Mapping[str, Any] = {
     "server_momentum": 0.9,
     "server_lr": 0.05,
 }
-
-
 FORWARDS: Mapping[str, Any] = {"probes": 8, "clip_norm": 1.0}
 WALKED = (0.01, 0.05, 0.2)
 ROWS: Mapping[str, Row] = {
@@ -92,11 +92,8 @@ AXES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "clients": {"32": {"clients": 32, "sampled": 8}, "128": {"clients": 128, "sampled": 8}},
 }
 """Axis -> value -> what is changed."""
-ALONG: Mapping[str, tuple[str, ...]] = {
-    "lost": ("frozen", "walk", "ho_sfl", "heron", "splitfed_v2"),
-    **dict.fromkeys(("sampled", "alpha", "clients"), ("frozen", "walk", "ho_sfl", "splitfed_v2")),
-}
-"""Axis -> the rows that run along it: as many as take an hour together."""
+ALONG = ("frozen", "walk", "ho_sfl", "heron", "splitfed_v2")
+"""The rows that run along each of these axes."""
 MU: Mapping[str, Mapping[str, Any]] = {
     f"{mu:.0e}".replace("-", "_"): {"mu": mu} for mu in (1e-8, 1e-7, 1e-5, 1e-1)
 }
@@ -165,11 +162,9 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument("--sensitivity-seeds", type=int, default=3, help="seeds 0, 1, … of a row")
     parser.add_argument("--sensitivity-workers", type=int, default=1, help="runs side by side")
-    parser.add_argument(
-        "--sensitivity-axes",
-        default=",".join(PARTS),
-        help=f"what to run, with commas between, of: {', '.join(PARTS)}",
-    )
+    for name, known, what in (("axes", PARTS, "what to run"), ("rows", ROWS, "rows at the base")):
+        said = f"{what}, with commas between, of: {', '.join(known)}"
+        parser.add_argument(f"--sensitivity-{name}", default=",".join(known), help=said)
     parser.add_argument(
         "--sensitivity-out", type=Path, help="file of results: runs in it are not run again"
     )
@@ -212,14 +207,17 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     """
     rounds, seeds = args.sensitivity_rounds, range(args.sensitivity_seeds)
     asked = args.sensitivity_axes.split(",")
+    given = args.sensitivity_rows.split(",")
     for part in asked:
         check_choice("--sensitivity-axes", part, PARTS)
+    for label in given:
+        check_choice("--sensitivity-rows", label, ROWS)
 
     def results(jobs: list[Job]) -> list[Metrics]:
         done = run_jobs(jobs, args.sensitivity_workers, args.sensitivity_out, train)
         return [done[each.key()] for each in jobs]
 
-    def tuned(rows: Mapping[str, Row]) -> dict[str, dict[float, float]]:
+    def tuned(rows: Mapping[str, Row]) -> Held:
         tried = [(label, rate) for label, row in rows.items() for rate in row.rates or (0.0,)]
         found = results([job(rows[label], rate, 0, rounds, {}) for label, rate in tried])
         held: dict[str, dict[float, float]] = {label: {} for label in rows}
@@ -228,13 +226,15 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         return held
 
     own = {"probes": PROBES, "pace": PACES}
-    rows = dict(ROWS if set(asked) - own.keys() - {"memory"} else {})
+    chosen = [label for label in ROWS if label in given]
+    needed = set(asked) - own.keys() - {"memory"}
+    rows = {label: ROWS[label] for label in chosen if needed}
     if "memory" in asked:
         rows |= {MATCHED: ROWS[MATCHED]}
     for part in own.keys() & set(asked):
         rows |= own[part]
     held = tuned(rows)
-    points = [point for part in asked for point in _points(part, held)]
+    points = [point for part in asked for point in _points(part, held, chosen)]
     found = results(
         [job(at.row, at.rate, seed, rounds, at.changes) for at in points for seed in seeds]
     )
@@ -282,14 +282,15 @@ def _memory(
         )
 
 
-def _points(part: str, held: Mapping[str, Mapping[float, float]]) -> Iterator[Point]:
+def _points(part: str, held: Held, chosen: list[str]) -> Iterator[Point]:
+    """Yield what is run of a part, of the chosen rows where these are rows of the base."""
     if part == "base":
-        for label, row in ROWS.items():
-            yield Point(f"{label}_base", row, held[label], {})
+        for label in chosen:
+            yield Point(f"{label}_base", ROWS[label], held[label], {})
     elif part == "probes":
         for label, row in PROBES.items():
             yield Point(label, row, held[label], {})
-    elif part == "mu":
+    elif part == "mu" and "ho_sfl" in chosen:
         for value, changes in MU.items():
             yield Point(f"ho_sfl_mu_{value}", ROWS["ho_sfl"], held["ho_sfl"], changes)
     elif part == "pace":
@@ -299,7 +300,7 @@ def _points(part: str, held: Mapping[str, Mapping[float, float]]) -> Iterator[Po
             best = max(names, key=lambda name: max(held[name].values()))
             yield Point(f"{label}_round", PACES[best], held[best], {})
     for value, changes in AXES.get(part, {}).items():
-        for label in ALONG[part]:
+        for label in [label for label in chosen if label in ALONG]:
             yield Point(f"{label}_{part}_{value}", ROWS[label], held[label], changes)
 
 

@@ -38,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {name: rows[name] for name in ("frozen", "ho_sfl", "splitfed_v2")}
     monkeypatch.setattr(sensitivity, "ROWS", kept)
     monkeypatch.setattr(sensitivity, "_matched", lambda: (8, Figure("peak", 0.5, "ratio")))
-    monkeypatch.setattr(sensitivity, "ALONG", {"lost": tuple(kept)})
+    monkeypatch.setattr(sensitivity, "ALONG", tuple(kept))
     monkeypatch.setattr(sensitivity, "AXES", {"lost": {"30": {"lost": 0.3}}})
 
 
@@ -62,6 +62,20 @@ def test_a_part_that_is_asked_for_needs_no_run_of_another(tmp_path: Path) -> Non
 def test_an_unknown_axis_is_refused() -> None:
     with pytest.raises(ConfigError, match="--sensitivity-axes"):
         next(sensitivity.run(parsed("--sensitivity-axes", "base,weather")))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_row_that_is_asked_for_needs_no_run_of_another(tmp_path: Path) -> None:
+    path, row = tmp_path / "runs.jsonl", sensitivity.ROWS["ho_sfl"]
+    for rate in row.rates:
+        written(path, row, rate, 0, {}, accuracy=0.5, validation_accuracy=rate)
+    written(path, row, row.rates[-1], 0, {"lost": 0.3}, accuracy=0.25)
+    words = f"--sensitivity-rounds {ROUNDS} --sensitivity-seeds 1 --sensitivity-out {path}".split()
+    asked = ["--sensitivity-axes", "base,lost", "--sensitivity-rows", "ho_sfl"]
+    found = {figure.name: figure.value for figure in sensitivity.run(parsed(*words, *asked))}
+    assert found == {"accuracy_ho_sfl_base": 0.5, "accuracy_ho_sfl_lost_30": 0.25}
+    with pytest.raises(ConfigError, match="--sensitivity-rows"):
+        next(sensitivity.run(parsed("--sensitivity-rows", "ho_sfl,weather")))
 
 
 @pytest.mark.usefixtures("small")
