@@ -7,11 +7,11 @@ nothing heavy may live in it. Heavy things live here, once a process, under the 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from threading import RLock
 from typing import Any, TypeVar
 
-__all__ = ["forget", "held", "remember"]
+__all__ = ["forget", "held", "lend", "remember"]
 
 T = TypeVar("T")
 
@@ -48,6 +48,25 @@ def held(token: str, key: Hashable) -> Any:
     """Return what this process keeps under (token, key), None for nothing."""
     with _LOCK:
         return _MEMORY.get(token, {}).get(key)
+
+
+def lend(token: str, other: str, names: Collection[str]) -> None:
+    """Keep for another task as well what is kept for one, under these names.
+
+    Parameters
+    ----------
+    token, other : str
+        Name the task that has it, and the one that gets it.
+    names : collection of str
+        Keys, or what keys that are tuples begin with.
+    """
+    with _LOCK:
+        kept = {
+            key: value
+            for key, value in _MEMORY.get(token, {}).items()
+            if (key[0] if isinstance(key, tuple) else key) in names
+        }
+        _MEMORY.setdefault(other, {}).update(kept)
 
 
 def forget(token: str) -> None:

@@ -36,6 +36,8 @@ from sfl_flower.split import (
     restrict,
 )
 from sfl_flower.split.cutting import every_cut
+from sfl_flower.split.parameters.directions import NOTHING
+from sfl_flower.split.parameters.layouts import in_groups
 from sfl_flower.split.parameters.subspace import BASIS, OUTPUTS, opened_layers
 from sfl_flower.task import Split, SplitTask
 from sfl_flower.training.modes import eval_mode
@@ -218,14 +220,18 @@ class _Seen:
             source = self.gradients(trained).inputs if by_gradients else self.inputs
             basis = layer.get_buffer(BASIS)
             kind = "gradients" if by_gradients else "inputs"
-            basis.copy_(self._leading(kind, name, source, len(basis)).t())
+            rank = basis.shape[-2]
+            basis.copy_(self._leading(kind, name, source, rank).mT)
             if chosen.core:
                 moments = self.gradients(trained).outputs
-                outputs = self._leading("outputs", name, moments, len(basis))
-                layer.get_buffer(OUTPUTS).copy_(outputs)
+                outputs = self._leading("outputs", name, moments, rank)
+                in_groups(layer.get_buffer(OUTPUTS), basis).copy_(outputs)
         return trained, half
 
     def _leading(self, kind: str, name: str, moments: Mapping[str, Tensor], rank: int) -> Tensor:
         if (kind, name) not in self._vectors:
-            self._vectors[kind, name] = torch.linalg.eigh(moments[name])[1].flip(1).float()
-        return self._vectors[kind, name][:, :rank]
+            values, vectors = torch.linalg.eigh(moments[name])
+            if values.dim() > 1:  # of groups some have no inputs at all, and move nothing
+                vectors = vectors * (values > NOTHING * values.max()).unsqueeze(-2)
+            self._vectors[kind, name] = vectors.flip(-1).float()
+        return self._vectors[kind, name][..., :rank]

@@ -7,7 +7,6 @@ line through two that were tried lies above the peaks between them.
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.data import Samples
-from sfl_flower.data.memory import forget
+from sfl_flower.data.memory import forget, lend
 from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.methods import Method
 from sfl_flower.node.sync import forget_recent
@@ -29,7 +28,7 @@ from sfl_flower.options import UNITS, Amount
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
 from sfl_flower.server.setup import check_parts
-from sfl_flower.server.subspace import fitted
+from sfl_flower.server.subspace import fitted, resolved
 from sfl_flower.task import SplitTask
 from sfl_flower.training.device import find_device
 from sfl_flower.wire.flower import SUPERLINK, identity
@@ -41,6 +40,8 @@ STEPS = 2
 TRIALS = 8
 """Most numbers that are tried."""
 TRIAL_RUN = 2**31 - 1
+BUILT = ("halves", "unused", "first buffers", "fitted")
+"""What a process keeps of a task's model, and its trials need not build again."""
 
 _log = getLogger("flwr")
 
@@ -183,10 +184,10 @@ def _trial(task: SplitTask, config: RunConfig) -> SplitTask:
     def few() -> Samples:
         return whole.take(rows)
 
+    task = resolved(task, config.model_seed)
+    fitted(task, config.model_seed, config.subspace_from)
     trial = replace(task, train=few, test=few, token="")
-    halves = fitted(task, config.model_seed)
-    for name in ("halves", "fitted"):
-        trial.memo((name, config.model_seed), lambda: copy.deepcopy(halves))
+    lend(task.key, trial.key, BUILT)
     return trial
 
 

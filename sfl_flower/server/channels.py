@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError
 from sfl_flower.server.probing import Noise
-from sfl_flower.split.parameters.subspace import FACTOR, layer_width, movable_layers
+from sfl_flower.split.parameters.layouts import layer_width, weight_of
+from sfl_flower.split.parameters.subspace import FACTOR, movable_layers
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.zo import Guide, Probing, condition_guided, condition_scalars, trained_names
 from sfl_flower.zo.channels import Channels, clip_channels
@@ -177,7 +178,7 @@ def few_directions(half: nn.Module, tensors: tuple[bool, ...]) -> str:
     """
     own = set(_names(half, tensors))
     found = [
-        (layer.weight.numel(), f"subspace:{min(FEW, layer_width(layer))}:{name}")
+        (weight_of(layer).numel(), f"subspace:{min(FEW, layer_width(layer))}:{name}")
         for name, layer in movable_layers(half)
         if not own.isdisjoint((f"{name}.weight", f"{name}.{FACTOR}"))
     ]

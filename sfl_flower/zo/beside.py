@@ -26,8 +26,12 @@ __all__ = ["Beside"]
 _BASIS, _OUTPUTS = "_basis", "_outputs"
 """A parameter N [out, r] beside a buffer N_basis [r, in] moves a weight by N N_basis.
 
-One of shape [r, r] with N_outputs [out, r] as well moves it by N_outputs N N_basis.
+One of shape [r, r] with N_outputs [out, r] as well moves it by N_outputs N N_basis.  In a grouped
+convolution N_basis is [groups, r, in / groups], and each group has its part of the rows of N and
+N_outputs; beside a weight [in, out] it is [1, r, in].
 """
+_TRANSPOSED = "Conv1D"
+"""Class of transformers' layers with such a weight."""
 _TOLERANCE = 1e-3
 """Difference between outputs, relative to the largest, above which samples were mixed."""
 
@@ -141,9 +145,10 @@ class _Moved:
                 out.addcmul_(inner, _spread(columns, out, layer), value=self._scale)
                 continue
             if name != "weight":  # R of R A, or C of B C A: a and b are seen through B and A
-                columns = columns @ layer.get_buffer(name + _BASIS).to(columns.dtype)
+                basis = layer.get_buffer(name + _BASIS).to(columns.dtype)
+                columns = (columns @ basis).movedim(-2, 0)  # [P, in], or [P, groups, in / groups]
                 if (outputs := layer._buffers.get(name + _OUTPUTS)) is not None:
-                    rows = rows @ outputs.to(rows.dtype).t()
+                    rows = _outputs(rows, outputs.to(rows.dtype), basis)
             inner = _inner(layer, x, columns, self.probes)
             out.addcmul_(inner, _spread(rows, out, layer), value=self._scale)
         return output
@@ -164,6 +169,7 @@ class _Moved:
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OF_CHANNELS = (*_CONVOLUTIONS, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _KNOWN = (nn.Linear, nn.Embedding, *_CONVOLUTIONS, *_NORMS)
 _PLAIN_CALL = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
 """Linear layers whose weights somebody else reads."""
@@ -192,18 +198,18 @@ def _draws(layer: nn.Module) -> bool:
 
 def _can(layer: nn.Module, names: Mapping[str, int]) -> bool:
     """Tell whether a layer of these trained parameters can be probed beside its product."""
+    buffers = {name for name, _ in layer.named_buffers(recurse=False)}
+    moves = {name for name in names if name + _BASIS in buffers}
+    if type(layer).__name__ == _TRANSPOSED:
+        return bool(moves) and names.keys() <= {"bias", *moves}
     if not isinstance(layer, _KNOWN) or isinstance(layer, _PLAIN_CALL):
         return False
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         return False
     if isinstance(layer, _CONVOLUTIONS) and layer.padding_mode != "zeros":
         return False
-    buffers = {name for name, _ in layer.named_buffers(recurse=False)}
-    moved = (nn.Linear, *_CONVOLUTIONS)
-    return all(
-        name in ("weight", "bias") or (isinstance(layer, moved) and name + _BASIS in buffers)
-        for name in names
-    )
+    own = moves if isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) else set()
+    return names.keys() <= {"weight", "bias", *own}
 
 
 def _columns(signs: Signs, like: Tensor) -> Tensor:
@@ -228,18 +234,17 @@ def _full(signs: Signs, parameter: Tensor, like: Tensor) -> Tensor:
 def _spread(values: Tensor, out: Tensor, layer: nn.Module) -> Tensor:
     """Give numbers of channels or features, shape [P, ...], the dimensions of an output."""
     probes, last = len(values), out.dim() - values.dim()
-    if isinstance(layer, nn.Linear | nn.LayerNorm | nn.Embedding):
-        return values.reshape(probes, *(1,) * last, *values.shape[1:])
-    return values.reshape(probes, 1, -1, *(1,) * (out.dim() - 3))
+    if isinstance(layer, _OF_CHANNELS):
+        return values.reshape(probes, 1, -1, *(1,) * (out.dim() - 3))
+    return values.reshape(probes, *(1,) * last, *values.shape[1:])
 
 
 def _inner(layer: nn.Module, x: Tensor, columns: Tensor, probes: int) -> Tensor:
     """Return bᵀ x of each probe: at each position, with one channel or one a group."""
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, _CONVOLUTIONS):
         part = x.reshape(probes, -1, x.shape[-1])
-        products = torch.bmm(part, columns[:, :, None])
+        products = torch.bmm(part, columns.reshape(probes, -1, 1))
         return products.reshape(probes, -1, *x.shape[1:-1], 1)
-    assert isinstance(layer, _CONVOLUTIONS)
     run: Callable[..., Tensor] = {3: functional.conv1d, 4: functional.conv2d}.get(
         x.dim(), functional.conv3d
     )
@@ -247,13 +252,25 @@ def _inner(layer: nn.Module, x: Tensor, columns: Tensor, probes: int) -> Tensor:
     settings = (layer.stride, layer.padding, layer.dilation)
     found: list[Tensor] = []
     for part, filters in zip(x.chunk(probes), columns, strict=True):
-        split = part.reshape(-1, kernel[0], *part.shape[2:])  # a group is a sample of its own
-        inner = run(split, filters.reshape(1, *kernel), None, *settings)
-        inner = inner.reshape(len(part), groups, *inner.shape[2:])
+        if filters.dim() > 1:  # each group has a filter of its own
+            inner = run(part, filters.reshape(-1, *kernel), None, *settings, groups)
+        else:
+            split = part.reshape(-1, kernel[0], *part.shape[2:])  # a group is a sample of its own
+            inner = run(split, filters.reshape(1, *kernel), None, *settings)
+            inner = inner.reshape(len(part), groups, *inner.shape[2:])
         found.append(
             inner.repeat_interleave(len(layer.weight) // groups, 1) if groups > 1 else inner
         )
     return torch.stack(found)
+
+
+def _outputs(rows: Tensor, outputs: Tensor, basis: Tensor) -> Tensor:
+    """Return B a of each probe, group by group where A has groups; shape [P, out]."""
+    if basis.dim() == 2:
+        return rows @ outputs.t()
+    groups = len(basis)
+    found: Tensor = outputs.unflatten(0, (groups, -1)) @ rows.unflatten(1, (groups, -1, 1))
+    return found.flatten(1)
 
 
 def _normalised(layer: nn.Module, x: Tensor) -> Tensor:

@@ -67,6 +67,31 @@ def test_probes_of_one_forward_are_measured_as_they_run() -> None:
     assert peaks_of("ho_sfl", **options, stack=6)(17) > peaks_of("ho_sfl", **options)(17)
 
 
+@pytest.mark.parametrize(
+    ("trained", "builds"), [("all", 1), ("subspace:2", 1), ("subspace:auto:0.5:1", 2)]
+)
+def test_a_trial_builds_nothing_that_the_task_has(trained: str, builds: int) -> None:
+    """The model is built once for each choice of parameters that is looked at."""
+    calls: list[str] = []
+
+    def build() -> Any:
+        calls.append("model")
+        return tiny.model()
+
+    def public() -> Any:
+        calls.append("public")
+        return tiny.samples(20, 7)
+
+    config, method, settings, _ = read_options({"method": "ho_sfl", "batch_size": 16})
+    problem = tiny.task(each=20, build=build, public=public, trained=trained)
+    peaks = []
+    for size in (2, 17, 2):
+        with _own_state():
+            peaks.append(client_peak(problem, method, config, settings, size))
+    assert 0 < peaks[0] == peaks[2] <= peaks[1]
+    assert (calls.count("model"), calls.count("public")) == (builds, int(trained != "all"))
+
+
 def test_a_run_has_the_number_that_its_budget_allows(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "backend": "inline", "rounds": 2, "clients": 2, "batch_size": 16, "partition": "iid",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.split.parameters.subspace import open_subspace
@@ -40,9 +41,11 @@ class Block(nn.Module):
         return h + mixed
 
 
-def subspace(trained: str) -> nn.Module:
+def subspace(trained: str, kind: str = "") -> nn.Module:
+    last = Conv1D(3, 36) if kind == "transposed" else nn.Linear(36, 3)
+    inner = nn.Conv2d(4, 4, (3, 1), padding=(1, 0), groups=2) if kind == "grouped" else nn.ReLU()
     net = nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+        nn.Conv2d(2, 4, 3, stride=2, padding=1), inner, nn.ReLU(), nn.Flatten(), last
     )
     open_subspace(net, trained)
     for number, basis in enumerate(net.buffers()):
@@ -69,6 +72,10 @@ HALVES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "transformer": (Block, torch.arange(24).reshape(4, 6) % 11),
     "subspace": (lambda: subspace("subspace:2"), randn(5, 2, 6, 6)),
     "core": (lambda: subspace("core:2"), randn(5, 2, 6, 6)),
+    "grouped subspace": (lambda: subspace("subspace:2", "grouped"), randn(5, 2, 6, 6)),
+    "grouped core": (lambda: subspace("core:2", "grouped"), randn(5, 2, 6, 6)),
+    "transposed subspace": (lambda: subspace("subspace:2", "transposed"), randn(5, 2, 6, 6)),
+    "transposed core": (lambda: subspace("core:2", "transposed"), randn(5, 2, 6, 6)),
     "one sample": (lambda: nn.Linear(5, 4), randn(1, 5)),
 }  # fmt: skip
 

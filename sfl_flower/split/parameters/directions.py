@@ -7,6 +7,7 @@ padding of texts, do not count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,18 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.split.parameters.quantised import is_quantised
-from sfl_flower.split.parameters.subspace import (
-    BASIS,
-    OUTPUTS,
-    Movable,
+from sfl_flower.split.parameters.layouts import (
+    in_groups,
+    input_rows,
+    layer_groups,
     layer_width,
-    movable_layers,
-    opened_layers,
+    weight_matrices,
 )
+from sfl_flower.split.parameters.quantised import is_quantised
+from sfl_flower.split.parameters.subspace import BASIS, OUTPUTS, movable_layers, opened_layers
 
 __all__ = [
     "NOTHING",
@@ -63,7 +63,8 @@ class GradientMoments:
         Σ ‖G‖² of each parameter.
     inputs, outputs : dict of str to Tensor
         Σ Gᵀ G, shape [in, in], and Σ G Gᵀ, shape [out, out], of the weight of each layer that can
-        move, float64.
+        move, float64; of a grouped convolution with a first dimension of the groups, each of its
+        own weight.
     """
 
     energy: dict[str, float] = field(default_factory=dict)
@@ -123,15 +124,16 @@ def gradient_moments(client: nn.Module, losses: Iterable[Tensor]) -> GradientMom
         The loss of each sample, shape [], computed through the half.
     """
     moments = GradientMoments()
-    layers = {f"{name}.weight": name for name, _ in movable_layers(client)}
+    layers = {f"{name}.weight": (name, layer) for name, layer in movable_layers(client)}
     for loss in losses:
         for name, gradient in plain_gradients([client], loss).items():
             energy = float(gradient.double().square().sum())
             moments.energy[name] = moments.energy.get(name, 0.0) + energy
-            if (layer := layers.get(name)) is not None:
-                rows = gradient.flatten(1)
-                moments.inputs[layer] = moments.inputs.get(layer, 0) + (rows.t() @ rows).double()
-                moments.outputs[layer] = moments.outputs.get(layer, 0) + (rows @ rows.t()).double()
+            if name in layers:
+                own, layer = layers[name]
+                rows = weight_matrices(layer, gradient)
+                moments.inputs[own] = moments.inputs.get(own, 0) + (rows.mT @ rows).double()
+                moments.outputs[own] = moments.outputs.get(own, 0) + (rows @ rows.mT).double()
     return moments
 
 
@@ -162,14 +164,17 @@ def set_directions(
 
     The rows of A are orthogonal; each is scaled so that what it takes of the inputs has a mean
     square of 1, so one learning rate serves all layers.  The columns of B are orthonormal, so an
-    element of C moves the outputs as far as an element of R does.
+    element of C moves the outputs as far as an element of R does.  A group of a convolution has
+    its own; where it has fewer than are asked for, such as none behind a ReLU that is always off,
+    the rest of its rows are 0.
 
     Parameters
     ----------
     client : nn.Module
         The client half, opened by `open_subspace`.
     moments : mapping of str to Tensor
-        The mean outer product of each layer's inputs with themselves, float64, shape [in, in].
+        The mean outer product of each layer's inputs with themselves, float64, shape [in, in], or
+        [groups, in, in].
     gradients : GradientMoments, optional
         Where given, the directions are those of the gradients; B needs them.
 
@@ -189,39 +194,48 @@ def set_directions(
             continue  # a layer that the forward does not call stays as it is
         basis, outputs = layer.get_buffer(BASIS), layer._buffers.get(OUTPUTS)
         source = moments[name] if gradients is None else gradients.inputs[name]
-        values, vectors = leading(source, len(basis), name, "inputs")
+        values, vectors = leading(source, basis.shape[-2], name, "inputs")
         if gradients is not None:  # the eigenvalues are those of gradients
-            values = ((moments[name] @ vectors) * vectors).sum(dim=0)
-        basis.copy_((vectors / values.sqrt()).t())
+            values = ((moments[name] @ vectors) * vectors).sum(dim=-2)
+        lengths = values.sqrt().where(vectors.any(dim=-2), 1.0)
+        basis.copy_((vectors / lengths.unsqueeze(-2)).mT)
         if outputs is not None:
             assert gradients is not None
-            found = leading(gradients.outputs[name], len(basis), name, "output gradients")
-            outputs.copy_(found[1])
+            found = leading(gradients.outputs[name], basis.shape[-2], name, "output gradients")
+            in_groups(outputs, basis).copy_(found[1])
 
 
 def leading(moment: Tensor, rank: int, name: str, what: str) -> tuple[Tensor, Tensor]:
     """Return the largest eigenvalues of a symmetric matrix, shape [r], and vectors, [n, r].
 
+    Of several, shape [groups, n, n], each has its own: [groups, r] and [groups, n, r].  A vector
+    whose value is rounding beside the largest of all is 0.
+
     Raises
     ------
     ConfigError
-        It has fewer than `rank` that are not rounding.
+        None has `rank` that are not rounding.
     """
     values, vectors = torch.linalg.eigh(moment)  # ascending
-    there = int((values > NOTHING * values[-1]).sum())
-    if there < rank:
+    there = values > NOTHING * values.max()
+    if (most := int(there.sum(dim=-1).max())) < rank:
         raise ConfigError(
             f"trained asks for {rank} directions of the layer '{name}', but its {what} "
-            f"on the samples given span {there}; ask for fewer, or give more samples."
+            f"on the samples given span {most}{' in no group more' * (moment.dim() > 2)}; ask for "
+            "fewer, or give more samples."
         )
-    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    values, vectors = values[..., -rank:].flip(-1), vectors[..., -rank:].flip(-1)
     # The sign of an eigenvector is the library's; here its largest element is positive.
-    largest = vectors.abs().argmax(dim=0, keepdim=True)
-    return values, vectors * vectors.gather(0, largest).sign()
+    largest = vectors.abs().argmax(dim=-2, keepdim=True)
+    vectors = vectors * vectors.gather(-2, largest).sign()
+    return values, vectors * there[..., -rank:].flip(-1).unsqueeze(-2)
 
 
 def input_moments(client: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Return the mean outer product of each opened layer's inputs with themselves, float64."""
+    """Return the mean outer product of each opened layer's inputs with themselves, float64.
+
+    Shape [in, in]; [groups, in, in] of a grouped convolution.
+    """
     found: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     with _watched(client, found, counts), torch.no_grad():
@@ -247,8 +261,10 @@ def sketch_moments(client: nn.Module, moments: Mapping[str, Tensor], draw: Draw)
     """
     found = [torch.zeros(0, dtype=torch.float64)]
     for name, layer in opened_layers(client):
-        width, columns = _sketched(layer)
-        moment = moments.get(name, torch.zeros(width, width, dtype=torch.float64))
+        _, width, columns = _sketched(layer)
+        moment = moments.get(name)
+        if moment is None:
+            moment = torch.zeros(layer_groups(layer), width, width, dtype=torch.float64)
         found.append((moment @ torch.from_numpy(draw(name, width, columns))).flatten())
     return torch.cat(found).float()
 
@@ -272,36 +288,42 @@ def sketched_moments(client: nn.Module, sketch: Tensor, draw: Draw) -> dict[str,
     """
     found: dict[str, Tensor] = {}
     sizes = {name: _sketched(layer) for name, layer in opened_layers(client)}
-    if (wanted := sum(width * columns for width, columns in sizes.values())) != len(sketch):
+    if (wanted := sum(map(math.prod, sizes.values()))) != len(sketch):
         raise ConfigError(
             f"A sketch of what enters layers has {len(sketch)} numbers, expected {wanted}."
         )
-    for name, (width, columns) in sizes.items():
-        part, sketch = sketch[: width * columns].reshape(width, columns), sketch[width * columns :]
+    for name, size in sizes.items():
+        part, sketch = sketch[: math.prod(size)].reshape(size), sketch[math.prod(size) :]
         if not bool(part.any()):
             continue
-        # Nyström: M is about (MΩ) (Ωᵀ M Ω)⁺ (MΩ)ᵀ, exactly where its rank is no more than columns.
-        core = torch.from_numpy(draw(name, width, columns)).t() @ part
-        values, vectors = torch.linalg.eigh((core + core.t()) / 2)
-        there = values > _ROUNDING * values[-1]
-        root = part @ vectors[:, there] / values[there].sqrt()
-        found[name] = root @ root.t()
+        drawn = torch.from_numpy(draw(name, *size[1:]))
+        moments = [_nystrom(each, drawn) for each in part]
+        found[name] = moments[0] if len(moments) == 1 else torch.stack(moments)
     return found
 
 
-def _sketched(layer: Movable) -> tuple[int, int]:
-    """Return width and columns of a layer's sketch."""
+def _nystrom(part: Tensor, drawn: Tensor) -> Tensor:
+    """Return M of M Ω: about (MΩ) (Ωᵀ M Ω)⁺ (MΩ)ᵀ, exactly where its rank is at most columns."""
+    core = drawn.t() @ part
+    values, vectors = torch.linalg.eigh((core + core.t()) / 2)
+    there = values > _ROUNDING * values[-1]
+    root: Tensor = part @ vectors[:, there] / values[there].sqrt()
+    return root @ root.t()
+
+
+def _sketched(layer: nn.Module) -> tuple[int, int, int]:
+    """Return groups, width and columns of a layer's sketch."""
     width = layer_width(layer)
-    return width, min(width, len(layer.get_buffer(BASIS)) + SPARE)
+    return layer_groups(layer), width, min(width, layer.get_buffer(BASIS).shape[-2] + SPARE)
 
 
 @contextmanager
 def _watched(client: nn.Module, found: dict[str, Tensor], counts: dict[str, int]) -> Iterator[None]:
     def watch(name: str) -> Any:
         def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            rows = _rows(layer, inputs[0]).double()
-            found[name] = found.get(name, 0) + rows.t() @ rows
-            counts[name] = counts.get(name, 0) + len(rows)
+            rows = input_rows(layer, inputs[0]).double()
+            found[name] = found.get(name, 0) + rows.mT @ rows
+            counts[name] = counts.get(name, 0) + rows.shape[-2]
 
         return hook
 
@@ -311,24 +333,3 @@ def _watched(client: nn.Module, found: dict[str, Tensor], counts: dict[str, int]
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return what meets the rows of a layer's weight: inputs, or patches; shape [n, in]."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return x.reshape(-1, x.shape[-1])
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        pad, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
-        x = functional.pad(x, pad, mode="constant" if mode == "zeros" else mode)
-        padding: tuple[int, ...] = (0,) * len(layer.kernel_size)
-    else:
-        padding = layer.padding
-    one = isinstance(layer, nn.Conv1d)
-    patches = functional.unfold(
-        x.unsqueeze(-2) if one else x,  # a row of one is an image of one row
-        (1, *layer.kernel_size) if one else layer.kernel_size,
-        dilation=(1, *layer.dilation) if one else layer.dilation,
-        padding=(0, *padding) if one else padding,
-        stride=(1, *layer.stride) if one else layer.stride,
-    )
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.split.parameters.directions import NOTHING, GradientMoments
+from sfl_flower.split.parameters.layouts import in_groups, layer_outputs, weight_matrices, weight_of
 from sfl_flower.split.parameters.subspace import (
     BASIS,
     FACTOR,
@@ -51,14 +52,18 @@ def held_energy(client: nn.Module, gradients: Mapping[str, Tensor]) -> float:
             continue
         else:
             basis, outputs = spaces
-            rows = gradient.detach().double().flatten(1)
-            if rows.shape[1] != basis.shape[1]:  # transformers' Conv1D keeps its weight transposed
-                rows = rows.t()
-            inside = rows @ torch.linalg.qr(basis.double().t()).Q
+            rows = weight_matrices(modules[layer], gradient.detach().double())
+            inside = rows @ _orthonormal(basis.mT)
             if outputs is not None:
-                inside = torch.linalg.qr(outputs.double()).Q.t() @ inside
+                inside = _orthonormal(in_groups(outputs, basis)).mT @ inside
         held += float(inside.detach().double().square().sum())
     return held
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Return orthonormal columns of the same space, float64; columns of 0 stay, they come last."""
+    found: Tensor = torch.linalg.qr(columns.double()).Q
+    return found * columns.any(dim=-2, keepdim=True)
 
 
 def _spaces(
@@ -150,14 +155,18 @@ def _items(client: nn.Module, moments: GradientMoments) -> list[list[_Item]]:
     inside: set[str] = set()
     for name, layer in movable_layers(client):
         inside |= {f"{name}.weight", f"{name}.bias"}
-        if name not in moments.inputs or not layer.weight.requires_grad:
+        if name not in moments.inputs or not weight_of(layer).requires_grad:
             continue
-        found = torch.linalg.eigvalsh(moments.inputs[name]).flip(0)
-        values = found[found > NOTHING * found[0]].tolist()
+        found = torch.linalg.eigvalsh(moments.inputs[name]).flip(-1)
+        found = found.where(found > NOTHING * found.max(), 0.0)
+        if found.dim() > 1:  # a direction of a grouped convolution is one of each group
+            found = found.sum(dim=0)
+        values = found[found > 0].tolist()
         if not values:
             continue
         bias = named.get(f"{name}.bias")
-        chain = [_Item(value, len(layer.weight), name, n) for n, value in enumerate(values, 1)]
+        size = layer_outputs(layer)
+        chain = [_Item(value, size, name, n) for n, value in enumerate(values, 1)]
         if bias is not None:
             first, own = chain[0], moments.energy.get(f"{name}.bias", 0.0)
             chain[0] = _Item(first.energy + own, first.size + bias.numel(), name, 1)

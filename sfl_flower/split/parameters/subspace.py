@@ -2,7 +2,8 @@
 
 A layer with weight W₀ moves as ``W₀ + R A`` with W₀ and A frozen: the r rows of A are the leading
 directions of the layer's inputs (of the patches that a convolution sees), where nearly all of a
-weight's gradient lies, for it is a sum of outer products with just these inputs.  R is an ordinary
+weight's gradient lies, for it is a sum of outer products with just these inputs.  A group of a
+convolution has r directions of its own, those of the channels that it sees.  R is an ordinary
 trained parameter, zero at the start.  So zeroth order estimates a few hundred numbers in place of
 thousands (AGZO, arXiv 2601.17261, takes the directions anew from each batch; the EVA initialisation
 of peft trains A as well).
@@ -14,7 +15,6 @@ W₀).
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,6 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.split.parameters.layouts import (
+    basis_shape,
+    in_groups,
+    is_transposed,
+    layer_groups,
+    layer_outputs,
+    layer_width,
+    weight_of,
+)
 from sfl_flower.split.parameters.quantised import dequantised, is_quantised
 from sfl_flower.split.parameters.travelling import BASIS, FACTOR, OUTPUTS
 
@@ -35,9 +44,7 @@ __all__ = [
     "FACTOR",
     "OUTPUTS",
     "Auto",
-    "Movable",
     "Subspace",
-    "layer_width",
     "movable_layers",
     "open_subspace",
     "opened_layers",
@@ -45,8 +52,6 @@ __all__ = [
     "read_subspace",
 ]
 
-Movable = nn.Linear | nn.Conv1d | nn.Conv2d
-"""Layers that may move."""
 _FORM = re.compile(r"(subspace|core):(?:([1-9][0-9]{0,4})(?::(.+))?|(.+=.+))")
 _RANK = re.compile(r"(.+)=(all|[1-9][0-9]{0,4})")
 _AUTO = re.compile(r"subspace:auto(?::([0-9.]+))?(?::([0-9.]+))?")
@@ -154,7 +159,7 @@ def open_subspace(client: nn.Module, trained: str) -> None:
     layers = {
         name: layer
         for name, layer in movable_layers(client)
-        if chosen.rank(name) and (layer.weight.requires_grad or _stays(layer.weight))
+        if chosen.rank(name) and (weight_of(layer).requires_grad or _stays(weight_of(layer)))
     }
     if not layers and chosen.ranks:
         names = ", ".join(name for name, _ in movable_layers(client)) or "none"
@@ -163,28 +168,20 @@ def open_subspace(client: nn.Module, trained: str) -> None:
         beside = "adapters froze the weights, set lora_rank=0; " if adapters else ""
         raise ConfigError(
             f"trained is '{trained}' and chooses no layer of the client half by "
-            f"'{patterns}': linear layers (not transformers' Conv1D) and 1-d and 2-d convolutions "
-            "without groups that the model trains, with a weight of their own, can move so "
+            f"'{patterns}': linear layers (transformers' Conv1D is one) and 1-d and 2-d "
+            "convolutions that the model trains, with a weight of their own, can move so "
             f"({names}); {beside}name one of them, or use another choice of parameters."
         )
     for name, layer in layers.items():
-        width = layer_width(layer)
-        least, what = width, f"{width} inputs"
-        if chosen.core and len(layer.weight) < width:
-            least, what = len(layer.weight), f"{len(layer.weight)} outputs"
-        if chosen.rank(name) > least:
-            raise ConfigError(
-                f"trained is '{trained}', but the layer '{name}' has {what}; "
-                f"R must be in [1, {least}], or a pattern leave the layer out (subspace:R:PATTERN)."
-            )
+        _check_rank(trained, chosen, name, layer)
     _freeze(client, trained, chosen, layers.values())
     for name, layer in layers.items():
-        weight, rank = layer.weight, chosen.rank(name)
-        factor = torch.zeros(rank if chosen.core else len(weight), rank, device=weight.device)
-        layer.register_parameter(FACTOR, nn.Parameter(factor))
-        layer.register_buffer(BASIS, torch.zeros(rank, layer_width(layer), device=weight.device))
+        rank, outputs, device = chosen.rank(name), layer_outputs(layer), weight_of(layer).device
+        rows = layer_groups(layer) * rank if chosen.core else outputs
+        layer.register_parameter(FACTOR, nn.Parameter(torch.zeros(rows, rank, device=device)))
+        layer.register_buffer(BASIS, torch.zeros(basis_shape(layer, rank), device=device))
         if chosen.core:
-            layer.register_buffer(OUTPUTS, torch.zeros(len(weight), rank, device=weight.device))
+            layer.register_buffer(OUTPUTS, torch.zeros(outputs, rank, device=device))
         layer.register_forward_hook(_moved)
 
 
@@ -205,16 +202,19 @@ def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         basis, weight, outputs = f"{layer}{BASIS}", f"{layer}weight", f"{layer}{OUTPUTS}"
         if not name.endswith(FACTOR) or not {basis, weight} <= found.keys():
             continue  # a name of the model's own
-        change = found.pop(name).double() @ found.pop(basis).double()
+        rows = found.pop(basis).double()
+        change = in_groups(found.pop(name).double(), rows) @ rows
         if outputs in found:
-            change = found.pop(outputs).double() @ change
+            change = in_groups(found.pop(outputs).double(), rows) @ change
         if bool(change.any()):  # else it is W₀ to the bit
             own = found[weight]
+            if rows.dim() > own.dim():  # one [in, out], see `basis_shape`
+                change = change[0].t()
             found[weight] = (own.double() + change.reshape(own.shape)).to(own.dtype)
     return found
 
 
-def movable_layers(client: nn.Module) -> Iterator[tuple[str, Movable]]:
+def movable_layers(client: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield name and layer of what can move so; attention's own projection is never called.
 
     A weight that two layers share, or that is computed of other parameters, stays: the plain model
@@ -229,18 +229,13 @@ def movable_layers(client: nn.Module) -> Iterator[tuple[str, Movable]]:
             layer, nn.modules.linear.NonDynamicallyQuantizableLinear
         ):
             yield name, layer
-        elif isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1:
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d) or is_transposed(layer):
             yield name, layer
 
 
-def opened_layers(client: nn.Module) -> Iterator[tuple[str, Movable]]:
+def opened_layers(client: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield name and layer of what `open_subspace` opened."""
     return ((name, x) for name, x in movable_layers(client) if FACTOR in x._parameters)
-
-
-def layer_width(layer: Movable) -> int:
-    """Return what meets a row of a layer's weight: inputs, or the numbers of a patch."""
-    return math.prod(layer.weight.shape[1:])
 
 
 def _in_adapter(name: str) -> bool:
@@ -250,6 +245,25 @@ def _in_adapter(name: str) -> bool:
 def _stays(weight: Tensor) -> bool:
     """Tell whether a weight is kept as no training keeps it: quantised, or in half precision."""
     return is_quantised(weight) or weight.dtype in (torch.bfloat16, torch.float16)
+
+
+def _check_rank(trained: str, chosen: Subspace, name: str, layer: nn.Module) -> None:
+    """Refuse more directions than a layer's inputs, or outputs, have, those of a group."""
+    sides = {"input": layer_width(layer)}
+    if chosen.core:
+        sides["output"] = layer_outputs(layer) // layer_groups(layer)
+    side = min(sides, key=sides.__getitem__)
+    if (rank := chosen.rank(name)) <= (most := sides[side]):
+        return
+    kind = "core" if chosen.core else "subspace"
+    has = f"{most} {side}{'s' * (most > 1)}{' a group' * (layer_groups(layer) > 1)}"
+    others = next(pattern for pattern, _ in chosen.ranks if fnmatchcase(name, pattern))
+    rest = f",{others}={rank}" if others != name else ""
+    raise ConfigError(
+        f"trained is '{trained}', but the layer '{name}' has {has}; R must be in [1, {most}]; "
+        f"give it a number of its own ({kind}:{name}={most}{rest}), or let a pattern leave it out "
+        f"({kind}:R:PATTERN)."
+    )
 
 
 def _freeze(client: nn.Module, trained: str, chosen: Subspace, layers: Iterator[Any] | Any) -> None:
@@ -271,17 +285,18 @@ def _moved(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     """Add R (A x) to a layer's output, or B (C (A x)): no weight is written."""
     factor, basis = layer.get_parameter(FACTOR), layer.get_buffer(BASIS)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        kernels = basis.reshape(len(basis), *layer.weight.shape[1:])
+        kernels = basis.reshape(-1, *layer.weight.shape[1:])
         inside = layer._conv_forward(inputs[0], kernels.to(inputs[0].dtype), None)
     else:
-        inside = functional.linear(inputs[0], basis.to(inputs[0].dtype))
+        inside = functional.linear(inputs[0], basis.flatten(0, -2).to(inputs[0].dtype))
     for each in (factor, layer._buffers.get(OUTPUTS)):
         if each is None:
             continue
         each = each.to(inside.dtype)
         if isinstance(layer, nn.Conv1d | nn.Conv2d):
             apply = functional.conv1d if isinstance(layer, nn.Conv1d) else functional.conv2d
-            inside = apply(inside, each.reshape(*each.shape, *[1] * (layer.weight.ndim - 2)))
+            one = each.reshape(*each.shape, *[1] * (layer.weight.ndim - 2))
+            inside = apply(inside, one, groups=layer.groups)
         else:
             inside = functional.linear(inside, each)
     moved: Tensor = output + inside

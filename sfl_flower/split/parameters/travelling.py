@@ -33,7 +33,8 @@ __all__ = [
 
 FACTOR, BASIS, OUTPUTS = "subspace", "subspace_basis", "subspace_outputs"
 """Names beside a layer's weight: of R, shape [out, r], or C, shape [r, r]; of A, shape [r, in]; and
-of B, shape [out, r], under ``core``."""
+of B, shape [out, r], under ``core``.  A grouped convolution has a C and an A a group: shapes
+[groups * r, r] and [groups, r, in / groups]; see `basis_shape` for a weight of [in, out]."""
 
 
 def travelling_state(module: nn.Module) -> dict[str, Tensor]:
