@@ -31,7 +31,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "sfl_flower.strategies.fedavg", "sfl_flower.clients.fedavg", "sfl_flower.wire.fedavg",
     ),
     "touch_estimator": ("sfl_flower.zo.jvp",),
-    "touch_codec": ("sfl_flower.wire.encodings.float16",),
+    "touch_codec": ("sfl_flower.wire.encodings.floats",),
     "touch_aggregator": ("sfl_flower.server.median",),
 }  # fmt: skip
 """What was added as an extension, and the modules that it brought."""

@@ -251,6 +251,18 @@ MINILM_GAPS: Mapping[str, Gap] = {
     "minilm_deep_learned_p4": Gap("orthogonal", "orthogonal_walk", "first_order_same"),
 }
 
+PROMPTS_BEHIND: Mapping[str, Any] = {"task.behind": "block:17"}
+ALONG_PROMPTS: Mapping[str, Any] = {**LEVEL, **PROMPTS_BEHIND, "guide_samples": 64}
+SMOLLM2_ROWS: Mapping[str, Row] = {
+    "frozen": Row("frozen", PROMPTS_BEHIND, (), (1e-5, 1e-4)),
+    "orthogonal": Row("ho_sfl", ALONG_PROMPTS, (0.3, 1.0), (1e-5,)),
+    "orthogonal_walk": Row("ho_sfl", {**ALONG_PROMPTS, **WALK}, (0.3, 1.0), (1e-5,)),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **PROMPTS_BEHIND}, (0.01, 0.03), (1e-5,)),
+}
+SMOLLM2_GAPS: Mapping[str, Gap] = {
+    "smollm2_gap_same": Gap("orthogonal", "frozen", "first_order_same"),
+}
+
 CONV: Mapping[str, Any] = {"task.trained": "subspace:16:layer2.1.conv2"}
 ALONG: Mapping[str, Any] = {
     **{key: value for key, value in LEVEL.items() if key not in BEHIND},
@@ -319,6 +331,14 @@ BEDS: Mapping[str, Bed] = {
             "vs_backprop_minilm_same": ("orthogonal", "first_order_same"),
         },
         {"all": "*layer.[345].*"},
+    ),
+    "smollm2": Bed(
+        features.PROMPTS,
+        {**CLIENTS, **ADAMW, "partition": "iid"},
+        12,
+        12,
+        SMOLLM2_ROWS,
+        SMOLLM2_GAPS,
     ),
     "resnet_scratch": Bed(
         "cifar10",

@@ -167,9 +167,9 @@ class RunConfig:
         Classes of a client in the pathological partition.
     validation : float
         Share of the training data, by class, that no client is given: every evaluation measures it.
-    smashed : {"float32", "float16"}
-        How smashed data travel, in methods that send them.
-    gradients : {"float32", "float16"}
+    smashed : str
+        How smashed data travel, in methods that send them (`sfl_flower.wire.encodings`).
+    gradients : str
         How cut gradients travel, in methods that send them.
     server_optimizer : {"sgd", "adam", "adamw"}
         Optimiser of the server half.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from sfl_flower.config import ENCODED, RunConfig, Settings
 from sfl_flower.errors import ConfigError
-from sfl_flower.options import check_choice, read_fields, unknown
-from sfl_flower.wire.encodings import ENCODINGS
+from sfl_flower.options import read_fields, unknown
+from sfl_flower.wire.encodings import encoding_of
 
 if TYPE_CHECKING:
     from sfl_flower.server.cost import ClientCost, Parts
@@ -269,6 +269,6 @@ def read_options(
     config = RunConfig.read(shared)
     settings = read_fields(kind, own, f"method '{method.name}'")
     for name in ENCODED:
-        check_choice(name, getattr(config, name), ENCODINGS)
+        encoding_of(getattr(config, name), name)
     method.server.check_options(config, settings)
     return config, method, settings, task

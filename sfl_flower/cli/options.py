@@ -20,7 +20,7 @@ from sfl_flower.methods import METHODS, find_method
 from sfl_flower.options import legal_values, type_in_words, unknown
 from sfl_flower.server.aggregate import AGGREGATORS
 from sfl_flower.tasks import TASKS, task_options
-from sfl_flower.wire.encodings import ENCODINGS
+from sfl_flower.wire.encodings import SAYS
 
 __all__ = ["add_options"]
 
@@ -30,8 +30,8 @@ _NAMES: Mapping[type[Any], Mapping[str, str]] = {
         "task": f"{', '.join(TASKS)}, or MODULE:ATTRIBUTE",
         "method": f"{', '.join(METHODS)}, or MODULE:NAME",
         "aggregator": ", ".join(AGGREGATORS),
-        "smashed": ", ".join(ENCODINGS),
-        "gradients": ", ".join(ENCODINGS),
+        "smashed": SAYS,
+        "gradients": SAYS,
     }
 }
 

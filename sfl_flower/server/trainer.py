@@ -17,7 +17,7 @@ from sfl_flower.server.tensors import load_trained, trained_tensors, under
 from sfl_flower.training.device import device_of, to_array, to_tensor
 from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.training.optim import make_optimizer
-from sfl_flower.wire.encodings import ENCODINGS
+from sfl_flower.wire.encodings import encoding_of
 
 __all__ = ["Gradients", "Trainer"]
 
@@ -76,7 +76,7 @@ class Trainer:
         self._loss = loss
         self._classes, self._ignore = classes, ignore
         self._config = config
-        self._encoding = ENCODINGS[encoding]
+        self._encoding = encoding_of(encoding)
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
             self._parameters,

@@ -12,9 +12,9 @@ from flwr.app import RecordDict
 from sfl_flower.errors import WireError
 from sfl_flower.training.device import DEVICES
 from sfl_flower.wire.draft import Draft, Encodings
-from sfl_flower.wire.encodings import ENCODINGS
 from sfl_flower.wire.fields import (
     Directions,
+    EncodingName,
     Version,
     array,
     flag,
@@ -134,7 +134,7 @@ class Setup(Part):
     threads : int
         Threads that torch uses on the client.
     smashed, gradients : str
-        How smashed data and cut gradients travel, keys of `ENCODINGS`.
+        How smashed data and cut gradients travel, names of `sfl_flower.wire.encodings`.
     device : str
         Where the client computes, one of `DEVICES`, unless its node configuration says otherwise.
     mode : {"as_built", "eval"}
@@ -156,8 +156,8 @@ class Setup(Part):
     model_seed: int
     partition: str
     threads: Annotated[int, whole(low=1, high=1024)] = 1
-    smashed: Annotated[str, text(ENCODINGS)] = "float32"
-    gradients: Annotated[str, text(ENCODINGS)] = "float32"
+    smashed: EncodingName = "float32"
+    gradients: EncodingName = "float32"
     device: Annotated[str, text(DEVICES)] = "cpu"
     mode: Annotated[str, text(("as_built", "eval"))] = "as_built"
     micro_batch: int = 0

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from sfl_flower.wire.encodings import ENCODINGS
+from sfl_flower.wire.encodings import encoding_of
 from sfl_flower.wire.padding import LENGTHS, POSITIONS, shorten
 from sfl_flower.wire.terms import TERMS, terms_digest
 
@@ -26,7 +26,7 @@ of the dtype and shape that Flower's record states anyway."""
 
 
 class Encodings(NamedTuple):
-    """How smashed data and cut gradients travel in a run, keys of `ENCODINGS`."""
+    """How smashed data and cut gradients travel in a run, names of `encoding_of`."""
 
     smashed: str = "float32"
     gradients: str = "float32"
@@ -134,7 +134,7 @@ class Draft:
             self.array(name + LENGTHS, short.lengths, category)
             self.setting(name + POSITIONS, short.positions)
         encoding = self.encodings._asdict().get(category, "")
-        parts = ENCODINGS[encoding].encode(value, category) if encoding else {"": value}
+        parts = encoding_of(encoding).encode(value, category) if encoding else {"": value}
         for suffix, part in parts.items():
             self.array(name + suffix, part, category)
 

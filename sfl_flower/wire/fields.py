@@ -13,7 +13,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from sfl_flower.errors import ConfigError
 from sfl_flower.wire.draft import Draft
+from sfl_flower.wire.encodings import LONGEST as LONGEST_ENCODING
+from sfl_flower.wire.encodings import SAYS, encoding_of
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.weights import WEIGHT_DTYPES, Carried, Packed, packed_digest
 
@@ -22,6 +25,7 @@ __all__ = [
     "Codec",
     "CutGradients",
     "Directions",
+    "EncodingName",
     "HeadWeights",
     "Labels",
     "Loss",
@@ -122,6 +126,19 @@ def text(choices: Collection[str] | None = None, longest: int = 4096, empty: str
         return "" if value == empty else value
 
     return Codec(read, lambda draft, name, value: draft.setting(name, value or empty))
+
+
+def encoding_name() -> Codec:
+    """Return the codec of the name of an encoding."""
+
+    def read(reader: Reader, name: str) -> str:
+        value = reader.text(name, longest=LONGEST_ENCODING)
+        try:
+            return encoding_of(value).name
+        except ConfigError as error:
+            raise reader.fail(f"has {name}={value!r}, expected {SAYS}") from error
+
+    return Codec(read)
 
 
 def hexadecimal() -> Codec:
@@ -230,6 +247,9 @@ Rate = Annotated[float, number(0.0, 1e30)]
 """A learning rate."""
 Loss = Annotated[float, number(-1e30, 1e30)]
 """The mean loss of a client's mini-batches."""
+
+EncodingName = Annotated[str, encoding_name()]
+"""How smashed data or cut gradients travel."""
 
 Samples = Annotated[int, metric().called("num-examples")]
 """Samples behind a reply."""

@@ -17,7 +17,7 @@ from flwr.app import RecordDict
 
 from sfl_flower.errors import WireError
 from sfl_flower.wire.draft import ARRAYS, CONFIG, METRICS, PLAIN, PROTOCOL, RAW, Encodings
-from sfl_flower.wire.encodings import ENCODINGS
+from sfl_flower.wire.encodings import Encoding, encoding_of
 from sfl_flower.wire.padding import LENGTHS, MAX_BYTES, PADDINGS, POSITIONS, lengths_dtype, restore
 
 __all__ = ["Reader"]
@@ -177,15 +177,9 @@ class Reader:
             positions = self.integer(name + POSITIONS, low=1, high=MAX_BYTES)
             ndim = padding.ndim - 1
         if encoding:
-            way = ENCODINGS[encoding]
-            rows = way.decode(
-                {
-                    suffix: self.array(
-                        name + suffix, dtype, category=category, ndim=None if suffix else ndim
-                    )
-                    for suffix, dtype in way.parts.items()
-                }
-            )
+            rows = self._encoded(name, category, encoding_of(encoding))
+            if ndim not in (None, rows.ndim):
+                raise self.fail(f"has '{name}' of shape {rows.shape}, expected {ndim} dimensions")
         else:
             rows = self.array(name, dtype, ndim=ndim, category=category)
         if not short:
@@ -196,6 +190,18 @@ class Reader:
         if isinstance(whole, str):
             raise self.fail(f"has '{name}' {whole}")
         return whole
+
+    def _encoded(self, name: str, category: str, way: Encoding) -> np.ndarray:
+        """Read the parts of an encoded array; return its values, which are finite."""
+        rows = way.decode(
+            {
+                suffix: self.array(name + suffix, dtype, category=category)
+                for suffix, dtype in way.parts.items()
+            }
+        )
+        if not np.isfinite(rows).all():
+            raise self.fail(f"has a value in '{name}' that is not finite")
+        return rows
 
     def group(
         self,

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.strategies import floats, sampled_from
 
-from sfl_flower.errors import WireError
+from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.wire import content_bytes
 from sfl_flower.wire.draft import Draft, Encodings
-from sfl_flower.wire.encodings import ENCODINGS
+from sfl_flower.wire.encodings import FORMATS, encoding_of
 from sfl_flower.wire.ho_sfl import ForwardReply, ProbeRequest
 from sfl_flower.wire.reader import Reader
 from sfl_flower.zo import Probing
@@ -21,31 +24,216 @@ pytestmark = pytest.mark.flower
 
 HALF = Encodings("float16", "float16")
 ROUGH = (Z + np.float32(1 / 3)).astype(np.float32)
+RAGGED = np.sin(np.arange(2 * 3 * 157, dtype=np.float32)).reshape(2, 3, 157)
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-@pytest.mark.parametrize("value", [ROUGH, Z[:0], TEXTS + TEXTS / 3, ROUGH.reshape(4, 3, 1, 1)])
+NAMED = (
+    *FORMATS,
+    *(f"{name}+deflate" for name in FORMATS),
+    "topk:1+float32",
+    "randtopk:1.0+int8+deflate",
+)
+"""Ways that leave nothing out."""
+ERRORS = {"float32": 0.0, "float16": 5e-4, "bfloat16": 4e-3, "int8": 4e-3, "int4": 0.08}
+"""The most that a format changes, of the largest value of a block; half a code where it rounds."""
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    "value",
+    [
+        ROUGH,
+        Z[:0],
+        TEXTS + TEXTS / 3,
+        ROUGH.reshape(4, 3, 1, 1),
+        -ROUGH[:, :1],
+        ROUGH[:, 0],
+        RAGGED,
+    ],
+    ids=lambda value: str(value.shape),
+)
 def test_every_encoding_gives_values_back_in_their_shape(name: str, value: np.ndarray) -> None:
-    encoding = ENCODINGS[name]
+    encoding = encoding_of(name)
     assert encoding.name == name
-    parts = encoding.encode(value, "smashed")
-    assert {suffix: str(part.dtype) for suffix, part in parts.items()} == dict(encoding.parts)
-    back = encoding.decode(parts)
-    assert (str(back.dtype), back.shape) == ("float32", value.shape)
-    np.testing.assert_allclose(back, value, rtol=1e-3)
+    for what, rounds in (("smashed", 1.0), ("gradients", 2.0)):
+        parts = encoding.encode(value, what)
+        assert {suffix: str(part.dtype) for suffix, part in parts.items()} == dict(encoding.parts)
+        back = encoding.decode(parts)
+        assert (str(back.dtype), back.shape) == ("float32", value.shape)
+        (error,) = (most for kind, most in ERRORS.items() if kind in name.split("+"))
+        largest = np.abs(value).max(initial=0.0)
+        np.testing.assert_allclose(back, value, rtol=0, atol=rounds * error * float(largest))
+        assert np.array_equal(back == 0, value == 0) or what == "gradients" or "int" in name
+        assert not back[value == 0].any()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "float8", "int8+topk:0.1", "topk+int8", "topk:0+int8", "topk:2+int8", "topk:0.1", "int8+",
+     "deflate", "topk:0.1+int8+deflate+deflate", "topk:0." + "1" * 60 + "+int8", "topk:nan+int8"],
+)  # fmt: skip
+def test_a_name_that_is_none_is_refused_with_what_names_look_like(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"smashed is '.*'; it must be float32, .*topk:SHARE"):
+        encoding_of(name, "smashed")
+
+
+def test_int8_by_hand() -> None:
+    """Nothing in the second row is negative: codes go to 255, and the scale's sign says so."""
+    values = np.array([[127, -64, 0], [0, 50, 255]], np.float32) / 64
+    parts = encoding_of("int8").encode(values, "smashed")
+    assert parts[""].view(np.uint8).tolist() == [[127, 256 - 64, 0], [0, 50, 255]]
+    assert parts[".scales"].tolist() == [[0x3C80], [0xBC80]]  # 1 / 64 and -1 / 64
+    assert np.array_equal(encoding_of("int8").decode(parts), values)
+
+
+def test_a_scale_is_rounded_up_so_that_no_code_overflows() -> None:
+    values = np.array([[1.0, -0.5]], np.float32)
+    parts = encoding_of("int8").encode(values, "smashed")
+    # 1 / 127 = 0.0078740 lies between the bfloat16s 0x3C01, 0.0078735, and 0x3C02, 0.0079346.
+    assert parts[".scales"].tolist() == [[0x3C02]] and parts[""].tolist() == [[126, -63]]
+
+
+def test_int4_packs_two_codes_a_byte_low_first() -> None:
+    values = np.array([[7.0, -7.0, 3.0], [15.0, 0.0, 8.0]], np.float32)
+    parts = encoding_of("int4").encode(values, "smashed")
+    assert parts[""].tolist() == [[0x97, 0x03], [0x0F, 0x08]]
+    assert parts[".scales"].tolist() == [[0x3F80], [0xBF80]]  # 1.0 and -1.0
+    assert parts[".shape"].tolist() == [2, 3]
+    assert np.array_equal(encoding_of("int4").decode(parts), values)
+
+
+def test_a_block_has_a_scale_of_its_own() -> None:
+    values = np.ones((1, 300), np.float32)
+    values[0, 256:] = 1e-6
+    parts = encoding_of("int8").encode(values, "smashed")
+    assert parts[".scales"].shape == (1, 2)
+    np.testing.assert_allclose(encoding_of("int8").decode(parts), values, rtol=0.005)
+
+
+def test_cut_gradients_are_right_in_the_mean() -> None:
+    """0.3 of a code becomes 1 in 0.3 of all places; to the nearest it would be 0 in all."""
+    values = np.full((50, 256), 0.3, np.float32)
+    values[:, 0], values[:, 1] = 7.0, -7.0
+    encoding = encoding_of("int4")
+    found = encoding.decode(encoding.encode(values, "gradients"))[:, 2:]
+    assert set(np.unique(found)) == {0.0, 1.0}
+    assert found.mean() == pytest.approx(0.3, abs=0.02)
+    assert not encoding.decode(encoding.encode(values, "smashed"))[:, 2:].any()
+    again = encoding.encode(values, "gradients")
+    assert np.array_equal(again[""], encoding.encode(values, "gradients")[""])  # nothing is drawn
+
+
+def test_the_largest_values_of_each_row_travel() -> None:
+    values = np.array([[1.0, -4.0, 3.0, 0.5], [0.0, 0.0, 0.0, 2.0]], np.float32)
+    parts = encoding_of("topk:0.5+float32").encode(values, "smashed")
+    assert parts[""].tolist() == [[-4.0, 3.0], [0.0, 2.0]]
+    assert parts[".kept"].tolist() == [[0b01100000], [0b10010000]]
+    back = encoding_of("topk:0.5+float32").decode(parts)
+    assert back.tolist() == [[0.0, -4.0, 3.0, 0.0], [0.0, 0.0, 0.0, 2.0]]
+
+
+def test_at_random_a_tenth_of_what_travels_are_others() -> None:
+    values = np.arange(1, 1001, dtype=np.float32)[None].repeat(50, axis=0)
+    encoding = encoding_of("randtopk:0.1+float32")
+    back = encoding.decode(encoding.encode(values, "smashed"))
+    assert ((back > 0).sum(axis=1) == 100).all()
+    others = (back[:, :900] > 0).sum(axis=1)
+    assert others.mean() == pytest.approx(10, abs=1.5) and others.std() > 1
+    large = encoding_of("randtopk:0.9+float32")  # fewer others than travel
+    assert ((large.decode(large.encode(values, "smashed")) > 0).sum(axis=1) == 900).all()
+
+
+def test_zeros_and_repeats_deflate() -> None:
+    values = np.zeros((8, 4096), np.float32)
+    values[:, ::64] = 1.0
+    plain, deflated = (encoding_of(name).encode(values, "") for name in ("int8", "int8+deflate"))
+    assert sum(p.nbytes for p in deflated.values()) * 20 < sum(p.nbytes for p in plain.values())
+
+
+def encoded(name: str, **changes: np.ndarray) -> dict[str, np.ndarray]:
+    parts = dict(encoding_of(name).encode(np.ones((2, 300), np.float32), "smashed"))
+    return parts | {key.replace("_", ".") if key != "own" else "": v for key, v in changes.items()}
+
+
+U8, U16, U32 = np.uint8, np.uint16, np.uint32
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("int8", {"_scales": np.full((2, 2), 0x7F80, U16)}, "a scale that is not finite"),
+        ("int8", {"_scales": np.zeros((2, 2), U16)}, "numbers of a scale of 0"),
+        ("int8", {"_scales": np.ones((2, 1), U16)}, "has 2 scales; 2 rows of 300 have 4"),
+        ("int4", {"own": np.zeros((2, 9), U8)}, "has 18 bytes of numbers"),
+        ("int4", {"_shape": np.array([2**16, 2**16], U32)}, "at most 2147483647 bytes"),
+        ("int4", {"_shape": np.ones(40, U32)}, "1 to 32 dimensions"),
+        ("int4", {"_shape": np.zeros(0, U32)}, "1 to 32 dimensions"),
+        ("int4", {"_shape": np.array([3, 300], U32)}, "3 rows of 300 have 6"),
+        ("bfloat16", {"own": np.full((2, 3), 0x7F80, U16)}, "not finite"),
+        ("topk:0.1+float32", {"_kept": np.zeros((2, 38), U8)}, "must be 30 of each row of 300"),
+        ("topk:0.1+float32", {"_kept": np.zeros((2, 3), U8)}, "6 bytes of places; there are 76"),
+        ("topk:0.1+float16", {"own": np.zeros((2, 9), np.float16)}, "18 numbers for 2 rows of 30"),
+        ("int8+deflate", {"own": np.zeros(9, U8)}, "deflated array"),
+        ("int8+deflate", {"_shapes": np.array([2, 2**31, 2**31, 0], U32)}, "at most 2147483647"),
+        ("int8+deflate", {"_shapes": np.array([2, 2, 301, 2, 2, 2], U32)}, "does not hold the 610"),
+        ("int8+deflate", {"_shapes": np.array([2, 2, 300, 2, 2], U32)}, "does not say the shape"),
+        ("int8+deflate", {"_shapes": np.zeros(0, U32)}, "does not say the shape"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    name: str, changes: dict[str, np.ndarray], says: str
+) -> None:
+    with pytest.raises(WireError, match=says):
+        encoding_of(name).decode(encoded(name, **changes))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "bfloat16", "topk:0.5+int8+deflate"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_values_that_are_not_finite_are_not_sent(name: str, value: float) -> None:
+    with pytest.raises(WireError, match="The smashed data hold a value that is not finite"):
+        encoding_of(name).encode(np.array([[0.0, value]], np.float32), "smashed")
+
+
+def test_codes_that_stand_for_too_much_are_refused_where_they_are_read() -> None:
+    draft = Draft(Encodings("int8", "int8"))
+    draft.array("z", np.full((1, 2), 127, np.int8), "smashed")
+    draft.array("z.scales", np.full((1, 1), 0x7F7F, np.uint16), "smashed")
+    with pytest.raises(WireError, match="a value in 'z' that is not finite"):
+        Reader(draft.content(), "reply", Encodings("int8")).samples("z", "smashed")
+
+
+@given(
+    values=arrays(
+        np.float32,
+        array_shapes(min_dims=1, max_dims=4, max_side=9),
+        elements=floats(-(2.0**100), 2.0**100, width=32),
+    ),
+    name=sampled_from([*NAMED[:-2], "topk:0.3+int4+deflate", "randtopk:0.7+bfloat16"]),
+)
+def test_what_was_decoded_is_finite_of_its_shape_and_no_larger(
+    values: np.ndarray, name: str
+) -> None:
+    assume("float16" not in name.split("+") or np.abs(values).max() < 65504)
+    encoding = encoding_of(name)
+    back = encoding.decode(encoding.encode(values, "gradients"))
+    assert back.shape == values.shape and np.isfinite(back).all()
+    assert np.abs(back).max() <= np.abs(values).max() * 1.15
+    assert not back[values == 0].any()
 
 
 def test_float16_rounds_to_the_nearest() -> None:
-    (half,) = ENCODINGS["float16"].encode(np.array([1 / 3, 65519.0, -0.0], np.float32), "").values()
+    (half,) = (
+        encoding_of("float16").encode(np.array([1 / 3, 65519.0, -0.0], np.float32), "").values()
+    )
     assert half.tolist() == [0.333251953125, 65504.0, 0.0]
     assert np.signbit(half[2])
 
 
 @pytest.mark.parametrize("value", [65520.0, -1e30])
 def test_float16_refuses_what_it_cannot_hold(value: float) -> None:
-    says = r"The cut gradients hold a value of size .*, and float16 ends at 65504; set gradients=fl"
+    says = r"The cut gradients hold a value of size .*, and float16 ends at 65504; set gradients=bf"
     with pytest.raises(WireError, match=says):
-        ENCODINGS["float16"].encode(np.array([0.0, value], np.float32), "gradients")
+        encoding_of("float16").encode(np.array([0.0, value], np.float32), "gradients")
 
 
 def test_a_reply_is_read_in_the_encoding_of_its_request_and_books_half() -> None:
@@ -70,7 +258,7 @@ def test_a_request_says_itself_how_its_cut_gradients_travel() -> None:
     back = ProbeRequest.from_content(roundtrip(short.to_content()))
     assert np.array_equal(back.lam, ROUGH.astype(np.float16).astype(np.float32))
     assert short.encodings == Encodings(gradients="float16")
-    with pytest.raises(WireError, match="gradients='float8', expected one of float32, float16"):
+    with pytest.raises(WireError, match="gradients='float8', expected float32, float16"):
         ProbeRequest.from_content(changed(short.to_content(), config={"gradients": "float8"}))
 
 
