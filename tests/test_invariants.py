@@ -140,7 +140,7 @@ def test_4_the_ledger_is_the_closed_form_and_reconciles_with_the_encoding(method
     ledger = trial.strategy.ledger
     batches, z = 2 * 4, 4 * 4 * CUT
     assert ledger.up["smashed"] == batches * z
-    assert ledger.up["labels"] == batches * 4 * 8
+    assert ledger.up["labels"] == batches * 4
     local = method in ("frozen", "cse_fsl", "heron", "fsl_sage")  # nothing comes back
     assert ledger.down["gradients"] == (0 if local else batches * z)
     scalars = 4 * trial.strategy.settings.probes if method in ("ho_sfl", "heron") else 0

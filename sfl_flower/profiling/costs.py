@@ -21,7 +21,7 @@ from sfl_flower.zo import Probing
 
 __all__ = ["Cost", "Setting", "method_costs"]
 
-FLOAT, LABEL = 4, 8
+FLOAT = 4
 """Bytes of a scalar or weight, and of a label."""
 
 
@@ -137,7 +137,7 @@ def method_costs(
         smashed=_travelling(setting.smashed, size, shape),
         gradients=_travelling(setting.gradients, size, shape),
         held=size * profile.smashed_bytes,
-        labels=size * positions * LABEL,
+        labels=size * positions * np.min_scalar_type(setting.outputs).itemsize,
         weights=profile.travelling_bytes // setting.local_steps,
         head=FLOAT * (features + 1) * setting.outputs // setting.local_steps,
         scalars=FLOAT * setting.probes,

@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from sfl_flower.wire.encodings import encoding_of
+from sfl_flower.wire.labels import smallest
 from sfl_flower.wire.padding import LENGTHS, POSITIONS, shorten
 from sfl_flower.wire.terms import TERMS, terms_digest
 
@@ -119,7 +120,8 @@ class Draft:
         name : str
             The array's name.
         value : numpy.ndarray
-            float32 of smashed data or cut gradients, which are encoded, or int64 of labels.
+            float32 of smashed data or cut gradients, which are encoded, or int64 of labels, which
+            travel as the smallest integers that hold them.
         category : {"smashed", "gradients", "labels"}
             What it is.
 
@@ -128,6 +130,8 @@ class Draft:
         WireError
             If a value cannot be sent in the run's encoding.
         """
+        if category == "labels":
+            value = smallest(value)
         short = shorten(name, value)
         if short is not None:
             value = short.rows

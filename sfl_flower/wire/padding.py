@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfl_flower.training.measures import IGNORED
+from sfl_flower.wire.labels import INTEGERS
 
 __all__ = [
     "LENGTHS",
@@ -60,10 +61,14 @@ class Padding:
 PADDINGS = {
     "float32": Padding(3, np.float32(0), MAX_BYTES),
     # Unlike zeros, which cost no memory until they are read, labels are written one by one: few
-    # bytes must not become many.
-    "int64": Padding(2, np.int64(IGNORED), 2**26),
+    # bytes must not become many. They are int64 where they arrive, 64 MiB at the most.
+    **{
+        name: Padding(2, np.dtype(name).type(IGNORED), 2**23 * np.dtype(name).itemsize)
+        for name in INTEGERS
+        if np.dtype(name).kind == "i"
+    },
 }
-"""Padding by dtype: of smashed data and cut gradients, and of labels."""
+"""Padding by dtype: of smashed data and cut gradients, and of labels, which have a sign then."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def shorten(name: str, array: np.ndarray) -> Shortened | None:
     name : str
         What the array is called on the wire.
     array : numpy.ndarray
-        Any array; only float32 of shape [n, T, H] and int64 of shape [n, T] can have padding.
+        Any array; only float32 of shape [n, T, H] and signed integers [n, T] can have padding.
     """
     lengths = _lengths(array)
     if lengths is None or _cost(name, array, lengths) >= array.nbytes:

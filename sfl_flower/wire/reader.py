@@ -18,6 +18,7 @@ from flwr.app import RecordDict
 from sfl_flower.errors import WireError
 from sfl_flower.wire.draft import ARRAYS, CONFIG, METRICS, PLAIN, PROTOCOL, RAW, Encodings
 from sfl_flower.wire.encodings import Encoding, encoding_of
+from sfl_flower.wire.labels import INTEGERS
 from sfl_flower.wire.padding import LENGTHS, MAX_BYTES, PADDINGS, POSITIONS, lengths_dtype, restore
 
 __all__ = ["Reader"]
@@ -168,13 +169,15 @@ class Reader:
             The array's name.
         category : {"smashed", "gradients", "labels"}
             What it is; the first two come in the run's encoding and are float32 afterwards, labels
-            are int64.
+            come as integers of any size and are int64.
         """
         encoding = self.encodings._asdict().get(category, "")
-        dtype = "float32" if encoding else "int64"
-        ndim, positions, padding = None, 0, PADDINGS[dtype]
+        dtype = "float32" if encoding else self._integers(name)
+        ndim, positions = None, 0
         if short := self.has(name + LENGTHS):
             positions = self.integer(name + POSITIONS, low=1, high=MAX_BYTES)
+            if (padding := PADDINGS.get(dtype)) is None:
+                raise self.fail(f"has '{name}' as {dtype}, in which nothing can be left out")
             ndim = padding.ndim - 1
         if encoding:
             rows = self._encoded(name, category, encoding_of(encoding))
@@ -183,13 +186,20 @@ class Reader:
         else:
             rows = self.array(name, dtype, ndim=ndim, category=category)
         if not short:
-            return rows
+            return rows if encoding else _whole_numbers(rows)
         kind = str(lengths_dtype(positions))
         lengths = self.array(name + LENGTHS, kind, ndim=1, category=category)
-        whole = restore(rows, lengths, positions, padding)
+        whole = restore(rows, lengths, positions, PADDINGS[dtype])
         if isinstance(whole, str):
             raise self.fail(f"has '{name}' {whole}")
-        return whole
+        return whole if encoding else _whole_numbers(whole)
+
+    def _integers(self, name: str) -> str:
+        """Return the dtype in which labels came along."""
+        found = self._arrays[name].dtype if name in self._arrays else INTEGERS[0]
+        if found not in INTEGERS:
+            raise self.fail(f"has '{name}' as {found}, expected one of {', '.join(INTEGERS)}")
+        return found
 
     def _encoded(self, name: str, category: str, way: Encoding) -> np.ndarray:
         """Read the parts of an encoded array; return its values, which are finite."""
@@ -282,6 +292,13 @@ class Reader:
         extra = (set(self._arrays) | set(self._config)) - self._read
         if extra:
             raise self.fail(f"carries unknown entries: {', '.join(sorted(extra)[:5])}")
+
+
+def _whole_numbers(labels: np.ndarray) -> np.ndarray:
+    """Return labels of any integer dtype as int64, read-only as all that is read."""
+    found = labels.astype(np.int64)
+    found.flags.writeable = False
+    return found
 
 
 def _view(data: bytes, shape: tuple[int, ...], dtype: str, raw: bool) -> np.ndarray | None:

@@ -27,7 +27,7 @@ ROW = CutProfile(
     backprop_seconds=0.003,
 )
 SETTING = Setting(batch_size=32, bandwidth=1e6, probes=4, sampled=5, outputs=3)
-Z, Y, HEAD = 32 * 40, 32 * 8, 4 * 11 * 3
+Z, Y, HEAD = 32 * 40, 32 * 1, 4 * 11 * 3
 
 
 def test_bytes_of_every_method() -> None:

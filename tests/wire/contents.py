@@ -250,7 +250,7 @@ def pack(
     """Return a content with these entries; arrays go without their padding, as labels do."""
     draft = Draft()
     for name, value in arrays.items():
-        draft.samples(name, value, "")
+        draft.samples(name, value, "labels" if name == "y" else "")
     for setting in (config or {}).items():
         draft.setting(*setting)
     for metric in (metrics or {}).items():

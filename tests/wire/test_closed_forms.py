@@ -22,7 +22,7 @@ from tests.wire.contents import SETUP
 
 CLIENTS, BATCH, ROUNDS = 4, 4, 3
 Z = 4 * CUT  # bytes of smashed data a sample
-Y = 8
+Y = 1
 W = 4 * CLIENT_SIZE  # bytes of the client half
 HEAD = 4 * (CUT * tiny.CLASSES + tiny.CLASSES)  # bytes of a linear head
 WHOLE = W + 4 * (4 * CUT + 4 + 3 * 4 + 3)  # bytes of the whole model

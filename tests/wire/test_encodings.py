@@ -239,7 +239,7 @@ def test_float16_refuses_what_it_cannot_hold(value: float) -> None:
 def test_a_reply_is_read_in_the_encoding_of_its_request_and_books_half() -> None:
     reply = ForwardReply(4, -1, ROUGH, Y, np.array([1, 3], np.int64))
     draft = reply.draft(HALF)
-    assert draft.booked == {"smashed": ROUGH.nbytes // 2, "labels": 32}
+    assert draft.booked == {"smashed": ROUGH.nbytes // 2, "labels": 4}
     reader = Reader(roundtrip(draft.content()), "reply", HALF)
     back = ForwardReply.from_reader(reader)
     assert reader.booked == draft.booked

@@ -286,13 +286,13 @@ def labels_of(content: RecordDict) -> np.ndarray:
 def test_labels_travel_up_to_the_last_that_counts() -> None:
     content = roundtrip(pack({"y": LABELS}))
     reader = Reader(content, "test")
-    found = reader.array("y", "int64", shape=(6,))
+    found = reader.array("y", "int8", shape=(6,))
     assert found.tolist() == [IGNORED, 7, IGNORED, 0, 5, 6]
     assert reader.array("y.lengths", "uint8").tolist() == [4, 0, 2]
     assert reader.integer("y.positions") == 40
     assert np.array_equal(labels_of(content), LABELS)
     assert not labels_of(content).flags.writeable
-    assert sent_bytes("y", LABELS) == 6 * 8 + N
+    assert sent_bytes("y", LABELS) == 6 + N
 
 
 @settings(deadline=None, max_examples=200)
@@ -321,15 +321,13 @@ def test_any_labels_come_back(data: st.DataObject) -> None:
     [
         np.full(400, IGNORED, np.int64),  # a label a sample
         np.full((20, 20, 1), IGNORED, np.int64),
-        np.full((20, 20), IGNORED, np.int32),
-        np.full((20, 20), IGNORED, np.dtype(np.int64).newbyteorder()),
         np.full((20, 20), 0, np.int64),
         np.full((2, 2**22 + 1), IGNORED, np.int64),  # more than 64 MiB
     ],
 )
 def test_labels_that_have_no_padding_travel_as_they_are(y: np.ndarray) -> None:
     assert shorten("y", y) is None
-    assert sent_bytes("y", y) == y.nbytes
+    assert sent_bytes("y", y) == y.size
 
 
 @pytest.mark.parametrize("name", ["forward reply", "step reply", "zo step reply", "local reply"])
@@ -339,7 +337,7 @@ def test_every_message_with_labels_leaves_their_padding_out(name: str) -> None:
     back = type(message).from_content(content)
     assert np.array_equal(back.y, LABELS)
     for side in (message, back):
-        assert booked(side)["labels"] == 6 * 8 + N
+        assert booked(side)["labels"] == 6 + N
         assert booked(side)["smashed"] == booked(message)["smashed"]
         ledger = Ledger()
         ledger.record("up", booked(side), content_bytes(content))
@@ -357,7 +355,7 @@ LABEL_LIES: list[tuple[dict[str, Any], str]] = [
             "arrays": {"y.lengths": np.array([4, 0, 2], np.uint32)},
             "config": {"y.positions": 2**22},
         },
-        "more than the 67108864 bytes that are read",
+        "more than the 8388608 bytes that are read",
     ),
 ]
 

@@ -42,12 +42,12 @@ def test_what_does_not_fit_is_refused(name: str, says: str, change: Any) -> None
 def test_payloads_are_the_bytes_of_the_arrays() -> None:
     expected: dict[str, dict[str, int]] = {
         "three forwards": {"weights": 28},
-        "three forwards reply": {"smashed": 3 * 48, "labels": 32},
+        "three forwards reply": {"smashed": 3 * 48, "labels": 4},
         "one scalar": {"scalars": 4},
         "one scalar reply": {"weights": 28},
         "first zo step": {"weights": 28},
         "later zo step": {"scalars": 12},
-        "zo step reply": {"smashed": 48, "labels": 16},
+        "zo step reply": {"smashed": 48, "labels": 2},
         "last zo step reply": {"weights": 28},
     }
     assert {name: booked(MESSAGES[name]) for name in expected} == expected
