@@ -263,7 +263,7 @@ def without(record: str) -> Callable[[RecordDict], RecordDict]:
 
 def spoiled(value: float) -> Callable[[np.ndarray], np.ndarray]:
     def make(old: np.ndarray) -> np.ndarray:
-        new = old.copy()
+        new = old.astype(np.int64) if old.dtype.kind in "iu" else old.copy()
         new.reshape(-1)[1] = value
         return new
 
@@ -301,7 +301,7 @@ BATCH: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
     "z inf": (array("z", spoiled(np.inf)), "a value in 'z' that is not finite"),
     "z bomb": (array("z", bomb), "bytes do not match float32"),
     "z missing": (lambda content: changed(content, arrays={"z": None}), "lacks the array 'z'"),
-    "y dtype": (array("y", lambda y: y.astype(np.int32)), "'y' as int32"),
+    "y dtype": (array("y", lambda y: y.astype(np.float32)), "'y' as float32"),
     "y length": (array("y", lambda y: y[:-1].copy()), "labels of shape"),
     "y empty": (array("y", lambda y: np.zeros((len(y), 0), np.int64)), "labels of shape"),
     "y shape": (array("y", lambda y: np.zeros((4, 2), np.int64)), "cannot use its batch"),

@@ -198,6 +198,7 @@ def test_a_head_that_the_server_trains_takes_a_step_for_each_upload() -> None:
     )
     for _, arrays in replies:
         z, y = (torch.from_numpy(values(arrays[name]).copy()) for name in ("z", "y"))
+        y = y.long()  # they travel as the smallest integers that hold them
         for part, labels in zip(z.split(4), y.split(4), strict=True):
             functional.cross_entropy(twin(part), labels).backward()
             sgd.step()
@@ -668,8 +669,9 @@ def put(name: str, value: Any) -> Callable[[RecordDict], RecordDict]:
 
 def spoil(value: float) -> Callable[[np.ndarray], np.ndarray]:
     def make(old: np.ndarray) -> np.ndarray:
-        old.reshape(-1)[1] = value
-        return old
+        new = old.astype(np.int64) if old.dtype.kind in "iu" else old
+        new.reshape(-1)[1] = value
+        return new
 
     return make
 
