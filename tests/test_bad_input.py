@@ -313,7 +313,7 @@ BATCH: dict[str, tuple[Callable[[RecordDict], RecordDict], str]] = {
         "unknown entries: x",
     ),
     "unknown setting": (setting(extra=1), "unknown entries: extra"),
-    "protocol": (setting(protocol=2), "protocol version 2, this side speaks 3; install the same"),
+    "protocol": (setting(protocol=2), "protocol version 2, this side speaks 4; install the same"),
     "no arrays": (without("arrays"), "lacks the record 'arrays'"),
     "no metrics": (without("metrics"), "lacks the record 'metrics'"),
     "status": (setting(status=""), "status"),

@@ -15,7 +15,7 @@ from sfl_flower.wire.terms import TERMS, terms_digest
 
 __all__ = ["ARRAYS", "CONFIG", "METRICS", "PLAIN", "PROTOCOL", "RAW", "Draft", "Encodings"]
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records of a message; Flower's mods and wrappers expect one of each kind."""

@@ -94,7 +94,7 @@ def test_a_missing_or_foreign_entry_is_refused(name: str) -> None:
         type(message).from_content(changed(content, config={"foreign": 1}))
     with pytest.raises(WireError, match="unknown entries: foreign"):
         type(message).from_content(changed(content, arrays={"foreign": Z}))
-    with pytest.raises(WireError, match="protocol version 4"):
+    with pytest.raises(WireError, match="protocol version 5"):
         type(message).from_content(changed(content, config={"protocol": PROTOCOL + 1}))
 
 
