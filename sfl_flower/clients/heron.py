@@ -25,7 +25,7 @@ from sfl_flower.node.micro_batches import (
 )
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.together import together
-from sfl_flower.split import Parted, buffers_of, parted, travelling_state
+from sfl_flower.split import Parted, buffers_of, called_layers, parted, travelling_state
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.heron import WALKS, HERONRequest
@@ -194,7 +194,11 @@ def _laid_out(node: Node, model: LocalModel, request: HERONRequest) -> Parameter
     """Return the parameters that walk as one vector, laid out once a process."""
     names = trained_names(model, WALKS[request.trains])
     key = ("walk", request.head, request.trains)
-    return node.memo(key, lambda: ParameterVector(model, names))
+
+    def lay_out() -> ParameterVector:
+        return ParameterVector(model, names, [*called_layers(model.client), model.head])
+
+    return node.memo(key, lay_out)
 
 
 def _head(head: nn.Module, request: HERONRequest) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from sfl_flower.node.micro_batches import rows_together, run_half, smashed
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.sync import journal_key, stand_still, standing
 from sfl_flower.node.together import together
-from sfl_flower.training.device import to_tensor
+from sfl_flower.training.device import read_only
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
@@ -124,15 +124,15 @@ def _scalars(
     parted = node.half.parted if Sweep.fits(probing) else None
     if len(parts) == 1:
         run = partial(run_half, module)
-        anchor, weight = (to_tensor(array, node.device) for array in (z, lam))
+        anchor, weight = (read_only(array, node.device) for array in (z, lam))
         at_once = together(node, "half", module, vector, probing, run, lambda part: part, x)
         forward = partial(run, x) if parted is None else _rest(parted, x, crossed(parts[0]))
         return surrogate_scalars(forward, vector, us, probing, anchor, weight, at_once)
 
     def gained(rows: slice, run: Callable[[], Tensor], found: Tensor) -> Tensor:
         """Return what was found and ``<λ, f_c(x; θ) - z>`` of some rows at the θ of the moment."""
-        gain = run() - to_tensor(z[rows], node.device)
-        return found + totals(gain * to_tensor(lam[rows], node.device), probing.channel)
+        gain = run() - read_only(z[rows], node.device)
+        return found + totals(gain.mul_(read_only(lam[rows], node.device)), probing.channel)
 
     def change() -> Tensor:
         """Return ``<λ, f_c(x; θ) - z>`` at the θ of the moment, float64: 0 at the anchor."""

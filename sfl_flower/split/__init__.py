@@ -6,6 +6,7 @@ Names are imported at first use, and stand in ``__init__.pyi`` for type checkers
 import lazy_loader
 
 _NAMES = {
+    "called": ["called_layers"],
     "checks.checks": ["Problem", "check_zeroth_order", "freeze_batch_norm", "problems"],
     "cutting": ["Halves", "cut", "every_cut", "legal_cuts"],
     "graph.half": ["Half"],

@@ -1,3 +1,6 @@
+from .called import (
+    called_layers as called_layers,
+)
 from .checks.checks import (
     Problem as Problem,
 )

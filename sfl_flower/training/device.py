@@ -6,6 +6,7 @@ and one without train together.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
 
-__all__ = ["CPU", "DEVICES", "device_of", "find_device", "full_precision", "to_array", "to_tensor"]
+__all__ = [
+    "CPU", "DEVICES", "device_of", "find_device", "full_precision", "read_only", "to_array",
+    "to_tensor",
+]  # fmt: skip
 
 DEVICES = ("cpu", "auto", "cuda")
 CPU = torch.device("cpu")
@@ -61,6 +65,13 @@ def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return the values of a tensor as an array; of one on the CPU without a copy."""
     array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
     return array
+
+
+def read_only(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Return a tensor that is read alone: on the CPU in the array's own memory, else a copy."""
+    with warnings.catch_warnings():  # that it may not be written into, as nobody does
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array).to(device)
 
 
 def to_tensor(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.zo.directions import Direction
+from sfl_flower.zo.directions import Direction, Scaled
 from sfl_flower.zo.law import F32
 from sfl_flower.zo.optimizers import OptimizerSpec
 from sfl_flower.zo.sums import fixed_sum
@@ -101,8 +101,17 @@ class _Leaning(Direction):
     def factors(self) -> None:
         """Return None: the momentum has no factors."""
 
-    def add_to(self, out: Tensor, base: Tensor, scale: float, start: int = 0) -> None:
-        """Write ``out = base + scale * (fresh u + along m)``, see `Direction.add_to`."""
-        self._fresh.add_to(out, base, scale * self._cone.fresh, start)
+    def times(self, scale: float) -> Scaled:
+        """Return ``scale * (fresh u + along m)``, see `Direction.times`."""
+        fresh = self._fresh.times(scale * self._cone.fresh)
+        return _Scaled(fresh, self._axis, float(np.float32(scale * self._cone.along)))
+
+
+class _Scaled(Scaled):
+    def __init__(self, fresh: Scaled, axis: Tensor, along: float) -> None:
+        self._fresh, self._axis, self._along = fresh, axis, along
+
+    def add_to(self, out: Tensor, base: Tensor, start: int = 0) -> None:
+        self._fresh.add_to(out, base, start)
         axis = self._axis[start : start + out.numel()].to(out.device)
-        out.add_(axis, alpha=float(np.float32(scale * self._cone.along)))
+        out.add_(axis, alpha=self._along)

@@ -27,10 +27,10 @@ class Forward(Estimator):
         self, target: Target, vector: ParameterVector, directions: Sequence[Direction], mu: float
     ) -> list[Scalars]:
         """Return the difference to the anchor along each direction."""
-        anchor, found = target.anchor(), []
+        anchor, found = target.anchor(), list[Scalars]()
         for group in target.groups(directions):
-            for output in target.outputs(vector, group, mu):
-                found.append(target.difference(output, anchor))
+            # Nothing keeps an output: it would be there beside the next forward.
+            found += [target.difference(o, anchor) for o in target.outputs(vector, group, mu)]
         return found
 
 
@@ -55,4 +55,5 @@ class Central(Estimator):
             highs = target.outputs(vector, group, mu)
             lows = target.outputs(vector, group, -mu)
             found += [target.difference(*pair) / 2.0 for pair in zip(highs, lows, strict=True)]
+            del highs, lows  # or they would be there beside the next forward
         return found

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # what few runs need
     from sfl_flower.zo.channels import Channels
     from sfl_flower.zo.guide import Guide
 
-__all__ = ["BLOCK", "Direction", "Directions"]
+__all__ = ["BLOCK", "Direction", "Directions", "Scaled"]
 
 BLOCK = 65536
 """Elements worked on at a time: the float32 block and its indices stay in the L2 cache."""
@@ -210,37 +210,77 @@ class Direction:
         ConfigError
             If the tensors do not match, or the scale is not finite in float32.
         """
+        self.times(scale).add_to(out, base, start)
+
+    def times(self, scale: float) -> Scaled:
+        """Return ``scale * u``, to be added piece by piece; prepared once.
+
+        Parameters
+        ----------
+        scale : float
+            Rounded to float32.
+
+        Raises
+        ------
+        ConfigError
+            If it is not finite in float32.
+        """
         with np.errstate(over="ignore"):
             constant = np.float32(scale)
         if not np.isfinite(constant):
             raise ConfigError(f"Direction scale {scale!r} is not finite in float32.")
-        _check_pair(out, base)
-        self._check_range(start, start + out.numel())
-        if out.device.type == "cpu":
-            self._add_numpy(out.detach().numpy(), base.detach().numpy(), constant, start)
-        else:
-            self._add_device(out.detach(), base.detach(), constant, start)
-
-    def _add_numpy(self, out: F32, base: F32, constant: np.float32, start: int) -> None:
-        scratch = np.empty(min(BLOCK, len(out)), dtype=np.float32)
-        product = self._values.times(constant, _scratch())
-        for low, high in _blocks(start, start + len(out), BLOCK):
-            step, here = scratch[: high - low], slice(low - start, high - start)
-            product.write(step, low)
-            np.add(base[here], step, out=out[here])
-
-    def _add_device(self, out: Tensor, base: Tensor, constant: np.float32, start: int) -> None:
-        """Do the same on another device, to the same bits."""
-        for low, high in _blocks(start, start + out.numel(), _DEVICE_BLOCK):
-            here = slice(low - start, high - start)
-            step = self._values.on(out.device, low, high, constant)
-            torch.add(base[here], step, out=out[here])
+        return Scaled(self, self._values, constant)
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.size:
             raise ConfigError(
                 f"Elements {start}..{stop} are not inside a direction of {self.size} elements."
             )
+
+
+class Scaled:
+    """A direction times a number, which is added to pieces of vectors in any order.
+
+    Parameters
+    ----------
+    direction : Direction
+        u.
+    values : Values
+        Its elements.
+    constant : numpy.float32
+        The number.
+    """
+
+    def __init__(self, direction: Direction, values: Values, constant: np.float32) -> None:
+        self._direction, self._values, self._constant = direction, values, constant
+        self._product: Product | None = None
+        self._step = np.empty(0, np.float32)
+
+    def add_to(self, out: Tensor, base: Tensor, start: int = 0) -> None:
+        """Write ``out = base + scale * u[start : start + len(out)]``; see `Direction.add_to`."""
+        _check_pair(out, base)
+        self._direction._check_range(start, start + out.numel())
+        if out.device.type == "cpu":
+            self._add_numpy(out.detach().numpy(), base.detach().numpy(), start)
+        else:
+            self._add_device(out.detach(), base.detach(), start)
+
+    def _add_numpy(self, out: F32, base: F32, start: int) -> None:
+        if self._product is None:
+            self._product = self._values.times(self._constant, _scratch())
+        if len(self._step) < min(BLOCK, len(out)):
+            self._step = np.empty(min(BLOCK, len(out)), dtype=np.float32)
+        for low, high in _blocks(start, start + len(out), BLOCK):
+            step, here = self._step[: high - low], slice(low - start, high - start)
+            self._product.write(step, low)
+            np.add(base[here], step, out=out[here])
+
+    def _add_device(self, out: Tensor, base: Tensor, start: int) -> None:
+        """Do the same on another device, to the same bits."""
+        for low, high in _blocks(start, start + out.numel(), _DEVICE_BLOCK):
+            here = slice(low - start, high - start)
+            step = self._values.on(out.device, low, high, self._constant)
+            torch.add(base[here], step, out=out[here])
 
 
 def _scratch() -> Scratch:

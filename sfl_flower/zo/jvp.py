@@ -110,7 +110,7 @@ def _tangent(
     evaluate: Callable[[], Tensor], vector: ParameterVector, direction: Direction
 ) -> Tensor | None:
     along = list(vector.named(direction.values().to(vector.anchor.device)).values())
-    with vector.probe(direction, 0.0):  # a buffer of its own to write in; the anchor stays
+    with vector.probe(direction, 0.0, at_once=True):  # memory to write in; the anchor stays
         return derivative(evaluate, vector.parameters, along)
 
 

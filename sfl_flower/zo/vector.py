@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.directions import Direction, Directions
+from sfl_flower.zo.layers import Moved, lay_out
 
 __all__ = ["ParameterVector", "name_and_shape", "trained_names"]
 
@@ -21,8 +22,9 @@ class ParameterVector:
     """Lays the trainable parameters of a module over one buffer, in canonical order.
 
     The current values are copied into `anchor`, and each parameter's storage becomes a view of
-    it. A probe writes ``anchor + scale * u`` into a second buffer and points the parameters
-    there, so restoring is pointing back: nothing is ever subtracted, and nothing drifts.
+    it. A probe writes ``anchor + scale * u`` into other memory and points the parameters there,
+    so restoring is pointing back: nothing is ever subtracted, and nothing drifts. What a layer
+    holds is written when the layer runs, and is gone when it is done.
 
     Parameters
     ----------
@@ -32,6 +34,10 @@ class ParameterVector:
         Qualified names to train; every parameter with ``requires_grad`` when omitted. The order
         given does not matter: canonical order is sorted by name. No name at all gives an empty
         vector, which a journal without updates may follow.
+    layers : iterable of nn.Module
+        Modules of `module` that are called, and whose parameters nothing reads but these calls
+        (`sfl_flower.split.called_layers`). On the CPU a probe moves their parameters in a call
+        alone, so that it takes the memory of the largest of them; all others it moves at once.
 
     Attributes
     ----------
@@ -49,7 +55,12 @@ class ParameterVector:
         all dense float32 on one device.
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Sequence[str] | None = None,
+        layers: Iterable[nn.Module] = (),
+    ) -> None:
         chosen = _select(module, names)
         self.names = tuple(name for name, _ in chosen)
         self._parameters = [parameter for _, parameter in chosen]
@@ -60,9 +71,12 @@ class ParameterVector:
             self.anchor = torch.cat(flat) if flat else torch.empty(0)
         self._anchor_views = self._views(self.anchor)
         self._work: Tensor | None = None
-        self._work_views: list[Tensor] = []
         self._probing = False
-        self._point(self._anchor_views)
+        for parameter, view in zip(self._parameters, self._anchor_views, strict=True):
+            parameter.data = view
+        apart = layers if self.anchor.device.type == "cpu" else ()
+        self._layers, self._others = lay_out(self._parameters, apart)
+        self._all = lay_out(self._parameters, ())[1]
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -103,10 +117,20 @@ class ParameterVector:
         return b"".join(parts)
 
     @contextmanager
-    def probe(self, direction: Direction, scale: float) -> Iterator[None]:
-        """Inside, the parameters read ``anchor + scale * u``; after, the anchor again.
+    def probe(self, direction: Direction, scale: float, at_once: bool = False) -> Iterator[None]:
+        """Inside, forwards read ``anchor + scale * u``; after, the anchor again.
 
         The anchor is not written. It is back exactly, whatever is raised inside.
+
+        Parameters
+        ----------
+        direction : Direction
+            u, of the vector's shapes.
+        scale : float
+            Rounded to float32.
+        at_once : bool
+            Whether all parameters move before the first forward, those of layers too, into memory
+            that whoever probes may write.
 
         Raises
         ------
@@ -121,26 +145,24 @@ class ParameterVector:
             )
         if self._probing:
             raise ConfigError("A probe is under way; probes of one module cannot be nested.")
-        if self._work is None:
+        layers, others = ([], self._all) if at_once else (self._layers, self._others)
+        if self._work is None or len(self._work) < others.size:
             with torch.inference_mode(False):
-                self._work = torch.empty_like(self.anchor)
-            self._work_views = self._views(self._work)
+                self._work = self.anchor.new_empty(others.size)
+        moved = Moved(self.anchor, direction.times(scale))
         self._probing = True
         try:
-            direction.add_to(self._work, self.anchor, scale)
-            self._point(self._work_views)
-            yield
+            moved.move(others, self._work[: others.size])
+            with moved.whenever(layers):
+                yield
         finally:
-            self._point(self._anchor_views)
+            for layer in (*layers, others):
+                moved.put_back(layer)
             self._probing = False
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         pieces = flat.split([parameter.numel() for parameter in self._parameters])
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
-
-    def _point(self, views: list[Tensor]) -> None:
-        for parameter, view in zip(self._parameters, views, strict=True):
-            parameter.data = view
 
 
 def name_and_shape(name: str, shape: Sequence[int]) -> bytes:

@@ -189,7 +189,7 @@ def test_the_device_path_gives_the_bits_of_the_cpu_path(law: str, start: int) ->
     on_cpu, on_device = torch.empty_like(base), torch.empty_like(base)
     direction = Directions(RUN, law, [(size,)]).of(KEY)
     direction.add_to(on_cpu, base, -3e-3, start)
-    direction._add_device(on_device, base, np.float32(-3e-3), start)
+    direction.times(-3e-3)._add_device(on_device, base, start)
     assert torch.equal(on_cpu, on_device)
 
 

@@ -1,0 +1,135 @@
+"""Parameters that a probe moves layer by layer, while the layer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfl_flower.zo.directions import Scaled
+
+__all__ = ["Layer", "Moved", "lay_out"]
+
+
+@dataclass(eq=False)
+class Layer:
+    """What of a vector one layer holds.
+
+    Attributes
+    ----------
+    module : nn.Module or None
+        The layer; None for parameters that belong to none.
+    held : list of (nn.Parameter, int)
+        Its parameters, each with its first element in the vector, in their order there.
+    inside : int
+        Calls that are under way: a layer may call itself.
+    """
+
+    module: nn.Module | None
+    held: list[tuple[nn.Parameter, int]] = field(default_factory=list)
+    inside: int = 0
+
+    @property
+    def size(self) -> int:
+        """Elements of the vector in it."""
+        return sum(parameter.numel() for parameter, _ in self.held)
+
+
+def lay_out(
+    parameters: Sequence[nn.Parameter], layers: Iterable[nn.Module]
+) -> tuple[list[Layer], Layer]:
+    """Return which of the vector's parameters each layer holds, and those that no layer has alone.
+
+    Parameters
+    ----------
+    parameters : sequence of nn.Parameter
+        Those of the vector, in its order.
+    layers : iterable of nn.Module
+        The layers; one that is named twice is one.
+    """
+    owners: dict[int, list[Layer]] = {}
+    for module in {id(module): module for module in layers}.values():
+        layer = Layer(module)
+        for parameter in module.parameters():
+            owners.setdefault(id(parameter), []).append(layer)
+    others, start = Layer(None), 0
+    for parameter in parameters:
+        found = owners.get(id(parameter), [])
+        (found[0] if len(found) == 1 else others).held.append((parameter, start))
+        start += parameter.numel()
+    held = {id(layer): layer for found in owners.values() for layer in found if layer.held}
+    return list(held.values()), others
+
+
+class Moved:
+    """A vector at ``anchor + scale * u``, of which each part is written when it is wanted.
+
+    Parameters
+    ----------
+    anchor : Tensor
+        The vector, flat; it is read alone.
+    step : Scaled
+        ``scale * u``.
+    """
+
+    def __init__(self, anchor: Tensor, step: Scaled) -> None:
+        self._anchor, self._step = anchor, step
+
+    def move(self, layer: Layer, into: Tensor) -> None:
+        """Write a layer's parameters into flat memory of its size, and point them there."""
+        at = 0
+        for start, stop in _runs(layer):
+            end = at + stop - start
+            self._step.add_to(into[at:end], self._anchor[start:stop], start)
+            at = end
+        pieces = into.split([parameter.numel() for parameter, _ in layer.held])
+        for (parameter, _), piece in zip(layer.held, pieces, strict=True):
+            parameter.data = piece.view(parameter.shape)
+
+    def put_back(self, layer: Layer) -> None:
+        """Point a layer's parameters to the anchor."""
+        layer.inside = 0
+        for parameter, start in layer.held:
+            piece = self._anchor[start : start + parameter.numel()]
+            parameter.data = piece.view(parameter.shape)
+
+    @contextmanager
+    def whenever(self, layers: Sequence[Layer]) -> Iterator[None]:
+        """Inside, the parameters of these layers are moved while their layer runs."""
+        with ExitStack() as hooks:
+            for layer in layers:
+                assert layer.module is not None
+                for handle in self._watch(layer, layer.module):
+                    hooks.callback(handle.remove)
+            yield
+
+    def _watch(self, layer: Layer, module: nn.Module) -> list[Any]:
+        def enter(*_: Any) -> None:
+            layer.inside += 1
+            if layer.inside == 1:
+                self.move(layer, self._anchor.new_empty(layer.size))
+
+        def leave(*_: Any) -> None:
+            layer.inside -= 1
+            if layer.inside == 0:
+                self.put_back(layer)
+
+        # First in, last out: other hooks of the layer see what its forward sees.
+        before = module.register_forward_pre_hook(enter, prepend=True)
+        return [before, module.register_forward_hook(leave, always_call=True)]
+
+
+def _runs(layer: Layer) -> Iterator[tuple[int, int]]:
+    """Yield first and last element of each stretch of the vector that the layer holds."""
+    first = last = -1
+    for parameter, start in layer.held:
+        if start != last:
+            if last > first:
+                yield first, last
+            first = start
+        last = start + parameter.numel()
+    if last > first:
+        yield first, last

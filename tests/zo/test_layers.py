@@ -1,0 +1,193 @@
+"""Probes that move a layer's parameters while it runs: the same bits as all at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from sfl_flower.data import seeded_construction
+from sfl_flower.split import cut
+from sfl_flower.split.called import called_layers
+from sfl_flower.training.meter import PeakMemory
+from sfl_flower.zo import Key, ParameterVector, Probing, run_key, surrogate_scalars
+
+RUN = run_key("test", 3)
+
+
+class Nested(nn.Module):
+    """Parameters of its own beside a layer's, a layer that runs twice, and one in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.5, -1.5, 2.0, 1.0]))
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(torch.tanh(self.inner(x)) * self.scale)
+        return out
+
+
+def net() -> Any:
+    with seeded_construction(0):
+        return nn.Sequential(
+            nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), Nested(), nn.Linear(4, 5)
+        )
+
+
+def outputs(module: nn.Module, layers: list[nn.Module], x: Tensor) -> list[Tensor]:
+    """Return outputs along two directions, both sides, of a copy whose layers move apart."""
+    places = {id(m): name for name, m in module.named_modules()}
+    twin = copy.deepcopy(module).eval()
+    vector = ParameterVector(twin, layers=[twin.get_submodule(places[id(m)]) for m in layers])
+    found = []
+    for law in ("rademacher", "gaussian", "rank_one"):
+        direction = vector.directions(RUN, law).of(Key(4))
+        for scale in (0.1, -0.3):
+            with torch.no_grad(), vector.probe(direction, scale):
+                found.append(twin(x))
+    return found
+
+
+LAYERS: dict[str, Callable[[Any], list[nn.Module]]] = {
+    "leaves": lambda net: [net[0], net[1], net[4]],
+    "a layer with one inside": lambda net: [net[0], net[3], net[4]],
+    "the inner one, which runs twice": lambda net: [net[3].inner],
+    "one inside another: neither has it alone": lambda net: [net[3], net[3].inner, net[0]],
+    "the whole": lambda net: [net],
+    "one twice": lambda net: [net[0], net[0]],
+    "without parameters": lambda net: [net[2]],
+}
+
+
+@pytest.mark.parametrize("which", LAYERS)
+def test_layer_by_layer_is_all_at_once_to_the_bit(which: str) -> None:
+    module, x = net(), torch.linspace(-1, 1, 18).reshape(6, 3)
+    expected = outputs(module, [], x)
+    found = outputs(module, LAYERS[which](module), x)
+    assert all(map(torch.equal, found, expected))
+    assert not torch.equal(expected[0], expected[1])
+
+
+def test_nothing_is_left_behind() -> None:
+    module, x = net().eval(), torch.ones(2, 3)
+    vector = ParameterVector(module, layers=[module[0], module[4]])
+    anchor, still = vector.anchor.clone(), module(x)
+    with vector.probe(vector.directions(RUN, "rademacher").of(Key(0)), 0.5):
+        assert torch.equal(module[0].weight, anchor_of(vector, "0.weight"))  # not while it runs
+        assert not torch.equal(module(x), still)
+        assert torch.equal(module[0].weight, anchor_of(vector, "0.weight"))
+    assert torch.equal(vector.anchor, anchor) and torch.equal(module(x), still)
+    assert not module[0]._forward_hooks and not module[0]._forward_pre_hooks
+    assert module[0].weight.data_ptr() == anchor_of(vector, "0.weight").data_ptr()
+
+
+def anchor_of(vector: ParameterVector, name: str) -> Tensor:
+    return vector.named(vector.anchor)[name]
+
+
+def test_a_forward_that_fails_puts_everything_back() -> None:
+    module = net().eval()
+    vector = ParameterVector(module, layers=[module[0], module[4]])
+    direction = vector.directions(RUN, "rademacher").of(Key(0))
+    with pytest.raises(RuntimeError, match="shapes"), vector.probe(direction, 0.5):
+        module(torch.ones(2, 7))
+    assert module[0].weight.data_ptr() == anchor_of(vector, "0.weight").data_ptr()
+    assert not module[0]._forward_hooks
+    with vector.probe(direction, 0.5):  # and the next probe runs
+        module(torch.ones(2, 3))
+
+
+def test_at_once_moves_what_layers_hold_too() -> None:
+    module = net()
+    vector = ParameterVector(module, layers=[module[0], module[4]])
+    direction = vector.directions(RUN, "rademacher").of(Key(0))
+    with vector.probe(direction, 0.5, at_once=True):
+        seen = torch.cat([dict(module.named_parameters())[n].reshape(-1) for n in vector.names])
+        assert torch.equal(seen, vector.anchor + 0.5 * direction.values())
+        with torch.no_grad():
+            module[0].weight.zero_()
+    assert anchor_of(vector, "0.weight").any()
+
+
+class Reads(nn.Module):
+    """Reads the weight of a layer that it calls as well, and ties two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(4, 4, bias=False) for _ in range(3))
+        self.third.weight = self.second.weight
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.third(self.second(self.first(x))))
+        out: Tensor = self.last(functional.linear(x, self.first.weight))
+        return out
+
+
+def test_of_a_recorded_half_what_is_read_outside_of_calls_is_left_out() -> None:
+    with seeded_construction(0):
+        half = cut(nn.Sequential(Reads(), nn.Linear(2, 2)), "0").client
+    names = {id(module): name for name, module in half.named_modules()}
+    assert [names[id(layer)] for layer in called_layers(half)] == ["0.last", "0.second", "0.third"]
+    x = torch.linspace(-1, 1, 12).reshape(3, 4)
+    assert all(map(torch.equal, outputs(half, called_layers(half), x), outputs(half, [], x)))
+
+
+def test_of_other_modules_nothing_is_known() -> None:
+    assert called_layers(net()) == []
+
+
+def test_a_probe_takes_the_memory_of_the_largest_layer() -> None:
+    """Ten layers of 256 kB: a probe at once takes ten of them, layer by layer one."""
+    module = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(10)))
+    x, peaks = torch.ones(1, 256), list[int]()
+    for layers in (list(module), []):
+        vector = ParameterVector(module, layers=layers)
+        us = vector.directions(RUN, "rademacher").of_step(1, 0, 0, 2)
+        still = module(x).detach()
+        with torch.no_grad(), PeakMemory() as memory:
+            surrogate_scalars(lambda: module(x), vector, us, Probing(2), still, torch.ones(1, 256))
+        peaks.append(memory.peak)
+    assert 256 * 1024 <= peaks[0] < 300 * 1024 < 10 * 256 * 1024 <= peaks[1]
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES, intermediate_size=24)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=24, pad_token_id=0)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=4, pad_token_id=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_a_language_model_move_one_by_one(family: str) -> None:
+    """Of a BERT embeddings too; nothing of a half is left to move at once."""
+    with seeded_construction(0):
+        half = cut(FAMILIES[family]().eval(), "block:2").client
+    ids = torch.tensor([[3, 4, 5, 6, 0], [8, 9, 7, 0, 0]])
+    layers = called_layers(half)
+    assert all(map(torch.equal, outputs(half, layers, ids), outputs(half, [], ids)))
+    own = {id(p) for layer in layers for p in layer.parameters()}
+    left = [name for name, p in half.named_parameters() if id(p) not in own]
+    assert left == []
