@@ -23,7 +23,7 @@ from sfl_flower.data.repeats import UNREPEATED
 from sfl_flower.errors import ConfigError, DataError, SflError
 from sfl_flower.node.shares import divide
 from sfl_flower.node.store import NodeStore, keep_carried, load_kept
-from sfl_flower.split import Whole, base_digest, called_layers
+from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import NOT_DIVIDED, SplitTask
 from sfl_flower.training.device import find_device
 from sfl_flower.training.meter import PeakMemory, counting_flops, profiled
@@ -85,13 +85,15 @@ class HeldModule:
     @cached_property
     def trained(self) -> ParameterVector:
         """The zeroth-order-trained parameters, laid out at first use; maybe none."""
+        from sfl_flower.split import called_layers  # clients that train by backprop need none
+
         names = trained_names(self.module)
         return ParameterVector(self.module, names, called_layers(self.module))
 
     @cached_property
     def parted(self) -> Parted | None:
         """The module in two parts, of which no probe moves the first; None where it is one."""
-        from sfl_flower.split import parted  # clients that train by backprop need none
+        from sfl_flower.split import parted  # nor this
 
         return parted(self.module, self.trained.parameters)
 

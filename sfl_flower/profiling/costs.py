@@ -142,6 +142,7 @@ def method_costs(
         head=FLOAT * (features + 1) * setting.outputs // setting.local_steps,
         scalars=FLOAT * setting.probes,
         trained=FLOAT * profile.trainable,
+        moving=FLOAT * profile.moving,
         inference=profile.inference.bytes,
         probe=profile.inference.bytes if again is None else again.peak.bytes,
         backprop=profile.backprop.bytes,

@@ -20,11 +20,13 @@ from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.options import check_range
 from sfl_flower.profiling.operations import counted, probed_part
 from sfl_flower.profiling.peaks import Growth, Peak, backprop, inference, output_tensor, rerun
+from sfl_flower.split.called import called_layers
 from sfl_flower.split.cutting import every_cut
 from sfl_flower.split.parameters.quantised import held_bytes
 from sfl_flower.split.parameters.trained import check_trained, restrict
 from sfl_flower.split.parameters.travelling import travelling_state
 from sfl_flower.split.prefix import Parted
+from sfl_flower.zo.layers import most_moved
 
 __all__ = ["WHOLE", "CutProfile", "Rerun", "profile_cuts"]
 
@@ -62,8 +64,9 @@ class CutProfile:
     ----------
     at : str
         The cut; `WHOLE` for the model that is not cut.
-    parameters, trainable : int
-        Parameters of the client half, and those that are trained.
+    parameters, trainable, moving : int
+        Parameters of the client half, those that are trained, and those that are twice there while
+        a probe moves them: of the largest layer, and of none that is known.
     state_bytes : int
         Bytes of its parameters and buffers.
     travelling_bytes : int
@@ -86,6 +89,7 @@ class CutProfile:
     at: str
     parameters: int
     trainable: int
+    moving: int
     state_bytes: int
     travelling_bytes: int
     flops: float
@@ -218,6 +222,7 @@ def _predict(
         at=name,
         parameters=sum(p.numel() for p in half.parameters()),
         trainable=sum(p.numel() for p in half.parameters() if p.requires_grad),
+        moving=most_moved([p for p in half.parameters() if p.requires_grad], called_layers(half)),
         state_bytes=held_bytes((*half.parameters(), *half.buffers())),
         travelling_bytes=sum(v.nbytes for v in travelling_state(half).values()),
         flops=flops / low,

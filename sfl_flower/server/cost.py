@@ -28,8 +28,8 @@ class Parts:
         of the auxiliary head, divided by the mini-batches between two exchanges of them.
     scalars : int
         Bytes of the scalars of its probes.
-    trained : int
-        Bytes of the trained parameters.
+    trained, moving : int
+        Bytes of the trained parameters, and of those that are twice there while a probe moves them.
     inference, probe, backprop : int
         Peak bytes of its forward without a graph, of its probes, and of forward and backward,
         parameters left out.
@@ -51,6 +51,7 @@ class Parts:
     head: int
     scalars: int
     trained: int
+    moving: int
     inference: int
     probe: int
     backprop: int
@@ -85,9 +86,9 @@ class Parts:
         return firsts * (self.forward_seconds - again) + runs * again
 
     def probing(self, held: int = 0) -> int:
-        """Peak bytes of probes: trained parameters are restored from a second copy of them."""
+        """Peak bytes of probes: what one moves is a second copy of parameters, layer by layer."""
         peak = self.probe if Sweep.fits(self.probes) else self.inference
-        return peak + self.trained + held
+        return peak + (self.moving if self.probes.rule.sides else self.trained) + held
 
 
 @dataclass(frozen=True)

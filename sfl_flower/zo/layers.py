@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfl_flower.zo.directions import Scaled
 
-__all__ = ["Layer", "Moved", "lay_out"]
+__all__ = ["Layer", "Moved", "lay_out", "most_moved"]
 
 
 @dataclass(eq=False)
@@ -62,6 +62,12 @@ def lay_out(
         start += parameter.numel()
     held = {id(layer): layer for found in owners.values() for layer in found if layer.held}
     return list(held.values()), others
+
+
+def most_moved(parameters: Sequence[nn.Parameter], layers: Iterable[nn.Module]) -> int:
+    """Return how many elements are there a second time while a probe moves these parameters."""
+    apart, others = lay_out(parameters, layers)
+    return others.size + max((layer.size for layer in apart), default=0)
 
 
 class Moved:

@@ -14,7 +14,7 @@ from sfl_flower.profiling.peaks import Peak
 
 MIB = 2**20
 SETTING = Setting(batch_size=32, bandwidth=8e6)
-ROW = CutProfile("early", 1000, 600, 0, 0, 0.0, (1,), 4, Peak(0), Peak(0), 0.0, 0.0)
+ROW = CutProfile("early", 1000, 600, 200, 0, 0, 0.0, (1,), 4, Peak(0), Peak(0), 0.0, 0.0)
 ROWS = (ROW, replace(ROW, at="late", trainable=5000), replace(ROW, at=WHOLE))
 
 

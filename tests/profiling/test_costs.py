@@ -16,6 +16,7 @@ ROW = CutProfile(
     at="layer1",
     parameters=1000,
     trainable=600,
+    moving=200,
     state_bytes=4000,
     travelling_bytes=2400,
     flops=1e6,
@@ -45,7 +46,7 @@ def test_bytes_of_every_method() -> None:
 def test_memory_and_seconds() -> None:
     costs = method_costs(ROW, SETTING)
     assert costs["frozen"].memory == 4000 + 8000
-    assert costs["ho_sfl"].memory == 4000 + 8000 + 4 * 600 + 2 * Z
+    assert costs["ho_sfl"].memory == 4000 + 8000 + 4 * 200 + 2 * Z
     assert costs["splitfed_v2"].memory == 4000 + 60_000  # measured goes before predicted
     assert costs["ho_sfl"].compute_seconds == pytest.approx(5 * 32 * 0.001)
     assert costs["splitfed_v2"].compute_seconds == pytest.approx(32 * (0.001 + 0.003))
@@ -88,7 +89,7 @@ def test_probes_rerun_what_they_move() -> None:
         assert costs["heron"].compute_seconds == pytest.approx(32 * (0.001 + 4 * 0.0002))
         # The anchor and four probes; what is larger than four times z runs again before them.
         assert costs["ho_sfl"].compute_seconds == pytest.approx(32 * ho_sfl)
-        assert costs["ho_sfl"].memory == 4000 + 9000 + 4 * 600 + 2 * Z
+        assert costs["ho_sfl"].memory == 4000 + 9000 + 4 * 200 + 2 * Z
         assert costs["frozen"].memory == 4000 + 8000
         whole = method_costs(replace(row, at=WHOLE), SETTING)["decomfl"]
         assert whole.compute_seconds == pytest.approx(32 * (0.001 + 4 * 0.0002))

@@ -30,8 +30,11 @@ class Row:
     def __init__(self, values: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
         self.values, self.shapes = values, shapes
 
-    def add_to(self, out: Tensor, base: Tensor, scale: float) -> None:
-        out.copy_(base + scale * self.values)
+    def times(self, scale: float) -> Row:
+        return Row(scale * self.values, self.shapes)
+
+    def add_to(self, out: Tensor, base: Tensor, start: int) -> None:
+        out.copy_(base + self.values[start : start + out.numel()])
 
 
 def projected(half: nn.Module, x: Tensor, lam: Tensor, mu: float, seed: int) -> Tensor:

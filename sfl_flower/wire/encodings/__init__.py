@@ -7,25 +7,26 @@ what numbers, and whether their bytes are compressed: ``int8``, ``topk:0.1+int8`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
+from typing import Any
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.wire.encodings.deflate import Deflate
 from sfl_flower.wire.encodings.encoding import Encoding
-from sfl_flower.wire.encodings.floats import BFloat16, Float16, Float32
-from sfl_flower.wire.encodings.format import Format
-from sfl_flower.wire.encodings.integers import Int4, Int8
-from sfl_flower.wire.encodings.topk import RandomTopK, TopK
 
 __all__ = ["FORMATS", "LONGEST", "SAYS", "Encoding", "encoding_of"]
 
-FORMATS: Mapping[str, Format] = {
-    each.name: each for each in (Float32(), Float16(), BFloat16(), Int8(), Int4())
+FORMATS = {
+    "float32": "floats:Float32",
+    "float16": "floats:Float16",
+    "bfloat16": "floats:BFloat16",
+    "int8": "integers:Int8",
+    "int4": "integers:Int4",
 }
-"""What numbers may become, by name."""
-SPARSE: Mapping[str, type[TopK]] = {"topk": TopK, "randtopk": RandomTopK}
+"""What numbers may become, by name; imported when a run wants it, as the others."""
+SPARSE = {"topk": "topk:TopK", "randtopk": "topk:RandomTopK"}
 """How the values that travel may be chosen, by name."""
+DEFLATE = "deflate:Deflate"
 SAYS = (
     f"{', '.join(FORMATS)}; before it topk:SHARE+ or randtopk:SHARE+, behind it +deflate, as in "
     "topk:0.1+int8+deflate"
@@ -58,6 +59,11 @@ def encoding_of(name: str, option: str = "an encoding") -> Encoding:
     found = _NAME.fullmatch(name) if len(name) <= LONGEST else None
     if found is None or not 0 < float(found["share"] or 1) <= 1:
         raise ConfigError(f"{option} is '{name}'; it must be {SAYS}, a share above 0, at most 1.")
-    sparse = SPARSE[found["sparse"]](float(found["share"])) if found["sparse"] else None
-    deflate = Deflate() if found["deflate"] else None
-    return Encoding(name, FORMATS[found["format"]], sparse, deflate)
+    sparse = _named(SPARSE[found["sparse"]])(float(found["share"])) if found["sparse"] else None
+    deflate = _named(DEFLATE)() if found["deflate"] else None
+    return Encoding(name, _named(FORMATS[found["format"]])(), sparse, deflate)
+
+
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -5,16 +5,67 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire.encodings.deflate import Deflate
-from sfl_flower.wire.encodings.format import Format, check_finite
-from sfl_flower.wire.encodings.topk import TopK
 from sfl_flower.wire.padding import MAX_BYTES
 
-__all__ = ["Encoding"]
+if TYPE_CHECKING:  # what few runs need
+    from sfl_flower.wire.encodings.deflate import Deflate
+    from sfl_flower.wire.encodings.topk import TopK
+
+__all__ = ["NAMES", "Encoding", "Format", "check_finite"]
+
+NAMES = {"smashed": "smashed data", "gradients": "cut gradients"}
+"""What errors call the two."""
+
+
+def check_finite(values: np.ndarray, what: str) -> None:
+    """Raise `WireError` if a value of smashed data or of cut gradients is not finite."""
+    if not np.isfinite(values).all():
+        raise WireError(
+            f"The {NAMES[what]} hold a value that is not finite, which only float32 can say; lower "
+            "the learning rates."
+        )
+
+
+class Format(Protocol):
+    """What float32 numbers become on the wire.
+
+    Attributes
+    ----------
+    name : str
+        What the options `smashed` and `gradients` call it.
+    parts : Mapping[str, str]
+        Dtype of each array, by what follows the name of the whole; "" for the numbers themselves.
+    packed : bool
+        Whether the numbers' array has fewer elements than there are numbers.
+    """
+
+    name: ClassVar[str]
+    parts: ClassVar[Mapping[str, str]]
+    packed: ClassVar[bool]
+
+    def encode(self, rows: np.ndarray, what: str) -> Mapping[str, np.ndarray]:
+        """Return an array for each of `parts` of float32 [n, m]; not packed, "" is [n, m] too.
+
+        Raises
+        ------
+        WireError
+            If a value cannot be written so.
+        """
+
+    def decode(self, parts: Mapping[str, np.ndarray], count: int, size: int) -> np.ndarray:
+        """Return float32 [count, size]; the arrays have the right dtypes, and any shape.
+
+        Raises
+        ------
+        WireError
+            If they do not fit one another.
+        """
+
 
 _SHAPE = ".shape"
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from sfl_flower.errors import WireError
-from sfl_flower.wire.encodings.format import NAMES
+from sfl_flower.wire.encodings.encoding import NAMES
 
 __all__ = ["BFloat16", "Float16", "Float32", "bfloat16_bits", "from_bfloat16"]
 

@@ -9,8 +9,8 @@ from zlib import crc32
 import numpy as np
 
 from sfl_flower.errors import WireError
+from sfl_flower.wire.encodings.encoding import check_finite
 from sfl_flower.wire.encodings.floats import bfloat16_bits, from_bfloat16
-from sfl_flower.wire.encodings.format import check_finite
 
 __all__ = ["Int4", "Int8"]
 
