@@ -16,7 +16,9 @@ from sfl_flower.methods import METHODS, Method
 from sfl_flower.options import check_range
 from sfl_flower.profiling.cuts import WHOLE, CutProfile
 from sfl_flower.server.cost import Parts
+from sfl_flower.training.measures import IGNORED
 from sfl_flower.wire.encodings import encoding_of
+from sfl_flower.wire.labels import smallest
 from sfl_flower.zo import Probing
 
 __all__ = ["Cost", "Setting", "method_costs"]
@@ -137,7 +139,7 @@ def method_costs(
         smashed=_travelling(setting.smashed, size, shape),
         gradients=_travelling(setting.gradients, size, shape),
         held=size * profile.smashed_bytes,
-        labels=size * positions * np.min_scalar_type(setting.outputs).itemsize,
+        labels=size * positions * _label_bytes(setting),
         weights=profile.travelling_bytes // setting.local_steps,
         head=FLOAT * (features + 1) * setting.outputs // setting.local_steps,
         scalars=FLOAT * setting.probes,
@@ -169,6 +171,12 @@ def method_costs(
             transfer_seconds=8 * (cost.up + cost.down) / setting.bandwidth,
         )
     return found
+
+
+def _label_bytes(setting: Setting) -> int:
+    """Return the bytes of a label; at positions of texts there is one that does not count."""
+    least = IGNORED if setting.everywhere else 0
+    return int(smallest(np.array([least, setting.outputs - 1])).itemsize)
 
 
 def _travelling(encoding: str, size: int, shape: tuple[int, ...]) -> int:

@@ -24,7 +24,8 @@ def called_layers(module: nn.Module) -> list[nn.Module]:
     Returns
     -------
     list of nn.Module
-        The layers that a recorded half calls; blocks and embeddings of a transformers model.
+        The layers of torch that a recorded half calls, none where it calls other modules too;
+        blocks and embeddings of a transformers model.
     """
     if isinstance(module, Whole):
         return [*called_layers(module.client), *called_layers(module.server)]
@@ -37,9 +38,23 @@ def _of_graph(half: Half) -> list[nn.Module]:
     nodes = half._sfl_graph.nodes
     named = {str(node.target) for node in nodes if node.op == "call_module"}
     called = [half.get_submodule(name) for name in sorted(named)]
-    read = {str(node.target) for node in nodes if node.op == "get_attr"}
-    apart = {id(p) for name, p in half.named_parameters(remove_duplicate=False) if name in read}
+    if not all(map(_is_known, called)):  # it may read another layer, or give its own parameter
+        return []
+    # A parameter, or a module whose parameters a function reads.
+    read = tuple(str(node.target) for node in nodes if node.op == "get_attr")
+    below = tuple(f"{name}." for name in read)
+    own = half.named_parameters(remove_duplicate=False)
+    apart = {id(p) for name, p in own if name in read or name.startswith(below)}
     return [layer for layer in called if not any(id(p) in apart for p in layer.parameters())]
+
+
+def _is_known(layer: nn.Module) -> bool:
+    """Tell whether a layer is one of torch's, and runs the same operations with hooks on it."""
+    return all(
+        type(part).__module__.startswith("torch.nn.")
+        and not isinstance(part, nn.TransformerEncoderLayer | nn.TransformerEncoder)
+        for part in layer.modules()
+    )
 
 
 def _of_blocks(half: BlockHalf) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from sfl_flower.training.measures import IGNORED
 from sfl_flower.wire.labels import INTEGERS
 
 __all__ = [
+    "LABELS",
     "LENGTHS",
     "MAX_BYTES",
     "PADDINGS",
@@ -30,6 +31,9 @@ __all__ = [
 
 MAX_BYTES = 2**31 - 1
 """Largest array that is read, in bytes: what one protobuf message can carry."""
+
+LABELS = 2**23
+"""Most labels that are read: 64 MiB of int64."""
 
 LENGTHS, POSITIONS = ".lengths", ".positions"
 """What follows an array's name in that of its lengths, and in that of the setting that holds T."""
@@ -61,9 +65,9 @@ class Padding:
 PADDINGS = {
     "float32": Padding(3, np.float32(0), MAX_BYTES),
     # Unlike zeros, which cost no memory until they are read, labels are written one by one: few
-    # bytes must not become many. They are int64 where they arrive, 64 MiB at the most.
+    # bytes must not become many. They are int64 where they arrive.
     **{
-        name: Padding(2, np.dtype(name).type(IGNORED), 2**23 * np.dtype(name).itemsize)
+        name: Padding(2, np.dtype(name).type(IGNORED), LABELS * np.dtype(name).itemsize)
         for name in INTEGERS
         if np.dtype(name).kind == "i"
     },

@@ -19,7 +19,15 @@ from sfl_flower.errors import WireError
 from sfl_flower.wire.draft import ARRAYS, CONFIG, METRICS, PLAIN, PROTOCOL, RAW, Encodings
 from sfl_flower.wire.encodings import Encoding, encoding_of
 from sfl_flower.wire.labels import INTEGERS
-from sfl_flower.wire.padding import LENGTHS, MAX_BYTES, PADDINGS, POSITIONS, lengths_dtype, restore
+from sfl_flower.wire.padding import (
+    LABELS,
+    LENGTHS,
+    MAX_BYTES,
+    PADDINGS,
+    POSITIONS,
+    lengths_dtype,
+    restore,
+)
 
 __all__ = ["Reader"]
 
@@ -184,7 +192,8 @@ class Reader:
             if ndim not in (None, rows.ndim):
                 raise self.fail(f"has '{name}' of shape {rows.shape}, expected {ndim} dimensions")
         else:
-            rows = self.array(name, dtype, ndim=ndim, category=category)
+            most = LABELS * np.dtype(dtype).itemsize
+            rows = self.array(name, dtype, ndim=ndim, category=category, max_bytes=most)
         if not short:
             return rows if encoding else _whole_numbers(rows)
         kind = str(lengths_dtype(positions))
@@ -203,12 +212,16 @@ class Reader:
 
     def _encoded(self, name: str, category: str, way: Encoding) -> np.ndarray:
         """Read the parts of an encoded array; return its values, which are finite."""
-        rows = way.decode(
-            {
-                suffix: self.array(name + suffix, dtype, category=category)
-                for suffix, dtype in way.parts.items()
-            }
-        )
+        parts = {
+            suffix: self.array(name + suffix, dtype, category=category)
+            for suffix, dtype in way.parts.items()
+        }
+        try:
+            rows = way.decode(parts)
+        except WireError as error:
+            raise self.fail(
+                f"has '{name}' in the encoding {way.name}: {str(error).rstrip('.')}"
+            ) from error
         if not np.isfinite(rows).all():
             raise self.fail(f"has a value in '{name}' that is not finite")
         return rows

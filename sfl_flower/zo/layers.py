@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sfl_flower.zo.directions import Scaled
@@ -48,10 +49,13 @@ def lay_out(
     parameters : sequence of nn.Parameter
         Those of the vector, in its order.
     layers : iterable of nn.Module
-        The layers; one that is named twice is one.
+        The layers; one that is named twice is one. A scripted one, or one that holds such, takes no
+        hooks: what it has moves with what no layer has.
     """
     owners: dict[int, list[Layer]] = {}
     for module in {id(module): module for module in layers}.values():
+        if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+            continue
         layer = Layer(module)
         for parameter in module.parameters():
             owners.setdefault(id(parameter), []).append(layer)
@@ -73,6 +77,9 @@ def most_moved(parameters: Sequence[nn.Parameter], layers: Iterable[nn.Module]) 
 class Moved:
     """A vector at ``anchor + scale * u``, of which each part is written when it is wanted.
 
+    A layer's part is gone when the layer is done. Where the layer runs again it is written once
+    more and stays: micro-batches, and recurrent layers, need not draw it each time.
+
     Parameters
     ----------
     anchor : Tensor
@@ -83,6 +90,8 @@ class Moved:
 
     def __init__(self, anchor: Tensor, step: Scaled) -> None:
         self._anchor, self._step = anchor, step
+        self._ran: set[int] = set()
+        self._kept: dict[int, Tensor] = {}
 
     def move(self, layer: Layer, into: Tensor) -> None:
         """Write a layer's parameters into flat memory of its size, and point them there."""
@@ -91,6 +100,9 @@ class Moved:
             end = at + stop - start
             self._step.add_to(into[at:end], self._anchor[start:stop], start)
             at = end
+        self._point(layer, into)
+
+    def _point(self, layer: Layer, into: Tensor) -> None:
         pieces = into.split([parameter.numel() for parameter, _ in layer.held])
         for (parameter, _), piece in zip(layer.held, pieces, strict=True):
             parameter.data = piece.view(parameter.shape)
@@ -112,13 +124,27 @@ class Moved:
                     hooks.callback(handle.remove)
             yield
 
+    def _enter(self, layer: Layer) -> None:
+        if (kept := self._kept.get(id(layer))) is not None:
+            self._point(layer, kept)
+            return
+        room = self._anchor.new_empty(layer.size)
+        self.move(layer, room)
+        if id(layer) in self._ran:
+            self._kept[id(layer)] = room
+        self._ran.add(id(layer))
+
     def _watch(self, layer: Layer, module: nn.Module) -> list[Any]:
-        def enter(*_: Any) -> None:
+        def enter(called: nn.Module, *_: Any) -> None:
+            if called is not module:  # a copy that was made meanwhile has the hooks as well
+                return
             layer.inside += 1
             if layer.inside == 1:
-                self.move(layer, self._anchor.new_empty(layer.size))
+                self._enter(layer)
 
-        def leave(*_: Any) -> None:
+        def leave(called: nn.Module, *_: Any) -> None:
+            if called is not module:
+                return
             layer.inside -= 1
             if layer.inside == 0:
                 self.put_back(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -178,6 +179,10 @@ U8, U16, U32 = np.uint8, np.uint16, np.uint32
         ("int8+deflate", {"_shapes": np.array([2, 2, 301, 2, 2, 2], U32)}, "does not hold the 610"),
         ("int8+deflate", {"_shapes": np.array([2, 2, 300, 2, 2], U32)}, "does not say the shape"),
         ("int8+deflate", {"_shapes": np.zeros(0, U32)}, "does not say the shape"),
+        ("int8+deflate", {"_shapes": np.array([0, 0, 0], U32)}, "more shapes than it has parts"),
+        ("float32+deflate", {"_shapes": np.array([3, 0, 2**32 - 1, 2**32 - 1], U32)}, "at most 2"),
+        ("float32+deflate", {"_shapes": np.ones(2**20, U32)}, "more shapes than it has parts"),
+        ("topk:0.1+float32", {"_shape": np.array([2**24, 0], U32)}, "18 numbers for|60 numbers"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(
@@ -185,6 +190,41 @@ def test_parts_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(WireError, match=says):
         encoding_of(name).decode(encoded(name, **changes))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("low", [-1, 0])
+def test_no_code_overflows_where_rounding_goes_up(name: str, low: int) -> None:
+    """Codes at the end of their range plus what is drawn may round to the next in float32."""
+    most = {"int8": 127, "int4": 7}[name] * (1 if low else 2) + (0 if low else 1)
+    values = np.full((64, 65536), most, np.float32)
+    values[:, ::2] *= low or 1
+    encoding = encoding_of(name)
+    back = encoding.decode(encoding.encode(values, "gradients"))
+    assert np.abs(back - values).max() <= 1  # -127 + 0.99999994 is -126 in float32
+
+
+@pytest.mark.parametrize("name", ["topk:0.02+float32", "topk:0.1+int4", "randtopk:0.05+int8"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_of_every_position_of_a_text_something_travels(name: str, padded: bool) -> None:
+    """A position that arrived as zeros would count as padding."""
+    z = np.random.default_rng(0).standard_normal((4, 24, 64)).astype(np.float32)
+    z *= np.geomspace(1, 1e4, 24, dtype=np.float32)[None, :, None]
+    z[0, -1] *= 0 if padded else 1
+    draft = Draft(Encodings(name))
+    draft.samples("z", z, "smashed")
+    found = Reader(draft.content(), "reply", Encodings(name)).samples("z", "smashed")
+    assert np.array_equal(found.any(axis=2), z.any(axis=2))
+
+
+@pytest.mark.parametrize("name", ["int8+deflate", "int4", "int8"])
+def test_narrow_rows_cost_no_more_than_what_they_stand_for(name: str) -> None:
+    parts = encoding_of(name).encode(np.ones((100_000, 1), np.float32), "smashed")
+    tracemalloc.start()
+    encoding_of(name).decode(parts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 4 * 100_000
 
 
 @pytest.mark.parametrize("name", ["int8", "int4", "bfloat16", "topk:0.5+int8+deflate"])

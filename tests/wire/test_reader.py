@@ -132,7 +132,7 @@ def test_another_protocol_version_says_what_to_install(version: Any) -> None:
             "metrics": MetricRecord({}),
         }
     )
-    with pytest.raises(WireError, match="this side speaks 3; install the same sfl-flower"):
+    with pytest.raises(WireError, match="this side speaks 4; install the same sfl-flower"):
         Reader(content, "test").begin("test", spoken=False)
     if version is None:
         Reader(content, "test").begin("test", spoken=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from transformers import (
     BertConfig,
@@ -145,6 +145,118 @@ def test_of_a_recorded_half_what_is_read_outside_of_calls_is_left_out() -> None:
     assert [names[id(layer)] for layer in called_layers(half)] == ["0.last", "0.second", "0.third"]
     x = torch.linspace(-1, 1, 12).reshape(3, 4)
     assert all(map(torch.equal, outputs(half, called_layers(half), x), outputs(half, [], x)))
+
+
+@fx.wrap
+def tied(layer: nn.Linear, x: Tensor) -> Tensor:
+    return functional.linear(x, layer.weight)
+
+
+class GivesALayer(nn.Module):
+    """A function, which is not recorded, reads the weight of a layer that is called too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tied(self.first, self.second(torch.relu(self.first(x))))
+
+
+class Keeps(nn.Module):
+    """Reads a layer that it does not register, and branches on data: it is kept whole."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.own, self.aside = nn.Linear(4, 4), [layer]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.own(x)
+        return functional.linear(out, self.aside[0].weight) if out.sum() > -1e9 else out
+
+
+class ReadsAside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = Keeps(self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.first(x)))
+        return out
+
+
+def scripted() -> nn.Module:
+    inner: Any = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    return nn.Sequential(nn.Linear(4, 4), inner)
+
+
+HARD: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "a function reads a layer": (GivesALayer, 1),
+    "a module reads a layer aside": (ReadsAside, 0),
+    "scripted": (scripted, 0),
+    "torch's encoder": (lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.0), 0),
+}
+
+
+@pytest.mark.parametrize("which", HARD)
+def test_what_may_be_read_elsewhere_moves_at_once(which: str) -> None:
+    build, count = HARD[which]
+    with seeded_construction(0):
+        half = cut(nn.Sequential(build(), nn.Linear(4, 2)).eval(), "0").client
+    layers = called_layers(half)
+    assert len(layers) == count
+    x = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
+    found, expected = (surrogate(half, kept, x) for kept in (layers, []))
+    assert torch.equal(found, expected) and found.abs().min() > 0
+
+
+def surrogate(half: nn.Module, layers: list[nn.Module], x: Tensor) -> Tensor:
+    vector = ParameterVector(half, layers=layers)
+    us = vector.directions(RUN, "gaussian").of_step(1, 0, 0, 3)
+    with torch.no_grad():
+        still = half(x)
+        return surrogate_scalars(
+            lambda: half(x), vector, us, Probing(3), still, torch.ones_like(still)
+        )
+
+
+def test_a_scripted_layer_that_is_named_moves_at_once() -> None:
+    module: Any = scripted()
+    x = torch.ones(2, 4)
+    assert torch.equal(surrogate(module, list(module), x), surrogate(module, [], x))
+
+
+def test_a_layer_that_runs_again_is_written_twice_at_most() -> None:
+    module = net().eval()
+    vector = ParameterVector(module, layers=[module[0], module[4]])
+    direction: Any = vector.directions(RUN, "rademacher").of(Key(0))
+    written: list[int] = []
+    own = direction.times(0.5)
+    direction.times = lambda scale: Counting(own, written)
+    with torch.no_grad(), vector.probe(direction, 0.5):
+        outs = [module(torch.ones(2, 3)) for _ in range(5)]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    others = 1 + 2 + 1 + 2  # the norm's, and of the nested module scale and layer, in stretches
+    assert len(written) <= others + 2 * 2
+
+
+class Counting:
+    def __init__(self, own: Any, written: list[int]) -> None:
+        self._own, self._written = own, written
+
+    def add_to(self, out: Tensor, base: Tensor, start: int) -> None:
+        self._written.append(start)
+        self._own.add_to(out, base, start)
+
+
+def test_a_copy_that_is_made_inside_a_probe_moves_nothing() -> None:
+    module = net().eval()
+    vector = ParameterVector(module, layers=[module[0]])
+    with vector.probe(vector.directions(RUN, "rademacher").of(Key(0)), 0.5):
+        twin = copy.deepcopy(module)
+    twin(torch.ones(2, 3))
+    assert module[0].weight.data_ptr() == anchor_of(vector, "0.weight").data_ptr()
 
 
 def test_of_other_modules_nothing_is_known() -> None:

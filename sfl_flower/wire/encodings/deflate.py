@@ -40,7 +40,8 @@ class Deflate:
         WireError
             If the shapes are none, stand for more than may be read, or the stream is not of them.
         """
-        told = [int(size) for size in parts[_SHAPES].reshape(-1)]
+        most = 33 * len(dtypes)
+        told = [int(size) for size in parts[_SHAPES].reshape(-1)[: most + 1]]
         shapes: list[tuple[int, ...]] = []
         for _ in dtypes:
             ndim = told.pop(0) if told else -1
@@ -49,12 +50,15 @@ class Deflate:
             shapes.append(tuple(told[:ndim]))
             told = told[ndim:]
         kinds = [np.dtype(dtype).newbyteorder("<") for dtype in dtypes]
-        sizes = [
-            math.prod(shape) * kind.itemsize for shape, kind in zip(shapes, kinds, strict=True)
-        ]
-        if told or sum(sizes) > MAX_BYTES:
+        if told:
+            raise WireError("A deflated array says more shapes than it has parts.")
+        # As if no dimension were zero: numpy refuses what is too large in the others.
+        of = list(zip(shapes, kinds, strict=True))
+        largest = [math.prod(max(size, 1) for size in shape) * k.itemsize for shape, k in of]
+        sizes = [math.prod(shape) * kind.itemsize for shape, kind in of]
+        if sum(largest) > MAX_BYTES:
             raise WireError(
-                f"A deflated array stands for {sum(sizes)} bytes in {len(dtypes)} parts of shapes "
+                f"A deflated array stands for {sum(largest)} bytes in parts of the shapes "
                 f"{shapes}; at most {MAX_BYTES} are read."
             )
         opener = zlib.decompressobj(-15)

@@ -26,8 +26,8 @@ def check_finite(values: np.ndarray, what: str) -> None:
     """Raise `WireError` if a value of smashed data or of cut gradients is not finite."""
     if not np.isfinite(values).all():
         raise WireError(
-            f"The {NAMES[what]} hold a value that is not finite, which only float32 can say; lower "
-            "the learning rates."
+            f"The {NAMES[what]} hold a value that is not finite, which this encoding cannot say; "
+            "lower the learning rates."
         )
 
 
@@ -133,7 +133,7 @@ class Encoding:
         WireError
             If a value cannot be sent so.
         """
-        rows = values.reshape(len(values), math.prod(values.shape[1:]))
+        rows = values.reshape(_rows(values.shape))
         found: dict[str, np.ndarray] = {}
         if self._sparse is not None:
             check_finite(rows, what)
@@ -166,7 +166,7 @@ class Encoding:
             opened = self._deflate.decode(parts, list(self._inner.values()))
             parts = dict(zip(self._inner, opened, strict=True))
         shape = self._shape(parts)
-        count, size = shape[0], math.prod(shape[1:])
+        count, size = _rows(shape)
         kept = size if self._sparse is None else self._sparse.count(size)
         if self._shaped:
             parts = {**parts, "": parts[""].reshape(count, size)}
@@ -177,7 +177,7 @@ class Encoding:
 
     def _shape(self, parts: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         """Return the shape of the whole, which is no larger than what may be read."""
-        told = parts[""].shape if self._shaped else tuple(parts[_SHAPE].reshape(-1).tolist())
+        told = parts[""].shape if self._shaped else parts[_SHAPE].reshape(-1)[:33]
         shape = tuple(int(size) for size in told)
         if not 1 <= len(shape) <= 32 or 4 * math.prod(max(size, 1) for size in shape) > MAX_BYTES:
             raise WireError(
@@ -185,3 +185,13 @@ class Encoding:
                 f"have 1 to 32 dimensions and at most {MAX_BYTES} bytes."
             )
         return shape
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many rows an array has, and how long one is.
+
+    A row is a sample, or a position [n, T, H] of a text, whether its padding was left out or not: a
+    position of which nothing arrived would count as padding.
+    """
+    last = 2 if len(shape) == 3 else 1
+    return math.prod(shape[:last]), math.prod(shape[last:])

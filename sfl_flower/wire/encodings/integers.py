@@ -56,6 +56,8 @@ class Int8:
             np.floor(codes, out=codes)
         else:
             np.rint(codes, out=codes)
+        top = most[:, :, None]
+        np.clip(codes, np.where(unsigned[:, :, None], 0, -top), top, out=codes)
         codes = _rows(codes.astype(np.int16).astype(np.int8), rows.shape[1])
         return {"": self._pack(codes), _SCALES: np.where(unsigned, bits | _UNSIGNED, bits)}
 
@@ -129,12 +131,12 @@ class Int4(Int8):
 
 
 def _blocks(rows: np.ndarray) -> np.ndarray:
-    """Return rows [n, m] as blocks [n, ⌈m / 256⌉, 256], zeros behind the last."""
+    """Return rows [n, m] as blocks [n, ⌈m / 256⌉, 256 or m], zeros behind the last."""
     count, size = rows.shape
-    per_row = -(-size // _BLOCK)
-    spare = per_row * _BLOCK - size
+    per_row, width = -(-size // _BLOCK), min(size, _BLOCK)
+    spare = per_row * width - size
     whole = np.pad(rows, ((0, 0), (0, spare))) if spare else np.ascontiguousarray(rows)
-    return whole.reshape(count, per_row, _BLOCK)
+    return whole.reshape(count, per_row, width)
 
 
 def _rows(blocks: np.ndarray, size: int) -> np.ndarray:

@@ -57,6 +57,8 @@ class TopK:
             If the bits are not those of such rows.
         """
         n, count = rows.shape
+        if not rows.size:
+            return np.zeros((n, size), np.float32)
         width = -(-size // 8)
         if parts[_KEPT].size != n * width:
             raise WireError(
