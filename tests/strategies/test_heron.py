@@ -307,6 +307,7 @@ def watched(trial: Trial, patch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]
     seen: dict[str, Any] = {"client": 0, "head": 0, "saved": 0, "graph": 0, "moved": [], "z": []}
     own, probes, deliver = local_model, loss_scalars, trial.grid.deliver
     hooks: list[Any] = []
+    now: dict[str, Tensor] = {}
 
     def opened(*given: Any) -> LocalModel:
         found = own(*given)
@@ -318,9 +319,17 @@ def watched(trial: Trial, patch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]
 
             return hook
 
+        def note(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                own = {f"{name}.{key}": p for key, p in module.named_parameters(recurse=False)}
+                now.update({key: p.clone() for key, p in own.items()})
+
+            return hook
+
         if not hooks:
             hooks.append(found.client.register_forward_hook(count("client")))
             hooks.append(found.head.register_forward_hook(count("head")))
+            hooks.extend(m.register_forward_hook(note(name)) for name, m in found.named_modules())
             seen["model"] = found
         return found
 
@@ -328,9 +337,9 @@ def watched(trial: Trial, patch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]
         before = {k: p.clone() for k, p in seen["model"].named_parameters()}
 
         def moved() -> Tensor:
-            now = dict(seen["model"].named_parameters())
-            seen["moved"].append({k: not torch.equal(before[k], p) for k, p in now.items()})
+            now.clear()  # what layers see while they run
             value: Tensor = loss()
+            seen["moved"].append({k: not torch.equal(p, now[k]) for k, p in before.items()})
             return value
 
         found = probes(moved, vector, *rest, **named)
