@@ -107,7 +107,7 @@ def test_encodings_count_as_they_travel_and_what_is_held_is_float32() -> None:
         assert (half[name].up, half[name].down) == (cost.up - Z // 2, cost.down - down)
         assert (one[name].up, one[name].down) == (cost.up, cost.down - down)
         assert half[name].memory == cost.memory
-    with pytest.raises(ConfigError, match="smashed is 'int3'; it must be float32, float16"):
+    with pytest.raises(ConfigError, match="smashed is 'int3'; it must be one of float32, float16"):
         replace(SETTING, smashed="int3")
 
 

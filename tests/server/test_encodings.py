@@ -81,7 +81,7 @@ def test_smashed_data_beyond_float16_cost_their_client_the_round(method: str) ->
     assert [(r.replies, r.failures) for r in trial.strategy.records[1:]] == [(3, 1)] * 2
     assert "Client 2 is left out of this round: " in trial.notes
     assert "The smashed data hold a value of size" in trial.notes
-    assert "and float16 ends at 65504; set smashed=float32" in trial.notes
+    assert "and float16 ends at 65504; set smashed=bfloat16 or float32" in trial.notes
 
 
 def once(number: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -113,7 +113,7 @@ def test_cut_gradients_beyond_float16_move_nothing(method: str, options: dict[st
     trial = train(tiny.task(loss=bad), method, rounds=3, gradients="float16", **options)
     assert [record.rejected for record in trial.strategy.records] == [0, 0, 1, 0]
     assert "The reply of client 1 is not used: The cut gradients hold a value of" in trial.notes
-    assert "set gradients=float32, or lower the learning rates" in trial.notes
+    assert "set gradients=bfloat16 or float32, or lower the learning rates" in trial.notes
     silent = [Fault("raise", {1}, {2}, times=1)]
     without = train(tiny.task(), method, silent, rounds=3, gradients="float16", **options)
     assert equal(trial.model, without.model)

@@ -28,8 +28,8 @@ SPARSE = {"topk": "topk:TopK", "randtopk": "topk:RandomTopK"}
 """How the values that travel may be chosen, by name."""
 DEFLATE = "deflate:Deflate"
 SAYS = (
-    f"{', '.join(FORMATS)}; before it topk:SHARE+ or randtopk:SHARE+, behind it +deflate, as in "
-    "topk:0.1+int8+deflate"
+    f"one of {', '.join(FORMATS)}, with topk:S+ or randtopk:S+ before it (S above 0, at most 1) and "
+    "+deflate behind it where wanted, as in topk:0.1+int8+deflate"
 )
 """What a name looks like."""
 LONGEST = 64
@@ -58,7 +58,7 @@ def encoding_of(name: str, option: str = "an encoding") -> Encoding:
     """
     found = _NAME.fullmatch(name) if len(name) <= LONGEST else None
     if found is None or not 0 < float(found["share"] or 1) <= 1:
-        raise ConfigError(f"{option} is '{name}'; it must be {SAYS}, a share above 0, at most 1.")
+        raise ConfigError(f"{option} is '{name}'; it must be {SAYS}.")
     sparse = _named(SPARSE[found["sparse"]])(float(found["share"])) if found["sparse"] else None
     deflate = _named(DEFLATE)() if found["deflate"] else None
     return Encoding(name, _named(FORMATS[found["format"]])(), sparse, deflate)
