@@ -28,8 +28,8 @@ SPARSE = {"topk": "topk:TopK", "randtopk": "topk:RandomTopK"}
 """How the values that travel may be chosen, by name."""
 DEFLATE = "deflate:Deflate"
 SAYS = (
-    f"one of {', '.join(FORMATS)}, with topk:S+ or randtopk:S+ before it (S above 0, at most 1) and "
-    "+deflate behind it where wanted, as in topk:0.1+int8+deflate"
+    f"one of {', '.join(FORMATS)}, with topk:S+ or randtopk:S+ before it (S above 0, at most 1) "
+    "and +deflate behind it where wanted, as in topk:0.1+int8+deflate"
 )
 """What a name looks like."""
 LONGEST = 64
