@@ -255,9 +255,9 @@ PROMPTS_BEHIND: Mapping[str, Any] = {"task.behind": "block:17"}
 ALONG_PROMPTS: Mapping[str, Any] = {**LEVEL, **PROMPTS_BEHIND, "guide_samples": 64}
 SMOLLM2_ROWS: Mapping[str, Row] = {
     "frozen": Row("frozen", PROMPTS_BEHIND, (), (1e-5, 1e-4, 3e-4)),
-    "orthogonal": Row("ho_sfl", ALONG_PROMPTS, (0.3, 1.0, 3.0, 10.0), (1e-4,)),
-    "orthogonal_walk": Row("ho_sfl", {**ALONG_PROMPTS, **WALK}, (1.0, 3.0), (1e-4,)),
-    "first_order_same": Row("splitfed_v2", {**BACKPROP, **PROMPTS_BEHIND}, (0.01, 0.03), (1e-4,)),
+    "orthogonal": Row("ho_sfl", ALONG_PROMPTS, (3.0, 10.0), (3e-4,)),
+    "orthogonal_walk": Row("ho_sfl", {**ALONG_PROMPTS, **WALK}, (3.0, 10.0), (3e-4,)),
+    "first_order_same": Row("splitfed_v2", {**BACKPROP, **PROMPTS_BEHIND}, (0.03,), (3e-4,)),
 }
 SMOLLM2_GAPS: Mapping[str, Gap] = {
     "smollm2_gap_same": Gap("orthogonal", "frozen", "first_order_same"),
