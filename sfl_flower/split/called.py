@@ -11,6 +11,8 @@ from sfl_flower.split.whole import Whole
 
 __all__ = ["called_layers"]
 
+_KNOWN = ("torch.nn.", "sfl_flower.split.parameters.")
+
 
 def called_layers(module: nn.Module) -> list[nn.Module]:
     """Return modules whose parameters are read in calls of them and nowhere else.
@@ -49,9 +51,9 @@ def _of_graph(half: Half) -> list[nn.Module]:
 
 
 def _is_known(layer: nn.Module) -> bool:
-    """Tell whether a layer is one of torch's, and runs the same operations with hooks on it."""
+    """Tell whether a layer is one of torch's or ours, and runs the same with hooks on it."""
     return all(
-        type(part).__module__.startswith("torch.nn.")
+        type(part).__module__.startswith(_KNOWN)
         and not isinstance(part, nn.TransformerEncoderLayer | nn.TransformerEncoder)
         for part in layer.modules()
     )
