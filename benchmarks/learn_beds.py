@@ -339,6 +339,7 @@ BEDS: Mapping[str, Bed] = {
         12,
         SMOLLM2_ROWS,
         SMOLLM2_GAPS,
+        behind={"all": "*layers.1[789].*"},
     ),
     "resnet_scratch": Bed(
         "cifar10",
