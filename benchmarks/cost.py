@@ -1,9 +1,12 @@
-"""What a client's step costs beside what no method could leave out."""
+"""What a client's step costs beside what no method could leave out: memory, and probes in time."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,12 +17,18 @@ from benchmarks.figure import Figure
 from benchmarks.trial import options_for, train
 from sfl_flower.presets import load_preset
 from sfl_flower.run.run import Plan
+from sfl_flower.split import called_layers, cut
 from sfl_flower.task import SplitTask
+from sfl_flower.tasks.vision import resnet18
 from sfl_flower.training.meter import PeakMemory
+from sfl_flower.training.modes import torch_threads
+from sfl_flower.zo import Key, ParameterVector, run_key
 
 __all__ = ["add_arguments", "peaks", "run"]
 
 CUT, PROBES, MOST = "layer2", 4, 1.05
+FEW, TURNS = 4, 31
+"""Images where layers weigh most, and how often each way is timed."""
 MIB = 2**20
 
 
@@ -29,19 +38,31 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
-    """Yield the peak of HO-SFL's client step beside a forward's."""
-    step, forward = peaks(args.cost_batch)
+    """Yield the peak of HO-SFL's client step beside a forward's, and the time of a probe."""
+    step, plain = peaks(args.cost_batch)
     yield Figure(
         "step_peak_vs_forward",
-        step / forward,
+        step / plain,
         "ratio",
         MOST,
         f"HO-SFL's client, anchor and {PROBES} probes, {step / MIB:.2f} MiB, beside a forward "
-        f"without a graph on the same mini-batch, {forward / MIB:.2f} MiB; ResNet-18, ImageNet "
+        f"without a graph on the same mini-batch, {plain / MIB:.2f} MiB; ResNet-18, ImageNet "
         f"stem, cut after {CUT}, batch {args.cost_batch}, 3x32x32, BatchNorm in eval mode, torch's "
         "allocation records on the CPU, parameters left out",
         lower_is_better=True,
     )
+    for batch in (args.cost_batch, FEW):
+        by_layer, at_once, forward = probe_seconds(batch)
+        yield Figure(
+            f"probe_by_layer_vs_at_once_{batch}",
+            by_layer / at_once,
+            "ratio",
+            None,
+            f"a probe and its forward of the same half, {batch} images, layer by layer "
+            f"{1e3 * by_layer:.2f} ms, written at once {1e3 * at_once:.2f} ms, a plain forward "
+            f"{1e3 * forward:.2f} ms; medians of {TURNS} in turn on one thread",
+            lower_is_better=True,
+        )
 
 
 def peaks(batch: int) -> tuple[int, int]:
@@ -66,3 +87,27 @@ def forward_peak(task: SplitTask) -> int:
         x, _ = task.batch(samples, torch.arange(len(samples)).numpy())
         half(x)
     return meter.peak
+
+
+def probe_seconds(batch: int) -> tuple[float, float, float]:
+    """Return medians of a probe layer by layer, of one at once, and of a forward."""
+    half = cut(resnet18(10, stem="imagenet"), CUT).client.eval()
+    x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    vector = ParameterVector(half, layers=called_layers(half))
+    directions = vector.directions(run_key("cost", 0), "rademacher")
+
+    def seconds(around: AbstractContextManager[None]) -> float:
+        began = time.perf_counter()
+        with torch.no_grad(), around:
+            half(x)
+        return time.perf_counter() - began
+
+    found: list[tuple[float, float, float]] = []
+    with torch_threads(1):
+        for turn in range(TURNS):
+            u = directions.of(Key(turn))
+            u.values()  # drawn before either way is timed
+            ways = [vector.probe(u, 1e-3, at_once=at_once) for at_once in (False, True)]
+            found.append((seconds(ways[0]), seconds(ways[1]), seconds(nullcontext())))
+    by_layer, written, forward = (median(each) for each in zip(*found, strict=True))
+    return by_layer, written, forward

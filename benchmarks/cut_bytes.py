@@ -8,23 +8,16 @@ them.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-import torch
-
-from benchmarks import features
 from benchmarks.figure import Figure
-from benchmarks.grid import Job, Metrics, run_jobs
+from benchmarks.grid import Job, Metrics, run_jobs, summary_of
 from benchmarks.learn import job
 from benchmarks.learn_beds import BEDS
-from sfl_flower import simulate
 from sfl_flower.options import check_choice
-from sfl_flower.tasks import load_task
 
 __all__ = ["PAIRS", "PLACES", "add_arguments", "run"]
 
@@ -139,12 +132,6 @@ def coded(place: Place, pair: tuple[str, str], seed: int, rounds: int) -> Job:
 
 def train(job: Job) -> Metrics:
     """Return the results of the whole model, and the bytes across the cut."""
-    torch.set_num_threads(1)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    options: dict[str, Any] = dict(job.options)
-    own = {key[5:]: options.pop(key) for key in job.options if key.startswith("task.")}
-    make = features.task_of if job.task in features.TASKS else load_task
-    result = simulate(make(job.task, **own), job.method, backend="inline", **options)
-    ledger = result.summary.ledger
-    across = sum(sum(ledger[name].values()) for name in ACROSS)
-    return {**result.summary.metrics, "cut_bytes": float(across)}
+    summary = summary_of(job)
+    across = sum(sum(summary.ledger[name].values()) for name in ACROSS)
+    return {**summary.metrics, "cut_bytes": float(across)}

@@ -17,9 +17,10 @@ from benchmarks import features
 from benchmarks.known import KNOWN
 from benchmarks.outright import OUTRIGHT
 from sfl_flower import simulate
+from sfl_flower.report.table import Summary
 from sfl_flower.task import SplitTask
 
-__all__ = ["Job", "run_jobs"]
+__all__ = ["Job", "run_jobs", "summary_of"]
 
 Metrics = dict[str, float]
 
@@ -81,11 +82,8 @@ def run_jobs(
     return {job.key(): done[job.key()] for job in jobs}
 
 
-def _train(job: Job) -> Metrics:
-    """Return the results of the whole model after the last round, and a client's operations.
-
-    ``client_flops`` are those of a sample, 0 in runs too short to be metered.
-    """
+def summary_of(job: Job) -> Summary:
+    """Run a job in this process, and return its summary."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     task: str | SplitTask = job.task
@@ -93,8 +91,17 @@ def _train(job: Job) -> Metrics:
     if job.task in features.TASKS:
         own = {key: options.pop(key) for key in job.options if key.startswith("task.")}
         task = features.task_of(job.task, **{key[5:]: value for key, value in own.items()})
-    result = simulate(task, OWN.get(job.method, job.method), backend="inline", **options)
-    return {**result.summary.metrics, "client_flops": result.summary.client_flops or 0.0}
+    method = OWN.get(job.method, job.method)
+    return simulate(task, method, backend="inline", **options).summary
+
+
+def _train(job: Job) -> Metrics:
+    """Return the results of the whole model after the last round, and a client's operations.
+
+    ``client_flops`` are those of a sample, 0 in runs too short to be metered.
+    """
+    summary = summary_of(job)
+    return {**summary.metrics, "client_flops": summary.client_flops or 0.0}
 
 
 def _read(path: Path | None) -> dict[str, Metrics]:

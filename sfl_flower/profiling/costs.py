@@ -24,7 +24,7 @@ from sfl_flower.zo import Probing
 __all__ = ["Cost", "Setting", "method_costs"]
 
 FLOAT = 4
-"""Bytes of a scalar or weight, and of a label."""
+"""Bytes of a scalar or weight."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class CutProfile:
         The cut; `WHOLE` for the model that is not cut.
     parameters, trainable, moving : int
         Parameters of the client half, those that are trained, and those that are twice there while
-        a probe moves them: of the largest layer, and of none that is known.
+        a probe moves them: those of the largest layer, and all that move at once.
     state_bytes : int
         Bytes of its parameters and buffers.
     travelling_bytes : int
