@@ -52,10 +52,25 @@ if (_found := _data_dir()) is not None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what starts Flower in one worker of ``-n auto --dist loadgroup``: ports never clash."""
+    """Keep what starts Flower in one worker of ``-n auto --dist loadgroup``.
+
+    Ports never clash, and no simulation joins a Ray cluster that another test started.
+    """
     for item in items:
-        if item.get_closest_marker("simulation") or item.get_closest_marker("deployment"):
+        if _starts_flower(item):
             item.add_marker(pytest.mark.xdist_group("flower"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse a pytest-xdist that groups nothing with this pytest, as 3.8 does with 9.2."""
+    if hasattr(session.config, "workerinput") and session.config.getvalue("loadgroup"):
+        for item in session.items:
+            if _starts_flower(item) and not item.nodeid.endswith("@flower"):
+                raise pytest.UsageError(f"pytest-xdist leaves {item.nodeid} out of its group.")
+
+
+def _starts_flower(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("simulation", "deployment"))
 
 
 @pytest.fixture(autouse=True, scope="session")

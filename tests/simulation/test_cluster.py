@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ OPTIONS: dict[str, Any] = {
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Two nodes of one processor each; RAY_ADDRESS names them."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # The cluster writes its address where any other run of Ray on this machine would find it. Not
+    # `tmp_path`: the name of a socket has 107 characters at most.
+    own = tempfile.mkdtemp(prefix="sfl-ray-")
+    monkeypatch.setenv("RAY_TMPDIR", own)
     nodes = Cluster()
     try:
         for name in NODES:
@@ -42,6 +48,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     finally:
         ray.shutdown()
         nodes.shutdown()  # type: ignore[no-untyped-call]
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def noted(message: Message, context: Context, call_next: Callable[..., Message]) -> Message:
