@@ -17,11 +17,10 @@ from sfl_flower import Method
 from sfl_flower.methods import METHODS
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.guide import GuideMaker
+from sfl_flower.server.pipelined import Probed
 from sfl_flower.server.roster import Member
 from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.training.device import to_array
-from sfl_flower.wire.ho_sfl import ProbeReply
-from sfl_flower.zo import Guide
 
 __all__ = ["OUTRIGHT", "Outright"]
 
@@ -43,26 +42,22 @@ class Outright(HOSFL):
         self._own = to_array(found).astype(np.float64) / sum(weights.values())
         return found
 
-    def _update(
-        self,
-        round: int,
-        used: Mapping[Member, int],
-        replies: Mapping[Member, ProbeReply],
-        exchange: Exchange,
-        guide: Guide | None,
-    ) -> dict[str, float]:
-        if guide is not None:
+    def update(self, probed: Probed, exchange: Exchange) -> dict[str, float]:
+        """Step by what the server's own vector tells of the guide, whatever clients told."""
+        if probed.guide is not None:
             header = self.mirror.journal.header
-            along = self.mirror.vector.directions(header.run_key, header.law).along(guide).values()
-            own = float(to_array(along).astype(np.float64) @ self._own) * self._probing.unit
-            replies = {member: _with(reply, own) for member, reply in replies.items()}
-        return super()._update(round, used, replies, exchange, guide)
+            directions = self.mirror.vector.directions(header.run_key, header.law)
+            along = to_array(directions.along(probed.guide).values()).astype(np.float64)
+            own = float(along @ self._own) * self._probing.unit
+            scalars = {at: _with(found, own) for at, found in probed.scalars.items()}
+            probed = replace(probed, scalars=scalars)
+        return super().update(probed, exchange)
 
 
-def _with(reply: ProbeReply, own: float) -> ProbeReply:
-    scalars = reply.scalars.copy()
-    scalars[:, -1] = own
-    return replace(reply, scalars=scalars)
+def _with(scalars: np.ndarray, own: float) -> np.ndarray:
+    changed = scalars.copy()
+    changed[:, -1] = own
+    return changed
 
 
 OUTRIGHT = Method("outright", f"{__name__}:Outright", METHODS["ho_sfl"].handlers)

@@ -132,6 +132,7 @@ METHODS: Mapping[str, Method] = {
             {
                 "forward": "sfl_flower.clients.ho_sfl:forward",
                 "probe": "sfl_flower.clients.ho_sfl:probe",
+                "pipelined": "sfl_flower.clients.ho_sfl:pipelined",
             },
         ),
         Method(

@@ -7,6 +7,7 @@ the anchor, and nothing but scalars to send.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,14 @@ from sfl_flower.node.together import together
 from sfl_flower.training.device import read_only
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.wire import StaleReply
-from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
+from sfl_flower.wire.ho_sfl import (
+    ForwardReply,
+    ForwardRequest,
+    PipelinedReply,
+    PipelinedRequest,
+    ProbeReply,
+    ProbeRequest,
+)
 from sfl_flower.wire.probing import along
 from sfl_flower.zo import (
     Direction,
@@ -40,7 +48,7 @@ from sfl_flower.zo import (
 if TYPE_CHECKING:
     from sfl_flower.split.prefix import Parted, Values
 
-__all__ = ["forward", "probe"]
+__all__ = ["forward", "pipelined", "probe"]
 
 _ANCHOR, _ROUND = "anchor", "anchor round"
 
@@ -104,6 +112,18 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         samples=start,
         usage=usage(),
     )
+
+
+def pipelined(node: Node, request: PipelinedRequest) -> PipelinedReply | StaleReply:
+    """Probe where the client stands, for the round before; then sync, and run this one's anchor."""
+    told = probe(node, request.probes())
+    if isinstance(told, StaleReply):
+        return told
+    reply = forward(node, request)
+    if isinstance(reply, StaleReply):
+        return reply
+    usage = reply.usage.beside(told.usage)
+    return PipelinedReply(**vars(replace(reply, usage=usage)), scalars=told.scalars)
 
 
 def _scalars(

@@ -90,6 +90,13 @@ class Account:
         self._joins += answers - again
         self.ledger.exchanges -= again
 
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Run a block of exchanges that a run that never stopped does not have."""
+        before = self.ledger.exchanges
+        yield
+        self.ledger.exchanges = before
+
     def metering(self, round: int) -> str:
         """Return what clients measure in a round: memory in the first, operations in the second."""
         return {1: "memory", 2: "flops"}.get(round - self.first, "none")

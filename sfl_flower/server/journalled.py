@@ -61,6 +61,7 @@ class JournalledStrategy(SplitStrategy):
         request: Callable[[Member], Request],
         read: Callable[[Reader], R],
         check: Callable[[R], None],
+        beside: Mapping[Member, Request] | None = None,
     ) -> dict[Member, R]:
         """Send requests with a sync in them; clients that lost their state get theirs again.
 
@@ -71,17 +72,22 @@ class JournalledStrategy(SplitStrategy):
         exchange : Exchange
             Carries the messages.
         request : callable
-            Makes a client's request, with `self.mirror.sync(member)` in it.
+            Makes a client's request, with `self.mirror.sync(member)` in it; a second time for a
+            client that lost its state.
         read : callable
             Turns the content of a reply into a message.
         check : callable
             Raises where a reply breaks a rule of the method.
+        beside : mapping of Member to Request, optional
+            Requests to others, without a sync, that go out at the same time.
 
         Returns
         -------
         dict[Member, R]
-            Valid replies in the order of the cohort, of clients at the current version.
+            Valid replies in the order of the cohort, of clients at the current version, and then
+            those to what went out beside.
         """
+        beside = beside or {}
 
         def either(reader: Reader) -> R | StaleReply:
             return (StaleReply.from_reader if is_stale(reader.content) else read)(reader)
@@ -90,10 +96,12 @@ class JournalledStrategy(SplitStrategy):
             if not isinstance(reply, StaleReply):
                 check(reply)
 
-        answers = exchange.send({member: request(member) for member in cohort}, either, rules)
-        stale = {m: reply for m, reply in answers.items() if isinstance(reply, StaleReply)}
+        first = {member: request(member) for member in cohort}
+        answers = exchange.send({**first, **beside}, either, rules)
+        stale = {m: answers[m] for m in cohort if isinstance(answers.get(m), StaleReply)}
         if stale:
             for member, reply in stale.items():
+                assert isinstance(reply, StaleReply)
                 self.mirror.lost(member, reply)
             answers |= exchange.send({member: request(member) for member in stale}, either, rules)
         found: dict[Member, R] = {}
@@ -104,6 +112,12 @@ class JournalledStrategy(SplitStrategy):
             elif answer is not None:
                 found[member] = answer
                 self.mirror.synced(member)
+        for member in beside:
+            answer = answers.get(member)
+            if isinstance(answer, StaleReply):
+                exchange.tally.fail(member, "it lost its state, and with it what it was to probe.")
+            elif answer is not None:
+                found[member] = answer
         return found
 
     def anchors(
@@ -126,31 +140,42 @@ class JournalledStrategy(SplitStrategy):
         minibatches : int
             Mini-batches per client.
         """
-        own = self._moving()
-        statistics = pack_state(own)
-
-        def check(reply: ForwardReply) -> None:
-            self.expect_z(reply.z)
-            received_state(reply.statistics, own)
-
-        def request(member: Member) -> ForwardRequest:
-            return ForwardRequest(
-                round=round,
-                batch_size=self.config.batch_size,
-                minibatches=minibatches,
-                setup=self.setup,
-                sync=self.mirror.sync(member),
-                meter=self.metering(round),
-                statistics=statistics,
-            )
-
         found = self.ask_in_step(
             cohort,
             exchange,
-            request,
+            lambda member: self.anchor_request(member, round, minibatches),
             ForwardReply.from_reader,
-            check,
+            self.check_anchor,
         )
+        return self.kept_anchors(found, exchange)
+
+    def anchor_request(self, member: Member, round: int, minibatches: int) -> ForwardRequest:
+        """Return what asks a client for the anchor forward of a round."""
+        return ForwardRequest(
+            round=round,
+            batch_size=self.config.batch_size,
+            minibatches=minibatches,
+            setup=self.setup,
+            sync=self.mirror.sync(member),
+            meter=self.metering(round),
+            statistics=pack_state(self._moving()),
+        )
+
+    def check_anchor(self, reply: ForwardReply) -> None:
+        """Refuse smashed data or running statistics that are not those of the client half.
+
+        Raises
+        ------
+        WireError
+            If a shape differs, or a value is not finite.
+        """
+        self.expect_z(reply.z)
+        received_state(reply.statistics, self._moving())
+
+    def kept_anchors(
+        self, found: Mapping[Member, ForwardReply], exchange: Exchange
+    ) -> dict[Member, ForwardReply]:
+        """Book what anchors cost, and return those that are not out of all bounds."""
         self.book_usage(reply.usage for reply in found.values())
         brought = {member: reply.z for member, reply in found.items()}
         return {m: found[m] for m in self.screening.keep(SMASHED, brought, exchange.tally)}

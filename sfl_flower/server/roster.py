@@ -68,6 +68,11 @@ class Roster:
         Settings of the method, which a client's samples must allow.
     task : SplitTask, optional
         The learning problem, for what nodes say of their training sets; see `SameData`.
+
+    Attributes
+    ----------
+    here : list of Member
+        The members that were online at the last `refresh`, by partition.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Roster:
         self._refused: dict[int, int] = {}
         self._silent: dict[int, int] = {}
         self._asked = 0
+        self.here: list[Member] = []
 
     def refresh(self, grid: Grid, ask: Ask, notes: Notes) -> list[Member]:
         """Return the members that are online, by partition; new nodes are asked who they are.
@@ -124,7 +130,7 @@ class Roster:
                 )
             for node, why in reasons.items():
                 notes.leave_out(node, why)
-        here = sorted(self._members[node] for node in online & self._members.keys())
+        self.here = here = sorted(self._members[node] for node in online & self._members.keys())
         if len(here) < self._config.cohort:
             notes.note(
                 f"{len(here)} of {self._config.clients} clients are online, fewer than the "

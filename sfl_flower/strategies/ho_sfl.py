@@ -6,6 +6,8 @@ the client answers with ``v_p = <λ, f_c(x; θ_c + μ u_p) - z>`` for P directio
 ``g = 1/(P μ) Σ_p mean_m(v_{m,p}) u_p``.  Only scalars are aggregated, so its cost does not grow
 with the model.
 
+With ``pipeline`` a round takes one exchange in place of two (`sfl_flower.server.pipelined`).
+
 With ``server_steps=batch`` the server half steps after every mini-batch, as SplitFed V2's does, and
 a client's λ is taken at its turn, before the step on that batch; with more `server_passes` it goes
 over them again while clients probe.
@@ -31,9 +33,9 @@ from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.guide import GuideMaker, guided_entry
 from sfl_flower.server.guided import GuideSettings, check_guide
-from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.pipelined import Learned, PipelinedStrategy, Probed
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -45,12 +47,11 @@ from sfl_flower.server.probing import (
     round_noise,
 )
 from sfl_flower.server.roster import Member
-from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import ServerPaceSettings, turns
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
-from sfl_flower.wire.ho_sfl import ProbeReply, ProbeRequest
+from sfl_flower.wire.ho_sfl import ForwardReply, PipelinedReply, ProbeReply, ProbeRequest
 from sfl_flower.zo import SHARED_STREAM, Entry, Guide, OptimizerSpec, client_stream, run_key
 
 __all__ = ["HOSFL", "HOSFLSettings"]
@@ -81,10 +82,14 @@ class HOSFLSettings(GuideSettings, ServerPaceSettings, ClientOptimizerSettings):
         smashed data, which the last layer's rows then take (`sfl_flower.zo.channels`).
     client_mode : {"as_built", "eval"}
         Mode of the client half's modules: as the task built them, or eval.
+    pipeline : bool
+        Whether a round is one exchange: the probes of the round before travel with this one's
+        smashed data. Each update of the client half then comes a round later.
     """
 
     probes: Probes = 16
     minibatches: Minibatches = 1
+    pipeline: bool = False
     directions: Annotated[str, Choice(("own", "shared"))] = "own"
     client_optimizer: Replayable = "sgd"
     client_lr: Rate = 0.2
@@ -110,7 +115,7 @@ class HOSFLSettings(GuideSettings, ServerPaceSettings, ClientOptimizerSettings):
         return self.minibatches
 
 
-class HOSFL(JournalledStrategy):
+class HOSFL(PipelinedStrategy):
     """Server side of HO-SFL; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "ho_sfl"
@@ -159,6 +164,7 @@ class HOSFL(JournalledStrategy):
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
             check_stack(settings.probing(), self.client_half, self.client_half, x)
             apart = channels.told_apart(settings.scalars, self.client_half, x, self.config.seed)
+        self.minibatches = settings.minibatches
         self._probing = replace(settings.probing(), channel=apart.channel)
         self.mirror = Mirror(
             self.client_half,
@@ -184,24 +190,42 @@ class HOSFL(JournalledStrategy):
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return journal, parameters, optimiser state and guide for a checkpoint."""
-        return self.mirror.tensors() | ({} if self._maker is None else self._maker.tensors())
+        guide = {} if self._maker is None else self._maker.tensors()
+        return self.mirror.tensors() | guide | self.pipeline_tensors()
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put journal, parameters, optimiser state and guide back."""
         self.mirror.load_tensors(tensors)
         if self._maker is not None:
             self._maker.load_tensors(tensors)
+        self.load_pipeline_tensors(tensors)
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
-        """Run one round of HO-SFL."""
-        settings = self.settings
-        anchors = self.anchors(round, cohort, exchange, settings.minibatches)
+        """Run one round of HO-SFL: an exchange of smashed data, then one of probes."""
+        if self.settings.pipeline:
+            return self.pipelined_round(round, cohort, exchange)
+        anchors = self.anchors(round, cohort, exchange, self.minibatches)
+        learned = self.learn(round, anchors, exchange)
+        answers = exchange.collect(ProbeReply.from_reader, self.check_scalars)
+        self.book_usage(reply.usage for reply in answers.values())
+        probed = self.told(learned.probed, answers, exchange)
+        exchange.tally.replies = len(probed.scalars)
+        return learned.outcome(self.update(probed, exchange))
+
+    def learn(
+        self, round: int, anchors: Mapping[Member, ForwardReply], exchange: Exchange
+    ) -> Learned:
+        """Train the server half on the smashed data of a round; return λ and the rest.
+
+        In a plain run clients begin to probe as soon as their λ is there.
+        """
         # Every batch is committed before the first probe; then clients probe while the server
         # still works on the others' batches.
-        each_batch = settings.server_steps == "batch"
+        each_batch = self.settings.server_steps == "batch"
+        at_once = self._maker is None and not self.settings.pipeline
         losses: list[float] = []
-        used: dict[Member, int] = {}
-        held: dict[Member, np.ndarray] = {}
+        used: dict[Member, ForwardReply] = {}
+        probed = Probed(round, {})
         for member in turns(self.config.seed, round, list(anchors)) if each_batch else anchors:
             reply = anchors[member]
             try:
@@ -209,44 +233,37 @@ class HOSFL(JournalledStrategy):
             except WireError as error:
                 exchange.tally.reject(member, error)
                 continue
-            used[member] = int(reply.y.shape[0])
+            used[member] = reply
+            probed.used[member.partition] = len(reply.y)
             losses += [part.loss for part in found]
             lam = np.concatenate([part.lam for part in found])
-            if self._maker is None:
-                exchange.push({member: self._probe_request(round, member, lam)})
+            if at_once:
+                exchange.push({member: self.probe_request(probed, member.partition, lam, round)})
             else:
-                held[member] = lam  # a guide is made of all of them
+                probed.lam[member.partition] = lam
             if not each_batch:
-                self.server.add(found, client_weight(self.config.mean, used[member]))
-        self.move_statistics({member: anchors[member] for member in used}, exchange)
+                weight = client_weight(self.config.mean, probed.used[member.partition])
+                self.server.add(found, weight)
+        self.move_statistics(used, exchange)
         if not each_batch:
-            total = sum(client_weight(self.config.mean, count) for count in used.values())
-            self.server.step(total * settings.minibatches)
-        guide = self._guide(
-            round, {member: (anchors[member].z, lam) for member, lam in held.items()}, used
-        )
-        for member, lam in held.items():
-            exchange.push({member: self._probe_request(round, member, lam, guide)})
-        steps = self.pass_again(round, {member: anchors[member] for member in used}, exchange)
-        answers = exchange.collect(ProbeReply.from_reader, self._check_scalars)
-        brought = {member: answers[member].scalars for member in anchors if member in answers}
-        kept = self.screening.keep(SCALARS, brought, exchange.tally)
-        scalars = {member: answers[member] for member in kept}
-        exchange.tally.replies = len(scalars)
-        extra = self._update(round, used, scalars, exchange, guide)
-        return Outcome(losses, sum(used.values()), extra, steps_again=steps)
+            total = sum(client_weight(self.config.mean, n) for n in probed.used.values())
+            self.server.step(total * self.minibatches)
+        if self._maker is not None:  # a guide is made of all of them
+            probed = replace(probed, guide=self._guide(self._maker, probed, used))
+            if not self.settings.pipeline:
+                exchange.push(self.probe_requests(probed, used, round))
+        return Learned(losses, probed, self.pass_again(round, used, exchange))
 
     def _guide(
-        self,
-        round: int,
-        held: Mapping[Member, tuple[np.ndarray, np.ndarray]],
-        used: Mapping[Member, int],
+        self, maker: GuideMaker, probed: Probed, used: Mapping[Member, ForwardReply]
     ) -> Guide | None:
-        """Return the round's guide from the clients' smashed data and λ, None without one."""
-        if self._maker is None or not held:
+        """Return the round's guide from the clients' smashed data and λ, None without any."""
+        if not used:
             return None
-        weights = {member: client_weight(self.config.mean, used[member]) for member in held}
-        return self._maker.towards(self._seen(self._maker, round, held, weights))
+        mean = self.config.mean
+        held = {member: (reply.z, probed.lam[member.partition]) for member, reply in used.items()}
+        weights = {m: client_weight(mean, probed.used[m.partition]) for m in used}
+        return maker.towards(self._seen(maker, probed.round, held, weights))
 
     def _seen(
         self,
@@ -258,51 +275,42 @@ class HOSFL(JournalledStrategy):
         """Return the vector that a round's guide is made of, flat."""
         return maker.gradient(round, ((*held[m], weight) for m, weight in weights.items()))
 
-    def _probe_request(
-        self, round: int, member: Member, lam: np.ndarray, guide: Guide | None = None
+    def probe_request(
+        self, probed: Probed, partition: int, lam: np.ndarray, round: int
     ) -> ProbeRequest:
-        settings = self.settings
+        """Return what asks a client, in some round, for its probes of this or an earlier one."""
         return ProbeRequest(
-            round=round,
+            round=probed.round,
             batch_size=self.config.batch_size,
-            minibatches=settings.minibatches,
+            minibatches=self.minibatches,
             setup=self.setup,
             lam=lam,
-            stream=self._stream(member),
+            stream=self._stream(partition),
             probing=self._probing,
             meter=self.metering(round),
-            guide=guide,
+            guide=probed.guide,
         )
 
-    def _stream(self, member: Member) -> int:
+    def _stream(self, partition: int) -> int:
         shared = self.settings.directions == "shared"
-        return SHARED_STREAM if shared else client_stream(member.partition)
+        return SHARED_STREAM if shared else client_stream(partition)
 
-    def _check_scalars(self, reply: ProbeReply) -> None:
+    def check_scalars(self, reply: ProbeReply | PipelinedReply) -> None:
+        """Refuse scalars that are not finite, or larger than `scalar_limit` allows."""
         check_scalars(reply.scalars, self._probing, self.settings.scalar_limit)
 
-    def _update(
-        self,
-        round: int,
-        used: Mapping[Member, int],
-        replies: Mapping[Member, ProbeReply],
-        exchange: Exchange,
-        guide: Guide | None,
-    ) -> dict[str, float]:
+    def update(self, probed: Probed, exchange: Exchange) -> dict[str, float]:
         """Fold means, weights and 1/(P μ) into coefficients, and journal them."""
-        if not replies:
+        told, guide, round = probed.scalars, probed.guide, probed.round
+        if not told:
             return {}
-        self.book_usage(reply.usage for reply in replies.values())
-        weights = np.array([client_weight(self.config.mean, used[member]) for member in replies])
+        weights = np.array([client_weight(self.config.mean, probed.used[at]) for at in told])
         settings, probing = self.settings, self._probing
-        note_zeros(exchange.tally, (reply.scalars for reply in replies.values()), probing)
-        scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
+        note_zeros(exchange.tally, told.values(), probing)
+        scalars = np.stack(list(told.values())).astype(np.float64)
         own = (probing, settings.clip_norm, settings.scale, guide)
         clipped = np.stack(
-            [
-                [channels.conditioned(step, *own) for step in reply.scalars]
-                for reply in replies.values()
-            ]
+            [[channels.conditioned(step, *own) for step in found] for found in told.values()]
         )
         if settings.walk:
             shared = settings.directions == "shared"
@@ -315,7 +323,7 @@ class HOSFL(JournalledStrategy):
             streams: tuple[int, ...] = (SHARED_STREAM,)
         else:
             coefficients = clipped * scale[:, None, None]
-            streams = tuple(self._stream(member) for member in replies)
+            streams = tuple(self._stream(partition) for partition in told)
         lr = settings.client_rate(round, self.config.rounds)
         if guide is None:  # all that probes tell is off the guide that the round lacks
             coefficients *= settings.guide_rest
@@ -329,14 +337,12 @@ class HOSFL(JournalledStrategy):
                 coefficients=coefficients.astype(np.float32),
             )
             if guide is not None:  # of which one probe a mini-batch told, not P
-                told = float(self.aggregator.scalars(along, scale * settings.probes).sum())
-                given = (guide, told, settings.guide_rest)
+                slope = float(self.aggregator.scalars(along, scale * settings.probes).sum())
+                given = (guide, slope, settings.guide_rest)
                 entry = guided_entry(self.mirror, entry, coefficients, *given)
             self.mirror.update(entry)
         except JournalError as error:
             exchange.tally.note(str(error))
         rms = {"scalar_rms": scalars[..., :drawn], "guide_rms": scalars[..., drawn:]}
-        told_of = {
-            name: float(np.sqrt(np.mean(part**2))) for name, part in rms.items() if part.size
-        }
-        return {"client_lr": lr, **told_of}
+        sizes = {name: float(np.sqrt(np.mean(part**2))) for name, part in rms.items() if part.size}
+        return {"client_lr": lr, **sizes}

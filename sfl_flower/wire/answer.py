@@ -40,6 +40,8 @@ def check_answer(reply: Reply, request: Request, held: int) -> None:
     """
     if isinstance(reply, StaleReply):
         return
+    if request.ANSWER and request.ANSWER != reply.WHAT:
+        raise WireError(f"it is a {reply.WHAT}, asked was a {request.ANSWER}.")
     told, wanted, asked = vars(reply), vars(request), request.asks()
     for problem in _problems(told, wanted, asked, held):
         raise WireError(problem)

@@ -24,7 +24,15 @@ from sfl_flower.wire.probing import GuideSigns, Probes
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
-__all__ = ["ForwardReply", "ForwardRequest", "ProbeReply", "ProbeRequest"]
+__all__ = [
+    "ForwardReply",
+    "ForwardRequest",
+    "PipelinedReply",
+    "PipelinedRequest",
+    "ProbeReply",
+    "ProbeRequest",
+    "read_pipelined",
+]
 
 
 @dataclass(frozen=True)
@@ -130,3 +138,70 @@ class ProbeReply(Reply):
     scalars: Scalars
     samples: Samples
     usage: Usage = NO_USAGE
+
+
+@dataclass(frozen=True)
+class PipelinedRequest(ForwardRequest):
+    """Ask for the probes of the round before, and for the anchor forward of this one.
+
+    The client probes where it stood at the anchor forward of the round before; it syncs then.
+
+    Attributes
+    ----------
+    lam, stream, probing, guide
+        As in `ProbeRequest`, of the round before.
+    """
+
+    ACTION: ClassVar[str] = "pipelined"
+    ANSWER: ClassVar[str] = "pipelined reply"
+
+    lam: CutGradients = field(kw_only=True)
+    stream: Annotated[int, whole().stands()] = field(kw_only=True)
+    probing: Probes = field(kw_only=True)
+    guide: GuideSigns | None = field(kw_only=True, default=None)
+
+    @classmethod
+    def of(cls, anchor: ForwardRequest, probe: ProbeRequest) -> PipelinedRequest:
+        """Return the two requests as one."""
+        own = {name: vars(probe)[name] for name in ("lam", "stream", "probing", "guide")}
+        return cls(**vars(anchor), **own)
+
+    def probes(self) -> ProbeRequest:
+        """Return the request for the probes alone."""
+        return ProbeRequest(
+            round=self.round - 1,
+            batch_size=self.batch_size,
+            minibatches=self.minibatches,
+            setup=self.setup,
+            lam=self.lam,
+            stream=self.stream,
+            probing=self.probing,
+            meter=self.meter,
+            guide=self.guide,
+        )
+
+    def asks(self) -> Asked:
+        """Ask for what the two requests ask for."""
+        return super().asks()._replace(scalars=self.probes().asks().scalars)
+
+
+@dataclass(frozen=True)
+class PipelinedReply(ForwardReply):
+    """The scalars of the round before, and smashed data and labels of this one.
+
+    Attributes
+    ----------
+    scalars : numpy.ndarray
+        As in `ProbeReply`.
+    """
+
+    WHAT: ClassVar[str] = "pipelined reply"
+
+    scalars: Scalars = field(kw_only=True)
+
+
+def read_pipelined(reader: Reader) -> ForwardReply | ProbeReply:
+    """Read what a client of a pipelined run answers: smashed data, scalars, or both."""
+    if not reader.has("scalars"):
+        return ForwardReply.from_reader(reader)
+    return (PipelinedReply if reader.has("y") else ProbeReply).from_reader(reader)

@@ -181,6 +181,8 @@ class Request(Message):
 
     ACTION: ClassVar[str]
     """What is asked; with the method's name it is Flower's type of the message."""
+    ANSWER: ClassVar[str] = ""
+    """`WHAT` of its reply where that has to be said: one exchange may hold several kinds."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

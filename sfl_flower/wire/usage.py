@@ -31,5 +31,9 @@ class Usage(Part):
     peak_bytes: Annotated[int, metric()] = 0
     flops: Annotated[int, metric()] = 0
 
+    def beside(self, other: Usage) -> Usage:
+        """Return what both cost, one after the other."""
+        return Usage(max(self.peak_bytes, other.peak_bytes), self.flops + other.flops)
+
 
 NO_USAGE = Usage()

@@ -1,0 +1,289 @@
+"""Rounds of one exchange: probes of the round before and smashed data of this one, together.
+
+A plain round takes two exchanges, for a client can only probe once it has λ.  Pipelined, λ of round
+t travels with the request for the smashed data of round t + 1: the client probes where it stood,
+syncs, and runs the next anchor.  Its scalars of round t therefore move nobody before round t + 2,
+one step later than in a plain run.  The last round closes with an exchange of probes alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.journalled import JournalledStrategy
+from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.roster import Member
+from sfl_flower.server.screening import SCALARS
+from sfl_flower.server.tensors import named, under
+from sfl_flower.wire.ho_sfl import (
+    ForwardReply,
+    ForwardRequest,
+    PipelinedReply,
+    PipelinedRequest,
+    ProbeReply,
+    ProbeRequest,
+    read_pipelined,
+)
+from sfl_flower.zo import Guide
+
+__all__ = ["Learned", "PipelinedStrategy", "Probed"]
+
+LAM, SCALAR = "lam.", "scalars."
+_AWAITED, _ARRIVED = "awaited.", "arrived."
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A round that clients probe, or have probed.
+
+    Attributes
+    ----------
+    round : int
+        The round.
+    used : dict[int, int]
+        By partition, the samples of each client whose smashed data was used.
+    lam : dict[int, numpy.ndarray]
+        By partition, λ, float32, shape of z; only where it has not been sent.
+    guide : Guide or None
+        The round's guide.
+    scalars : dict[int, numpy.ndarray]
+        By partition, what arrived: float32 [minibatches, ...], as in `ProbeReply`.
+    """
+
+    round: int
+    used: dict[int, int]
+    lam: dict[int, np.ndarray] = field(default_factory=dict)
+    guide: Guide | None = None
+    scalars: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything as named tensors, for a checkpoint."""
+        found = {"round": torch.tensor(self.round)}
+        found["used"] = torch.tensor(sorted(self.used.items()), dtype=torch.int64).reshape(-1, 2)
+        found |= {f"{LAM}{at}": torch.from_numpy(lam.copy()) for at, lam in self.lam.items()}
+        found |= {f"{SCALAR}{at}": torch.from_numpy(v.copy()) for at, v in self.scalars.items()}
+        if self.guide is not None:
+            encoded = bytearray(self.guide.encode())
+            found["guide"] = torch.frombuffer(encoded, dtype=torch.uint8)
+        return found
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Probed | None:
+        """Return what `tensors` gave, None where there is nothing."""
+        if not tensors:
+            return None
+        guide = tensors.get("guide")
+        return cls(
+            int(tensors["round"]),
+            {int(at): int(count) for at, count in tensors["used"].tolist()},
+            {int(at): lam.numpy() for at, lam in under(LAM, tensors).items()},
+            None if guide is None else Guide.decode(guide.numpy().tobytes()),
+            {int(at): found.numpy() for at, found in under(SCALAR, tensors).items()},
+        )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the server half made of a round's smashed data.
+
+    Attributes
+    ----------
+    losses : list of float
+        Mean losses of the mini-batches that were used.
+    probed : Probed
+        What clients are to probe.
+    steps_again : int
+        Steps of later passes over the same mini-batches.
+    """
+
+    losses: list[float]
+    probed: Probed
+    steps_again: int = 0
+
+    def outcome(self, extra: Mapping[str, float]) -> Outcome:
+        """Return what is reported of the round."""
+        samples = sum(self.probed.used.values())
+        return Outcome(self.losses, samples, extra, steps_again=self.steps_again)
+
+
+class PipelinedStrategy(JournalledStrategy):
+    """Base of methods whose clients probe along λ, and may do so pipelined."""
+
+    minibatches: int
+    """Mini-batches of a client in a round."""
+    _awaited: Probed | None = None
+    """The round whose λ goes out with the next exchange."""
+    _arrived: Probed | None = None
+    """The round before it, with scalars that the next exchange tells everyone."""
+    _resumed: bool = False
+
+    @abstractmethod
+    def learn(
+        self, round: int, anchors: Mapping[Member, ForwardReply], exchange: Exchange
+    ) -> Learned:
+        """Train the server half on the smashed data of a round; return λ and the rest."""
+
+    @abstractmethod
+    def probe_request(
+        self, probed: Probed, partition: int, lam: np.ndarray, round: int
+    ) -> ProbeRequest:
+        """Return what asks a client, in some round, for its probes of this or an earlier one."""
+
+    @abstractmethod
+    def check_scalars(self, reply: ProbeReply | PipelinedReply) -> None:
+        """Raise `WireError` where scalars cannot be those of an honest client."""
+
+    @abstractmethod
+    def update(self, probed: Probed, exchange: Exchange) -> dict[str, float]:
+        """Move the client half by the scalars of a round; return the method's numbers."""
+
+    def probe_requests(
+        self, probed: Probed, members: Iterable[Member], round: int
+    ) -> dict[Member, ProbeRequest]:
+        """Return what asks clients, in some round, to probe along the λ that is held for them."""
+        return {
+            m: self.probe_request(probed, m.partition, probed.lam[m.partition], round)
+            for m in members
+        }
+
+    def told(
+        self,
+        probed: Probed,
+        answers: Mapping[Member, ProbeReply | PipelinedReply],
+        exchange: Exchange,
+    ) -> Probed:
+        """Return a round with the scalars that are not out of all bounds, by partition."""
+        brought = {member: answers[member].scalars for member in sorted(answers)}
+        kept = self.screening.keep(SCALARS, brought, exchange.tally)
+        return replace(probed, lam={}, scalars={m.partition: brought[m] for m in kept})
+
+    def pipelined_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
+        """Run one round in one exchange; see the module."""
+        if self._resumed:
+            self._stand_again(exchange)
+        extra = {} if self._arrived is None else self.update(self._arrived, exchange)
+        stood = self._awaited
+        anchors, answers = self._step(round, cohort, exchange)
+        self._arrived = None if stood is None else self.told(stood, answers, exchange)
+        learned = self.learn(round, anchors, exchange)
+        self._awaited = learned.probed
+        # A client counts once with all that it was asked for.
+        missed = set() if stood is None else set(stood.lam) - set(self._scalars())
+        exchange.tally.replies = len(set(learned.probed.used) - missed)
+        if round >= self.config.rounds:
+            extra = self._close(round, exchange) or extra
+        return learned.outcome(extra)
+
+    def pipeline_tensors(self) -> dict[str, Tensor]:
+        """Return what is under way as named tensors, for a checkpoint."""
+        rounds = {_AWAITED: self._awaited, _ARRIVED: self._arrived}
+        return {
+            name: value
+            for prefix, probed in rounds.items()
+            if probed is not None
+            for name, value in named(prefix, probed.tensors()).items()
+        }
+
+    def load_pipeline_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `pipeline_tensors` gave; clients are then brought to where they stood."""
+        self._awaited = Probed.from_tensors(under(_AWAITED, tensors))
+        self._arrived = Probed.from_tensors(under(_ARRIVED, tensors))
+        self._resumed = self._awaited is not None
+
+    def _step(
+        self, round: int, cohort: list[Member], exchange: Exchange
+    ) -> tuple[dict[Member, ForwardReply], dict[Member, ProbeReply | PipelinedReply]]:
+        """Return smashed data of the cohort, and scalars of all whose λ was held back."""
+        awaited = self._awaited
+        probes = (
+            {}
+            if awaited is None
+            else self.probe_requests(awaited, self._waiting(awaited, exchange), round)
+        )
+        asked: set[Member] = set()
+        lost: set[Member] = set()
+
+        def request(member: Member) -> ForwardRequest:
+            anchor = self.anchor_request(member, round, self.minibatches)
+            probe = probes.get(member)
+            if probe is None:
+                return anchor
+            if member in asked:  # it is asked again
+                lost.add(member)
+                exchange.tally.note(
+                    f"Client {member.partition} lost its state, and with it its probes of round "
+                    f"{round - 1}."
+                )
+                return anchor
+            asked.add(member)
+            return PipelinedRequest.of(anchor, probe)
+
+        def check(reply: ForwardReply | ProbeReply) -> None:
+            if isinstance(reply, ForwardReply):
+                self.check_anchor(reply)
+            if isinstance(reply, (PipelinedReply, ProbeReply)):
+                self.check_scalars(reply)
+
+        beside = {member: probe for member, probe in probes.items() if member not in cohort}
+        found = self.ask_in_step(cohort, exchange, request, read_pipelined, check, beside)
+        told = {
+            member: reply
+            for member, reply in found.items()
+            if member in probes.keys() - lost and isinstance(reply, (PipelinedReply, ProbeReply))
+        }
+        self.book_usage(r.usage for r in told.values() if isinstance(r, ProbeReply))
+        anchors = {
+            member: reply
+            for member, reply in found.items()
+            if member in cohort and isinstance(reply, ForwardReply)
+        }
+        return self.kept_anchors(anchors, exchange), told
+
+    def _close(self, round: int, exchange: Exchange) -> dict[str, float]:
+        """Ask for the probes of the last round, and take both steps that are left."""
+        assert self._awaited is not None
+        waiting = self._waiting(self._awaited, exchange)
+        exchange.push(self.probe_requests(self._awaited, waiting, round))
+        answers = exchange.collect(ProbeReply.from_reader, self.check_scalars)
+        self.book_usage(reply.usage for reply in answers.values())
+        last = self.told(self._awaited, answers, exchange)
+        found: dict[str, float] = {}
+        for probed in (self._arrived, last):
+            found = found if probed is None else self.update(probed, exchange) or found
+        exchange.tally.replies = max(exchange.tally.replies, len(last.scalars))
+        self._awaited = self._arrived = None
+        return found
+
+    def _waiting(self, awaited: Probed, exchange: Exchange) -> list[Member]:
+        """Return the clients with a λ that is held back; those that have gone are counted."""
+        here = {member.partition: member for member in self._roster.here}
+        for partition in awaited.lam.keys() - here.keys():
+            exchange.tally.fail(Member(partition, 0), "it went before it could probe.")
+        return [here[partition] for partition in awaited.lam if partition in here]
+
+    def _scalars(self) -> Iterable[int]:
+        return () if self._arrived is None else self._arrived.scalars
+
+    def _stand_again(self, exchange: Exchange) -> None:
+        """Bring clients to where they stood when the run was stopped: they are to probe there.
+
+        They run the anchor of that round again, from which the server learned before.
+        """
+        self._resumed = False
+        assert self._awaited is not None
+        at, waiting = self._awaited.round, self._waiting(self._awaited, exchange)
+        with self.account.repeating():
+            self.ask_in_step(
+                waiting,
+                exchange,
+                lambda member: self.anchor_request(member, at, self.minibatches),
+                ForwardReply.from_reader,
+                self.check_anchor,
+            )
