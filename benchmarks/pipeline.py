@@ -59,13 +59,14 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         f"{form} {', '.join(f'{value:.4f}' for value in values)}"
         for form, values in accuracies.items()
     )
+    spread = stdev(changes) if len(changes) > 1 else 0.0
     yield Figure(
         f"pipeline_accuracy_{args.pipeline_place}",
         mean(changes),
         "share",
         None,
         f"{place.bed}, {place.row}, {rounds} rounds: change of the test accuracy by pipelining, "
-        f"standard deviation over seeds {stdev(changes) if len(changes) > 1 else 0.0:.4f}; {listed}",
+        f"standard deviation over seeds {spread:.4f}; {listed}",
     )
     exchanges = [mean(found[form, s]["exchanges"] for s in seeds) for form in (PLAIN, PIPELINED)]
     yield Figure(
