@@ -57,9 +57,11 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "int8": ("int8", "int8"),
     "int4_deflate": ("int4+deflate", "int4+deflate"),
     "int4_deflate_topk": ("int4+deflate", "topk:0.25+int4+deflate"),
+    "uniform": ("uniform:0.5+deflate", "uniform:1+deflate"),
+    "uniform_coarse": ("uniform:1+deflate", "uniform:1.5+deflate"),
 }
 """How smashed data and cut gradients travel, by what a figure's name ends with."""
-TARGETS: Mapping[str, float] = {"int8": 3.9, "int4_deflate": 8.0}
+TARGETS: Mapping[str, float] = {"int8": 3.9, "int4_deflate": 8.0, "uniform": 8.0}
 """Least ratio of bytes."""
 
 

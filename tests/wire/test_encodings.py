@@ -28,14 +28,18 @@ ROUGH = (Z + np.float32(1 / 3)).astype(np.float32)
 RAGGED = np.sin(np.arange(2 * 3 * 157, dtype=np.float32)).reshape(2, 3, 157)
 
 
+PLAIN = [f"{name}:0.1" if name == "uniform" else name for name in FORMATS]
 NAMED = (
-    *FORMATS,
-    *(f"{name}+deflate" for name in FORMATS),
+    *PLAIN,
+    *(f"{name}+deflate" for name in PLAIN),
     "topk:1+float32",
     "randtopk:1.0+int8+deflate",
 )
 """Ways that leave nothing out."""
-ERRORS = {"float32": 0.0, "float16": 5e-4, "bfloat16": 4e-3, "int8": 4e-3, "int4": 0.08}
+ERRORS = {
+    "float32": 0.0, "float16": 5e-4, "bfloat16": 4e-3, "int8": 4e-3, "int4": 0.08,
+    "uniform:0.1": 0.1,
+}  # fmt: skip
 """The most that a format changes, of the largest value of a block; half a code where it rounds."""
 
 
@@ -64,14 +68,16 @@ def test_every_encoding_gives_values_back_in_their_shape(name: str, value: np.nd
         (error,) = (most for kind, most in ERRORS.items() if kind in name.split("+"))
         largest = np.abs(value).max(initial=0.0)
         np.testing.assert_allclose(back, value, rtol=0, atol=rounds * error * float(largest))
-        assert np.array_equal(back == 0, value == 0) or what == "gradients" or "int" in name
+        coarse = any(kind in name for kind in ("int", "uniform"))
+        assert np.array_equal(back == 0, value == 0) or what == "gradients" or coarse
         assert not back[value == 0].any()
 
 
 @pytest.mark.parametrize(
     "name",
     ["", "float8", "int8+topk:0.1", "topk+int8", "topk:0+int8", "topk:2+int8", "topk:0.1", "int8+",
-     "deflate", "topk:0.1+int8+deflate+deflate", "topk:0." + "1" * 60 + "+int8", "topk:nan+int8"],
+     "deflate", "topk:0.1+int8+deflate+deflate", "topk:0." + "1" * 60 + "+int8", "topk:nan+int8",
+     "uniform", "uniform:0", "uniform:101", "uniform:+deflate", "int8:1", "uniform:nan"],
 )  # fmt: skip
 def test_a_name_that_is_none_is_refused_with_what_names_look_like(name: str) -> None:
     with pytest.raises(ConfigError, match=r"smashed is '.*'; it must be one of float32, .*topk:S"):
@@ -101,6 +107,43 @@ def test_int4_packs_two_codes_a_byte_low_first() -> None:
     assert parts[".scales"].tolist() == [[0x3F80], [0xBF80]]  # 1.0 and -1.0
     assert parts[".shape"].tolist() == [2, 3]
     assert np.array_equal(encoding_of("int4").decode(parts), values)
+
+
+def test_uniform_by_hand() -> None:
+    """The root mean square of 30, -14 and six zeros is √137 = 11.7: half of it is the step."""
+    values = np.array([[30, -14, 0, 0], [2, 0, 0, 0]], np.float32)
+    parts = encoding_of("uniform:0.5").encode(values, "gradients")
+    assert parts[".step"].tolist() == pytest.approx([0.5 * (1100 / 8) ** 0.5])  # 5.863
+    assert parts[""].tolist() == [0xE5, 0x00, 0x00, 0x00]  # 5 and -2 steps; 2 is less than half one
+    assert parts[".large"].size == 0
+    # As smashed data the second row keeps something: it might be a position of a text.
+    assert encoding_of("uniform:0.5").encode(values, "smashed")[""].tolist() == [0xE5, 0, 1, 0]
+    # Of a fifth the step is 2.345: 13 steps do not fit into four bits.
+    parts = encoding_of("uniform:0.2").encode(values, "gradients")
+    assert parts[""].tolist() == [0xA8, 0x00, 0x01, 0x00] and parts[".large"].tolist() == [13]
+    found = encoding_of("uniform:0.2").decode(parts)
+    assert (found / parts[".step"]).tolist() == [[13, -6, 0, 0], [1, 0, 0, 0]]
+
+
+def test_uniform_spends_its_bits_where_the_square_is() -> None:
+    """Half of the rows are a hundredth of the others: they cost next to nothing."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((64, 512)).astype(np.float32)
+    values[::2] /= 100
+    sizes = {}
+    for name in ("uniform:1+deflate", "int4+deflate"):
+        parts = encoding_of(name).encode(values, "gradients")
+        sizes[name] = sum(part.nbytes for part in parts.values())
+    assert sizes["uniform:1+deflate"] < 0.55 * sizes["int4+deflate"]
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((2, 3)), np.full((2, 3), 1e-45), np.full((1, 1), 3e38)]
+)
+def test_uniform_at_the_ends_of_float32(values: np.ndarray) -> None:
+    encoding = encoding_of("uniform:1")
+    back = encoding.decode(encoding.encode(values.astype(np.float32), "smashed"))
+    assert np.array_equal(back, values.astype(np.float32) * (values != 1e-45))
 
 
 def test_a_block_has_a_scale_of_its_own() -> None:
@@ -171,6 +214,12 @@ U8, U16, U32 = np.uint8, np.uint16, np.uint32
         ("int4", {"_shape": np.zeros(0, U32)}, "1 to 32 dimensions"),
         ("int4", {"_shape": np.array([3, 300], U32)}, "3 rows of 300 have 6"),
         ("bfloat16", {"own": np.full((2, 3), 0x7F80, U16)}, "not finite"),
+        ("uniform:1", {"own": np.zeros(299, U8)}, "has 299 bytes of numbers; 2 rows of 300 have 3"),
+        ("uniform:1", {"_step": np.array([np.inf], np.float32)}, "has the step .inf.; it has one"),
+        ("uniform:1", {"_step": np.array([-1], np.float32)}, "finite and at least 0"),
+        ("uniform:1", {"_step": np.zeros(2, np.float32)}, "has the step"),
+        ("uniform:1", {"_step": np.zeros(1, np.float32)}, "numbers of a step of 0"),
+        ("uniform:1", {"_large": np.ones(3, np.int16)}, "has 3 large multiples, and 0 places"),
         ("topk:0.1+float32", {"_kept": np.zeros((2, 38), U8)}, "must be 30 of each row of 300"),
         ("topk:0.1+float32", {"_kept": np.zeros((2, 3), U8)}, "6 bytes of places; there are 76"),
         ("topk:0.1+float16", {"own": np.zeros((2, 9), np.float16)}, "18 numbers for 2 rows of 30"),
@@ -204,7 +253,9 @@ def test_no_code_overflows_where_rounding_goes_up(name: str, low: int) -> None:
     assert np.abs(back - values).max() <= 1  # -127 + 0.99999994 is -126 in float32
 
 
-@pytest.mark.parametrize("name", ["topk:0.02+float32", "topk:0.1+int4", "randtopk:0.05+int8"])
+@pytest.mark.parametrize(
+    "name", ["topk:0.02+float32", "topk:0.1+int4", "randtopk:0.05+int8", "uniform:2"]
+)
 @pytest.mark.parametrize("padded", [False, True])
 def test_of_every_position_of_a_text_something_travels(name: str, padded: bool) -> None:
     """A position that arrived as zeros would count as padding."""
@@ -227,7 +278,7 @@ def test_narrow_rows_cost_no_more_than_what_they_stand_for(name: str) -> None:
     assert peak < 20 * 4 * 100_000
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "bfloat16", "topk:0.5+int8+deflate"])
+@pytest.mark.parametrize("name", ["int8", "int4", "bfloat16", "topk:0.5+int8+deflate", "uniform:1"])
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_values_that_are_not_finite_are_not_sent(name: str, value: float) -> None:
     with pytest.raises(WireError, match="The smashed data hold a value that is not finite"):
