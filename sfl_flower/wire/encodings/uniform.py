@@ -62,13 +62,13 @@ class Uniform:
             codes = np.clip(np.rint(rows / step), -_LARGEST, _LARGEST).astype(np.int16)
             if what == "smashed":  # a position of which nothing arrived would count as padding
                 _keep_largest(codes, rows)
-        codes = codes.reshape(-1)
-        large = np.abs(codes) > _MOST
-        low = np.where(large, _ESCAPE, codes & 15).astype(np.uint8)
+        flat = codes.ravel()
+        large = np.abs(flat) > _MOST
+        low = np.where(large, _ESCAPE, flat & 15).astype(np.uint8)
         if low.size % 2:
             low = np.append(low, np.uint8(0))
         packed = low[::2] | (low[1::2] << 4)
-        return {"": packed, _LARGE: codes[large], _STEP: np.array([step], np.float32)}
+        return {"": packed, _LARGE: flat[large], _STEP: np.array([step], np.float32)}
 
     def decode(self, parts: Mapping[str, np.ndarray], count: int, size: int) -> np.ndarray:
         """Return each multiple times the step.
@@ -103,7 +103,8 @@ class Uniform:
         if not step[0] and codes.any():
             raise WireError(f"An array in the encoding {self.name} has numbers of a step of 0.")
         with np.errstate(over="ignore"):  # whoever reads checks that values are finite
-            return (codes.astype(np.float32) * step[0]).reshape(count, size)
+            values: np.ndarray = codes.astype(np.float32) * step[0]
+        return values.reshape(count, size)
 
 
 def _keep_largest(codes: np.ndarray, rows: np.ndarray) -> None:
