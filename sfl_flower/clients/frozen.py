@@ -32,11 +32,12 @@ def forward(
     request: ForwardRequest,
     met: list[str] | None = None,
     cross: Crossing | None = None,
+    keep: Callable[[np.ndarray], None] | None = None,
 ) -> ForwardReply | StaleReply:
     """Sync, run the anchor forward of the round's mini-batches, return smashed data and labels.
 
-    Digests of the mini-batches are appended to `met`, where it is given, and what no probe moves is
-    told to `cross`.
+    Digests of the mini-batches are appended to `met`, where it is given, what no probe moves is
+    told to `cross`, and z as it was computed to `keep`.
     """
     before = bring_up(node, request.sync)
     if isinstance(before, StaleReply):
@@ -47,15 +48,23 @@ def forward(
             own[name].copy_(value)
         zs, ys = anchor_forward(node, request, met, cross)
         moved = {name: array.copy() for name, array in pack_state(own).items()}
-    return ForwardReply(
+    z = zs[0] if len(zs) == 1 else np.concatenate(zs)
+    if keep is not None:
+        keep(z)
+    reply = ForwardReply(
         round=request.round,
         version=before,
-        z=zs[0] if len(zs) == 1 else np.concatenate(zs),
+        z=z,
         y=np.concatenate(ys),
         sizes=np.array([len(y) for y in ys], dtype=np.int64),
         usage=usage(),
         statistics=moved,
     )
+    if request.known is None:
+        return reply
+    from sfl_flower.node.recall import in_brief  # few runs need it
+
+    return in_brief(node, request, reply)
 
 
 def anchor_forward(

@@ -57,9 +57,9 @@ def forward(node: Node, request: ForwardRequest) -> ForwardReply | StaleReply:
     """Run the anchor forward and keep z for the probes of the same round."""
     met: list[str] = []
     of = request.minibatches * len(rows_together(node, request.batch_size))
-    reply = anchor(node, request, met, partial(keep_crossing, node, request.round, of))
+    cross = partial(keep_crossing, node, request.round, of)
+    reply = anchor(node, request, met, cross, lambda z: node.store.put(_ANCHOR, {"z": z}))
     if isinstance(reply, ForwardReply):
-        node.store.put(_ANCHOR, {"z": reply.z})
         node.store.put_text(_ROUND, {"round": request.round, "batches": " ".join(met)})
     return reply
 

@@ -36,7 +36,7 @@ KEEP_SECONDS = 7 * 24 * 3600
 """Marked directories are removed when nothing in them changed for this long."""
 MARK = ".sfl_flower"
 MARK_TEXT = "Made by sfl_flower for the state of its clients; removed when idle for a week.\n"
-_WRITTEN = ("*.safetensors", "*.tmp", ".tmp*", MARK)
+_WRITTEN = ("*.safetensors", "*.tmp", ".tmp*", "*.bin", MARK)
 """The names of files in a marked directory; the third is of safetensors while it writes."""
 
 

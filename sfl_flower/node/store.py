@@ -151,6 +151,11 @@ class NodeStore:
         values = {} if record is None else dict(record)
         return {k: v for k, v in values.items() if isinstance(v, (int, str))}
 
+    def own_file(self, name: str) -> Path:
+        """Return a path that this node alone writes to; its directory is there."""
+        own_directory(self._directory)
+        return self._directory / f"{name}-{self._node}.bin"
+
     def _file(self, name: str) -> Path | None:
         record = self._state.config_records.get(name)
         file = None if record is None else record.get("file")

@@ -71,6 +71,12 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
                 "Client optimisers under client-state=kept are on the clients, not in the "
                 "checkpoint; they begin anew."
             )
+        if vars(strategy.settings).get("temporal") and strategy.round < strategy.config.rounds:
+            _log.warning(
+                "What clients sent of their samples, temporal=%g, is not in the checkpoint; it is "
+                "sent anew, so the run does not go on to the same bits.",
+                vars(strategy.settings)["temporal"],
+            )
         if not lines:
             _log.warning(
                 "%s has no history of the %d rounds up to its checkpoint; it begins at the next.",

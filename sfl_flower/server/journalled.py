@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from sfl_flower.errors import WireError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.mirror import Mirror
+from sfl_flower.server.recall import Recall
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SMASHED
@@ -33,6 +35,12 @@ class JournalledStrategy(SplitStrategy):
     """Base of methods whose clients follow a journal; most send the anchor's smashed data."""
 
     mirror: Mirror
+    _recall: Recall | None = None
+
+    def prepare(self) -> None:
+        """Remember nothing of what clients sent; a method's own comes after."""
+        share = float(vars(self.settings).get("temporal", 0.0))
+        self._recall = Recall(self.task, self.config, share) if share else None
 
     def load_client(self, state: Mapping[str, Tensor]) -> None:
         """Put client-half weights in place before the first round; the journal starts anew."""
@@ -159,7 +167,15 @@ class JournalledStrategy(SplitStrategy):
             sync=self.mirror.sync(member),
             meter=self.metering(round),
             statistics=pack_state(self._moving()),
+            **self._temporal(member, round, minibatches),
         )
+
+    def _temporal(self, member: Member, round: int, minibatches: int) -> dict[str, Any]:
+        """Return what a request says of what is remembered, nothing where nothing is."""
+        if self._recall is None:
+            return {}
+        known = self._recall.known(member, round, minibatches)
+        return {"known": known, "temporal": self._recall.share}
 
     def check_anchor(self, reply: ForwardReply) -> None:
         """Refuse smashed data or running statistics that are not those of the client half.
@@ -175,10 +191,28 @@ class JournalledStrategy(SplitStrategy):
     def kept_anchors(
         self, found: Mapping[Member, ForwardReply], exchange: Exchange
     ) -> dict[Member, ForwardReply]:
-        """Book what anchors cost, and return those that are not out of all bounds."""
+        """Book what anchors cost, and return those that are not out of all bounds, whole."""
         self.book_usage(reply.usage for reply in found.values())
+        found = self._whole(found, exchange)
         brought = {member: reply.z for member, reply in found.items()}
         return {m: found[m] for m in self.screening.keep(SMASHED, brought, exchange.tally)}
+
+    def _whole(
+        self, found: Mapping[Member, ForwardReply], exchange: Exchange
+    ) -> dict[Member, ForwardReply]:
+        """Return replies with what they left out, which is remembered."""
+        whole: dict[Member, ForwardReply] = {}
+        for member, reply in found.items():
+            try:
+                if self._recall is not None:
+                    reply = self._recall.whole(member, reply)
+                elif reply.changed is not None:
+                    raise WireError("it leaves out samples, which nobody asked for.")
+            except WireError as error:
+                exchange.tally.reject(member, error)
+                continue
+            whole[member] = reply
+        return whole
 
     def move_statistics(self, used: Mapping[Member, ForwardReply], exchange: Exchange) -> None:
         """Load the mean over clients of BatchNorm's running statistics, where they move.

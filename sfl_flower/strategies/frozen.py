@@ -20,6 +20,7 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.recall import TemporalSettings
 from sfl_flower.server.roster import Member
 from sfl_flower.server.turns import ServerPaceSettings, turns
 from sfl_flower.wire.ho_sfl import ForwardReply
@@ -29,7 +30,7 @@ __all__ = ["Frozen", "FrozenSettings"]
 
 
 @dataclass(frozen=True)
-class FrozenSettings(ServerPaceSettings):
+class FrozenSettings(TemporalSettings, ServerPaceSettings):
     """Settings of the frozen client, beside the pace of the server half.
 
     Attributes
@@ -74,6 +75,7 @@ class Frozen(JournalledStrategy):
 
     def prepare(self) -> None:
         """Keep the client half as it is; its journal stays empty."""
+        super().prepare()
         self.mirror = Mirror(
             self.client_half,
             run_key("frozen", self.config.seed),

@@ -46,6 +46,7 @@ from sfl_flower.server.probing import (
     note_zeros,
     round_noise,
 )
+from sfl_flower.server.recall import TemporalSettings
 from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import ServerPaceSettings, turns
@@ -58,7 +59,7 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(GuideSettings, ServerPaceSettings, ClientOptimizerSettings):
+class HOSFLSettings(GuideSettings, TemporalSettings, ServerPaceSettings, ClientOptimizerSettings):
     """Settings of HO-SFL, beside those of probes and of the client's optimiser.
 
     The defaults are those that learned most on the validation splits of three small tasks
@@ -157,6 +158,7 @@ class HOSFL(PipelinedStrategy):
         CutError
             If something in the client half breaks zeroth-order training.
         """
+        super().prepare()
         settings = self.settings
         with eval_mode(self.client_half) if settings.client_mode == "eval" else nullcontext():
             x, _ = self.examples(2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
+import numpy as np
+
 from sfl_flower.wire.common import Setup, Sync, check_batch
 from sfl_flower.wire.fields import (
     BatchSize,
@@ -17,6 +19,8 @@ from sfl_flower.wire.fields import (
     Statistics,
     Steps,
     Version,
+    number,
+    octets,
     whole,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
@@ -45,6 +49,10 @@ class ForwardRequest(Request):
         How to come to the current version first.
     statistics : Mapping[str, numpy.ndarray]
         Running statistics from which the anchor forward moves them; none where it moves none.
+    known : bytes or None
+        What the server remembers of these samples, a `memory_digest`; None where it keeps nothing.
+    temporal : float
+        Share of its norm below which a change of a sample's smashed data does not travel.
     """
 
     ACTION: ClassVar[str] = "forward"
@@ -56,6 +64,8 @@ class ForwardRequest(Request):
     sync: Sync
     meter: Meter = "none"
     statistics: Statistics = field(default_factory=dict)
+    known: Annotated[bytes, octets()] | None = None
+    temporal: Annotated[float, number(0.0, 1.0).stands()] = 0.0
 
     def asks(self) -> Asked:
         """Ask for a mini-batch of smashed data each."""
@@ -70,6 +80,9 @@ class ForwardReply(Reply):
     ----------
     statistics : Mapping[str, numpy.ndarray]
         Running statistics after them; those that the request brought.
+    changed : bytes or None
+        A bit of each sample, the first the highest: whether `z` has it, as the difference from what
+        is remembered. None where `z` has all of all.
     """
 
     WHAT: ClassVar[str] = "forward reply"
@@ -81,14 +94,31 @@ class ForwardReply(Reply):
     sizes: Sizes
     usage: Usage = NO_USAGE
     statistics: Statistics = field(default_factory=dict)
+    changed: Annotated[bytes, octets()] | None = None
 
     def examples(self) -> int:
         """Return the number of samples."""
         return len(self.y)
 
+    def changed_rows(self) -> np.ndarray:
+        """Return which samples `z` has, bool, shape [n]."""
+        n = len(self.y)
+        if self.changed is None:
+            return np.ones(n, bool)
+        return np.unpackbits(np.frombuffer(self.changed, np.uint8))[:n].astype(bool)
+
     def check(self, reader: Reader) -> None:
         """Refuse samples, labels and sizes that do not fit one another."""
-        check_batch(reader, self.z, self.y, self.sizes)
+        if self.changed is None:
+            check_batch(reader, self.z, self.y, self.sizes)
+            return
+        n, rows = len(self.y), self.changed_rows()
+        if len(self.changed) != -(-n // 8) or self.changed != np.packbits(rows).tobytes():
+            raise reader.fail(
+                f"has {len(self.changed)} bytes that say which of {n} samples changed"
+            )
+        check_batch(reader, self.z, self.y[rows])
+        check_batch(reader, np.empty((n, 1)), self.y, self.sizes)
 
 
 @dataclass(frozen=True)
