@@ -40,7 +40,8 @@ def test_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_of_a_seed_differ_in_the_encodings_alone() -> None:
     place = cut_bytes.PLACES["fashion"]
     plain, coded = (
-        cut_bytes.coded(place, pair, 1, 5) for pair in (cut_bytes.PLAIN, {"smashed": "int4", "gradients": "int8"})
+        cut_bytes.coded(place, pair, 1, 5)
+        for pair in (cut_bytes.PLAIN, {"smashed": "int4", "gradients": "int8"})
     )
     assert coded.options == {**plain.options, "smashed": "int4", "gradients": "int8"}
     assert plain.options["client_lr"] == 0.5 and plain.options["rounds"] == 5
