@@ -279,6 +279,31 @@ class Scaled:
         else:
             self._add_device(out.detach(), base.detach(), start)
 
+    def add_stretches(
+        self, out: Tensor, base: Tensor, stretches: Sequence[tuple[int, int]]
+    ) -> None:
+        """Write ``base + scale * u`` over stretches of the vector, one after another.
+
+        Parameters
+        ----------
+        out : Tensor
+            Contiguous float32 vector of their elements, apart from `base`.
+        base : Tensor
+            The whole vector.
+        stretches : sequence of (int, int)
+            First element of each, and that after its last.
+        """
+        on_cpu, at = out.device.type == "cpu", 0
+        if on_cpu:
+            into, over = out.detach().numpy(), base.detach().numpy()
+        for start, stop in stretches:
+            end = at + stop - start
+            if on_cpu:
+                self._add_numpy(into[at:end], over[start:stop], start)
+            else:
+                self._add_device(out[at:end], base[start:stop], start)
+            at = end
+
     def _add_numpy(self, out: F32, base: F32, start: int) -> None:
         block = self._values.block
         if self._product is None:

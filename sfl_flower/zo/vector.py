@@ -77,6 +77,8 @@ class ParameterVector:
         apart = layers if self.anchor.device.type == "cpu" else ()
         self._layers, self._others = lay_out(self._parameters, apart)
         self._all = lay_out(self._parameters, ())[1]
+        for layer in (*self._layers, self._others, self._all):
+            layer.stand_on(self.anchor)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -156,8 +158,10 @@ class ParameterVector:
             with moved.whenever(layers):
                 yield
         finally:
-            for layer in (*layers, others):
-                moved.put_back(layer)
+            others.put_back()
+            for layer in layers:
+                if layer.inside:  # its call was left by an error that its hooks have not seen
+                    layer.put_back()
             self._probing = False
 
     def _views(self, flat: Tensor) -> list[Tensor]:

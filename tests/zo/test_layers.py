@@ -245,9 +245,9 @@ class Counting:
     def __init__(self, own: Any, written: list[int]) -> None:
         self._own, self._written = own, written
 
-    def add_to(self, out: Tensor, base: Tensor, start: int) -> None:
-        self._written.append(start)
-        self._own.add_to(out, base, start)
+    def add_stretches(self, out: Tensor, base: Tensor, stretches: tuple[tuple[int, int]]) -> None:
+        self._written.extend(start for start, _ in stretches)
+        self._own.add_stretches(out, base, stretches)
 
 
 def test_a_copy_that_is_made_inside_a_probe_moves_nothing() -> None:
