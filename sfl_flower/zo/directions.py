@@ -295,7 +295,7 @@ class Scaled:
         """
         on_cpu, at = out.device.type == "cpu", 0
         if on_cpu:
-            into, over = out.detach().numpy(), base.detach().numpy()
+            into, over = out.numpy(), base.numpy()
         for start, stop in stretches:
             end = at + stop - start
             if on_cpu:

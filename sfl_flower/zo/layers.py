@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfl_flower.zo.directions import Scaled
 
-__all__ = ["Layer", "Moved", "lay_out", "most_moved"]
+__all__ = ["Layer", "Moved", "lay_out", "most_moved", "watching"]
 
 _SMALL = 8
 """The smallest layers move at once, as many as are this part of the largest one together.
@@ -154,21 +154,15 @@ class Moved:
         self._point(layer, into)
 
     def _point(self, layer: Layer, into: Tensor) -> None:
-        pieces = into.split([parameter.numel() for parameter, _ in layer.held])
+        if len(layer.held) == 1:
+            pieces: Sequence[Tensor] = (into,)
+        else:
+            pieces = into.split([parameter.numel() for parameter, _ in layer.held])
         for (parameter, _), piece in zip(layer.held, pieces, strict=True):
             parameter.data = piece.view(parameter.shape)
 
-    @contextmanager
-    def whenever(self, layers: Sequence[Layer]) -> Iterator[None]:
-        """Inside, the parameters of these layers are moved while their layer runs."""
-        with ExitStack() as hooks:
-            for layer in layers:
-                assert layer.module is not None
-                for handle in self._watch(layer, layer.module):
-                    hooks.callback(handle.remove)
-            yield
-
-    def _enter(self, layer: Layer) -> None:
+    def enter(self, layer: Layer) -> None:
+        """Move a layer that is called."""
         if (kept := self._kept.get(id(layer))) is not None:
             self._point(layer, kept)
             return
@@ -178,22 +172,43 @@ class Moved:
             self._kept[id(layer)] = room
         self._ran.add(id(layer))
 
-    def _watch(self, layer: Layer, module: nn.Module) -> list[Any]:
-        def enter(called: nn.Module, *_: Any) -> None:
-            if called is not module:  # a copy that was made meanwhile has the hooks as well
-                return
-            layer.inside += 1
-            if layer.inside == 1:
-                self._enter(layer)
 
-        def leave(called: nn.Module, *_: Any) -> None:
-            if called is not module:
-                return
-            if layer.inside == 1:
-                layer.put_back()
-            else:
-                layer.inside -= 1
+@contextmanager
+def watching(layers: Sequence[Layer], now: Callable[[], Moved | None]) -> Iterator[None]:
+    """Inside, the parameters of layers are moved while their layer runs.
 
-        # First in, last out: other hooks of the layer see what its forward sees.
-        before = module.register_forward_pre_hook(enter, prepend=True)
-        return [before, module.register_forward_hook(leave, always_call=True)]
+    Parameters
+    ----------
+    layers : sequence of Layer
+        The layers; each has a module.
+    now : callable
+        Gives the vector that is moved at the moment; None for none.
+    """
+    with ExitStack() as hooks:
+        for layer in layers:
+            assert layer.module is not None
+            for handle in _watch(layer, layer.module, now):
+                hooks.callback(handle.remove)
+        yield
+
+
+def _watch(layer: Layer, module: nn.Module, now: Callable[[], Moved | None]) -> list[Any]:
+    def enter(called: nn.Module, *_: Any) -> None:
+        # A copy that was made meanwhile has the hooks as well.
+        if called is not module or (moved := now()) is None:
+            return
+        layer.inside += 1
+        if layer.inside == 1:
+            moved.enter(layer)
+
+    def leave(called: nn.Module, *_: Any) -> None:
+        if called is not module or not layer.inside:
+            return
+        if layer.inside == 1:
+            layer.put_back()
+        else:
+            layer.inside -= 1
+
+    # First in, last out: other hooks of the layer see what its forward sees.
+    before = module.register_forward_pre_hook(enter, prepend=True)
+    return [before, module.register_forward_hook(leave, always_call=True)]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.directions import Direction, Directions
-from sfl_flower.zo.layers import Moved, lay_out
+from sfl_flower.zo.layers import Moved, lay_out, watching
 
 __all__ = ["ParameterVector", "name_and_shape", "trained_names"]
 
@@ -71,7 +71,8 @@ class ParameterVector:
             self.anchor = torch.cat(flat) if flat else torch.empty(0)
         self._anchor_views = self._views(self.anchor)
         self._work: Tensor | None = None
-        self._probing = False
+        self._probing = self._watched = False
+        self._moved: Moved | None = None
         for parameter, view in zip(self._parameters, self._anchor_views, strict=True):
             parameter.data = view
         apart = layers if self.anchor.device.type == "cpu" else ()
@@ -155,14 +156,29 @@ class ParameterVector:
         self._probing = True
         try:
             moved.move(others, self._work[: others.size])
-            with moved.whenever(layers):
+            with nullcontext() if at_once else self.watched():
+                self._moved = None if at_once else moved
                 yield
         finally:
+            self._moved = None
             others.put_back()
             for layer in layers:
                 if layer.inside:  # its call was left by an error that its hooks have not seen
                     layer.put_back()
             self._probing = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch the layers over several probes, each of which would do so for itself."""
+        if self._watched or not self._layers:
+            yield
+            return
+        self._watched = True
+        try:
+            with watching(self._layers, lambda: self._moved):
+                yield
+        finally:
+            self._watched = False
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         pieces = flat.split([parameter.numel() for parameter in self._parameters])
