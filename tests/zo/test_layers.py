@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from sfl_flower.split import cut
 from sfl_flower.split.called import called_layers
 from sfl_flower.training.meter import PeakMemory
 from sfl_flower.zo import Key, ParameterVector, Probing, run_key, surrogate_scalars
+from sfl_flower.zo.layers import lay_out, most_moved
 
 RUN = run_key("test", 3)
 
@@ -275,6 +277,46 @@ def test_a_probe_takes_the_memory_of_the_largest_layer() -> None:
             surrogate_scalars(lambda: module(x), vector, us, Probing(2), still, torch.ones(1, 256))
         peaks.append(memory.peak)
     assert 256 * 1024 <= peaks[0] < 300 * 1024 < 10 * 256 * 1024 <= peaks[1]
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_after_the_first_step_only_the_part_that_is_moved_is_allocated(by_layer: bool) -> None:
+    """Of torch's memory nothing at all at once; of numpy's the words alone, a bit an element."""
+    module = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(4)))
+    vector = ParameterVector(module, layers=list(module) if by_layer else [])
+    directions, probes = vector.directions(RUN, "rademacher"), 3
+    x = torch.ones(1, 256)
+    still = module(x).detach()
+
+    def step(number: int) -> None:
+        us = directions.of_step(number, 0, 0, probes)
+        surrogate_scalars(lambda: module(x), vector, us, Probing(probes), still, still)
+
+    allocated = []
+    for number in range(3):
+        tracemalloc.start()
+        with torch.no_grad(), PeakMemory() as memory:
+            step(number)
+        allocated.append((memory.peak, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    layer, words, little = 4 * 256 * 256, probes * vector.size // 8, 40_000
+    for torch_peak, numpy_peak in allocated[1:]:
+        assert torch_peak < layer * by_layer + little
+        assert numpy_peak < words + little
+    assert allocated[0][0] > 4 * layer or by_layer  # the room that all move into
+    assert allocated[0][1] > words + vector.size // 2  # indices of the bytes of a block
+
+
+def test_the_smallest_layers_move_at_once_and_the_next_ones_together() -> None:
+    sizes = [2, 64, 32, 32, 3, 16, 64, 64]
+    layers = [nn.Linear(n, 1, bias=False) for n in sizes]
+    module = nn.Sequential(*layers)
+    parts, before = lay_out(list(module.parameters()), layers)
+    assert before.size == 2 + 3  # 64 / 8 at most
+    assert [part.modules for part in parts] == [
+        layers[1:2], layers[2:4], layers[5:6], layers[6:7], layers[7:8],
+    ]  # fmt: skip
+    assert most_moved(list(module.parameters()), layers) == 5 + 64
 
 
 SIZES: dict[str, Any] = {
