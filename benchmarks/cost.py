@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
             "ratio",
             STEP_MOST,
             f"HO-SFL's client, anchor and {probes} probes {1e3 * step_s:.1f} ms: its mini-batch, "
-            f"both handlers and what they keep, without bringing it up and without messages; beside "
-            f"{probes + 1} bare forwards of its half, {1e3 * bare_s:.1f} ms; ResNet-18 to layer2, "
+            f"both handlers and what they keep, without messages and bringing it up; beside "
+            f"{probes + 1} bare forwards, {1e3 * bare_s:.1f} ms; ResNet-18 to layer2, "
             f"ImageNet stem, {STEP_BATCH} x 3x32x32, channels last; medians of {rounds} in turn on "
             "one thread",
             lower_is_better=True,
