@@ -14,10 +14,12 @@ from torch import Tensor
 
 from benchmarks.dry import costless, dry_task
 from benchmarks.figure import Figure
+from benchmarks.step import step_seconds
 from benchmarks.trial import options_for, train
 from sfl_flower.presets import load_preset
 from sfl_flower.run.run import Plan
 from sfl_flower.split import called_layers, cut
+from sfl_flower.strategies.ho_sfl import HOSFLSettings
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.vision import resnet18
 from sfl_flower.training.meter import PeakMemory
@@ -29,6 +31,8 @@ __all__ = ["add_arguments", "peaks", "run"]
 CUT, PROBES, MOST = "layer2", 4, 1.05
 FEW, TURNS = 4, 31
 """Images where layers weigh most, and how often each way is timed."""
+STEP_MOST, STEP_BATCH, ROUNDS = 1.1, 64, {PROBES: 31, HOSFLSettings().probes: 11}
+"""Of a client's step over the forwards in it: the target, and rounds that are timed by P."""
 MIB = 2**20
 
 
@@ -51,6 +55,20 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         "allocation records on the CPU, parameters left out",
         lower_is_better=True,
     )
+    for probes, rounds in ROUNDS.items():
+        step_s, bare_s = step_seconds(STEP_BATCH, probes, rounds)
+        yield Figure(
+            "step_vs_forwards" if probes == PROBES else f"step_vs_forwards_{probes}",
+            step_s / bare_s,
+            "ratio",
+            STEP_MOST,
+            f"HO-SFL's client, anchor and {probes} probes {1e3 * step_s:.1f} ms: its mini-batch, "
+            f"both handlers and what they keep, without messages and bringing it up; beside "
+            f"{probes + 1} bare forwards, {1e3 * bare_s:.1f} ms; ResNet-18 to layer2, "
+            f"ImageNet stem, {STEP_BATCH} x 3x32x32, channels last; medians of {rounds} in turn on "
+            "one thread",
+            lower_is_better=True,
+        )
     for batch in (args.cost_batch, FEW):
         by_layer, at_once, forward = probe_seconds(batch)
         yield Figure(

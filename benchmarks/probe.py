@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         torch.set_num_threads(threads)
     per_element = f"; here {1e9 * probe / SIZE:.2f} ns per parameter"
     for name, other, bound, what in (
-        ("probe_vs_add", add, 0.5, "torch.add(a, b, out=c)"),
+        ("probe_vs_add", add, 0.85, "torch.add(a, b, out=c)"),
         ("probe_vs_normal", normal, 4.0, "normal_ into a reused buffer, then add(alpha=mu)"),
         ("probe_vs_mezo", mezo, 10.0, "torch.normal into new memory, then a + mu*u out of place"),
     ):

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import PurePath
 from types import CodeType, FunctionType, MethodType
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -86,12 +87,16 @@ def data_digest(samples: Samples) -> str:
 
 
 def batch_digest(x: Tensor, y: Tensor) -> str:
-    """Return 16 hex digits of a mini-batch: its inputs [n, ...], their dtype, and its labels."""
-    digest = blake2b(digest_size=8)
+    """Return 8 hex digits of a mini-batch: its inputs [n, ...], their dtype, and its labels.
+
+    A checksum: it tells data that change between two messages, at a fifth of what a cryptographic
+    digest costs, and a client has nobody to deceive but itself.
+    """
+    found = 0
     for tensor in (x, y):
-        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        found = crc32(f"{tensor.dtype}{list(tensor.shape)}".encode(), found)
         plain = tensor.detach().cpu().reshape(-1).contiguous()
         if len(plain):
             content: Any = plain.view(torch.uint8).numpy()
-            digest.update(content)
-    return digest.hexdigest()
+            found = crc32(content, found)
+    return f"{found:08x}"

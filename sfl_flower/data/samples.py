@@ -57,11 +57,11 @@ class Samples:
         return samples_of(source, x, y)
 
     def take(self, rows: npt.ArrayLike | slice) -> Samples:
-        """Return the samples at these rows (ints of shape [n], or a slice)."""
+        """Return the samples at these rows (ints from 0 on, of shape [n], or a slice)."""
         if isinstance(rows, slice):
             return Samples(self.x[rows], self.y[rows])
         index = torch.from_numpy(np.array(rows, dtype=np.int64))
-        return Samples(self.x[index], self.y[index])
+        return Samples(self.x.index_select(0, index), self.y.index_select(0, index))
 
 
 def check_samples(samples: Samples, classes: int, where: str, ignore: int | None = None) -> Samples:

@@ -30,7 +30,7 @@ from sfl_flower.run.stoppable import StoppableGrid
 from sfl_flower.task import NOT_DIVIDED, NOT_THEIR_OWN, SplitTask
 from sfl_flower.tasks import load_task
 from sfl_flower.training.device import find_device
-from sfl_flower.wire.flower import SUPERLINK, identity
+from sfl_flower.wire.flower import SUPERLINK, identity, promptly
 
 if TYPE_CHECKING:
     from sfl_flower.node.postprocess import Postprocess
@@ -222,7 +222,7 @@ def _on_ray(
     results: list[RunResult] = []
     errors: list[BaseException] = []
     servers: list[threading.Thread] = []
-    stopped = threading.Event()
+    stopped, news = threading.Event(), threading.Event()
     server_app = ServerApp()
 
     @server_app.main()
@@ -231,25 +231,26 @@ def _on_ray(
         if stopped.is_set():  # begun only after the simulation had failed
             return
         try:
-            results.append(execute(StoppableGrid(grid, stopped), task, plan, observer))
+            results.append(execute(StoppableGrid(grid, stopped, news), task, plan, observer))
         except BaseException as error:
             errors.append(error)
             raise
 
     crash: Exception | None = None
     try:
-        run_simulation(
-            server_app,
-            client_app,
-            plan.config.clients,
-            backend_config={
-                "client_resources": {
-                    "num_cpus": plan.config.client_threads,
-                    "num_gpus": plan.config.client_gpus,
+        with promptly(news):
+            run_simulation(
+                server_app,
+                client_app,
+                plan.config.clients,
+                backend_config={
+                    "client_resources": {
+                        "num_cpus": plan.config.client_threads,
+                        "num_gpus": plan.config.client_gpus,
+                    },
+                    "init_args": {"include_dashboard": False, "log_to_driver": verbose},
                 },
-                "init_args": {"include_dashboard": False, "log_to_driver": verbose},
-            },
-        )
+            )
     except Exception as error:
         crash = error
         if not errors:

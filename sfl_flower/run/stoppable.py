@@ -27,11 +27,13 @@ class StoppableGrid(Grid):
         Does the work.
     stopped : threading.Event
         Says that there is nobody left to talk to.
+    news : threading.Event
+        Set when messages were pushed.
     """
 
-    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
+    def __init__(self, grid: Grid, stopped: threading.Event, news: threading.Event) -> None:
         self._grid = grid
-        self._stopped = stopped
+        self._stopped, self._news = stopped, news
 
     def _live(self) -> Grid:
         if self._stopped.is_set():
@@ -57,7 +59,9 @@ class StoppableGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and return their ids."""
-        return self._live().push_messages(messages)
+        pushed = self._live().push_messages(messages)
+        self._news.set()
+        return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to these messages that are there."""

@@ -27,7 +27,7 @@ def called_layers(module: nn.Module) -> list[nn.Module]:
     -------
     list of nn.Module
         The layers of torch that a recorded half calls, none where it calls other modules too;
-        blocks and embeddings of a transformers model.
+        embeddings and blocks of a transformers model. In the order of their first calls.
     """
     if isinstance(module, Whole):
         return [*called_layers(module.client), *called_layers(module.server)]
@@ -38,8 +38,8 @@ def called_layers(module: nn.Module) -> list[nn.Module]:
 
 def _of_graph(half: Half) -> list[nn.Module]:
     nodes = half._sfl_graph.nodes
-    named = {str(node.target) for node in nodes if node.op == "call_module"}
-    called = [half.get_submodule(name) for name in sorted(named)]
+    named = dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module")
+    called = [half.get_submodule(name) for name in named]
     if not all(map(_is_known, called)):  # it may read another layer, or give its own parameter
         return []
     # A parameter, or a module whose parameters a function reads.
@@ -67,5 +67,5 @@ def _of_blocks(half: BlockHalf) -> list[nn.Module]:
     first = [there[path] for path in found.family.embeddings if path in there]
     inside = {id(module) for outer in first for module in outer.modules()}
     places = [there[path] for path in found.family.positions if path in there]
-    layers = [*found.blocks().values(), *first, *(m for m in places if id(m) not in inside)]
+    layers = [*first, *(m for m in places if id(m) not in inside), *found.blocks().values()]
     return [layer for layer in layers if not isinstance(layer, Passed)]

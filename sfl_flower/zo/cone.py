@@ -111,6 +111,14 @@ class _Scaled(Scaled):
     def __init__(self, fresh: Scaled, axis: Tensor, along: float) -> None:
         self._fresh, self._axis, self._along = fresh, axis, along
 
+    def add_stretches(
+        self, out: Tensor, base: Tensor, stretches: Sequence[tuple[int, int]]
+    ) -> None:
+        at = 0
+        for start, stop in stretches:
+            self.add_to(out[at : at + stop - start], base[start:stop], start)
+            at += stop - start
+
     def add_to(self, out: Tensor, base: Tensor, start: int = 0) -> None:
         self._fresh.add_to(out, base, start)
         axis = self._axis[start : start + out.numel()].to(out.device)

@@ -21,10 +21,7 @@ if TYPE_CHECKING:  # what few runs need
     from sfl_flower.zo.channels import Channels
     from sfl_flower.zo.guide import Guide
 
-__all__ = ["BLOCK", "Direction", "Directions", "Scaled"]
-
-BLOCK = 65536
-"""Elements worked on at a time: the float32 block and its indices stay in the L2 cache."""
+__all__ = ["Direction", "Directions", "Scaled"]
 
 _DEVICE_BLOCK = 1 << 22
 
@@ -83,6 +80,7 @@ class Directions:
         if self.shapes and self.size < 1:
             raise ConfigError(f"Directions of shapes {self.shapes} have no element; they need one.")
 
+        self._scratch: Scratch = np.empty(0, dtype=np.intp)
         self.channels: Channels | None = None
         if any(apart):
             from sfl_flower.zo.channels import Channels
@@ -147,6 +145,13 @@ class Directions:
             found.append(self.channels.product(self.values(key, once=True), constants))
         return found
 
+    def scratch(self, block: int) -> Scratch:
+        """Return room for blocks of so many elements; all directions take turns with it."""
+        wanted = min(block, self.size) // 8 + 2
+        if len(self._scratch) < wanted:
+            self._scratch = np.empty(wanted, dtype=np.intp)
+        return self._scratch
+
     def values(self, key: Key, once: bool = False) -> Values:
         """Return the elements of the direction that a key names, see `Law.values`."""
         stream_key = philox_key(self.run_key, key, self._law.tag)
@@ -174,7 +179,7 @@ class Direction:
     def __init__(self, directions: Directions, values: Values, key: Key | None = None) -> None:
         self.key, self.law = key, directions.law
         self.shapes, self.size = directions.shapes, directions.size
-        self._values = values
+        self._directions, self._values = directions, values
 
     def __repr__(self) -> str:
         return f"Direction({self.key}, size={self.size}, law={self.law!r})"
@@ -184,8 +189,9 @@ class Direction:
         stop = self.size if stop is None else stop
         self._check_range(start, stop)
         out = np.empty(stop - start, dtype=np.float32)
-        product = self._values.times(np.float32(1.0), _scratch())
-        for low, high in _blocks(start, stop, BLOCK):
+        block = self._values.block
+        product = self._values.times(np.float32(1.0), self._directions.scratch(block))
+        for low, high in _blocks(start, stop, block):
             product.write(out[low - start : high - start], low)
         return torch.from_numpy(out)
 
@@ -229,7 +235,7 @@ class Direction:
             constant = np.float32(scale)
         if not np.isfinite(constant):
             raise ConfigError(f"Direction scale {scale!r} is not finite in float32.")
-        return Scaled(self, self._values, constant)
+        return Scaled(self, self._directions, self._values, constant)
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.size:
@@ -245,16 +251,24 @@ class Scaled:
     ----------
     direction : Direction
         u.
+    directions : Directions
+        Those of the run.
     values : Values
         Its elements.
     constant : numpy.float32
         The number.
     """
 
-    def __init__(self, direction: Direction, values: Values, constant: np.float32) -> None:
-        self._direction, self._values, self._constant = direction, values, constant
+    def __init__(
+        self,
+        direction: Direction,
+        directions: Directions,
+        values: Values,
+        constant: np.float32,
+    ) -> None:
+        self._direction, self._directions = direction, directions
+        self._values, self._constant = values, constant
         self._product: Product | None = None
-        self._step = np.empty(0, np.float32)
 
     def add_to(self, out: Tensor, base: Tensor, start: int = 0) -> None:
         """Write ``out = base + scale * u[start : start + len(out)]``; see `Direction.add_to`."""
@@ -265,13 +279,42 @@ class Scaled:
         else:
             self._add_device(out.detach(), base.detach(), start)
 
+    def add_stretches(
+        self, out: Tensor, base: Tensor, stretches: Sequence[tuple[int, int]]
+    ) -> None:
+        """Write ``base + scale * u`` over stretches of the vector, one after another.
+
+        Parameters
+        ----------
+        out : Tensor
+            Contiguous float32 vector of their elements, apart from `base`.
+        base : Tensor
+            The whole vector.
+        stretches : sequence of (int, int)
+            First element of each, and that after its last.
+        """
+        on_cpu, at = out.device.type == "cpu", 0
+        if on_cpu:
+            into, over = out.numpy(), base.numpy()
+        for start, stop in stretches:
+            end = at + stop - start
+            if on_cpu:
+                self._add_numpy(into[at:end], over[start:stop], start)
+            else:
+                self._add_device(out[at:end], base[start:stop], start)
+            at = end
+
     def _add_numpy(self, out: F32, base: F32, start: int) -> None:
+        block = self._values.block
         if self._product is None:
-            self._product = self._values.times(self._constant, _scratch())
-        if len(self._step) < min(BLOCK, len(out)):
-            self._step = np.empty(min(BLOCK, len(out)), dtype=np.float32)
-        for low, high in _blocks(start, start + len(out), BLOCK):
-            step, here = self._step[: high - low], slice(low - start, high - start)
+            scratch = self._directions.scratch(block)
+            self._product = self._values.times(self._constant, scratch)
+        # The step is written where the sum will be, unless the other summand is there.
+        beside = np.may_share_memory(out, base)
+        room = np.empty(min(block, len(out)), dtype=np.float32) if beside else out
+        for low, high in _blocks(start, start + len(out), block):
+            here = slice(low - start, high - start)
+            step = room[: high - low] if beside else out[here]
             self._product.write(step, low)
             np.add(base[here], step, out=out[here])
 
@@ -281,10 +324,6 @@ class Scaled:
             here = slice(low - start, high - start)
             step = self._values.on(out.device, low, high, self._constant)
             torch.add(base[here], step, out=out[here])
-
-
-def _scratch() -> Scratch:
-    return np.empty(BLOCK // 8 + 1, dtype=np.intp)
 
 
 def _blocks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

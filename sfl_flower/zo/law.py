@@ -79,7 +79,16 @@ class Factors:
 
 
 class Values(ABC):
-    """The elements of one direction, from any element on."""
+    """The elements of one direction, from any element on.
+
+    Attributes
+    ----------
+    block : int
+        Elements that are best written at a time, a multiple of 64; by default as many as stay in
+        the L2 cache with what is computed on the way.
+    """
+
+    block: ClassVar[int] = 65536
 
     @abstractmethod
     def write(self, out: F32, start: int, constant: np.float32) -> None:

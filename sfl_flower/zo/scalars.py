@@ -201,7 +201,7 @@ class Sweep:
         plus : callable
             Returns a sum with what the micro-batch gives at the parameters of the moment.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._vector.watched():
             for at, (direction, length) in enumerate(self._points):
                 moved = (
                     nullcontext() if direction is None else self._vector.probe(direction, length)
@@ -241,7 +241,7 @@ def _change(high: Tensor, low: Tensor) -> Scalars:
 def _scalars(
     target: Target, vector: ParameterVector, directions: Sequence[Direction], probing: Probing
 ) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), vector.watched():
         found = probing.rule.scalars(target, vector, directions, probing.mu)
     return torch.from_numpy(np.concatenate(found)).to(torch.float32)
 

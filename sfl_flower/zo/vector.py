@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.directions import Direction, Directions
-from sfl_flower.zo.layers import Moved, lay_out
+from sfl_flower.zo.layers import Moved, lay_out, watching
 
 __all__ = ["ParameterVector", "name_and_shape", "trained_names"]
 
@@ -24,7 +24,7 @@ class ParameterVector:
     The current values are copied into `anchor`, and each parameter's storage becomes a view of
     it. A probe writes ``anchor + scale * u`` into other memory and points the parameters there,
     so restoring is pointing back: nothing is ever subtracted, and nothing drifts. What a layer
-    holds is written when the layer runs, and is gone when it is done.
+    holds is written when the layer is called, and is gone when the next one is.
 
     Parameters
     ----------
@@ -36,8 +36,9 @@ class ParameterVector:
         vector, which a journal without updates may follow.
     layers : iterable of nn.Module
         Modules of `module` that are called, and whose parameters nothing reads but these calls
-        (`sfl_flower.split.called_layers`). On the CPU a probe moves their parameters in a call
-        alone, so that it takes the memory of the largest of them; all others it moves at once.
+        (`sfl_flower.split.called_layers`), in the order of the calls. On the CPU a probe moves
+        their parameters when they are called, so that it takes the memory of the largest of them;
+        all others, and the smallest ones, it moves at once.
 
     Attributes
     ----------
@@ -71,12 +72,15 @@ class ParameterVector:
             self.anchor = torch.cat(flat) if flat else torch.empty(0)
         self._anchor_views = self._views(self.anchor)
         self._work: Tensor | None = None
-        self._probing = False
+        self._probing = self._watched = False
+        self._moved: Moved | None = None
         for parameter, view in zip(self._parameters, self._anchor_views, strict=True):
             parameter.data = view
         apart = layers if self.anchor.device.type == "cpu" else ()
-        self._layers, self._others = lay_out(self._parameters, apart)
+        self._parts, self._before = lay_out(self._parameters, apart)
         self._all = lay_out(self._parameters, ())[1]
+        for part in (*self._parts, self._before, self._all):
+            part.stand_on(self.anchor)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -145,20 +149,35 @@ class ParameterVector:
             )
         if self._probing:
             raise ConfigError("A probe is under way; probes of one module cannot be nested.")
-        layers, others = ([], self._all) if at_once else (self._layers, self._others)
-        if self._work is None or len(self._work) < others.size:
+        before = self._all if at_once else self._before
+        if self._work is None or len(self._work) < before.size:
             with torch.inference_mode(False):
-                self._work = self.anchor.new_empty(others.size)
+                self._work = self.anchor.new_empty(before.size)
         moved = Moved(self.anchor, direction.times(scale))
         self._probing = True
         try:
-            moved.move(others, self._work[: others.size])
-            with moved.whenever(layers):
+            moved.move(before, self._work[: before.size])
+            with nullcontext() if at_once else self.watched():
+                self._moved = None if at_once else moved
                 yield
         finally:
-            for layer in (*layers, others):
-                moved.put_back(layer)
+            self._moved = None
+            before.put_back()
+            moved.put_back()
             self._probing = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch the layers over several probes, each of which would do so for itself."""
+        if self._watched or not self._parts:
+            yield
+            return
+        self._watched = True
+        try:
+            with watching(self._parts, lambda: self._moved):
+                yield
+        finally:
+            self._watched = False
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         pieces = flat.split([parameter.numel() for parameter in self._parameters])

@@ -33,8 +33,9 @@ class Row:
     def times(self, scale: float) -> Row:
         return Row(scale * self.values, self.shapes)
 
-    def add_to(self, out: Tensor, base: Tensor, start: int) -> None:
-        out.copy_(base + self.values[start : start + out.numel()])
+    def add_stretches(self, out: Tensor, base: Tensor, stretches: tuple[tuple[int, int]]) -> None:
+        moved = base + self.values
+        out.copy_(torch.cat([moved[start:stop] for start, stop in stretches]))
 
 
 def projected(half: nn.Module, x: Tensor, lam: Tensor, mu: float, seed: int) -> Tensor:

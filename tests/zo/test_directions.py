@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo import LAWS, Directions, Key, run_key
-from sfl_flower.zo.directions import BLOCK
+from sfl_flower.zo.signs import PackedSigns
 from sfl_flower.zo.words import WordStream
+
+BLOCK = PackedSigns.block
+"""The largest of any law."""
 
 RUN = run_key("golden", 0)
 KEY = Key(round=7, step=1, stream=3, probe=2)

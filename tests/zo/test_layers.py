@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from sfl_flower.split import cut
 from sfl_flower.split.called import called_layers
 from sfl_flower.training.meter import PeakMemory
 from sfl_flower.zo import Key, ParameterVector, Probing, run_key, surrogate_scalars
+from sfl_flower.zo.layers import lay_out, most_moved
 
 RUN = run_key("test", 3)
 
@@ -87,9 +89,9 @@ def test_nothing_is_left_behind() -> None:
     vector = ParameterVector(module, layers=[module[0], module[4]])
     anchor, still = vector.anchor.clone(), module(x)
     with vector.probe(vector.directions(RUN, "rademacher").of(Key(0)), 0.5):
-        assert torch.equal(module[0].weight, anchor_of(vector, "0.weight"))  # not while it runs
+        assert torch.equal(module[0].weight, anchor_of(vector, "0.weight"))  # it was not called yet
         assert not torch.equal(module(x), still)
-        assert torch.equal(module[0].weight, anchor_of(vector, "0.weight"))
+        assert torch.equal(module[0].weight, anchor_of(vector, "0.weight"))  # another one was
     assert torch.equal(vector.anchor, anchor) and torch.equal(module(x), still)
     assert not module[0]._forward_hooks and not module[0]._forward_pre_hooks
     assert module[0].weight.data_ptr() == anchor_of(vector, "0.weight").data_ptr()
@@ -142,7 +144,7 @@ def test_of_a_recorded_half_what_is_read_outside_of_calls_is_left_out() -> None:
     with seeded_construction(0):
         half = cut(nn.Sequential(Reads(), nn.Linear(2, 2)), "0").client
     names = {id(module): name for name, module in half.named_modules()}
-    assert [names[id(layer)] for layer in called_layers(half)] == ["0.last", "0.second", "0.third"]
+    assert [names[id(layer)] for layer in called_layers(half)] == ["0.second", "0.third", "0.last"]
     x = torch.linspace(-1, 1, 12).reshape(3, 4)
     assert all(map(torch.equal, outputs(half, called_layers(half), x), outputs(half, [], x)))
 
@@ -245,9 +247,9 @@ class Counting:
     def __init__(self, own: Any, written: list[int]) -> None:
         self._own, self._written = own, written
 
-    def add_to(self, out: Tensor, base: Tensor, start: int) -> None:
-        self._written.append(start)
-        self._own.add_to(out, base, start)
+    def add_stretches(self, out: Tensor, base: Tensor, stretches: tuple[tuple[int, int]]) -> None:
+        self._written.extend(start for start, _ in stretches)
+        self._own.add_stretches(out, base, stretches)
 
 
 def test_a_copy_that_is_made_inside_a_probe_moves_nothing() -> None:
@@ -275,6 +277,46 @@ def test_a_probe_takes_the_memory_of_the_largest_layer() -> None:
             surrogate_scalars(lambda: module(x), vector, us, Probing(2), still, torch.ones(1, 256))
         peaks.append(memory.peak)
     assert 256 * 1024 <= peaks[0] < 300 * 1024 < 10 * 256 * 1024 <= peaks[1]
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_after_the_first_step_only_the_part_that_is_moved_is_allocated(by_layer: bool) -> None:
+    """Of torch's memory nothing at all at once; of numpy's the words alone, a bit an element."""
+    module = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(4)))
+    vector = ParameterVector(module, layers=list(module) if by_layer else [])
+    directions, probes = vector.directions(RUN, "rademacher"), 3
+    x = torch.ones(1, 256)
+    still = module(x).detach()
+
+    def step(number: int) -> None:
+        us = directions.of_step(number, 0, 0, probes)
+        surrogate_scalars(lambda: module(x), vector, us, Probing(probes), still, still)
+
+    allocated = []
+    for number in range(3):
+        tracemalloc.start()
+        with torch.no_grad(), PeakMemory() as memory:
+            step(number)
+        allocated.append((memory.peak, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    layer, words, little = 4 * 256 * 256, probes * vector.size // 8, 40_000
+    for torch_peak, numpy_peak in allocated[1:]:
+        assert torch_peak < layer * by_layer + little
+        assert numpy_peak < words + little
+    assert allocated[0][0] > 4 * layer or by_layer  # the room that all move into
+    assert allocated[0][1] > words + vector.size // 2  # indices of the bytes of a block
+
+
+def test_the_smallest_layers_move_at_once_and_the_next_ones_together() -> None:
+    sizes = [2, 64, 32, 32, 3, 16, 64, 64]
+    layers = [nn.Linear(n, 1, bias=False) for n in sizes]
+    module = nn.Sequential(*layers)
+    parts, before = lay_out(list(module.parameters()), layers)
+    assert before.size == 2 + 3  # 64 / 8 at most
+    assert [part.modules for part in parts] == [
+        layers[1:2], layers[2:4], layers[5:6], layers[6:7], layers[7:8],
+    ]  # fmt: skip
+    assert most_moved(list(module.parameters()), layers) == 5 + 64
 
 
 SIZES: dict[str, Any] = {

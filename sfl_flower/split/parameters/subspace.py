@@ -299,5 +299,8 @@ def _moved(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             inside = apply(inside, one, groups=layer.groups)
         else:
             inside = functional.linear(inside, each)
+    # Nobody else has the output yet; a graph would want it as it was.
+    if not torch.is_grad_enabled() and output.dtype == inside.dtype:
+        return output.add_(inside)
     moved: Tensor = output + inside
     return moved
