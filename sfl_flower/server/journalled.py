@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from sfl_flower.errors import WireError
 from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.batched import check_together, groups, run_together
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.received import received_state
@@ -17,9 +20,9 @@ from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Gradients
-from sfl_flower.server.turns import later_passes
+from sfl_flower.server.turns import later_passes, turns
 from sfl_flower.split import moving_statistics
-from sfl_flower.training.modes import buffers_put_back
+from sfl_flower.training.modes import buffers_put_back, eval_mode
 from sfl_flower.wire import Reader, Reply, Request, StaleReply, is_stale, pack_state
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
 from sfl_flower.zo import Journal
@@ -214,6 +217,97 @@ class JournalledStrategy(SplitStrategy):
             return learn_in_turn([self.server], batches)
         with buffers_put_back(self.server.module):
             return [self.server.gradients(*batch) for batch in batches]
+
+    def check_pace(self) -> None:
+        """Refuse a `server_batch` that would not give what one mini-batch after another does.
+
+        Raises
+        ------
+        ConfigError
+            If samples of the server half bear on one another's outputs.
+        """
+
+        def z(count: int) -> Tensor:
+            with torch.no_grad(), eval_mode(self.client_half):
+                smashed: Tensor = self.client_half(self.examples(count)[0])
+            return smashed
+
+        if self._at_once:
+            check_together(self.server, z, self.config.seed, self._at_once, self.task.name)
+
+    @property
+    def _at_once(self) -> int:
+        """Most samples that the server half runs at one time; 0 for one mini-batch."""
+        return int(getattr(self.settings, "server_batch", 0))
+
+    def learned(
+        self, round: int, anchors: Mapping[Member, ForwardReply], exchange: Exchange
+    ) -> Iterator[tuple[Member, list[Gradients]]]:
+        """Run the mini-batches of a round through the server half, client after client.
+
+        Where the server half steps after every mini-batch, clients come in an order drawn anew,
+        else their gradients are added, each times what its client counts; the step is the
+        caller's.
+
+        Parameters
+        ----------
+        round : int
+            The round.
+        anchors : mapping of Member to ForwardReply
+            What clients sent.
+        exchange : Exchange
+            Counts the replies that cannot be used; they move nothing.
+
+        Yields
+        ------
+        member : Member
+            A client whose reply is used.
+        found : list of Gradients
+            λ and loss of each of its mini-batches, at the weights before its own step.
+        """
+        if self.settings.server_pace == "batch":
+            for member in turns(self.config.seed, round, list(anchors)):
+                try:
+                    found = self.backward(member, anchors[member], step=True)
+                except WireError as error:
+                    exchange.tally.reject(member, error)
+                    continue
+                yield member, found
+            return
+        members = list(anchors)
+        for group in groups([len(anchors[member].y) for member in members], self._at_once):
+            yield from self._added({m: anchors[m] for m in members[group]}, exchange)
+
+    def _added(
+        self, replies: Mapping[Member, ForwardReply], exchange: Exchange
+    ) -> Iterator[tuple[Member, list[Gradients]]]:
+        """Add the gradients of some clients, of all their mini-batches at one time if so wanted."""
+        batches = {member: list(self.batches(member, reply)) for member, reply in replies.items()}
+        counts = {m: client_weight(self.config.mean, len(r.y)) for m, r in replies.items()}
+        every = [(batch, counts[member]) for member, own in batches.items() for batch in own]
+        if self._at_once and len(every) > 1:
+            given, shares = zip(*every, strict=True)
+            try:
+                found, weights = run_together(self.server, given, shares, self._at_once)
+            except WireError as error:
+                exchange.tally.note(
+                    f"The mini-batches of {len(replies)} clients run one after another instead of "
+                    f"together: {error}"
+                )
+            else:
+                parts = iter(found)
+                for member, own in batches.items():
+                    yield member, [next(parts) for _ in own]
+                self.server.add_sum(weights)
+                return
+        for member, reply in replies.items():
+            try:
+                found = self.backward(member, reply, step=False)
+            except WireError as error:
+                exchange.tally.reject(member, error)
+                continue
+            yield member, found  # λ is sent before the gradients are added
+            self.server.add(found, counts[member])
 
     def pass_again(
         self, round: int, used: Mapping[Member, ForwardReply], exchange: Exchange

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import JournalError, WireError
+from sfl_flower.errors import JournalError
 from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
 from sfl_flower.server import channels
 from sfl_flower.server.aggregate import check_aggregator, client_weight
@@ -47,7 +47,7 @@ from sfl_flower.server.probing import (
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
-from sfl_flower.server.turns import ServerPaceSettings, turns
+from sfl_flower.server.turns import ServerPaceSettings
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire.ho_sfl import ProbeReply, ProbeRequest
@@ -169,6 +169,7 @@ class HOSFL(JournalledStrategy):
             apart.tensors,
         )
         channels.check_size(apart, self.mirror.vector.shapes, vars(settings), self.config.cohort)
+        self.check_pace()
         own = (self.config.seed, self.client_half, self.mirror.vector)
         self._maker = settings.guide_maker(self.task, *own)
 
@@ -198,28 +199,19 @@ class HOSFL(JournalledStrategy):
         anchors = self.anchors(round, cohort, exchange, settings.minibatches)
         # Every batch is committed before the first probe; then clients probe while the server
         # still works on the others' batches.
-        each_batch = settings.server_steps == "batch"
         losses: list[float] = []
         used: dict[Member, int] = {}
         held: dict[Member, np.ndarray] = {}
-        for member in turns(self.config.seed, round, list(anchors)) if each_batch else anchors:
-            reply = anchors[member]
-            try:
-                found = self.backward(member, reply, step=each_batch)
-            except WireError as error:
-                exchange.tally.reject(member, error)
-                continue
-            used[member] = int(reply.y.shape[0])
+        for member, found in self.learned(round, anchors, exchange):
+            used[member] = int(anchors[member].y.shape[0])
             losses += [part.loss for part in found]
             lam = np.concatenate([part.lam for part in found])
             if self._maker is None:
                 exchange.push({member: self._probe_request(round, member, lam)})
             else:
                 held[member] = lam  # a guide is made of all of them
-            if not each_batch:
-                self.server.add(found, client_weight(self.config.mean, used[member]))
         self.move_statistics({member: anchors[member] for member in used}, exchange)
-        if not each_batch:
+        if settings.server_steps == "round":
             total = sum(client_weight(self.config.mean, count) for count in used.values())
             self.server.step(total * settings.minibatches)
         guide = self._guide(
