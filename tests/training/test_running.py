@@ -14,6 +14,7 @@ from torch._dynamo.exc import InternalTorchDynamoError
 from torch.nn.functional import cross_entropy
 
 from sfl_flower.comparison.comparable import check_problem, problem_of
+from sfl_flower.comparison.entries import method_entries
 from sfl_flower.config import RunConfig
 from sfl_flower.data import seeded_torch
 from sfl_flower.errors import ConfigError, WireError
@@ -170,3 +171,11 @@ def test_rows_of_another_precision_cannot_stand_beside_one_another() -> None:
     check_problem([rows[1], rows[2]])
     with pytest.raises(ConfigError, match="server_precision is 'bfloat16', not 'float32'"):
         check_problem(rows[:2])
+
+
+def test_a_comparison_gives_both_to_methods_with_backprop_on_the_server() -> None:
+    options = {"server_precision": "bfloat16", "server_compile": False}
+    entries, control = method_entries(["ho_sfl", "fedavg"], options, "digits", False)
+    given = {entry.label: options.keys() & entry.options.keys() for entry in entries}
+    assert given == {"ho_sfl": set(options), "fedavg": set(), "splitfed_v2": set(options)}
+    assert control["server_precision"] == "bfloat16"
