@@ -26,6 +26,7 @@ BENCHMARKS = {
     "probe": "perturbing parameters, beside an add, normal_ and MeZO's way",
     "prefix": "probes that rerun what they move alone, beside whole forwards and backprop",
     "replay": "rebuilding parameters from the journal, beside downloading them",
+    "server": "the server half: mini-batches together, bfloat16 and compiled, over the default",
     "round": "a HO-SFL round beside its forwards and server step; samples per second",
     "speed": "rounds of SplitFed V2, CSE-FSL and FSL-SAGE beside bare loops (minutes)",
     "ledger": "published traffic, from dry runs of the presets (minutes)",

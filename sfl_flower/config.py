@@ -12,27 +12,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Self
 
-from sfl_flower.data import (
-    LARGEST,
-    PARTITIONS,
-    PartitionSpec,
-    client_key,
-    division_seed,
-    model_seed,
-)
+from sfl_flower.data import (  # isort: skip
+    LARGEST, PARTITIONS, PartitionSpec, client_key, division_seed, model_seed,
+)  # fmt: skip
 from sfl_flower.errors import ConfigError
-from sfl_flower.options import (
-    Amount,
-    Choice,
-    Count,
-    Form,
-    Momentum,
-    Natural,
-    Range,
-    check_options,
-    read_fields,
-)
-from sfl_flower.training.device import DEVICES
+
+from sfl_flower.options import (  # isort: skip
+    Amount, Choice, Count, Form, Momentum, Natural, Range, check_options, read_fields,
+)  # fmt: skip
+from sfl_flower.training.device import DEVICES, PRECISIONS
 from sfl_flower.training.optim import FIRST_ORDER
 from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
 
@@ -203,6 +191,11 @@ class RunConfig:
         Where clients compute: auto takes a GPU if there is one. A node's own configuration wins.
     server_device : {"cpu", "auto", "cuda"}
         Where the server computes.
+    server_precision : {"float32", "bfloat16"}
+        What the server half multiplies in while it trains (bfloat16: torch's autocast). Weights,
+        sums of gradients, λ as it travels and evaluations are float32 in both.
+    server_compile : bool
+        Whether the server half trains as a program of torch.compile, made in the first rounds.
     client_gpus : float
         On Ray, the share of a GPU that a worker takes; 0 keeps workers off the GPU.
     """
@@ -241,6 +234,8 @@ class RunConfig:
     server_threads: Count = 1
     client_device: Annotated[str, Choice(DEVICES)] = "cpu"
     server_device: Annotated[str, Choice(DEVICES)] = "cpu"
+    server_precision: Annotated[str, Choice(PRECISIONS)] = "float32"
+    server_compile: bool = False
     client_gpus: Annotated[float, Range(0, 64)] = 0.0
 
     def __post_init__(self) -> None:

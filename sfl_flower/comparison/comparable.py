@@ -51,7 +51,7 @@ def problem_of(where: str, config: Mapping[str, Any], facts: Mapping[str, Any]) 
     config : Mapping[str, Any]
         Its resolved configuration.
     facts : Mapping[str, Any]
-        What its `summary.json` adds; empty for a run that has not begun.
+        What its `summary.json` adds; of a run that has not begun the server half's precision.
     """
     shared: dict[str, Any] = {"task": config["task"]}
     shared.update({key: value for key, value in config.items() if key.startswith("task.")})
@@ -96,7 +96,8 @@ def check_problem(problems: Sequence[Problem]) -> None:
                 what = "; ".join(f"{k} is {ours.get(k)!r}, not {theirs.get(k)!r}" for k in apart)
                 raise ConfigError(
                     f"{problem.where} cannot stand beside {reference.where}: {what}. Rows are "
-                    "compared on the same task, data, model, partition, clients and batch size."
+                    "compared on the same task, data, model, partition, clients, batch size and "
+                    "precision of the server half."
                 )
 
 

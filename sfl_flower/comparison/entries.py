@@ -11,6 +11,7 @@ from sfl_flower.config import ENCODED, LOCAL
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method, find_method
 from sfl_flower.run.run import Plan
+from sfl_flower.server.facts import BACKPROP
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import changes_by_mode
 
@@ -87,8 +88,9 @@ def method_entries(
     shared = {"validation": VALIDATION, **_underscored(options)}
     read = {}
     for name in {CONTROL: {}, **own, CEILING: {}}:
-        uncut = find_method(values.get(name, name)).facts.whole
-        common = {k: v for k, v in shared.items() if not (uncut and k in ENCODED)}
+        facts = find_method(values.get(name, name)).facts
+        lacks = (*(ENCODED if facts.whole else ()), *(() if facts.backprop else BACKPROP))
+        common = {k: v for k, v in shared.items() if k not in lacks}
         read[name] = {**common, **_underscored(own.get(name, {}))}
         for key, source in FOLLOWS.items():
             if key in read[name]:

@@ -16,7 +16,8 @@ __all__ = ["FinishedRun"]
 
 VARIES = frozenset(
     "seed rounds server_lr eval_every checkpoint_every timeout join_timeout patience "
-    "client_threads server_threads client_device server_device client_gpus".split()
+    "client_threads server_threads client_device server_device client_gpus "
+    "server_batch server_compile".split()
 )
 """Settings in which the runs of one row may differ."""
 

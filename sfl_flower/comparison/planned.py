@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl_flower.comparison.budget import Budget, fit
-from sfl_flower.comparison.comparable import check_equal, check_problem, problem_of
+from sfl_flower.comparison.comparable import Problem, check_equal, check_problem, problem_of
 from sfl_flower.comparison.entries import Entry, controls, method_entries, read, twin_entries
 from sfl_flower.comparison.finished import FinishedRun
 from sfl_flower.comparison.jobs import Job
@@ -49,7 +49,7 @@ def plan_jobs(
     named = [(CONTROL, read(control, seeds[0]))]
     plans = [read(entry.options, seeds[0]) for entry in asked]
     named += [(entry.label, plan) for entry, plan in zip(asked, plans, strict=True)]
-    check_problem([problem_of(label, plan.resolved(), {}) for label, plan in named])
+    check_problem([_problem(label, plan) for label, plan in named])
     built = load_task(task, **plans[0].task_options) if isinstance(task, str) else task
     if metric not in built.metrics:
         known = ", ".join(built.metrics)
@@ -59,7 +59,7 @@ def plan_jobs(
     entries = [*controls(plans, control, built), *asked, *matched]
     entries += twin_entries(asked, plans, walk_rates)
     checked = {(e.label, seed): read(e.options, seed) for e in entries for seed in seeds}
-    check_problem([problem_of(label, p.resolved(), {}) for (label, _), p in checked.items()])
+    check_problem([_problem(label, plan) for (label, _), plan in checked.items()])
     budgets = {key: _budget(built, plan, samples) for key, plan in checked.items()}
     for entry in entries:
         for seed in seeds:
@@ -128,3 +128,9 @@ def best_rates(jobs: Sequence[Job], failed: Mapping[Path, str], metric: str) -> 
         found = scores.setdefault(job.row, {}).setdefault(job.rate, [])
         found.append(-math.inf if math.isnan(score) else score)
     return {row: max(by, key=lambda rate: sum(by[rate])) for row, by in scores.items()}
+
+
+def _problem(label: str, plan: Plan) -> Problem:
+    """Return what decides whether a run that has not begun can be compared."""
+    known = {"server_precision": plan.method.facts.precision(plan.config)}
+    return problem_of(label, plan.resolved(), known)

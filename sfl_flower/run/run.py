@@ -233,6 +233,7 @@ def _facts(strategy: SplitStrategy) -> dict[str, Any]:
         "trained": task.trained,
         "client_trained": counts(halves.client)[1],
         "classes": task.classes,
+        "server_precision": strategy.facts.precision(strategy.config),
         "training_samples": strategy.training_samples or None,
         "test_samples": len(test),
         "test_labels": hashlib.sha256(test.numpy().tobytes()).hexdigest(),

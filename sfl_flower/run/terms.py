@@ -33,7 +33,9 @@ def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, 
         again, which counts as one. ``client_schedule``, ``server_schedule``: how the rates
         go over the rounds; empty without such a rate. ``server_pace``: "round" or "batch", when the
         server half steps; ``server_passes``: how often it goes over the mini-batches of a round;
-        ``server_steps``: how often it stepped, 0 where the server only averages.
+        ``server_steps``: how often it stepped, 0 where the server only averages;
+        ``server_precision``: what it multiplied in, None where the server runs no backprop;
+        ``server_compile``: whether it ended as a compiled program.
     """
     settings, facts = strategy.settings, strategy.facts
     mode = "eval" if settings.client_mode == "eval" else "train"
@@ -52,4 +54,6 @@ def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, 
         "server_pace": settings.server_pace,
         "server_passes": settings.control.get("server_passes", 1),
         "server_steps": int(sum(record.extra.get("server_steps", 0) for record in history)),
+        "server_precision": facts.precision(strategy.config),
+        "server_compile": strategy.server.running.compiled,
     }

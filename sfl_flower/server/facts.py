@@ -8,7 +8,10 @@ from typing import Literal
 from sfl_flower.config import ENCODED, RunConfig
 from sfl_flower.errors import ConfigError
 
-__all__ = ["Facts"]
+__all__ = ["BACKPROP", "Facts"]
+
+BACKPROP = ("server_precision", "server_compile")
+"""The settings that say how the server half runs where it is trained by backprop."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,25 @@ class Facts:
     server_lr: bool = True
 
     @property
+    def backprop(self) -> bool:
+        """Whether the server half is trained by backprop."""
+        return self.server == "first order"
+
+    @property
     def rank(self) -> int:
         """How little of the model learns by backprop, which learns more from a sample: 0 to 2."""
         if self.client == "first order":
             return 0
-        return 1 if self.server == "first order" else 2
+        return 1 if self.backprop else 2
 
-    def check_encodings(self, method: str, config: RunConfig) -> None:
-        """Refuse to say how smashed data or cut gradients travel where there is no cut.
+    def check_config(self, method: str, config: RunConfig) -> None:
+        """Refuse to say how what crosses the cut travels, or how the server half runs, in vain.
 
         Raises
         ------
         ConfigError
-            If clients hold the whole model and the configuration says it.
+            If clients hold the whole model, or the server runs no backprop, and the configuration
+            says it.
         """
         for name in ENCODED if self.whole else ():
             if (value := getattr(config, name)) != getattr(RunConfig, name):
@@ -68,3 +77,13 @@ class Facts:
                     f"{name} is '{value}' with method '{method}', whose clients hold the whole "
                     "model: there is no cut and nothing that travels so; leave it out."
                 )
+        for name in () if self.backprop else BACKPROP:
+            if (value := getattr(config, name)) != getattr(RunConfig, name):
+                raise ConfigError(
+                    f"{name} is {value!r} with method '{method}', whose server runs no backprop: "
+                    f"it must be {getattr(RunConfig, name)!r}; leave it out."
+                )
+
+    def precision(self, config: RunConfig) -> str | None:
+        """Return what the server half multiplies in; None where it runs no backprop."""
+        return config.server_precision if self.backprop else None

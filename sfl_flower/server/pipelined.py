@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfl_flower.server.anchored import AnchoredStrategy
 from sfl_flower.server.exchange import Exchange
-from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
@@ -113,7 +113,7 @@ class Learned:
         return Outcome(self.losses, samples, extra, steps_again=self.steps_again)
 
 
-class PipelinedStrategy(JournalledStrategy):
+class PipelinedStrategy(AnchoredStrategy):
     """Base of methods whose clients probe along λ, and may do so pipelined."""
 
     minibatches: int

@@ -10,17 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from sfl_flower.server.trainer import Gradients, Trainer
+from sfl_flower.server.trainer import Batch, Gradients, Trainer
 from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.training.optim import load_slots, slots
 
-__all__ = ["Batch", "learn_in_turn"]
-
-Batch = tuple[np.ndarray, np.ndarray, tuple[int, int, int]]
-"""Smashed data, labels, and the round, partition and step that name them."""
+__all__ = ["learn_in_turn"]
 
 
 def learn_in_turn(trainers: Sequence[Trainer], batches: Iterable[Batch]) -> list[Gradients]:

@@ -19,7 +19,7 @@ from sfl_flower.split.checks.layer_checks import layer_problem
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import Setup
 
-__all__ = ["check_parts", "run_setup"]
+__all__ = ["TRIED", "apart", "check_parts", "run_setup"]
 
 HEAD_FIX = "take head=linear or pooled, or use GroupNorm"
 TRIED = 8
@@ -143,7 +143,7 @@ def _check_parts(said: str, task: SplitTask, facts: Facts, halves: Halves) -> No
     client = halves.client.eval()
     with torch.no_grad():
         z, alone = client(x), [client(x[i : i + 1]) for i in range(len(x))]
-        if any(_apart(one[0], z[i], ROUNDING) for i, one in enumerate(alone)):
+        if any(apart(one[0], z[i], ROUNDING) for i, one in enumerate(alone)):
             raise ConfigError(
                 f"{said}, but the client half of task {task.name!r} gives other smashed data for a "
                 "sample alone than within a mini-batch; leave micro_batch at all."
@@ -165,7 +165,7 @@ def _check_loss(said: str, task: SplitTask, output: Tensor, y: Tensor) -> None:
         if weight
     ]
     whole = task.loss(output, y).double()
-    if _apart(torch.stack(parts).sum() / weights.sum(), whole, EXACT):
+    if apart(torch.stack(parts).sum() / weights.sum(), whole, EXACT):
         raise ConfigError(
             f"{said}, but the loss of task {task.name!r} is not the mean over the labels of a "
             "batch, so those of its parts do not add up; give such a loss, or leave micro_batch at "
@@ -173,6 +173,7 @@ def _check_loss(said: str, task: SplitTask, output: Tensor, y: Tensor) -> None:
         )
 
 
-def _apart(found: Tensor, wanted: Tensor, share: float) -> bool:
+def apart(found: Tensor, wanted: Tensor, share: float) -> bool:
+    """Tell whether tensors differ by more than a share of the largest value that is wanted."""
     largest = float(wanted.abs().max()) if wanted.numel() else 0.0
     return bool(((found - wanted).abs() > share * largest + 1e-6).any())

@@ -114,7 +114,7 @@ class SplitStrategy(Unwrapped):
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
         """Raise `ConfigError` where settings of the run and of the method do not go together."""
         check_aggregator(config)
-        cls.facts.check_encodings(cls.name, config)
+        cls.facts.check_config(cls.name, config)
 
     def prepare(self) -> None:
         """Set up what the method needs; the halves are built. Bad settings are refused here."""
@@ -127,7 +127,7 @@ class SplitStrategy(Unwrapped):
         """Return what trains a server half by backprop as this run does."""
         task, config = self.task, self.config
         sent = config.gradients if self.facts.gradients else "float32"
-        return Trainer(module, task.loss, task.classes, config, task.ignore_label, sent)
+        return Trainer(module, task.loss, task.classes, config, task.ignore_label, sent, True)
 
     def server_halves(self) -> list[Trainer]:
         """Return what the server trains by backprop and keeps; each round sets its rate."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,13 @@ from sfl_flower.server.tensors import load_trained, trained_tensors, under
 from sfl_flower.training.device import device_of, to_array, to_tensor
 from sfl_flower.training.modes import buffers_put_back
 from sfl_flower.training.optim import make_optimizer
+from sfl_flower.training.running import Running
 from sfl_flower.wire.encodings import encoding_of
 
-__all__ = ["Gradients", "Trainer"]
+__all__ = ["Batch", "Gradients", "Trainer"]
+
+Batch = tuple[np.ndarray, np.ndarray, tuple[int, int, int]]
+"""Smashed data, labels, and the round, partition and step that name them."""
 
 _PREFIX = "server."
 
@@ -61,6 +65,14 @@ class Trainer:
     encoding : str
         How λ travels to clients; a mini-batch whose λ cannot is refused like one without a finite
         loss.
+    as_told : bool
+        Whether it runs in the configuration's `server_precision`, and compiled where that says so;
+        otherwise in float32 and as it is.
+
+    Attributes
+    ----------
+    running : Running
+        The module as it is run in training.
     """
 
     def __init__(
@@ -71,8 +83,11 @@ class Trainer:
         config: RunConfig,
         ignore: int | None = None,
         encoding: str = "float32",
+        as_told: bool = False,
     ) -> None:
         self.module = module
+        how = (config.server_precision, config.server_compile) if as_told else ()
+        self.running = Running(module, *how)
         self._loss = loss
         self._classes, self._ignore = classes, ignore
         self._config = config
@@ -117,13 +132,54 @@ class Trainer:
             If the labels, or the loss and gradients they give, cannot be used; buffers are then
             as they were.
         """
-        self.check_labels(y)
+        found, weights = self.together([(z, y, draw)])
+        return replace(found[0], weights=weights)
+
+    def together(
+        self, batches: Sequence[Batch], shares: Sequence[float] = (1.0,)
+    ) -> tuple[list[Gradients], list[Tensor]]:
+        """Run mini-batches forward and back at one time; neither weights nor sums change.
+
+        Each has its own mean loss: with ``Σ_k s_k ℓ_k`` led back once, λ of a mini-batch is the
+        gradient at its own samples over its share s_k, where no sample bears on another's output.
+
+        Parameters
+        ----------
+        batches : sequence of Batch
+            Smashed data, float32, shape [n, ...], labels, int64, shape [n, ...], and the round,
+            partition and step of each; the first one's decide the dropout masks.
+        shares : sequence of float
+            s_k, above 0: how much each mini-batch counts in the sum.
+
+        Returns
+        -------
+        found : list of Gradients
+            λ and loss of each mini-batch, without its gradients at the weights.
+        weights : list of Tensor
+            ``Σ_k s_k ∇ℓ_k`` at each trainable parameter.
+
+        Raises
+        ------
+        WireError
+            If the labels, or the loss and gradients they give, cannot be used; buffers are then
+            as they were.
+        """
+        for _, y, _ in batches:
+            self.check_labels(y)
         device = device_of(self.module)
-        cut = to_tensor(z, device).requires_grad_()
+        sizes = [len(y) for _, y, _ in batches]
+        cuts = [to_tensor(z, device) for z, _, _ in batches]
+        # Of one mini-batch nothing is copied.
+        cut = (cuts[0] if len(cuts) == 1 else torch.cat(cuts)).requires_grad_()
         with buffers_put_back(self.module):
             try:
-                with seeded_torch("server forward", self._config.seed, *draw):
-                    loss = self._loss(self.module(cut), to_tensor(y, device))
+                with seeded_torch("server forward", self._config.seed, *batches[0][2]):
+                    output = self.running(cut)
+                    parts = [output] if len(sizes) == 1 else output.split(sizes)
+                    losses = [
+                        self._loss(part, to_tensor(y, device))
+                        for part, (_, y, _) in zip(parts, batches, strict=True)
+                    ]
             except (RuntimeError, ValueError, IndexError) as error:
                 # Shapes are checked before; what is left is a server half that cannot take the
                 # batch.
@@ -132,32 +188,43 @@ class Trainer:
                     "batch-size to at least 2, or freeze it."
                 )
                 raise WireError(
-                    f"the server half cannot use its batch: {error}.{one if len(y) == 1 else ''}"
+                    f"the server half cannot use its batch: {error}.{one if len(cut) == 1 else ''}"
                 ) from error
             lam, *weights = torch.autograd.grad(
-                loss, [cut, *self._parameters], allow_unused=True, materialize_grads=True
+                losses,
+                [cut, *self._parameters],
+                [torch.full_like(loss, share) for loss, share in zip(losses, shares, strict=True)],
+                allow_unused=True,
+                materialize_grads=True,
             )
             norms = torch._foreach_norm(weights) if weights else ()  # not finite if an element is
             buffers = [b for b in self.module.buffers() if b.is_floating_point()]
-            parts = (loss.detach(), lam, *norms, *buffers)
-            if not all(bool(torch.isfinite(part).all()) for part in parts):
+            checked = (*(loss.detach() for loss in losses), lam, *norms, *buffers)
+            if not all(bool(torch.isfinite(part).all()) for part in checked):
                 raise WireError(
                     "its loss or a gradient is not finite; lower the learning rates if this "
                     "repeats."
                 )
-            sent = to_array(lam)
-            self._encoding.encode(sent, "gradients")
-        return Gradients(sent, float(loss.detach()), weights)
+            found = []
+            for part, loss, share in zip(lam.split(sizes), losses, shares, strict=True):
+                sent = to_array(part if share == 1.0 else part / share)
+                self._encoding.encode(sent, "gradients")
+                found.append(Gradients(sent, float(loss.detach()), []))
+        return found, weights
 
     def add(self, gradients: Iterable[Gradients], weight: float) -> None:
         """Add gradients of mini-batches, times a weight, to what the next `step` follows."""
         for found in gradients:
             if weight != 1.0:
                 torch._foreach_mul_(found.weights, weight)
-            if self._sum is None:
-                self._sum = found.weights
-            else:
-                torch._foreach_add_(self._sum, found.weights)
+            self.add_sum(found.weights)
+
+    def add_sum(self, weights: list[Tensor]) -> None:
+        """Add a sum of weighted gradients to what the next `step` follows."""
+        if self._sum is None:
+            self._sum = weights
+        else:
+            torch._foreach_add_(self._sum, weights)
 
     def step(self, total: float = 1.0) -> None:
         """Take one optimiser step along the sum added since the last, divided by `total`."""

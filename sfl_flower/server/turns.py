@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from sfl_flower.config import Settings
 from sfl_flower.data import generator, server_seed
 from sfl_flower.errors import ConfigError, WireError
-from sfl_flower.options import Choice, Range
+from sfl_flower.options import Choice, Natural, Range
 from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member
-from sfl_flower.server.sequential import Batch, learn_in_turn
-from sfl_flower.server.trainer import Trainer
+from sfl_flower.server.sequential import learn_in_turn
+from sfl_flower.server.trainer import Batch, Trainer
 
 __all__ = ["SERVER_STEPS", "ServerPaceSettings", "later_passes", "turns"]
 
@@ -33,10 +33,14 @@ class ServerPaceSettings(Settings):
     server_passes : int
         How often the server half goes over the mini-batches of a round, stepping after each; λ is
         of the first pass, and the others have orders of their own. For `server_steps=batch`.
+    server_batch : int
+        Most samples that the server half runs at one time, mini-batches of several clients
+        together; 0 is one mini-batch after another. For `server_steps=round`.
     """
 
     server_steps: Annotated[str, Choice(SERVER_STEPS)] = "batch"
     server_passes: Annotated[int, Range(1, 1000)] = 1
+    server_batch: Natural = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +48,12 @@ class ServerPaceSettings(Settings):
             raise ConfigError(
                 f"server_passes is {self.server_passes} with server_steps={self.server_steps}: a "
                 "mean gradient is taken once; use server_steps=batch, or server_passes=1."
+            )
+        if self.server_batch and self.server_steps != "round":
+            raise ConfigError(
+                f"server_batch is {self.server_batch} with server_steps={self.server_steps}: the "
+                "server half steps after each mini-batch, so the next one meets other weights and "
+                "none can run together; use server_steps=round, or server_batch=0."
             )
 
     @property

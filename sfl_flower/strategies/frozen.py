@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sfl_flower.config import Settings
-from sfl_flower.errors import WireError
 from sfl_flower.options import ClientMode, Minibatches
 from sfl_flower.server.aggregate import client_weight
+from sfl_flower.server.anchored import AnchoredStrategy
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.recall import TemporalSettings
 from sfl_flower.server.roster import Member
-from sfl_flower.server.turns import ServerPaceSettings, turns
+from sfl_flower.server.turns import ServerPaceSettings
 from sfl_flower.wire.ho_sfl import ForwardReply
 from sfl_flower.zo import OptimizerSpec, run_key
 
@@ -54,7 +53,7 @@ class FrozenSettings(TemporalSettings, ServerPaceSettings):
         return self.minibatches
 
 
-class Frozen(JournalledStrategy):
+class Frozen(AnchoredStrategy):
     """Server side of the frozen client; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "frozen"
@@ -88,25 +87,15 @@ class Frozen(JournalledStrategy):
         """Train the server half on the smashed data of one round."""
         settings = self.settings
         anchors = self.anchors(round, cohort, exchange, settings.minibatches)
-        each_batch = settings.server_steps == "batch"
         losses: list[float] = []
         used: dict[Member, ForwardReply] = {}
         total = 0.0
-        for member in turns(self.config.seed, round, list(anchors)) if each_batch else anchors:
-            reply = anchors[member]
-            try:
-                found = self.backward(member, reply, step=each_batch)
-            except WireError as error:
-                exchange.tally.reject(member, error)
-                continue
+        for member, found in self.backwards(round, anchors, exchange):
             losses += [part.loss for part in found]
-            used[member] = reply
+            used[member] = anchors[member]
             exchange.tally.replies += 1
-            if not each_batch:
-                weight = client_weight(self.config.mean, int(reply.y.shape[0]))
-                self.server.add(found, weight)
-                total += weight
-        if not each_batch:
+            total += client_weight(self.config.mean, len(anchors[member].y))
+        if settings.server_steps == "round":
             self.server.step(total * settings.minibatches)
         self.move_statistics(used, exchange)
         steps = self.pass_again(round, used, exchange)

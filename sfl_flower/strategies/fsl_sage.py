@@ -255,7 +255,7 @@ class FSLSAGE(LocalLossStrategy):
                 self.task.loss,
                 z,
                 y,
-                refresh(self.server.module, self.task.loss, z, y, settings.refresh_mode),
+                refresh(self.server.running, self.task.loss, z, y, settings.refresh_mode),
                 settings.align_epochs,
                 settings.align_batch or settings.buffer,
                 generator("alignment order", *words),

@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import JournalError, WireError
+from sfl_flower.errors import JournalError
 from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
 from sfl_flower.server import channels
 from sfl_flower.server.aggregate import check_aggregator, client_weight
@@ -49,7 +49,7 @@ from sfl_flower.server.probing import (
 from sfl_flower.server.recall import TemporalSettings
 from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
-from sfl_flower.server.turns import ServerPaceSettings, turns
+from sfl_flower.server.turns import ServerPaceSettings
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire.ho_sfl import ForwardReply, PipelinedReply, ProbeReply, ProbeRequest
@@ -223,31 +223,21 @@ class HOSFL(PipelinedStrategy):
         """
         # Every batch is committed before the first probe; then clients probe while the server
         # still works on the others' batches.
-        each_batch = self.settings.server_steps == "batch"
         at_once = self._maker is None and not self.settings.pipeline
         losses: list[float] = []
         used: dict[Member, ForwardReply] = {}
         probed = Probed(round, {})
-        for member in turns(self.config.seed, round, list(anchors)) if each_batch else anchors:
-            reply = anchors[member]
-            try:
-                found = self.backward(member, reply, step=each_batch)
-            except WireError as error:
-                exchange.tally.reject(member, error)
-                continue
-            used[member] = reply
-            probed.used[member.partition] = len(reply.y)
+        for member, found in self.backwards(round, anchors, exchange):
+            used[member] = anchors[member]
+            probed.used[member.partition] = len(anchors[member].y)
             losses += [part.loss for part in found]
             lam = np.concatenate([part.lam for part in found])
             if at_once:
                 exchange.push({member: self.probe_request(probed, member.partition, lam, round)})
             else:
                 probed.lam[member.partition] = lam
-            if not each_batch:
-                weight = client_weight(self.config.mean, probed.used[member.partition])
-                self.server.add(found, weight)
         self.move_statistics(used, exchange)
-        if not each_batch:
+        if self.settings.server_steps == "round":
             total = sum(client_weight(self.config.mean, n) for n in probed.used.values())
             self.server.step(total * self.minibatches)
         if self._maker is not None:  # a guide is made of all of them

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from sfl_flower.config import Settings
-from sfl_flower.errors import CutError, WireError
+from sfl_flower.config import RunConfig, Settings
+from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
@@ -210,6 +210,17 @@ class SplitFedV1(_SplitFed):
     """
 
     name: ClassVar[str] = "splitfed_v1"
+
+    @classmethod
+    def check_options(cls, config: RunConfig, settings: Settings) -> None:
+        """Refuse to compile what lives for a round."""
+        super().check_options(config, settings)
+        if config.server_compile:
+            raise ConfigError(
+                "server_compile is True with method 'splitfed_v1', whose server copies the server "
+                "half for each client and round: torch would compile every copy; it must be "
+                "False, or take method 'splitfed_v2'."
+            )
 
     def begin_round(self) -> None:
         """Forget the copies of the last round."""

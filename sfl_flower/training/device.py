@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from sfl_flower.errors import ConfigError
 
 __all__ = [
-    "CPU", "DEVICES", "device_of", "find_device", "full_precision", "read_only", "to_array",
-    "to_tensor",
+    "CPU", "DEVICES", "PRECISIONS", "device_of", "find_device", "full_precision", "read_only",
+    "to_array", "to_tensor",
 ]  # fmt: skip
 
 DEVICES = ("cpu", "auto", "cuda")
+PRECISIONS = ("float32", "bfloat16")
+"""What backprop multiplies in; float16 is none of them, for its range needs scaled losses."""
 CPU = torch.device("cpu")
 
 

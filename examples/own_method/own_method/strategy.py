@@ -9,10 +9,10 @@ from own_method.messages import SignReply
 from sfl_flower.config import Settings
 from sfl_flower.errors import WireError
 from sfl_flower.options import Range
+from sfl_flower.server.anchored import AnchoredStrategy
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
@@ -40,7 +40,7 @@ class SignSettings(Settings):
     client_lr: Annotated[float, Range(0)] = 0.02
 
 
-class SignSFL(JournalledStrategy):
+class SignSFL(AnchoredStrategy):
     """Server side; `sfl_flower.strategies.ho_sfl` is the model."""
 
     name: ClassVar[str] = "sign_sfl"
