@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bytes_to_accuracy as benchmark
+from benchmarks import learning
 from benchmarks.grid import Job, Metrics
 from sfl_flower.errors import ConfigError
 
@@ -52,7 +53,7 @@ def test_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_are_those_of_learning_in_other_ways_down() -> None:
-    plain = benchmark.learning.job("heron", 0.05, 1, 50)
+    plain = learning.job("heron", 0.05, 1, 50)
     job = benchmark.forward_only("heron", "int8", 1, 50, 10)
     ways = {"smashed": "int8", "downlink": "auto", "head_downlink": "int8", "eval_every": 5}
     assert job.options == {**plain.options, **ways}
