@@ -80,7 +80,6 @@ def problem(norm: bool = False) -> SplitTask:
 
 
 def heron(faults: Any = (), norm: bool = False, **options: Any) -> Trial:
-    forget_held()
     return train(problem(norm), "heron", faults, **{**BASE, **options})
 
 
@@ -136,10 +135,8 @@ def test_walks_and_weights_give_the_same_bits(name: str, way: str) -> None:
 
 def test_a_guide_comes_with_the_walks_of_its_round() -> None:
     def guided(down: str) -> Trial:
-        forget_held()
-        made = problem()
         options = {**BASE, "guide": "noise", "guide_rest": 0.5, "sampled": 2}
-        return train(made, "heron", downlink=down, **options)
+        return train(problem(), "heron", downlink=down, **options)
 
     weights, walks = guided("weights"), guided("scalars")
     assert equal(all_of(weights), all_of(walks))
@@ -351,7 +348,6 @@ def test_a_resumed_run_goes_on_to_the_same_bits(
     whole = tiny.run(problem(), method, out=tmp_path / "whole", **options)
     with pytest.raises(Stop):
         tiny.run(problem(), method, out=tmp_path / "parts", observer=stop_after(3), **options)
-    forget_held()
     resumed = tiny.run(problem(), method, out=tmp_path / "parts", resume=True, **options)
     assert equal(whole.model, resumed.model)
     assert history(resumed.history) == history(whole.history)
@@ -362,7 +358,6 @@ def test_a_resumed_run_goes_on_to_the_same_bits(
 
 def test_cse_fsl_brings_differences_down_and_learns_as_before() -> None:
     options: dict[str, Any] = {"local_steps": 2, "rounds": 6, "client_lr": 0.1}
-    forget_held()
     plain = train(problem(), "cse_fsl", **options)
     coded = train(problem(), "cse_fsl", downlink="int8", head_downlink="int8", **options)
     ledgers = [trial.strategy.ledger for trial in (plain, coded)]
