@@ -84,9 +84,8 @@ def follow(
         if held_digest(held) != request.holds:
             raise WireError("The weights that came whole are not those that the request names.")
     else:
-        kept = node.store.get(_HELD)
-        digest = "" if kept is None else held_digest(kept)
-        if kept is None or digest != request.base:
+        kept = node.store.get(_HELD) or _built(node, request, [*told])
+        if (digest := held_digest(kept)) != request.base:
             return StaleReply(request.round, digest)
         held = _RECENT.get(str(request.holds)) or _changed(kept, request, ways, walking)
         if held_digest(held) != request.holds:
@@ -105,6 +104,19 @@ def follow(
     return None
 
 
+def _built(node: Node, request: LocalRequest, names: list[str]) -> Held:
+    """Return what a client holds that was sent nothing, or lost it: what it builds itself."""
+
+    def build() -> Held:
+        modules = {
+            "client": node.ready(node.task.build(node.model_seed).client),
+            "head": node.new_head(request.head),
+        }
+        return {name: flat_values(followed_state(modules[name])) for name in names}
+
+    return node.memo(("built", request.head, *names), build)
+
+
 def _packed(held: Held, name: str, parts: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {"float32": held[name]} if parts else {}
 
@@ -119,7 +131,7 @@ def _changed(
     kept: Held, request: LocalRequest, ways: Mapping[str, str], walking: Walking | None
 ) -> Held:
     """Return what a client holds after the changes of a request."""
-    held = {name: np.array(value) for name, value in kept.items()}
+    held = dict(kept)
     walks = [name for name in held if ways.get(name) == SCALARS]
     for kind, data in blocks(request.changes or b""):
         if kind == SCALARS:
@@ -129,7 +141,7 @@ def _changed(
         elif kind not in held or ways[kind] == SCALARS:
             raise WireError(f"Changes of weights tell of the {kind}, which does not come so.")
         else:
-            held[kind] += decode_difference(ways[kind], data, held[kind].size)
+            held[kind] = held[kind] + decode_difference(ways[kind], data, held[kind].size)
     return held
 
 

@@ -8,8 +8,9 @@ DoubleSqueeze, arXiv 1905.05957).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -114,6 +115,9 @@ class Downlink:
     most_steps : int
         With scalars, the most steps of all walks together that a client follows in place of a
         download, for each of its own steps of a round; 0: any number.
+    first : callable, optional
+        Gives the halves as clients build them; where a run begins with these bits, a new client
+        need not be sent them.
     """
 
     def __init__(
@@ -122,9 +126,11 @@ class Downlink:
         ways: Mapping[str, str],
         here: Collection[str] = (),
         most_steps: int = 0,
+        first: Callable[[], Mapping[str, nn.Module]] | None = None,
     ) -> None:
         self._modules, self._ways, self._here = modules, ways, here
-        self._most_steps = most_steps
+        self._most_steps, self._build = most_steps, first
+        self._first = ""
         self._followed = [name for name, way in ways.items() if way != WEIGHTS]
         self._held: dict[str, np.ndarray] = {}
         self._lacks: dict[str, np.ndarray] = {}
@@ -148,17 +154,22 @@ class Downlink:
                 "head_downlink": self._ways["head"],
                 "holds": self._digests[-1],
             }
-        whole = [pack_state(self._state(name)) for name in ("client", "head")]
-        rest = [pack_state(self._rest(name)) for name in ("client", "head")]
         found = {}
+        packed = cache(self._packed)  # of this round alone
         for member, own in steps.items():
             changes = self._since(member, own)
             if changes is None:
-                found[member] = Plan(whole[0], whole[1], told)
+                found[member] = Plan(*packed(True), told)
             else:
-                more = {"base": self._stands[member.node_id], "changes": changes or None}
-                found[member] = Plan(rest[0], rest[1], {**told, **more})
+                base = self._stands.get(member.node_id, self._first)
+                more = {"base": base, "changes": changes or None}
+                found[member] = Plan(*packed(False), {**told, **more})
         return found
+
+    def _packed(self, whole: bool) -> tuple[Packed, Packed]:
+        """Return client half and head packed, whole or without what changes tell of."""
+        of = self._state if whole else self._rest
+        return pack_state(of("client")), pack_state(of("head"))
 
     def synced(self, members: Iterable[Member]) -> None:
         """Note that clients showed that they hold what the requests of the round named."""
@@ -235,10 +246,14 @@ class Downlink:
         for name in self._followed:
             self._held.setdefault(name, flat_values(followed_state(self._modules[name])))
         self._digests = [held_digest(self._held)]
+        if self._build is not None:
+            built = self._build()
+            own = {name: flat_values(followed_state(built[name])) for name in self._followed}
+            self._first = held_digest(own)
 
     def _since(self, member: Member, own_steps: int) -> bytes | None:
         """Return what changed since a client's version, None where it is sent all of it."""
-        stands = self._stands.get(member.node_id)
+        stands = self._stands.get(member.node_id, self._first)
         if not self._followed or stands not in self._digests:
             return None
         at = len(self._digests) - 1 - self._digests[::-1].index(stands)

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfl_flower.server.downlink import Downlink, DownlinkSettings
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.local_loss import Check, LocalLossSettings, LocalLossStrategy
 from sfl_flower.server.roster import Member
+from sfl_flower.split import own_init
 from sfl_flower.wire import Reader, StaleReply, is_stale
 from sfl_flower.wire.local import LocalReply, LocalRequest
 
@@ -39,7 +40,14 @@ class FollowingStrategy(LocalLossStrategy):
         halves = {"client": self.client_half, "head": self.head}
         settings = self.settings
         most = self.config.batch_size if settings.bounded else 0
-        self.downlink = Downlink(halves, settings.ways, self.trained_here, most)
+        ways, here = settings.ways, self.trained_here
+        self.downlink = Downlink(halves, ways, here, most, self._built_by_clients)
+
+    def _built_by_clients(self) -> dict[str, nn.Module]:
+        """Return both halves as a client builds them, before it is sent anything."""
+        task, seed, kind = self.task, self.config.model_seed, self.settings.head
+        head = task.build_head(seed, kind, own_init(kind))
+        return {"client": task.build(seed).client, "head": head}
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return client half, head and what clients hold of them, for a checkpoint."""

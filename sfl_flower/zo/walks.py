@@ -152,8 +152,8 @@ class Walking:
         found: Tensor | None = None
         for walk in walks.walks:
             end = self.end(start, walk, walks.round, walks.lr, walks.guide)
-            part = end.to(torch.float64) * (walk.share / total)
-            found = part if found is None else found + part
+            part = end.to(torch.float64).mul_(walk.share / total)
+            found = part if found is None else found.add_(part)
         return start.clone() if found is None else found.to(torch.float32)
 
 

@@ -39,7 +39,7 @@ from sfl_flower.wire.local import LocalRequest
 from tests import tiny
 from tests.local_grid import Fault, values
 from tests.server.test_resume import Stop, history, stop_after
-from tests.tiny import Trial, equal, train
+from tests.tiny import Trial, begin, equal, start, train
 from tests.wire.contents import SETUP
 
 WIDTH = 300
@@ -61,6 +61,9 @@ def wide(norm: bool = False) -> nn.Module:
         )
     )
 
+
+BUILT = False, False
+"""A request to a client that holds what it is to begin with: nothing whole, no changes."""
 
 BASE: dict[str, Any] = {
     "local_steps": STEPS,
@@ -155,15 +158,25 @@ def test_clients_hold_the_servers_bits() -> None:
 
 
 def test_walks_are_booked_by_the_byte() -> None:
-    """Round 1 downloads; in each later one a client is sent the walks of all of the one before."""
+    """In round 1 clients have what they built; in each later one they are sent all of its walks."""
     trial = heron(downlink="scalars", rounds=4)
     sent = 3 * CLIENTS * CLIENTS  # walks
     down = trial.strategy.ledger.down
-    assert down["weights"] == CLIENTS * 4 * CLIENT
+    assert down["weights"] == 0
     assert down["scalars"] == sent * 4 * STEPS * PROBES
     assert down["keys"] == sent * 20
     assert down["auxiliary"] == 4 * CLIENTS * 4 * HEAD  # whole, every round
-    assert requests(trial, 0) == [(True, False)] + 3 * [(False, True)]
+    assert requests(trial, 0) == [BUILT] + 3 * [(False, True)]
+
+
+def test_first_weights_that_clients_do_not_build_come_whole() -> None:
+    trial = begin(problem(), "heron", **BASE, downlink="scalars", head_downlink="int8")
+    trial.strategy.load_client({k: v + 1 for k, v in trial.model.items()})
+    start(trial)
+    assert requests(trial, 0) == [(True, False)] + 4 * [(False, True)]
+    down = trial.strategy.ledger.down
+    assert down["weights"] == CLIENTS * 4 * CLIENT
+    assert down["auxiliary"] > CLIENTS * 4 * HEAD
 
 
 @pytest.mark.parametrize("way", ["int8", "int4+deflate", "topk:0.1+int8"])
@@ -171,7 +184,7 @@ def test_differences_are_booked_by_the_byte(way: str) -> None:
     trial = heron(downlink=way, head_downlink=way, rounds=4)
     shares = {"weights": CLIENT, "auxiliary": HEAD}
     for name, size in shares.items():
-        brought = trial.strategy.ledger.down[name] - CLIENTS * 4 * size
+        brought = trial.strategy.ledger.down[name]
         changes = [
             values(c["arrays"]["changes"]).tobytes()
             for kind, client, c in trial.grid.requests
@@ -198,15 +211,11 @@ def test_a_client_that_lost_its_state_is_brought_up_and_nothing_changes(
     plain, lost = heron(**options), heron([Fault(kind, {1}, {2})], **options)
     assert equal(all_of(plain), all_of(lost))
     assert lost.total("failures") == lost.total("rejected") == 0
-    asked = {
-        # It lacks the request's terms, then says that it holds nothing; the whole, at once.
-        "forget": [(True, False), *3 * [(False, True)], (True, False)],
-        # It says that it stands one version back, and is sent two changes.
-        "rollback": [(True, False), (False, True), (False, True), (False, True)],
-        "twice": [(True, False), (False, True), (False, True)],
-    }[kind]
-    assert requests(lost, 1)[: len(asked)] == asked
-    assert requests(plain, 1) == [(True, False)] + 4 * [(False, True)]
+    # One that lost all lacks the request's terms first, then says that it holds what it built; one
+    # whose state is an older one says that it stands a version back. Either is sent more changes.
+    more = {"forget": 2, "rollback": 1, "twice": 0}[kind]
+    assert requests(lost, 1) == [BUILT] + (4 + more) * [(False, True)]
+    assert requests(plain, 1) == [BUILT] + 4 * [(False, True)]
 
 
 @pytest.mark.parametrize("kind", ["late", "mute", "raise", "drop"])
@@ -219,7 +228,7 @@ def test_a_client_that_does_not_answer_catches_up(kind: str) -> None:
     assert trial.total("failures") == 1
     came = requests(trial, 1)
     stale = [(False, True)] if kind in ("late", "mute") else []
-    assert came == [(True, False), (False, True), *stale, *3 * [(False, True)]]
+    assert came == [BUILT, (False, True), *stale, *3 * [(False, True)]]
     assert held_digest(held_by(trial, 1)) == held_digest(held_by(trial, 0))
 
 
@@ -228,7 +237,7 @@ def test_a_client_that_missed_rounds_is_sent_what_it_missed_or_the_whole() -> No
     gone = [Fault("raise", {1}, {3, 4, 5})]
     missing, bounded = heron(gone, **options), heron(gone, **{**options, "downlink": "auto"})
     assert equal(all_of(missing), all_of(bounded))
-    assert requests(missing, 1) == [(True, False)] + 7 * [(False, True)]
+    assert requests(missing, 1) == [BUILT] + 7 * [(False, True)]
     # Walks of 4 steps in round 2, then of 3: at most a mini-batch of 4 samples times one step.
     assert requests(bounded, 1)[5] == (True, False)
     late = heron([Fault("raise", {1}, set(range(2, 8)))], **{**options, "probes": 128})
@@ -404,6 +413,9 @@ REQUEST = LocalRequest(
 )  # fmt: skip
 
 
+BUILT_DIGEST = held_digest(
+    {"client": flat_values(followed_state(problem().build(0).client))}
+)  # by a client that remembers nothing
 ELSEWHERE = {"client": np.ones(9, np.float32)}
 
 
@@ -447,7 +459,7 @@ def test_changes_that_do_not_fit_are_refused_with_a_sentence(
 
 @pytest.mark.parametrize(
     ("held", "digest"),
-    [(None, ""), (ELSEWHERE, held_digest(ELSEWHERE))],
+    [(None, BUILT_DIGEST), (ELSEWHERE, held_digest(ELSEWHERE))],
 )  # fmt: skip
 def test_a_client_elsewhere_says_what_it_holds(
     held: dict[str, np.ndarray] | None, digest: str
