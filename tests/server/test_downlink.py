@@ -25,6 +25,7 @@ from sfl_flower.node.store import NodeStore
 from sfl_flower.server.downlink import Downlink
 from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member
+from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import StaleReply, pack_state
 from sfl_flower.wire.downlink import (
@@ -38,6 +39,7 @@ from sfl_flower.wire.downlink import (
 from sfl_flower.wire.local import LocalRequest
 from tests import tiny
 from tests.local_grid import Fault, values
+from tests.second_device import SECOND, second_device
 from tests.server.test_resume import Stop, history, stop_after
 from tests.tiny import Trial, begin, equal, start, train
 from tests.wire.contents import SETUP
@@ -197,6 +199,20 @@ def test_differences_are_booked_by_the_byte(way: str) -> None:
             assert brought == 3 * CLIENTS * len(one)
         else:
             assert 0 < brought < 3 * CLIENTS * (size + 2 * -(-size // 256) + 18)
+
+
+@pytest.mark.parametrize("side", ["server.strategy", "node.node"])
+@pytest.mark.parametrize("way", ["scalars", "int8"])
+def test_another_device_holds_the_same_bits(
+    way: str, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"downlink": way, "head_downlink": "int8", "rounds": 3}
+    monkeypatch.setattr(SplitStrategy, "metering", lambda strategy, round: "none")
+    here = all_of(heron(norm=True, **options))
+    monkeypatch.setattr(f"sfl_flower.{side}.find_device", lambda *asked: SECOND)
+    with second_device():
+        there = {k: v.cpu() for k, v in all_of(heron(norm=True, **options)).items()}
+        assert equal(here, there)
 
 
 # Who stands where
