@@ -57,7 +57,7 @@ class DownlinkSettings(Settings):
         How the client half comes down: all of its weights, or the differences since what a client
         holds, in an encoding (`sfl_flower.wire.encodings`).
     head_downlink : str
-        The same of the auxiliary head.
+        How the auxiliary head comes down: its weights, or such differences.
     """
 
     downlink: Annotated[str, Form(_ENCODED)] = WEIGHTS
