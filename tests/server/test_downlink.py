@@ -353,6 +353,26 @@ def test_a_difference_that_cannot_be_written_is_a_download() -> None:
     assert "base" not in plan.told and plan.weights["float32"].tolist() == [1e5] * SIZE
 
 
+def test_what_moved_without_walks_comes_whole_and_what_stood_does_not() -> None:
+    """As after a mean that was taken back, or one that no walks tell of."""
+    half, head = nn.Linear(SIZE, 1), nn.Linear(SIZE, 2)
+    down = Downlink(
+        {"client": half, "head": head}, {"client": "scalars", "head": "int8"}, ("head",)
+    )
+    member = Member(0, 7, 12)
+    down.plans({member: 1})
+    down.synced([member])
+    nn.init.ones_(head.weight)
+    down.advance(Tally())
+    told = down.plans({member: 1})[member].told
+    assert told["changes"][:1] == b"\3" and "base" in told
+    nn.init.ones_(half.weight)
+    down.advance(Tally())
+    plan = down.plans({member: 1})[member]
+    assert "base" not in plan.told
+    assert plan.weights["float32"][1:].tolist() == [1.0] * SIZE
+
+
 # Checkpoints
 
 
