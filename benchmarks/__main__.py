@@ -35,6 +35,7 @@ BENCHMARKS = {
     "cost": "a client's peak beside a plain forward's, and the time of a probe by layers",
     "cut_bytes": "bytes across the cut in encodings, and what they cost in accuracy (long)",
     "pipeline": "what HO-SFL learns pipelined, beside its plain form and the frozen client (long)",
+    "bytes_to_accuracy": "bytes to SplitFed V2's accuracy less a point, Fashion-MNIST (long)",
     "profile": "seconds of a profile of every cut, predicted peaks beside measured ones (minutes)",
     "cuts": "halves that give the bits of the whole, at every legal cut of every architecture",
     "language": "HO-SFL beside SplitLoRA on SST-2 with a pre-trained encoder (long)",

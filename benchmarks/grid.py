@@ -18,9 +18,10 @@ from benchmarks.known import KNOWN
 from benchmarks.outright import OUTRIGHT
 from sfl_flower import simulate
 from sfl_flower.report.table import Summary
+from sfl_flower.run.run import RunResult
 from sfl_flower.task import SplitTask
 
-__all__ = ["Job", "run_jobs", "summary_of"]
+__all__ = ["Job", "result_of", "run_jobs", "summary_of"]
 
 Metrics = dict[str, float]
 
@@ -82,8 +83,8 @@ def run_jobs(
     return {job.key(): done[job.key()] for job in jobs}
 
 
-def summary_of(job: Job) -> Summary:
-    """Run a job in this process, and return its summary."""
+def result_of(job: Job) -> RunResult:
+    """Run a job in this process, and return its history and its summary."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     task: str | SplitTask = job.task
@@ -92,7 +93,12 @@ def summary_of(job: Job) -> Summary:
         own = {key: options.pop(key) for key in job.options if key.startswith("task.")}
         task = features.task_of(job.task, **{key[5:]: value for key, value in own.items()})
     method = OWN.get(job.method, job.method)
-    return simulate(task, method, backend="inline", **options).summary
+    return simulate(task, method, backend="inline", **options)
+
+
+def summary_of(job: Job) -> Summary:
+    """Run a job in this process, and return its summary."""
+    return result_of(job).summary
 
 
 def _train(job: Job) -> Metrics:

@@ -44,7 +44,8 @@ def test_every_option_is_legal(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         # A default may change; what a preset says must not.
         # The momentum of SGD, which none of them uses, and what is off by default.
         off = {"cone", "guide", "guide_rest", "guide_samples", "guide_form", "guide_momentum"}
-        off |= {"scalars", "scale", "server_batch", "server_passes", "stack", "walk"}
+        off |= {"scalars", "scale", "server_batch", "server_passes", "stack", "walk", "downlink"}
+        off |= {"head_downlink", "pipeline", "temporal"}
         unused = {"client_momentum", *off}
         assert settings.to_dict().keys() - options.keys() <= unused
     else:

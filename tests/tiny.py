@@ -15,6 +15,7 @@ from flwr.app import Context
 from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig
+from sfl_flower.node.downlink import forget_held
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.run import Plan, RunResult, execute
@@ -180,6 +181,7 @@ def begin(
 ) -> Trial:
     """Return a strategy and its grid, not started."""
     forget_recent()
+    forget_held()
     faults = list(faults)
     checked = plan(method, **{"timeout": patience(faults), **options})
     if isinstance(problem, SharedOut):
@@ -230,6 +232,7 @@ def run(
 ) -> RunResult:
     """Train as `simulate` does, on a grid with faults."""
     forget_recent()
+    forget_held()
     faults = list(faults)
     checked = plan(method, out, resume, **{"timeout": patience(faults), **options})
     if isinstance(problem, SharedOut):

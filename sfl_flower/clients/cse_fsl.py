@@ -9,15 +9,20 @@ from sfl_flower.node.local_loss import Uploads, first_order_steps, local_model
 from sfl_flower.node.node import Node, metered
 from sfl_flower.node.optimizer import keep_optimizer, open_optimizer
 from sfl_flower.split import travelling_state
-from sfl_flower.wire import pack_state
+from sfl_flower.wire import StaleReply, pack_state
 from sfl_flower.wire.local import LocalReply, LocalRequest
 
 __all__ = ["local"]
 
 
-def local(node: Node, request: LocalRequest) -> LocalReply:
+def local(node: Node, request: LocalRequest) -> LocalReply | StaleReply:
     """Take a round's local steps on client half and head."""
     model = local_model(node, request)
+    if request.holds is not None:
+        from sfl_flower.node.downlink import follow  # few runs need it
+
+        if (stale := follow(node, request, model)) is not None:
+            return stale
     uploads = Uploads(request.upload_every)
     with metered(request.meter, node.device) as usage:
         optimizer = open_optimizer(node, model.parameters(), request.optimizer, request.keep_state)

@@ -27,7 +27,7 @@ from sfl_flower.node.node import Node, metered
 from sfl_flower.node.together import together
 from sfl_flower.split import Parted, buffers_of, called_layers, parted, travelling_state
 from sfl_flower.training.modes import kept_buffers
-from sfl_flower.wire import pack_state
+from sfl_flower.wire import StaleReply, pack_state
 from sfl_flower.wire.heron import WALKS, HERONRequest
 from sfl_flower.wire.local import LocalReply
 from sfl_flower.wire.probing import along
@@ -53,7 +53,7 @@ __all__ = ["local"]
 _OPTIMIZER = "walk"
 
 
-def local(node: Node, request: HERONRequest) -> LocalReply:
+def local(node: Node, request: HERONRequest) -> LocalReply | StaleReply:
     """Take a round's local steps on client half and head, or on the client half alone."""
     model = local_model(node, request, request.trains)
     vector = _laid_out(node, model, request)
@@ -66,11 +66,18 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
     rule = StepRule(
         probing.unit, request.clip_norm, request.scale, request.walk, request.guide_rest
     )
+    spec = OptimizerSpec(**settings, cone=request.cone)
+    if request.holds is not None:
+        from sfl_flower.node.downlink import follow  # few runs need it
+        from sfl_flower.zo.walks import Walking
+
+        walking = Walking(probing.law, vector.shapes, spec, rule, probing.probes)
+        if (stale := follow(node, request, model, walking)) is not None:
+            return stale
     state = node.store.get(_OPTIMIZER) if request.keep_state else None
     uploads = Uploads(request.upload_every)
     rows, taken = [], np.zeros(request.steps, dtype=np.uint8)
     with metered(request.meter, node.device) as usage:
-        spec = OptimizerSpec(**settings, cone=request.cone)
         walk = Walk(vector.anchor, spec, directions, state)
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)

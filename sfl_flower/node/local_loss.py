@@ -47,6 +47,9 @@ class LocalModel(nn.Module):
 def local_model(node: Node, request: LocalRequest, laid_out: str = "") -> LocalModel:
     """Return the process's client half and head with the weights of a request.
 
+    Where the client is to hold them by changes they are as they were: `follow` of
+    `sfl_flower.node.downlink` loads them.
+
     Parameters
     ----------
     node : Node
@@ -62,6 +65,8 @@ def local_model(node: Node, request: LocalRequest, laid_out: str = "") -> LocalM
         return LocalModel(client, node.new_head(request.head))
 
     model = node.memo(("local model", request.head, laid_out), build)
+    if request.holds is not None:
+        return model
     load_travelling(model.client, unpack_state(request.weights, travelling_state(model.client)))
     if request.head_weights:
         head = travelling_state(model.head)

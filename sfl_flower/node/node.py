@@ -212,9 +212,10 @@ class Node:
 
     def new_head(self, kind: str) -> nn.Module:
         """Return a new auxiliary head; its frozen part is the server's, the rest travels."""
-        # Not every layer of a server half can be drawn anew; its frozen ones never are.
-        init = "copy" if kind.startswith(("blocks:", "server")) else "random"
-        return self._lean(self.task.build_head(self.model_seed, kind, init).to(self.device))
+        from sfl_flower.split import own_init  # few clients have a head
+
+        head = self.task.build_head(self.model_seed, kind, own_init(kind))
+        return self._lean(head.to(self.device))
 
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Return inputs [n, ...] and labels [n] of a mini-batch of a round, on the device."""

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from sfl_flower.errors import ConfigError, DataError, SflError, TrainingError
 from sfl_flower.methods import Method
+from sfl_flower.node.downlink import forget_held
 from sfl_flower.node.shares import divide
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.options import check_choice
@@ -149,6 +150,7 @@ def run_plan(
         if backend == "ray":
             return _on_ray(app, task, plan, observer, verbose)
         forget_recent()
+        forget_held()
         with identity(1, SUPERLINK):
             return execute(InlineGrid(app, plan.config.clients), task, plan, observer)
 

@@ -10,7 +10,7 @@ _NAMES = {
     "checks.checks": ["Problem", "check_zeroth_order", "freeze_batch_norm", "problems"],
     "cutting": ["Halves", "cut", "every_cut", "legal_cuts"],
     "graph.half": ["Half"],
-    "heads": ["HEADS", "make_head"],
+    "heads": ["HEADS", "make_head", "own_init"],
     "parameters.batch_norm": ["moving_statistics"],
     "parameters.quantised": [
         "dequantised",

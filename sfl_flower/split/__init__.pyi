@@ -34,6 +34,9 @@ from .heads import (
 from .heads import (
     make_head as make_head,
 )
+from .heads import (
+    own_init as own_init,
+)
 from .parameters.batch_norm import (
     moving_statistics as moving_statistics,
 )

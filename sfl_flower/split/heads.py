@@ -20,7 +20,7 @@ from sfl_flower.split.parameters.travelling import base_state
 from sfl_flower.split.transformers.block_halves import ServerBlocks
 from sfl_flower.split.transformers.first_blocks import first_blocks, first_text_blocks
 
-__all__ = ["HEADS", "make_head"]
+__all__ = ["HEADS", "make_head", "own_init"]
 
 HEADS = ("linear", "pooled", "blocks:<layer>", "task")
 """Kinds of heads. ``linear``: flatten z, one fully connected layer. ``pooled``: average z [N, C, H,
@@ -43,6 +43,14 @@ class RealMean(nn.Module):
         real = (z.detach() != 0).any(dim=-1, keepdim=True).to(z.dtype)
         mean: Tensor = (z * real).sum(dim=1) / real.sum(dim=1).clamp(min=1.0)
         return mean
+
+
+def own_init(kind: str) -> str:
+    """Return how a client draws a head of a kind, before it is sent anything.
+
+    Not every layer of a server half can be drawn anew; its frozen ones never are.
+    """
+    return "copy" if kind.startswith(("blocks:", "server")) else "random"
 
 
 def make_head(

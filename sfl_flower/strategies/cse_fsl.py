@@ -12,28 +12,26 @@ from sfl_flower.config import Settings
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
-from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
+from sfl_flower.server.following import FollowingSettings, FollowingStrategy
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
-from sfl_flower.split import travelling_state
-from sfl_flower.wire import pack_state
 from sfl_flower.wire.local import LocalRequest
 
 __all__ = ["CSEFSL"]
 
 
-class CSEFSL(LocalLossStrategy):
-    """Server side of CSE-FSL; see the module and `LocalLossStrategy`."""
+class CSEFSL(FollowingStrategy):
+    """Server side of CSE-FSL; see the module and `FollowingStrategy`."""
 
     name: ClassVar[str] = "cse_fsl"
-    settings_type: ClassVar[type[Settings]] = LocalLossSettings
+    settings_type: ClassVar[type[Settings]] = FollowingSettings
     facts: ClassVar[Facts] = Facts(
         "backprop on the loss of an auxiliary head",
         client="first order",
         server="first order",
         head=True,
     )
-    settings: LocalLossSettings
+    settings: FollowingSettings
 
     @staticmethod
     def cost(parts: Parts) -> ClientCost:
@@ -48,14 +46,10 @@ class CSEFSL(LocalLossStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of CSE-FSL: local steps everywhere, the server's pass, the means."""
-        client = pack_state(travelling_state(self.client_half))
-        head = pack_state(travelling_state(self.head))
-        requests = {
-            member: self.local_request(LocalRequest, round, member, client, head)
-            for member in cohort
-        }
-        replies = self.ask_local(requests, exchange, self.check_both)
+        replies = self.ask_in_step(LocalRequest, round, cohort, exchange, self.check_both)
         used, losses = self.serve(replies, exchange, [self.server])
         with self.averaging(exchange):
             self.average_both(used.values())
+        if used:
+            self.downlink.advance(exchange.tally)
         return self.outcome(round, used.values(), losses, exchange)

@@ -14,18 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import ConfigError, JournalError, WireError
-from sfl_flower.options import Choice, Momentum, Range, Rate
+from sfl_flower.errors import ConfigError, WireError
+from sfl_flower.options import Momentum, Range, Rate
 from sfl_flower.server.cost import ClientCost, Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
+from sfl_flower.server.following import FollowingStrategy
 from sfl_flower.server.guided import GuideSettings, NextGuide, check_local_guide
-from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
+from sfl_flower.server.local_walks import LocalWalks, WalkSettings, check_walks_down
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.probing import (
     Noise,
@@ -44,19 +43,15 @@ from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import buffers_of, travelling_state
 from sfl_flower.training.optim import load_slots, slots
-from sfl_flower.wire import pack_state
-from sfl_flower.wire.heron import UPLINKS, WALKS, HERONRequest
+from sfl_flower.wire.heron import WALKS, HERONRequest
 from sfl_flower.wire.local import LocalReply
 from sfl_flower.zo import (
     OptimizerSpec,
     ParameterVector,
     StepRule,
-    Walk,
-    client_stream,
-    run_key,
-    step_keys,
     trained_names,
 )
+from sfl_flower.zo.walks import Walking
 
 __all__ = ["HERON", "HERONSettings"]
 
@@ -64,7 +59,7 @@ _TRAINER = "trainer."
 
 
 @dataclass(frozen=True)
-class HERONSettings(GuideSettings, LocalLossSettings):
+class HERONSettings(GuideSettings, WalkSettings):
     """Settings of HERON-SFL, beside those of probes (the paper has one a step).
 
     The defaults are those that learned best on Fashion-MNIST (``docs/results/heron.md``); the
@@ -74,12 +69,6 @@ class HERONSettings(GuideSettings, LocalLossSettings):
     ----------
     client_optimizer : {"sgd", "momentum", "adam", "adamw", "radazo", "hiso"}
         Replayable optimiser of client half and head.
-    uplink : {"scalars", "weights"}
-        What a client sends of its steps: h x P scalars, from which the server rebuilds its
-        weights, or the weights (the paper). Both give the same bits.
-    head_trainer : {"server", "client"}
-        Who trains the head: the server, by backprop on the uploaded smashed data, so that clients
-        move their half alone, or the client, by zeroth order jointly with its half (the paper).
     head_lr : float
         Learning rate of the server's optimiser on the head, for `head_trainer=server`.
     scalar_limit : float
@@ -92,8 +81,6 @@ class HERONSettings(GuideSettings, LocalLossSettings):
     client_lr_schedule: Schedule = "cosine"
     client_lr_warmup: Warmup = 0.05
     probes: Probes = 32
-    uplink: Annotated[str, Choice(UPLINKS)] = "scalars"
-    head_trainer: Annotated[str, Choice(("client", "server"))] = "server"
     head_lr: Annotated[float, Range(0)] = 0.02
     scalar_limit: Annotated[float, Range(0)] = 1e6
 
@@ -124,8 +111,8 @@ class HERONSettings(GuideSettings, LocalLossSettings):
         return found
 
 
-class HERON(LocalLossStrategy):
-    """Server side of HERON-SFL; see the module and `LocalLossStrategy`."""
+class HERON(FollowingStrategy):
+    """Server side of HERON-SFL; see the module and `FollowingStrategy`."""
 
     name: ClassVar[str] = "heron"
     settings_type: ClassVar[type[Settings]] = HERONSettings
@@ -150,9 +137,10 @@ class HERON(LocalLossStrategy):
 
     @classmethod
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
-        """Refuse also what `check_whole` and `check_local_guide` do."""
+        """Refuse also what `check_whole` and `check_local_guide` do, and walks of no mean."""
         assert isinstance(settings, HERONSettings)
         super().check_options(config, settings)
+        check_walks_down(config, settings)
         check_local_guide(settings, settings.head_trainer)
         check_whole(config, settings)
 
@@ -172,18 +160,29 @@ class HERON(LocalLossStrategy):
             self.settings.probing(), both, lambda x: self.head(self.client_half(x)), x, names
         )
         self.vector = ParameterVector(both, names)
+        settings = self.settings
+        own = (settings.clip_norm, settings.scale, settings.walk, settings.guide_rest)
+        rule = StepRule(settings.probing().unit, *own)
+        shapes, spec = self.vector.shapes, settings.spec()
+        walking = Walking(settings.direction, shapes, spec, rule, settings.probes)
+        self.walks = LocalWalks(self.vector, walking, self.config, self.name)
         self.trainer: Trainer | None = None
         if self.settings.head_trainer == "server":
             config = dataclasses.replace(self.config, server_lr=self.settings.head_lr)
             task = self.task
             self.trainer = Trainer(self.head, task.loss, task.classes, config, task.ignore_label)
-        own = (self.client_half, self.vector, self.trainer)
-        self.next = NextGuide.of(self.settings, self.task, self.config, *own)
+        parts = (self.client_half, self.vector, self.trainer)
+        self.next = NextGuide.of(self.settings, self.task, self.config, *parts)
 
     @property
     def trains(self) -> str:
         """What clients move."""
         return "client" if self.settings.head_trainer == "server" else "both"
+
+    @property
+    def trained_here(self) -> tuple[str, ...]:
+        """The head, where the server trains it."""
+        return ("head",) if self.trains == "client" else ()
 
     def server_halves(self) -> list[Trainer]:
         """Return the server half, and the head where it is trained here."""
@@ -212,10 +211,23 @@ class HERON(LocalLossStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of HERON-SFL: forward-only steps everywhere, the server's pass, means."""
-        client = pack_state(travelling_state(self.client_half))
-        head = pack_state(travelling_state(self.head))
-        requests = {member: self._request(round, member, client, head) for member in cohort}
-        replies = self.ask_local(requests, exchange, self._check)
+        settings, lr = self.settings, self.rate(round)
+        replies = self.ask_in_step(
+            HERONRequest,
+            round,
+            cohort,
+            exchange,
+            self._check,
+            probing=settings.probing(),
+            uplink=settings.uplink,
+            trains=self.trains,
+            clip_norm=settings.clip_norm,
+            scale=settings.scale,
+            cone=settings.cone,
+            walk=settings.walk,
+            guide=self.next.guide,
+            guide_rest=settings.guide_rest,
+        )
         steps = {
             member: reply.scalars[reply.taken > 0]
             for member, reply in replies.items()
@@ -230,33 +242,12 @@ class HERON(LocalLossStrategy):
         )
         with self.averaging(exchange):
             self.average_states([arrived[member] for member in used], used.values())
+        if used:
+            told = settings.walks_down and not exchange.tally.refused
+            walks = self.walks.together(round, lr, used, self.next.guide) if told else None
+            self.downlink.advance(exchange.tally, walks)
         self.next.make(round + 1, used, self.settings.upload_every, exchange.tally)
         return self.outcome(round, used.values(), losses, exchange)
-
-    def _request(
-        self,
-        round: int,
-        member: Member,
-        client: Mapping[str, np.ndarray],
-        head: Mapping[str, np.ndarray],
-    ) -> HERONRequest:
-        settings = self.settings
-        return self.local_request(
-            HERONRequest,
-            round,
-            member,
-            client,
-            head,
-            probing=settings.probing(),
-            uplink=settings.uplink,
-            trains=self.trains,
-            clip_norm=settings.clip_norm,
-            scale=settings.scale,
-            cone=settings.cone,
-            walk=settings.walk,
-            guide=self.next.guide,
-            guide_rest=settings.guide_rest,
-        )
 
     def _check(self, reply: LocalReply) -> None:
         """Refuse a reply whose scalars or weights do not fit client half and head."""
@@ -279,17 +270,21 @@ class HERON(LocalLossStrategy):
             "head.", received_state(reply.head_weights, head)
         )
 
+    def rate(self, round: int) -> float:
+        """Return the learning rate of the clients' steps in a round."""
+        return self.settings.client_rate(round, self.config.rounds)
+
     def _arrived(
         self, round: int, replies: Mapping[Member, LocalReply], exchange: Exchange
     ) -> dict[Member, dict[str, Tensor]]:
         """Return where each client's steps led, rebuilt from its scalars where those came."""
         found: dict[Member, dict[str, Tensor]] = {}
-        own = self.vector.named(self.vector.anchor)
+        own, lr = self.vector.named(self.vector.anchor), self.rate(round)
         for member, reply in replies.items():
             try:
                 state = self._sent(reply)
                 if reply.scalars is not None and reply.taken is not None:
-                    walked = self.rebuild(round, member, reply.scalars, reply.taken)
+                    walked = self.walks.end(round, lr, member, reply, self.next.guide)
                     check_bounds(walked, own)
                     state |= walked
             except WireError as error:
@@ -297,51 +292,3 @@ class HERON(LocalLossStrategy):
                 continue
             found[member] = state
         return found
-
-    def rebuild(
-        self, round: int, member: Member, scalars: np.ndarray, taken: np.ndarray
-    ) -> dict[str, Tensor]:
-        """Return the parameters a client came to, from its scalars.
-
-        Parameters
-        ----------
-        round : int
-            The round.
-        member : Member
-            The client, whose key its directions follow from.
-        scalars : numpy.ndarray
-            v, float32, shape [h, P], or [h, P + 1] with a guide, which is that of the round.
-        taken : numpy.ndarray
-            1 for each step that was taken, uint8, shape [h].
-
-        Returns
-        -------
-        dict[str, Tensor]
-            Names ``client.…`` and ``head.…``; the client's own bits.
-
-        Raises
-        ------
-        WireError
-            If they are not finite, or a scalar is beyond what a guide can be multiplied by.
-        """
-        settings = self.settings
-        flat = self.vector.anchor.cpu().clone()
-        key = run_key("heron", self.config.client_key(member.partition))
-        directions = self.vector.directions(key, settings.direction)
-        walk, stream = Walk(flat, settings.spec(), directions), client_stream(member.partition)
-        lr, unit = settings.client_rate(round, self.config.rounds), settings.probing().unit
-        own = (settings.clip_norm, settings.scale, settings.walk, settings.guide_rest)
-        rule = StepRule(unit, *own)
-        for step in np.flatnonzero(taken).tolist():
-            keys = step_keys(round, step, stream, settings.probes)
-            try:
-                factors, guide = rule.terms(scalars[step], keys, directions, self.next.guide)
-            except JournalError as error:
-                raise WireError(str(error)) from error
-            walk.step(keys, factors, lr, guide)
-        if not torch.isfinite(flat).all():
-            raise WireError(
-                "its scalars lead to parameters that are not finite; lower client-lr or "
-                "scalar-limit if this repeats."
-            )
-        return self.vector.named(flat)

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from sfl_flower.wire.common import Setup, check_batch
+from sfl_flower.wire.downlink import WEIGHTS, Way, change_bytes
 from sfl_flower.wire.fields import (
     BatchSize,
     HeadWeights,
@@ -25,6 +26,8 @@ from sfl_flower.wire.fields import (
     Trained,
     Weights,
     array,
+    hexadecimal,
+    octets,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
 from sfl_flower.wire.reader import Reader
@@ -43,6 +46,16 @@ class LocalRequest(Request):
         h and k: steps 0, k, 2k, … < h send smashed data.
     head : str
         Kind of the auxiliary head.
+    weights, head_weights : Packed
+        Client half and head; of what the client is to have by changes, what these do not tell of.
+    downlink, head_downlink : str
+        How client half and head come down, see `sfl_flower.wire.downlink`.
+    holds : str or None
+        Names what the client holds of them afterwards, in hex; None where it keeps nothing.
+    base : str or None
+        Names what it must hold before; None where both came whole.
+    changes : bytes or None
+        What changed in between; None for nothing.
     """
 
     ACTION: ClassVar[str] = "local"
@@ -58,6 +71,19 @@ class LocalRequest(Request):
     weights: Weights
     head_weights: HeadWeights = field(default_factory=dict)
     meter: Meter = "none"
+    downlink: Way = WEIGHTS
+    head_downlink: Way = WEIGHTS
+    holds: Annotated[str, hexadecimal()] | None = None
+    base: Annotated[str, hexadecimal()] | None = None
+    changes: Annotated[bytes, octets(change_bytes)] | None = None
+
+    def check(self, reader: Reader) -> None:
+        """Refuse changes since nothing, and a version that is to be held of what comes whole."""
+        follows = (self.downlink, self.head_downlink) != (WEIGHTS, WEIGHTS)
+        if follows != (self.holds is not None):
+            raise reader.fail("does not say what the client is to hold, or says it needlessly")
+        if (self.changes is not None and self.base is None) or (self.base and not follows):
+            raise reader.fail("brings changes without saying since when")
 
     def asks(self) -> Asked:
         """Ask for every k-th step's smashed data."""

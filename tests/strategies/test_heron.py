@@ -24,8 +24,8 @@ from sfl_flower.data import batch_indices, client_key
 from sfl_flower.errors import ConfigError, CutError
 from sfl_flower.methods import read_options
 from sfl_flower.node.local_loss import LocalModel, Uploads, local_model
+from sfl_flower.server import local_walks
 from sfl_flower.server.exchange import Exchange
-from sfl_flower.strategies import heron as server
 from sfl_flower.task import SplitTask
 from sfl_flower.zo import (
     Direction,
@@ -522,7 +522,7 @@ def test_duplicated_clients_change_no_client_half_and_no_head(mean: str) -> None
 def test_with_equal_keys_duplicates_change_nothing_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (client, server):
+    for module in (client, local_walks):
         monkeypatch.setattr(module, "client_stream", lambda partition: partition % 3 + 1)
     monkeypatch.setattr(RunConfig, "client_key", lambda config, partition: f"{partition % 3}")
     shares = [tiny.samples(1, n) for n in range(3)]  # one sample: one order of its batch

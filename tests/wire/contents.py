@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sfl_flower.wire import JoinReply, JoinRequest, Setup, StaleReply, Sync, Usage
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
+from sfl_flower.wire.downlink import block
 from sfl_flower.wire.draft import Draft
 from sfl_flower.wire.fedavg import FullReply, FullRequest
 from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
@@ -119,9 +120,9 @@ MESSAGES: dict[str, Any] = {
         WEIGHTS,
         {"float32": np.ones(2, np.float32)},
         "memory",
-        Probing(5, "sphere", 1e-2, "central"),
-        "scalars",
-        "client",
+        probing=Probing(5, "sphere", 1e-2, "central"),
+        uplink="scalars",
+        trains="client",
     ),
     "heron, guided": HERONRequest(
         4,
@@ -151,13 +152,33 @@ MESSAGES: dict[str, Any] = {
         WEIGHTS,
         {},
         "none",
-        Probing(5),
-        "scalars",
-        "client",
-        0.5,
-        "spread",
-        0.25,
-        True,
+        probing=Probing(5),
+        uplink="scalars",
+        trains="client",
+        clip_norm=0.5,
+        scale="spread",
+        cone=0.25,
+        walk=True,
+    ),
+    "heron, followed": HERONRequest(
+        4,
+        3,
+        2,
+        8,
+        SETUP,
+        "linear",
+        "{}",
+        False,
+        {},
+        {},
+        downlink="scalars",
+        head_downlink="int8",
+        holds="ab" * 16,
+        base="cd" * 16,
+        changes=block("head", b"\x00" * 5),
+        probing=Probing(5),
+        uplink="scalars",
+        trains="client",
     ),
     "probe, stacked": ProbeRequest(
         4, 8, 1, SETUP, Z, 0, Probing(5, "rank_one", 1e-3, "central", stack=4)

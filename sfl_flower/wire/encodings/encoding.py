@@ -18,12 +18,16 @@ if TYPE_CHECKING:  # what few runs need
 
 __all__ = ["NAMES", "Encoding", "Format", "check_finite"]
 
-NAMES = {"smashed": "smashed data", "gradients": "cut gradients"}
-"""What errors call the two."""
+NAMES = {
+    "smashed": "smashed data",
+    "gradients": "cut gradients",
+    "downlink": "differences of weights",
+}
+"""What errors call what is encoded."""
 
 
 def check_finite(values: np.ndarray, what: str) -> None:
-    """Raise `WireError` if a value of smashed data or of cut gradients is not finite."""
+    """Raise `WireError` if a value of what is encoded is not finite."""
     if not np.isfinite(values).all():
         raise WireError(
             f"The {NAMES[what]} hold a value that is not finite, which this encoding cannot say; "
@@ -125,7 +129,7 @@ class Encoding:
         ----------
         values : numpy.ndarray
             float32, shape [n, ...] or, without padding, [rows, ...].
-        what : {"smashed", "gradients"}
+        what : {"smashed", "gradients", "downlink"}
             What they are; also the option that chose this encoding.
 
         Raises
