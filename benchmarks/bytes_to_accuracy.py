@@ -29,9 +29,9 @@ METHODS = ("heron", "ho_sfl")
 HEADS: Mapping[str, str] = {
     "int8": "int8",
     "int4_deflate": "int4+deflate",
-    "int4_deflate_topk": "topk:0.1+int4+deflate",
+    "uniform": "uniform:1+deflate",
 }
-"""How HERON-SFL's head comes down, by the names of `PAIRS`."""
+"""How HERON-SFL's head comes down, by the names of `PAIRS` that it has."""
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         ]
         for method in methods
         for pair in pairs
+        if method == "ho_sfl" or pair in HEADS
     }
     every = [*first, *(job for jobs in rows.values() for job in jobs)]
     done = run_jobs(every, args.bytes_to_accuracy_workers, args.bytes_to_accuracy_out, train)
@@ -125,7 +126,7 @@ def forward_only(method: str, pair: str, seed: int, rounds: int, evaluations: in
         plain = coded(PLACES["fashion"], PAIRS[pair], seed, rounds)
         return _evaluated(plain, rounds, evaluations)
     plain = learning.job("heron", SERVER_LR, seed, rounds)
-    ways = {"smashed": PAIRS[pair][0], "downlink": "auto", "head_downlink": HEADS[pair]}
+    ways = {"smashed": PAIRS[pair]["smashed"], "downlink": "auto", "head_downlink": HEADS[pair]}
     return _evaluated(plain, rounds, evaluations, **ways)
 
 
@@ -165,6 +166,6 @@ def _megabytes(count: float) -> str:
 
 
 def _said(job: Job) -> str:
-    names = ("smashed", "gradients", "downlink", "head_downlink")
+    names = ("smashed", "gradients", "temporal", "downlink", "head_downlink")
     told = [f"{name}={job.options[name]}" for name in names if name in job.options]
     return f"{job.method} ({', '.join(told)})"
