@@ -32,7 +32,7 @@ __all__ = ["AnchoredStrategy"]
 class AnchoredStrategy(JournalledStrategy):
     """Base of methods whose clients send smashed data from which the server half learns."""
 
-    _recall: Recall | None
+    _recall: Recall | None = None
 
     def prepare(self) -> None:
         """Check the pace of the server half, and remember nothing of what clients sent."""
