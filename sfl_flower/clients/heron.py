@@ -74,7 +74,7 @@ def local(node: Node, request: HERONRequest) -> LocalReply:
         walk = Walk(vector.anchor, spec, directions, state)
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)
-            us = walk.in_cone([directions.of(each) for each in keys]) + more
+            us = walk.in_cone(directions.of_keys(keys)) + more
             scalars = _probe(node, model, vector, us, request, step, uploads)
             terms = _terms(rule, scalars, keys, directions, request.guide)
             # A step whose scalars are none that can be is skipped, here and where it is rebuilt.

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.zo.keys import Key
-from sfl_flower.zo.law import F32, Shapes, Values
-from sfl_flower.zo.signs import PackedSigns
+from sfl_flower.zo.law import F32, Shapes, Values, upload
+from sfl_flower.zo.signs import PackedSigns, outer, signs_of
 from sfl_flower.zo.sums import fixed_sum
 
 if TYPE_CHECKING:
@@ -331,6 +333,19 @@ class _RankOne(Values):
             row, column = np.divmod(at, last - middle)
             size = np.multiply(rows[row], self._factors[middle:last][column])
             np.multiply(out[here], size, out=out[here])
+
+    def on(self, device: torch.device, start: int, stop: int, constant: np.float32) -> Tensor:
+        """Return the elements on a device; a piece of the guide crosses, not as many numbers."""
+        packed = upload(self._signs.packed(start, stop), device)
+        signs = signs_of(packed)[start % 8 :][: stop - start]
+        factors = upload(self._factors, device)
+        for low, high, first, middle, last in self._grids:
+            here = slice(max(low, start) - start, min(high, stop) - start)
+            if here.start < here.stop:
+                rows = factors[first:middle] * float(constant)
+                part = start + here.start - low, start + here.stop - low
+                signs[here].mul_(outer(rows, factors[middle:last], *part))
+        return signs
 
 
 def _squared(factors: NDArray[np.float64], grids: Sequence[_Grid]) -> float:

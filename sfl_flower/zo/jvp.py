@@ -109,7 +109,7 @@ class JVP(Estimator):
 def _tangent(
     evaluate: Callable[[], Tensor], vector: ParameterVector, direction: Direction
 ) -> Tensor | None:
-    along = list(vector.named(direction.values().to(vector.anchor.device)).values())
+    along = list(vector.named(direction.on(vector.anchor.device)).values())
     with vector.probe(direction, 0.0, at_once=True):  # memory to write in; the anchor stays
         return derivative(evaluate, vector.parameters, along)
 
