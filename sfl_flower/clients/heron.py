@@ -129,6 +129,7 @@ def _probe(
     if parts is not None and Sweep.fits(request.probing):
         return _swept(node, model, parts, vector, directions, request, step, uploads)
     x, y = node.batch(request.round, step, request.batch_size)
+    batches = micro_batches(node, request.round, step, x, y)
 
     def uploaded(part: MicroBatch) -> Tensor:
         z = model.client(part.x)
@@ -137,10 +138,10 @@ def _probe(
         return output
 
     def loss() -> Tensor:  # the same masks in every forward of the step
-        return batch_loss(node, lambda part: model(part.x), request.round, step, x, y)
+        return batch_loss(node, lambda part: model(part.x), batches)
 
     with torch.no_grad():
-        anchor = batch_loss(node, uploaded, request.round, step, x, y)
+        anchor = batch_loss(node, uploaded, batches)
     uploads.note(anchor)
     with kept_buffers(model):  # running statistics are the anchor's alone
         at_once = together(

@@ -110,7 +110,7 @@ class Directions:
 
     def of(self, key: Key) -> Direction:
         """Return the direction that a key names; what it draws is kept for further use."""
-        return Direction(self, self.values(key), key)
+        return self.of_keys([key])[0]
 
     def along(self, guide: Guide) -> Direction:
         """Return the direction that a guide is.
