@@ -125,7 +125,7 @@ def _waits(packet: Any, args: Any, kwargs: dict[str, Any], here: list[Tensor]) -
         return bool(here) or any(leaf.dtype in (torch.bool, torch.uint8) for leaf in places)
     if packet is _ATEN._to_copy:
         device = kwargs.get("device")
-        to_host = bool(device) and torch.device(device) != SECOND
+        to_host = device is not None and torch.device(device) != SECOND
         return to_host or (bool(here) and not kwargs.get("non_blocking"))
     if packet is _ATEN.copy_:
         at_once = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))

@@ -819,10 +819,10 @@ def test_a_local_loss_that_is_not_finite_costs_the_client_the_round(
 ) -> None:
     own, calls = Uploads.note, 0
 
-    def note(uploads: Any, loss: Tensor) -> float:
+    def note(uploads: Any, loss: Tensor) -> None:
         nonlocal calls
         calls += 1
-        return own(uploads, loss * (float("nan") if calls == 13 else 1.0))
+        own(uploads, loss * (float("nan") if calls == 13 else 1.0))
 
     monkeypatch.setattr(Uploads, "note", note)
     trial = train()

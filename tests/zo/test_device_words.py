@@ -130,7 +130,8 @@ def test_a_guide_on_a_device_has_the_bits_of_the_cpu() -> None:
 def test_factors_on_a_device_are_those_of_the_cpu() -> None:
     direction = Directions(RUN, "rank_one", SHAPES).of(Key(4))
     with second_device():
-        there = [(a if a is None else a.cpu(), b.cpu()) for a, b in direction.factors_on(SECOND)]
+        made: Any = direction.factors_on(SECOND)
+        there = [(a if a is None else a.cpu(), b.cpu()) for a, b in made]
     here: Any = direction.factors()
     for factors, (rows, columns) in zip(here, there, strict=True):
         assert np.array_equal(factors.columns, columns.numpy())
