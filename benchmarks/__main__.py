@@ -32,6 +32,7 @@ BENCHMARKS = {
     "forwards": "client forwards and backwards a step beside the closed forms",
     "memory": "a client's peak: HERON-SFL beside CSE-FSL, first order at equal memory (minutes)",
     "cost": "a client's peak beside a plain forward's, and the time of a probe by layers",
+    "gpu": "equality with the CPU, waits, peaks and speed on a GPU; scripts/gpu_check.sh (minutes)",
     "cut_bytes": "bytes across the cut in encodings, and what they cost in accuracy (long)",
     "profile": "seconds of a profile of every cut, predicted peaks beside measured ones (minutes)",
     "cuts": "halves that give the bits of the whole, at every legal cut of every architecture",

@@ -197,7 +197,9 @@ class Law(ABC):
 
         Parameters
         ----------
-        stream_keys, shapes
-            As for `values`, a key for each direction.
+        stream_keys : sequence of int
+            128-bit key of the stream of each direction.
+        shapes : tuple of tuple of int
+            As for `values`.
         """
         return [self.values(key, shapes, once=False) for key in stream_keys]

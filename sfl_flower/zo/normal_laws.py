@@ -136,5 +136,5 @@ class _Radii:
         for low in range(0, self.size, _DEVICE_BLOCK):
             high = min(self.size, low + _DEVICE_BLOCK)
             x = _unscaled_on(device, key, low, high).to(torch.float64)
-            total += x.square_().mul_(_FIXED_POINT).round_().to(torch.int64).sum()
+            total += (x * x).mul_(_FIXED_POINT).round_().to(torch.int64).sum()
         return total
