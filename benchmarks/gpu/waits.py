@@ -74,7 +74,7 @@ def waits(device: torch.device) -> Iterator[Counter[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
     for warning in said:
-        if "synchronizing" in str(warning.message):
+        if "called a synchronizing" in str(warning.message):
             found[f"{warning.filename.rpartition('/')[2]}:{warning.lineno}"] += 1
 
 
