@@ -33,6 +33,7 @@ BENCHMARKS = {
     "forwards": "client forwards and backwards a step beside the closed forms",
     "memory": "a client's peak: HERON-SFL beside CSE-FSL, first order at equal memory (minutes)",
     "cost": "a client's peak beside a plain forward's, and the time of a probe by layers",
+    "gpu": "equality with the CPU, waits, peaks and speed on a GPU; scripts/gpu_check.sh (minutes)",
     "cut_bytes": "bytes across the cut in encodings, and what they cost in accuracy (long)",
     "pipeline": "what HO-SFL learns pipelined, beside its plain form and the frozen client (long)",
     "bytes_to_accuracy": "bytes to SplitFed V2's accuracy less a point, Fashion-MNIST (long)",

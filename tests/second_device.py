@@ -16,12 +16,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-__all__ = ["SECOND", "second_device"]
+__all__ = ["SECOND", "second_device", "waits"]
 
 SECOND = torch.device("meta")
 _ATEN = torch.ops.aten
 # What moves values between devices, and what takes rows by places that lie on the CPU.
 _CROSSES = (_ATEN._to_copy, _ATEN.copy_, _ATEN.index, _ATEN.set_data)
+# What gives the host a number of the device, or a tensor whose size is one.
+_TELLS = (
+    _ATEN._local_scalar_dense, _ATEN.equal, _ATEN.is_nonzero, _ATEN.nonzero, _ATEN.masked_select,
+    _ATEN._unique2, _ATEN.repeat_interleave,
+)  # fmt: skip
+_seen: list[str] | None = None
 
 
 class _There(Tensor):
@@ -73,6 +79,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not there and not to_second:
         return func(*args, **kwargs)
     here = [leaf for leaf in flat if isinstance(leaf, Tensor) and not isinstance(leaf, _There)]
+    if _seen is not None and _waits(func.overloadpacket, args, kwargs, here):
+        _seen.append(str(func))
     if there and any(leaf.dim() for leaf in here) and func.overloadpacket not in _CROSSES:
         raise RuntimeError(f"Expected all tensors to be on the same device, in {func}.")
     plain = tree_map(lambda leaf: leaf._here if isinstance(leaf, _There) else leaf, (args, kwargs))
@@ -105,3 +113,32 @@ def second_device() -> Iterator[Callable[[str, str], torch.device]]:
 
     with _Intercepted():  # type: ignore[no-untyped-call]
         yield find
+
+
+def _waits(packet: Any, args: Any, kwargs: dict[str, Any], here: list[Tensor]) -> bool:
+    """Tell whether the host would wait for a GPU that did this; `here` are its tensors of the CPU.
+
+    Torch waits for every copy to the host, and for one from the host unless it is told not to.
+    """
+    if packet is _ATEN.index:
+        places = [leaf for leaf in args[1] if leaf is not None]
+        return bool(here) or any(leaf.dtype in (torch.bool, torch.uint8) for leaf in places)
+    if packet is _ATEN._to_copy:
+        device = kwargs.get("device")
+        to_host = device is not None and torch.device(device) != SECOND
+        return to_host or (bool(here) and not kwargs.get("non_blocking"))
+    if packet is _ATEN.copy_:
+        at_once = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        return not isinstance(args[0], _There) or (bool(here) and at_once and args[1].dim() > 0)
+    return packet in _TELLS
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Note, for the length of a block on the second device, what a host would wait for."""
+    global _seen
+    before, _seen = _seen, []
+    try:
+        yield _seen
+    finally:
+        _seen = before

@@ -69,7 +69,8 @@ def _probe(
     """Return scalars [P], loss and number of samples of one mini-batch."""
     half = node.whole
     x, y = node.batch(request.round, step, request.batch_size)
-    seen: list[float] = []
+    batches = micro_batches(node, request.round, step, x, y)
+    seen: list[Tensor] = []
     probing, zero = request.probing, torch.zeros((), dtype=torch.float64, device=x.device)
 
     def forward(part: MicroBatch) -> Tensor:
@@ -77,24 +78,25 @@ def _probe(
         return output
 
     def loss() -> Tensor:
-        value = batch_loss(node, forward, request.round, step, x, y)
-        seen.append(float(value))
+        value = batch_loss(node, forward, batches)
+        seen.append(value)
         return value
 
     if half.parted is None or not Sweep.fits(probing):
         scalars = loss_scalars(loss, half.trained, directions, probing)
     else:
         sweep = Sweep(half.trained, directions, probing, zero)
-        for part in micro_batches(node, request.round, step, x, y):
+        for part in batches:
             run = settled(half.parted, part.x, part.draws)
             sweep.add(partial(plus_settled, node, part, len(y), run, lambda output: output))
             del run  # or the next first part would run beside what this one gave
-        scalars, seen = sweep.scalars(), [float(value) for value in sweep.sums]
+        scalars, seen = sweep.scalars(), sweep.sums
     if not torch.isfinite(scalars).all():
         raise TrainingError(
             f"The scalars of local step {step} are not finite, so the client is left out of the "
             "round; lower client-lr or mu if this repeats."
         )
     # Without a forward at θ itself the mean over all is as good.
-    anchored = probing.rule.anchored
-    return scalars, seen[0] if anchored else sum(seen) / len(seen), len(y)
+    losses = torch.stack([value.double().reshape(()) for value in seen]).cpu().tolist()
+    loss_here = losses[0] if probing.rule.anchored else sum(losses) / len(losses)
+    return scalars, loss_here, len(y)

@@ -81,7 +81,7 @@ def local(node: Node, request: HERONRequest) -> LocalReply | StaleReply:
         walk = Walk(vector.anchor, spec, directions, state)
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)
-            us = walk.in_cone([directions.of(each) for each in keys]) + more
+            us = walk.in_cone(directions.of_keys(keys)) + more
             scalars = _probe(node, model, vector, us, request, step, uploads)
             terms = _terms(rule, scalars, keys, directions, request.guide)
             # A step whose scalars are none that can be is skipped, here and where it is rebuilt.
@@ -136,6 +136,7 @@ def _probe(
     if parts is not None and Sweep.fits(request.probing):
         return _swept(node, model, parts, vector, directions, request, step, uploads)
     x, y = node.batch(request.round, step, request.batch_size)
+    batches = micro_batches(node, request.round, step, x, y)
 
     def uploaded(part: MicroBatch) -> Tensor:
         z = model.client(part.x)
@@ -144,10 +145,10 @@ def _probe(
         return output
 
     def loss() -> Tensor:  # the same masks in every forward of the step
-        return batch_loss(node, lambda part: model(part.x), request.round, step, x, y)
+        return batch_loss(node, lambda part: model(part.x), batches)
 
     with torch.no_grad():
-        anchor = batch_loss(node, uploaded, request.round, step, x, y)
+        anchor = batch_loss(node, uploaded, batches)
     uploads.note(anchor)
     with kept_buffers(model):  # running statistics are the anchor's alone
         at_once = together(

@@ -149,16 +149,20 @@ def _scalars(
         forward = partial(run, x) if parted is None else _rest(parted, x, crossed(parts[0]))
         return surrogate_scalars(forward, vector, us, probing, anchor, weight, at_once)
 
-    def gained(rows: slice, run: Callable[[], Tensor], found: Tensor) -> Tensor:
+    def of(rows: slice) -> tuple[Tensor, Tensor]:
+        """Return z and λ of some rows."""
+        return read_only(z[rows], node.device), read_only(lam[rows], node.device)
+
+    def gained(told: tuple[Tensor, Tensor], run: Callable[[], Tensor], found: Tensor) -> Tensor:
         """Return what was found and ``<λ, f_c(x; θ) - z>`` of some rows at the θ of the moment."""
-        gain = run() - read_only(z[rows], node.device)
-        return found + totals(gain.mul_(read_only(lam[rows], node.device)), probing.channel)
+        gain = run() - told[0]
+        return found + totals(gain.mul_(told[1]), probing.channel)
 
     def change() -> Tensor:
         """Return ``<λ, f_c(x; θ) - z>`` at the θ of the moment, float64: 0 at the anchor."""
         found = still
         for rows in parts:
-            found = gained(rows, partial(run_half, module, x[rows]), found)
+            found = gained(of(rows), partial(run_half, module, x[rows]), found)
         return found
 
     channels = lam.shape[probing.channel] if probing.channel else 0
@@ -167,7 +171,7 @@ def _scalars(
         return loss_scalars(change, vector, us, probing, still)
     sweep = Sweep(vector, us, probing, still, given=True)
     for rows in parts:
-        sweep.add(partial(gained, rows, _rest(parted, x[rows], crossed(rows))))
+        sweep.add(partial(gained, of(rows), _rest(parted, x[rows], crossed(rows))))
     return sweep.scalars(still)
 
 

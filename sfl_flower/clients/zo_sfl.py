@@ -67,7 +67,7 @@ def _probe(
     """Return z at θ_c + μu_1, θ_c - μu_1, θ_c + μu_2, …, one after another, and the labels."""
     x, y = node.batch(request.round, request.step, request.batch_size)
     directions, mu = _directions(node, vector, request), request.probing.mu
-    us = [directions.of(key) for key in _keys(node, request, request.step)]
+    us = directions.of_keys(_keys(node, request, request.step))
     points = [(u, length) for u in us for length in (mu, -mu)]
     parts = smashed_at(node, node.half, request.round, request.step, x, points)
     return np.concatenate(parts), to_array(y.to(torch.int64))

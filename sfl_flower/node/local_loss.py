@@ -124,7 +124,7 @@ class Uploads:
         self._y: list[np.ndarray] = []
         self._sizes: dict[int, int] = {}
         self.samples = 0
-        self.losses: list[float] = []
+        self._losses: list[Tensor] = []
 
     def add(self, step: int, z: Tensor, y: Tensor) -> None:
         """Count samples of a step, and keep them if it is a k-th step; z before the step."""
@@ -144,11 +144,9 @@ class Uploads:
         sizes = np.array([*self._sizes.values()], dtype=np.int64)
         return np.concatenate(self._z), np.concatenate(self._y), sizes
 
-    def note(self, loss: Tensor) -> float:
-        """Remember the local loss of a step and return it."""
-        value = float(loss.detach())
-        self.losses.append(value)
-        return value
+    def note(self, loss: Tensor) -> None:
+        """Remember the local loss of a step; it is read when all steps are done."""
+        self._losses.append(loss.detach().double().reshape(()))
 
     def reply(self, request: LocalRequest, usage: Usage, **more: Any) -> LocalReply:
         """Return the reply of a round of local steps.
@@ -167,7 +165,7 @@ class Uploads:
         TrainingError
             If the local loss was not finite.
         """
-        loss = float(np.mean(self.losses))
+        loss = float(to_array(torch.stack(self._losses)).mean())
         if not np.isfinite(loss):
             raise TrainingError(
                 f"The local loss is {loss}; lower client-lr if this repeats. The client's weights "

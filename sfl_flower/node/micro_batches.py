@@ -8,7 +8,7 @@ together (`Setup.micro_batch` is 0, or as many as there are) it is that to the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -79,8 +79,11 @@ def rows_together(node: Node, count: int) -> list[slice]:
     return list(chunks(count, node.micro_batch or count))
 
 
-def micro_batches(node: Node, round: int, step: int, x: Tensor, y: Tensor) -> Iterator[MicroBatch]:
-    """Yield the micro-batches of a mini-batch.
+def micro_batches(node: Node, round: int, step: int, x: Tensor, y: Tensor) -> list[MicroBatch]:
+    """Return the micro-batches of a mini-batch, parts of its tensors.
+
+    Made once for all forwards of a mini-batch: where not every label counts, the host asks the
+    device how many do.
 
     Parameters
     ----------
@@ -91,17 +94,22 @@ def micro_batches(node: Node, round: int, step: int, x: Tensor, y: Tensor) -> It
     x, y : Tensor
         Its inputs [n, ...] and labels [n, ...].
     """
-    ignored, parts = node.task.ignore_label, rows_together(node, len(y))
-    for rows in parts:
-        share = 1.0
-        if len(parts) > 1:
-            share = _counted(y[rows], ignored) / max(1, _counted(y, ignored))
-        draws = partial(node.draws, round, step, rows.start)
-        yield MicroBatch(rows, x[rows], y[rows], share, draws)
+    parts = rows_together(node, len(y))
+    shares = [1.0] if len(parts) == 1 else _shares(y, parts, node.task.ignore_label)
+    return [
+        MicroBatch(rows, x[rows], y[rows], share, partial(node.draws, round, step, rows.start))
+        for rows, share in zip(parts, shares, strict=True)
+    ]
 
 
-def _counted(y: Tensor, ignored: int | None) -> int:
-    return y.numel() if ignored is None else int((y != ignored).sum())
+def _shares(y: Tensor, parts: Sequence[slice], ignored: int | None) -> list[float]:
+    """Return which share of the labels that count each part has."""
+    if ignored is None:
+        counts = [y[rows].numel() for rows in parts]
+    else:
+        each = (y != ignored).reshape(len(y), -1).sum(dim=1).cpu().numpy()
+        counts = [int(each[rows].sum()) for rows in parts]
+    return [count / max(1, sum(counts)) for count in counts]
 
 
 def smashed(
@@ -228,24 +236,24 @@ def _checked(z: Tensor) -> Tensor:
 def batch_loss(
     node: Node,
     forward: Callable[[MicroBatch], Tensor],
-    round: int,
-    step: int,
-    x: Tensor,
-    y: Tensor,
+    parts: Sequence[MicroBatch],
 ) -> Tensor:
     """Return the mean loss of a mini-batch, one element, float64 where it is of micro-batches.
 
     Parameters
     ----------
-    node, round, step, x, y
-        As for `micro_batches`.
+    node : Node
+        The client.
     forward : callable
         Gives the model's outputs for a micro-batch.
+    parts : sequence of MicroBatch
+        The mini-batch, from `micro_batches`.
     """
-    found = torch.zeros((), dtype=torch.float64, device=x.device)
-    for part in micro_batches(node, round, step, x, y):
+    count = sum(len(part.x) for part in parts)
+    found = torch.zeros((), dtype=torch.float64, device=parts[0].x.device)
+    for part in parts:
         with part.draws():
-            found = _plus_loss(node, part, len(y), forward(part), found)
+            found = _plus_loss(node, part, count, forward(part), found)
     return found
 
 

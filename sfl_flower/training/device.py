@@ -70,10 +70,16 @@ def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def read_only(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """Return a tensor that is read alone: on the CPU in the array's own memory, else a copy."""
+    """Return a tensor that is read alone: on the CPU in the array's own memory, else a copy.
+
+    The host does not wait for the copy, which goes through pinned memory where there is a GPU.
+    """
     with warnings.catch_warnings():  # that it may not be written into, as nobody does
         warnings.simplefilter("ignore")
-        return torch.from_numpy(array).to(device)
+        tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def to_tensor(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:

@@ -33,6 +33,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     Of labels [N, T] those that are `IGNORED` do not count: the mean is over all others.
     """
     if y.ndim > 1:
+        if logits.device.type != "cpu":  # to choose rows there would wait for their number
+            return functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED)
         kept = y != IGNORED  # first, for the logits of a vocabulary are large
         return functional.cross_entropy(logits[kept], y[kept])
     return functional.cross_entropy(logits, y)

@@ -50,7 +50,8 @@ class PeakMemory:
 
     On the CPU the number comes from torch's own allocation records (``torch.profiler`` with
     ``profile_memory``), so it does not depend on what else the process holds. On CUDA it is
-    ``torch.cuda.max_memory_allocated``, whose peak is reset at entry.
+    ``torch.cuda.max_memory_allocated``, whose peak is reset at entry; the workspace that cuBLAS
+    keeps for a process is there before.
 
     Counted are tensors, saved activations and workspaces that torch's allocator serves to the
     thread that runs the block, a backward included. Not counted are tensors of other threads,
@@ -103,6 +104,7 @@ class PeakMemory:
         self.peak = 0
         self.levels = []
         if self.device.type == "cuda":
+            _open_blas(self.device)
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self._base = torch.cuda.memory_allocated(self.device)
@@ -135,6 +137,16 @@ class PeakMemory:
         finally:
             self._profile = None
             _COLLECTOR.release()
+
+
+def _open_blas(device: torch.device) -> None:
+    """Let cuBLAS take the workspace that it keeps, some MiB at the first product of a process.
+
+    Torch's allocator serves it; taken inside a block, it would pass for a step's memory.
+    """
+    tile = torch.zeros(16, 16, device=device)
+    torch.addmm(tile[0], tile, tile)
+    torch.mm(tile, tile)
 
 
 def _levels(roots: list[Any]) -> list[int]:

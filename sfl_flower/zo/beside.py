@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sfl_flower.zo.directions import Direction
-from sfl_flower.zo.law import Factors
+from sfl_flower.zo.law import DeviceFactors
 from sfl_flower.zo.vector import ParameterVector
 
 __all__ = ["Beside"]
@@ -35,7 +35,7 @@ _TRANSPOSED = "Conv1D"
 _TOLERANCE = 1e-3
 """Difference between outputs, relative to the largest, above which samples were mixed."""
 
-Signs = list[Factors]
+Signs = list[DeviceFactors]
 """Factors over one tensor, of each probe."""
 
 
@@ -109,10 +109,11 @@ class Beside:
         scale : float
             μ.
         """
-        factors = [direction.factors() or () for direction in directions]
         hooks = []
         try:
             for owned in self._layers:
+                device = next(owned.layer.parameters()).device
+                factors = [direction.factors_on(device) or () for direction in directions]
                 signs = {
                     name: [parts[at] for parts in factors] for name, at in owned.tensors.items()
                 }
@@ -214,13 +215,12 @@ def _can(layer: nn.Module, names: Mapping[str, int]) -> bool:
 
 def _columns(signs: Signs, like: Tensor) -> Tensor:
     """Return b of each probe, shape [P, n], where a tensor is."""
-    return torch.stack([torch.from_numpy(part.columns) for part in signs]).to(like)
+    return torch.stack([part.columns for part in signs]).to(like)
 
 
 def _rows(signs: Signs, like: Tensor) -> Tensor:
     """Return a of each probe, shape [P, m], where a tensor is."""
-    rows = [torch.from_numpy(part.rows) for part in signs if part.rows is not None]
-    return torch.stack(rows).to(like)
+    return torch.stack([part.rows for part in signs if part.rows is not None]).to(like)
 
 
 def _full(signs: Signs, parameter: Tensor, like: Tensor) -> Tensor:

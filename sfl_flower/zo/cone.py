@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sfl_flower.zo.directions import Direction, Scaled
-from sfl_flower.zo.law import F32
+from sfl_flower.zo.law import F32, upload
 from sfl_flower.zo.optimizers import OptimizerSpec
 from sfl_flower.zo.sums import fixed_sum
 
@@ -98,8 +98,17 @@ class _Leaning(Direction):
         u = self._fresh.values(start, stop)
         return u.mul_(self._cone.fresh).add_(self._axis[start:stop], alpha=self._cone.along)
 
+    def on(self, device: torch.device) -> Tensor:
+        """Return the direction on a device, see `Direction.on`."""
+        axis = self._axis if device.type == "cpu" else upload(self._axis.numpy(), device)
+        u = self._fresh.on(device)
+        return u.mul_(self._cone.fresh).add_(axis, alpha=self._cone.along)
+
     def factors(self) -> None:
         """Return None: the momentum has no factors."""
+
+    def factors_on(self, device: torch.device) -> None:
+        """Return None as well."""
 
     def times(self, scale: float) -> Scaled:
         """Return ``scale * (fresh u + along m)``, see `Direction.times`."""
@@ -121,5 +130,7 @@ class _Scaled(Scaled):
 
     def add_to(self, out: Tensor, base: Tensor, start: int = 0) -> None:
         self._fresh.add_to(out, base, start)
-        axis = self._axis[start : start + out.numel()].to(out.device)
+        axis = self._axis[start : start + out.numel()]
+        if out.device.type != "cpu":
+            axis = upload(axis.numpy(), out.device)
         out.add_(axis, alpha=self._along)

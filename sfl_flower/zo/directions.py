@@ -14,7 +14,16 @@ from torch import Tensor
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.zo.keys import RUN_KEY_BYTES, Key, philox_key, step_keys
-from sfl_flower.zo.law import F32, Factors, Product, Scratch, Shapes, Values, elements
+from sfl_flower.zo.law import (
+    F32,
+    DeviceFactors,
+    Factors,
+    Product,
+    Scratch,
+    Shapes,
+    Values,
+    elements,
+)
 from sfl_flower.zo.laws import find_law
 
 if TYPE_CHECKING:  # what few runs need
@@ -99,7 +108,7 @@ class Directions:
 
     def of(self, key: Key) -> Direction:
         """Return the direction that a key names; what it draws is kept for further use."""
-        return Direction(self, self.values(key), key)
+        return self.of_keys([key])[0]
 
     def along(self, guide: Guide) -> Direction:
         """Return the direction that a guide is.
@@ -118,7 +127,13 @@ class Directions:
 
     def of_step(self, round: int, step: int, stream: int, probes: int) -> list[Direction]:
         """Return the directions of one mini-batch or local step, see `step_keys`."""
-        return [self.of(key) for key in step_keys(round, step, stream, probes)]
+        return self.of_keys(step_keys(round, step, stream, probes))
+
+    def of_keys(self, keys: Sequence[Key]) -> list[Direction]:
+        """Return the directions of a mini-batch, which a GPU draws at once."""
+        streams = [philox_key(self.run_key, key, self._law.tag) for key in keys]
+        values = self._law.together(streams, self.shapes)
+        return [Direction(self, each, key) for each, key in zip(values, keys, strict=True)]
 
     def terms(
         self, keys: Sequence[Key], coefficients: Sequence[float], scratch: Scratch
@@ -195,9 +210,22 @@ class Direction:
             product.write(out[low - start : high - start], low)
         return torch.from_numpy(out)
 
+    def on(self, device: torch.device) -> Tensor:
+        """Return ``u`` on a device: float32, the bits of `values`."""
+        if device.type == "cpu":
+            return self.values()
+        out = torch.empty(self.size, dtype=torch.float32, device=device)
+        for low, high in _blocks(0, self.size, _DEVICE_BLOCK):
+            out[low:high] = self._values.on(device, low, high, np.float32(1.0))
+        return out
+
     def factors(self) -> Sequence[Factors] | None:
         """Return what the direction is made of over each tensor; None where it has no factors."""
         return self._values.factors()
+
+    def factors_on(self, device: torch.device) -> Sequence[DeviceFactors] | None:
+        """Return `factors` on a device."""
+        return self._values.factors_on(device)
 
     def add_to(self, out: Tensor, base: Tensor, scale: float, start: int = 0) -> None:
         """Write ``out = base + scale * u[start : start + len(out)]``.

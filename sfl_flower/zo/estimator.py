@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfl_flower.zo.beside import Beside
@@ -17,8 +15,9 @@ from sfl_flower.zo.vector import ParameterVector
 
 __all__ = ["Estimator", "Scalars", "Target", "Together"]
 
-Scalars = NDArray[np.float64]
-"""What one direction gives: a scalar of the whole, and maybe one of each channel."""
+Scalars = Tensor
+"""What one direction gives: a scalar of the whole, and maybe one of each channel; float64, where
+the module computes, for the host reads those of a mini-batch at once."""
 
 
 @dataclass(frozen=True)

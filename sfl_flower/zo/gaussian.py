@@ -12,12 +12,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["log", "normal_quantile", "normals"]
+__all__ = [
+    "CENTRAL", "LN2_HIGH", "LN2_LOW", "LOG_SERIES", "SQRT_HALF", "TAIL", "TAIL_FROM",
+    "log", "normal_quantile", "normals",
+]  # fmt: skip
 
 F64 = NDArray[np.float64]
 
 # AS 241 PPND16: numerator and denominator, constant term first, for |p - 1/2| <= 0.425 ...
-_CENTRAL = (
+CENTRAL = (
     (
         3.3871328727963666080e0,
         1.3314166789178437745e2,
@@ -40,7 +43,7 @@ _CENTRAL = (
     ),
 )
 # ... for r = sqrt(-log min(p, 1 - p)) <= 5 ...
-_TAIL = (
+TAIL = (
     (
         1.42343711074968357734e0,
         4.63033784615654529590e0,
@@ -63,10 +66,11 @@ _TAIL = (
     ),
 )
 # ... and beyond. With p = (w + 1/2) / 2**32, r stays below 4.8: the third set is never needed.
-_LN2_HIGH = 6.93147180369123816490e-01  # 33 bits: times a small integer it is exact
-_LN2_LOW = 1.90821492927058770002e-10
-_SQRT_HALF = 0.7071067811865476
-_ATANH_TERMS = 11  # next term < 0.1716**24 / 25 < 2e-20
+LN2_HIGH = 6.93147180369123816490e-01  # 33 bits: times a small integer it is exact
+LN2_LOW = 1.90821492927058770002e-10
+SQRT_HALF = 0.7071067811865476
+LOG_SERIES = tuple(2.0 / (2 * k + 1) for k in range(11))  # next term < 0.1716**24 / 25 < 2e-20
+TAIL_FROM = 0.425
 
 
 def _horner(coefficients: tuple[float, ...], x: F64) -> F64:
@@ -80,13 +84,13 @@ def _horner(coefficients: tuple[float, ...], x: F64) -> F64:
 def log(x: F64) -> F64:
     """Natural logarithm of positive normal float64 values, by exponent and an atanh series."""
     mantissa, exponent = np.frexp(x)
-    low = mantissa < _SQRT_HALF
+    low = mantissa < SQRT_HALF
     mantissa = np.where(low, np.multiply(mantissa, 2.0), mantissa)
     power = np.subtract(exponent, low).astype(np.float64)
     f = np.divide(np.subtract(mantissa, 1.0), np.add(mantissa, 1.0))
-    series = _horner(tuple(2.0 / (2 * k + 1) for k in range(_ATANH_TERMS)), np.multiply(f, f))
-    small = np.add(np.multiply(f, series), np.multiply(power, _LN2_LOW))
-    return np.add(np.multiply(power, _LN2_HIGH), small)
+    series = _horner(LOG_SERIES, np.multiply(f, f))
+    small = np.add(np.multiply(f, series), np.multiply(power, LN2_LOW))
+    return np.add(np.multiply(power, LN2_HIGH), small)
 
 
 def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: F64) -> F64:
@@ -102,11 +106,11 @@ def normal_quantile(p: F64) -> F64:
         float64, any shape, ``exp(-25) <= p <= 1 - exp(-25)`` (the range of `normals`).
     """
     q = np.subtract(p, 0.5)
-    central = np.multiply(q, _ratio(_CENTRAL, np.subtract(0.180625, np.multiply(q, q))))
-    (tail,) = np.nonzero(np.abs(q) > 0.425)
+    central = np.multiply(q, _ratio(CENTRAL, np.subtract(0.180625, np.multiply(q, q))))
+    (tail,) = np.nonzero(np.abs(q) > TAIL_FROM)
     nearest = np.minimum(p[tail], np.subtract(1.0, p[tail]))
     r = np.sqrt(np.negative(log(nearest)))
-    central[tail] = np.copysign(_ratio(_TAIL, np.subtract(r, 1.6)), q[tail])
+    central[tail] = np.copysign(_ratio(TAIL, np.subtract(r, 1.6)), q[tail])
     return central
 
 

@@ -10,14 +10,15 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.errors import JournalError, WireError
+from sfl_flower.zo.grids import Grid, OfFactors, grids_of
 from sfl_flower.zo.keys import Key
-from sfl_flower.zo.law import F32, Shapes, Values
+from sfl_flower.zo.law import Shapes, Values
 from sfl_flower.zo.signs import PackedSigns
 from sfl_flower.zo.sums import fixed_sum
 
@@ -31,37 +32,6 @@ LARGEST_FACTOR = 1e6
 _HEAD = struct.Struct("<II")
 _LIMIT = 1 << 32
 _BLOCK = 65536
-
-
-class _Grid(NamedTuple):
-    """A tensor as rows and columns, and where it lies.
-
-    Attributes
-    ----------
-    low, high : int
-        Its elements in the flat vector.
-    first, middle, last : int
-        Factors ``first .. middle`` are those of its rows, ``middle .. last`` those of its columns.
-    """
-
-    low: int
-    high: int
-    first: int
-    middle: int
-    last: int
-
-
-def _grids(shapes: Shapes) -> list[_Grid]:
-    """Lay tensors out, a row for each index of the first dimension; one of no other is a row."""
-    found, low, first = [], 0, 0
-    for shape in shapes:
-        rows, columns = (
-            (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
-        )
-        middle = first + rows
-        found.append(_Grid(low, low + rows * columns, first, middle, middle + columns))
-        low, first = found[-1].high, found[-1].last
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +107,7 @@ class Guide:
         Guide or None
             None for a vector without a direction: one that is 0 or not finite.
         """
-        grids = _grids(shapes)
+        grids = grids_of(shapes)
         factors = np.zeros(grids[-1].last)
         if not np.isfinite(target).all():
             return None
@@ -172,19 +142,19 @@ class Guide:
             If a factor leaves its range.
         """
         factors = self.factors.astype(np.float64)
-        for _, _, first, middle, _ in _grids(shapes):
+        for _, _, first, middle, _ in grids_of(shapes):
             factors[first:middle] *= factor
         with np.errstate(over="ignore"):
             return Guide(self.size, self.signs, factors.astype(np.float32))
 
     def fits(self, shapes: Shapes) -> bool:
         """Tell whether it is a direction over tensors of these shapes."""
-        grids = _grids(shapes)
+        grids = grids_of(shapes)
         return bool(grids) and (grids[-1].high, grids[-1].last) == (self.size, self.factors.size)
 
     def squared(self, shapes: Shapes) -> float:
         """Return its squared norm."""
-        return _squared(self.factors.astype(np.float64), _grids(shapes))
+        return _squared(self.factors.astype(np.float64), grids_of(shapes))
 
     def values(
         self,
@@ -201,11 +171,11 @@ class Guide:
             What an optimiser makes of coefficients (`Step.coefficients`), and so of the rows'
             factors.
         """
-        grids, factors = _grids(shapes), self.factors.copy()
+        grids, factors = grids_of(shapes), self.factors.copy()
         if coefficients is not None:
             for _, _, first, middle, _ in grids:
                 factors[first:middle] = coefficients(factors[first:middle])
-        return _RankOne(PackedSigns(self.signs), grids, factors)
+        return OfFactors(PackedSigns(self.signs), grids, factors)
 
     def overlap(self, other: Values, shapes: Shapes) -> float:
         """Return its inner product with a direction, the same on every machine."""
@@ -313,27 +283,7 @@ def guided(
     return rest * coefficients, own
 
 
-class _RankOne(Values):
-    """Signs times the factors of the row and of the column in which an element lies."""
-
-    def __init__(self, signs: PackedSigns, grids: Sequence[_Grid], factors: F32) -> None:
-        self._signs, self._grids, self._factors = signs, grids, factors
-
-    def write(self, out: F32, start: int, constant: np.float32) -> None:
-        self._signs.write(out, start, np.float32(1.0))
-        stop = start + len(out)
-        for low, high, first, middle, last in self._grids:
-            here = slice(max(low, start) - start, min(high, stop) - start)
-            if here.stop <= here.start:
-                continue
-            rows = np.multiply(self._factors[first:middle], constant)
-            at = np.arange(start + here.start - low, start + here.stop - low)
-            row, column = np.divmod(at, last - middle)
-            size = np.multiply(rows[row], self._factors[middle:last][column])
-            np.multiply(out[here], size, out=out[here])
-
-
-def _squared(factors: NDArray[np.float64], grids: Sequence[_Grid]) -> float:
+def _squared(factors: NDArray[np.float64], grids: Sequence[Grid]) -> float:
     """Return the squared norm: of rank one, so that of its rows times that of its columns."""
 
     def norm(low: int, high: int) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -79,7 +78,7 @@ class JVP(Estimator):
         for direction in directions:
             tangent = _tangent(target.evaluate, vector, direction)
             if tangent is None:  # the batch does not depend on what moves
-                found.append(np.zeros(target.parts))
+                found.append(vector.anchor.new_zeros(target.parts, dtype=torch.float64))
             else:
                 found.append(target.difference(tangent, torch.zeros_like(tangent)))
         return found
@@ -109,7 +108,7 @@ class JVP(Estimator):
 def _tangent(
     evaluate: Callable[[], Tensor], vector: ParameterVector, direction: Direction
 ) -> Tensor | None:
-    along = list(vector.named(direction.values().to(vector.anchor.device)).values())
+    along = list(vector.named(direction.on(vector.anchor.device)).values())
     with vector.probe(direction, 0.0, at_once=True):  # memory to write in; the anchor stays
         return derivative(evaluate, vector.parameters, along)
 

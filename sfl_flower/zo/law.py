@@ -6,14 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["F32", "Factors", "Law", "Product", "Scratch", "Shapes", "Values", "elements"]
+__all__ = [
+    "F32", "DeviceFactors", "Factors", "Law", "Product", "Scratch", "Shapes", "Values", "elements",
+    "upload",
+]  # fmt: skip
 
 F32 = NDArray[np.float32]
 Shapes = tuple[tuple[int, ...], ...]
@@ -25,6 +28,17 @@ Scratch = NDArray[np.intp]
 def elements(shapes: Shapes) -> int:
     """Return how many elements tensors of these shapes have together."""
     return sum(math.prod(shape) for shape in shapes)
+
+
+def upload(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Return a copy of an array on a device; the host goes on meanwhile.
+
+    Towards CUDA it goes through pinned memory, from where a copy needs no wait.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class Product(Protocol):
@@ -78,6 +92,13 @@ class Factors:
                 done += count * width
 
 
+class DeviceFactors(NamedTuple):
+    """`Factors` where a module computes: a, shape [m], or None, and b, shape [n]; float32."""
+
+    rows: Tensor | None
+    columns: Tensor
+
+
 class Values(ABC):
     """The elements of one direction, from any element on.
 
@@ -120,11 +141,25 @@ class Values(ABC):
         """Return the factors over each tensor in order; None where the law has none."""
         return None
 
+    def factors_on(self, device: torch.device) -> Sequence[DeviceFactors] | None:
+        """Return `factors` on a device, to the same bits."""
+        if (factors := self.factors()) is None:
+            return None
+        return [
+            DeviceFactors(
+                None if f.rows is None else upload(f.rows, device), upload(f.columns, device)
+            )
+            for f in factors
+        ]
+
     def on(self, device: torch.device, start: int, stop: int, constant: np.float32) -> Tensor:
-        """Return ``constant * u[start : stop]`` on a device: float32, the same bits on each."""
+        """Return ``constant * u[start : stop]`` on a device: float32, the same bits on each.
+
+        Unless a law says how, they are made on the CPU and copied.
+        """
         out = np.empty(stop - start, dtype=np.float32)
         self.write(out, start, constant)
-        return torch.from_numpy(out).to(device)
+        return upload(out, device)
 
 
 class _Scaled:
@@ -163,3 +198,17 @@ class Law(ABC):
         once : bool
             Whether they are read once from front to back, so that nothing is worth keeping.
         """
+
+    def together(self, stream_keys: Sequence[int], shapes: Shapes) -> list[Values]:
+        """Return the elements of the directions of a mini-batch, each to be read often.
+
+        On a GPU a law may draw all of them at once, when the first is read.
+
+        Parameters
+        ----------
+        stream_keys : sequence of int
+            128-bit key of the stream of each direction.
+        shapes : tuple of tuple of int
+            As for `values`.
+        """
+        return [self.values(key, shapes, once=False) for key in stream_keys]

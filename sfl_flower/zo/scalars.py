@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,7 +105,7 @@ def surrogate_scalars(
         return out
 
     def project(high: Tensor, low: Tensor) -> Scalars:
-        return _array(totals((high - low).mul_(weight), probing.channel))
+        return totals((high - low).mul_(weight), probing.channel)
 
     if together is not None:
         read = together.read
@@ -235,7 +234,7 @@ def _never() -> Tensor:
 
 
 def _change(high: Tensor, low: Tensor) -> Scalars:
-    return _array((high.double() - low.double()).reshape(-1))
+    return (high.double() - low.double()).reshape(-1)
 
 
 def _scalars(
@@ -243,9 +242,5 @@ def _scalars(
 ) -> Tensor:
     with torch.no_grad(), vector.watched():
         found = probing.rule.scalars(target, vector, directions, probing.mu)
-    return torch.from_numpy(np.concatenate(found)).to(torch.float32)
-
-
-def _array(values: Tensor) -> Scalars:
-    found: Scalars = values.cpu().numpy()
-    return found
+        # The one place where the host waits for a device: until here it only hands work over.
+        return torch.cat(found).cpu().to(torch.float32)

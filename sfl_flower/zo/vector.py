@@ -16,6 +16,9 @@ from sfl_flower.zo.layers import Moved, lay_out, watching
 __all__ = ["ParameterVector", "name_and_shape", "trained_names"]
 
 _MAGIC = b"SFLm\x01"
+_LARGE_LAYER = 1 << 20
+"""Elements from which on a layer moves by itself on a GPU: for fewer, to start the kernels of each
+layer costs more than their memory is worth."""
 
 
 class ParameterVector:
@@ -36,9 +39,10 @@ class ParameterVector:
         vector, which a journal without updates may follow.
     layers : iterable of nn.Module
         Modules of `module` that are called, and whose parameters nothing reads but these calls
-        (`sfl_flower.split.called_layers`), in the order of the calls. On the CPU a probe moves
-        their parameters when they are called, so that it takes the memory of the largest of them;
-        all others, and the smallest ones, it moves at once.
+        (`sfl_flower.split.called_layers`), in the order of the calls. A probe moves their
+        parameters when they are called, so that it takes the memory of the largest of them; all
+        others, and the smallest ones, it moves at once. On a GPU layers below a million elements
+        are among the others.
 
     Attributes
     ----------
@@ -76,8 +80,9 @@ class ParameterVector:
         self._moved: Moved | None = None
         for parameter, view in zip(self._parameters, self._anchor_views, strict=True):
             parameter.data = view
-        apart = layers if self.anchor.device.type == "cpu" else ()
-        self._parts, self._before = lay_out(self._parameters, apart)
+        if self.anchor.device.type != "cpu":
+            layers = [layer for layer in layers if _size(layer) >= _LARGE_LAYER]
+        self._parts, self._before = lay_out(self._parameters, layers)
         self._all = lay_out(self._parameters, ())[1]
         for part in (*self._parts, self._before, self._all):
             part.stand_on(self.anchor)
@@ -182,6 +187,10 @@ class ParameterVector:
     def _views(self, flat: Tensor) -> list[Tensor]:
         pieces = flat.split([parameter.numel() for parameter in self._parameters])
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+
+def _size(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters())
 
 
 def name_and_shape(name: str, shape: Sequence[int]) -> bytes:

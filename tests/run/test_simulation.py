@@ -128,3 +128,30 @@ def test_a4_a_node_configuration_goes_before_the_device_of_the_run(
     assert "client-device of the node configuration is cuda" in reply.problem
     context.node_config["client-device"] = "auto"
     assert Node.open(lambda context: task, context, setup).device.type == "cpu"
+
+
+@pytest.mark.parametrize("since", [0, 2])
+def test_a_node_that_is_told_to_use_a_gpu_that_it_lacks_is_left_out_and_counted(
+    since: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start it cannot join; where it loses the GPU later its replies are missing."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    trial = tiny.begin(tiny.task(clients=3), clients=3, rounds=3)
+    config = trial.grid.contexts[trial.grid.nodes[1]].node_config
+
+    def observe(record: Any) -> None:
+        if record.round + 1 == since:
+            config["client-device"] = "cuda"
+
+    if not since:
+        config["client-device"] = "cuda"
+    trial.strategy.account._on_round = observe
+    tiny.start(trial)
+    assert "client-device of the node configuration is cuda, but torch" in trial.notes
+    assert "sees no GPU in this process; it must be cpu, or auto" in trial.notes
+    assert trial.total("failures") == (2 if since else 0)
+    assert [record.replies for record in trial.strategy.records[1:]] == COUNTED[since]
+
+
+COUNTED = {0: [2, 2, 2], 2: [3, 2, 2]}
+"""Clients whose replies a round used."""

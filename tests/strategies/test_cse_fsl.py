@@ -249,10 +249,10 @@ def test_a_round_that_fails_leaves_the_kept_state_as_it_was(
     monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path))
     own, calls = shared.Uploads.note, 0
 
-    def note(uploads: Any, loss: Tensor) -> float:
+    def note(uploads: Any, loss: Tensor) -> None:
         nonlocal calls
         calls += 1
-        return own(uploads, loss * (float("nan") if calls == 2 else 1.0))
+        own(uploads, loss * (float("nan") if calls == 2 else 1.0))
 
     monkeypatch.setattr(shared.Uploads, "note", note)
     options: dict[str, Any] = {

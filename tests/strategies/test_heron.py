@@ -286,13 +286,13 @@ def test_directions_are_a_clients_own_in_every_step_and_probe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keys: list[Key] = []
-    of = Directions.of
+    of_keys = Directions.of_keys
 
-    def noted(directions: Directions, key: Key) -> Direction:
-        keys.append(key)
-        return of(directions, key)
+    def noted(directions: Directions, named: list[Key]) -> list[Direction]:
+        keys.extend(named)
+        return of_keys(directions, named)
 
-    monkeypatch.setattr(Directions, "of", noted)
+    monkeypatch.setattr(Directions, "of_keys", noted)
     train(tiny.task(), clients=3, rounds=2, local_steps=4, probes=3)
     assert set(keys) == {
         Key(round, step, partition + 1, probe)
@@ -819,10 +819,10 @@ def test_a_local_loss_that_is_not_finite_costs_the_client_the_round(
 ) -> None:
     own, calls = Uploads.note, 0
 
-    def note(uploads: Any, loss: Tensor) -> float:
+    def note(uploads: Any, loss: Tensor) -> None:
         nonlocal calls
         calls += 1
-        return own(uploads, loss * (float("nan") if calls == 13 else 1.0))
+        own(uploads, loss * (float("nan") if calls == 13 else 1.0))
 
     monkeypatch.setattr(Uploads, "note", note)
     trial = train()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -164,6 +165,26 @@ def test_other_devices_are_refused() -> None:
 def test_cuda_without_a_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="no CUDA device"):
         PeakMemory("cuda")
+
+
+def test_on_cuda_it_is_the_allocators_own_peak_above_the_level_at_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    told = {"memory_allocated": 100, "max_memory_allocated": 350}
+
+    def answer(name: str, device: torch.device) -> int:
+        asked.append(name)
+        return told.get(name, 0)
+
+    for name in ("synchronize", "reset_peak_memory_stats", *told):
+        monkeypatch.setattr(f"torch.cuda.{name}", partial(answer, name))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("sfl_flower.training.meter._open_blas", lambda device: asked.append("blas"))
+    with PeakMemory("cuda") as meter:
+        assert asked == ["blas", "synchronize", "reset_peak_memory_stats", "memory_allocated"]
+    assert (meter.peak, meter.levels) == (250, [])
+    assert asked[4:] == ["synchronize", "max_memory_allocated"]
 
 
 @pytest.mark.gpu

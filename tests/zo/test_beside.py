@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -139,7 +138,7 @@ def test_directions_without_factors_have_a_forward_of_their_own() -> None:
         z = half(x)
     lam, probing = randn(*z.shape, seed=4), Probing(7, "rank_one", 1e-2)
     together = stacked(half, vector, x, 2)
-    target = Target(lambda: half(x), lambda high, low: np.zeros(1), z, together)
+    target = Target(lambda: half(x), lambda high, low: torch.zeros(1), z, together)
     assert [len(group) for group in target.groups(directions)] == [1, 1, 2, 1, 1, 1]
     written = surrogate_scalars(lambda: half(x), vector, directions, probing, z, lam)
     found = surrogate_scalars(lambda: half(x), vector, directions, probing, z, lam, together)

@@ -26,6 +26,7 @@ from sfl_flower.split.called import called_layers
 from sfl_flower.training.meter import PeakMemory
 from sfl_flower.zo import Key, ParameterVector, Probing, run_key, surrogate_scalars
 from sfl_flower.zo.layers import lay_out, most_moved
+from tests.second_device import SECOND, second_device
 
 RUN = run_key("test", 3)
 
@@ -211,6 +212,25 @@ def test_what_may_be_read_elsewhere_moves_at_once(which: str) -> None:
     x = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
     found, expected = (surrogate(half, kept, x) for kept in (layers, []))
     assert torch.equal(found, expected) and found.abs().min() > 0
+
+
+@pytest.mark.parametrize(("large", "moves"), [(36, 1), (1, 2), (10_000, 0)])
+def test_on_a_device_large_layers_move_one_by_one_to_the_same_bits(
+    large: int, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfl_flower.zo.vector._LARGE_LAYER", large)
+    module, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)), torch.ones(3, 5)
+    u = ParameterVector(module).directions(RUN, "rademacher").of(Key(3))
+    with ParameterVector(module).probe(u, 1e-2), torch.no_grad():
+        here = module(x)
+    with second_device():
+        module.to(SECOND)
+        vector = ParameterVector(module, layers=[module[0], module[2]])
+        assert len(vector._parts) == moves
+        with vector.probe(u, 1e-2), torch.no_grad():
+            there = module(x.to(SECOND))
+        there = there.cpu()
+    assert torch.equal(here, there)
 
 
 def surrogate(half: nn.Module, layers: list[nn.Module], x: Tensor) -> Tensor:
