@@ -26,6 +26,9 @@ from sfl_flower.run.run_config import read_run_config, task_from_context  # noqa
 IMPORTED = time.time()
 """When it had."""
 
+LOOKS = 50
+"""Looks for a reply that is not there, whose cost to the SuperLink is taken at the end."""
+
 __all__ = ["client_app", "note", "server_app", "spent"]
 
 
@@ -97,6 +100,7 @@ class _NotedGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         began, found = time.time(), list(self._grid.pull_messages(message_ids))
         now = time.time()
+        note("looked", at=began)
         for message in found:
             note("pulled", message=message.metadata.reply_to_message_id, at=now, took=now - began)
         return found
@@ -117,9 +121,14 @@ def main(grid: Grid, context: Context) -> None:
     from sfl_flower.report import RoundRecord  # a client needs neither
     from sfl_flower.run.run import Plan, execute
 
+    superlink = int((Path(os.environ["SFL_NOTES"]) / "superlink").read_text())
+
     def on_round(record: RoundRecord) -> None:
-        used = spent(int((Path(os.environ["SFL_NOTES"]) / "superlink").read_text()))
-        note("round", round=record.round, at=time.time(), superlink=used)
+        note("round", round=record.round, at=time.time(), superlink=spent(superlink))
 
     plan = Plan.read(read_run_config(context.run_config))
     execute(_NotedGrid(grid), task_from_context(context), plan, on_round)
+    began, before = time.time(), spent(superlink)
+    for _ in range(LOOKS):
+        list(grid.pull_messages(["no message of this run"]))
+    note("look", took=time.time() - began, superlink=(spent(superlink) - before) / LOOKS)
