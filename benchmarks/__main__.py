@@ -28,6 +28,8 @@ BENCHMARKS = {
     "replay": "rebuilding parameters from the journal, beside downloading them",
     "server": "the server half: mini-batches together, bfloat16 and compiled, over the default",
     "round": "a HO-SFL round beside its forwards and server step; samples per second",
+    "cohort": "1 000 of 10 000 clients beside 10 of 100, memory over rounds, waves (minutes)",
+    "deployed": "where the seconds of a deployed exchange go, warm client processes (minutes)",
     "speed": "rounds of SplitFed V2, CSE-FSL and FSL-SAGE beside bare loops (minutes)",
     "ledger": "published traffic, from dry runs of the presets (minutes)",
     "forwards": "client forwards and backwards a step beside the closed forms",

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Self
 
-from sfl_flower.data import (  # isort: skip
-    LARGEST, PARTITIONS, PartitionSpec, client_key, division_seed, model_seed,
-)  # fmt: skip
+from sfl_flower.data import LARGEST, PARTITIONS, PartitionSpec
+from sfl_flower.data.seeding import client_key, division_seed, model_seed
 from sfl_flower.errors import ConfigError
 
 from sfl_flower.options import (  # isort: skip
@@ -172,7 +171,9 @@ class RunConfig:
     server_lr_warmup : float
         First rounds over which server_lr rises linearly; below 1 it is a share of all rounds.
     timeout : float
-        Seconds to wait for the replies of an exchange.
+        Seconds to wait for the reply to a request.
+    wave : int
+        Requests without a reply at one time, at most; 0: all of a round, on Ray 64.
     join_timeout : float
         Seconds to wait for the nodes at the start.
     patience : int
@@ -226,6 +227,7 @@ class RunConfig:
     server_momentum: Momentum = 0.9
     server_weight_decay: Annotated[float, Range(0)] = 0.0
     timeout: Annotated[float, Range(0.001, 10**7)] = 600.0
+    wave: Natural = 0
     join_timeout: Annotated[float, Range(0.001, 10**7)] = 120.0
     patience: Count = 5
     micro_batch: Annotated[str, Amount()] = "all"

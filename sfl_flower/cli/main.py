@@ -1,4 +1,4 @@
-"""The `sfl` command: run a method on a task, compare methods, profile cuts, list options, demo."""
+"""The `sfl` command: run a method, compare, profile cuts, list options, demo, warm SuperNodes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sfl_flower.cli.options import add_options
 from sfl_flower.cli.presets import add_presets
 from sfl_flower.cli.profile import add_profile
 from sfl_flower.cli.run import add_run
+from sfl_flower.cli.warm import add_warm
 from sfl_flower.errors import ConfigError, CutError, SflError
 
 __all__ = ["main", "parser"]
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = found.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_run, add_compare, add_profile, add_options, add_presets, add_demo):
+    for add in (add_run, add_compare, add_profile, add_options, add_presets, add_demo, add_warm):
         add(commands)
     return found
 

@@ -15,7 +15,7 @@ from sfl_flower.report.table import Summary
 __all__ = ["FinishedRun"]
 
 VARIES = frozenset(
-    "seed rounds server_lr eval_every checkpoint_every timeout join_timeout patience "
+    "seed rounds server_lr eval_every checkpoint_every timeout wave join_timeout patience "
     "client_threads server_threads client_device server_device client_gpus "
     "server_batch server_compile".split()
 )

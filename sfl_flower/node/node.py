@@ -25,6 +25,7 @@ from sfl_flower.node.shares import divide
 from sfl_flower.node.store import NodeStore, keep_carried, load_kept
 from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import NOT_DIVIDED, SplitTask
+from sfl_flower.task.own_data import node_key
 from sfl_flower.training.device import find_device
 from sfl_flower.training.meter import PeakMemory, counting_flops, profiled
 from sfl_flower.wire import JoinReply, JoinRequest, Setup, Usage
@@ -289,7 +290,9 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
         return JoinReply(number, 0, str(error)[:2000])
     if len(node.rows) == 0:
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
-    data, moments = data_digest(node.samples), None
+    moments = None
+    held = node_key(context) if node.task.own_data else None
+    data = node.task.memo(("data digest", held), lambda: data_digest(node.samples))
     if request.moments:
         from sfl_flower.node.moments import own_moments
 

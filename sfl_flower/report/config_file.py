@@ -11,7 +11,7 @@ from sfl_flower.report.files import config_digest, read_json, versions, write_js
 
 __all__ = ["MAY_CHANGE", "check_same", "lasting_digest", "read_config", "write_config"]
 
-MAY_CHANGE = frozenset({"rounds", "out", "resume"})
+MAY_CHANGE = frozenset({"rounds", "out", "resume", "wave"})
 """Keys of the configuration that a resume may set differently."""
 
 

@@ -40,6 +40,8 @@ __all__ = ["BACKENDS", "placed", "run_plan", "simulate"]
 
 BACKENDS = ("ray", "inline")
 
+WAVE = 64
+"""Requests at one time on Ray: Flower looks at all of them for every node, ten times a second."""
 _RUNNING = threading.RLock()
 
 _CRASH = (
@@ -156,7 +158,7 @@ def run_plan(
 
 
 def placed(plan: Plan, backend: str) -> Plan:
-    """Return the plan with the device that clients get on a backend.
+    """Return the plan with the device that clients get on a backend, and the size of its waves.
 
     Parameters
     ----------
@@ -175,6 +177,8 @@ def placed(plan: Plan, backend: str) -> Plan:
     if backend == "inline":
         find_device(config.client_device, "client_device")
         return plan
+    config = replace(config, wave=config.wave or WAVE)
+    plan = replace(plan, config=config)
     if config.client_gpus:
         if not torch.cuda.is_available():
             raise ConfigError(

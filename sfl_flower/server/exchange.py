@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING, getLogger
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from sfl_flower.errors import SflError, WireError, printable
+from sfl_flower.server.flight import Clock, Flight, Sent
 from sfl_flower.server.roster import Member
 from sfl_flower.wire import Ledger, Reader, Reply, Request, check_answer, content_bytes, lacks_terms
 from sfl_flower.wire.terms import terms_digest
@@ -26,25 +27,9 @@ __all__ = ["Exchange", "Tally"]
 R = TypeVar("R", bound=Reply)
 
 
-class _Sent(NamedTuple):
-    """A request on its way, how often it was sent again, and names of what who answers it holds."""
-
-    member: Member
-    request: Request
-    attempt: int = 0
-    names: frozenset[bytes] = frozenset()
-
-
-Pending = dict[str, _Sent]
-"""Requests without a reply, by message id."""
-
 WORKER_DIED = (0, 8)
 """Flower's error codes for a worker process that died; the request is sent once more."""
 RESENDS = 2
-SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.25
-WAIT_SHARE = 0.1
-"""Next wait over the time without a reply: what polling adds to an exchange at most."""
-
 _log = getLogger("flwr")
 
 
@@ -110,7 +95,7 @@ class Exchange:
     ledger : Ledger
         Books every message.
     timeout : float
-        Seconds to wait for the replies to a set of requests.
+        Seconds to wait for the reply to a request.
     late : set of str
         Ids of requests whose replies came too late; they are pulled and thrown away.
     method : str
@@ -120,6 +105,8 @@ class Exchange:
     held : dict of set of bytes, optional
         By node, what it has answered to and so holds: terms (`sfl_flower.wire.terms`), and what is
         carried once (`Carried`).
+    wave : int
+        Requests without a reply at one time, at most; the others wait for their turn. 0 for all.
     """
 
     def __init__(
@@ -131,6 +118,7 @@ class Exchange:
         method: str,
         keys: Callable[[int], str],
         held: dict[int, set[bytes]] | None = None,
+        wave: int = 0,
     ) -> None:
         self.tally = Tally()
         self._method = method
@@ -140,7 +128,8 @@ class Exchange:
         self._timeout = timeout
         self._late = late
         self._held = {} if held is None else held
-        self._pending: Pending = {}
+        self._wave = wave
+        self._now, self._next = Flight(), Flight()
         self._order: list[Member] = []
 
     def send(
@@ -154,11 +143,22 @@ class Exchange:
         return self.collect(read, check)
 
     def push(self, requests: Mapping[Member, Request]) -> None:
-        """Send requests without waiting; clients begin at once."""
+        """Send requests without waiting; clients begin at once, as far as the wave allows."""
         self._order.extend(requests)
-        self._push((_Sent(member, request) for member, request in requests.items()), self._pending)
+        self._next.add(Sent(member, request) for member, request in requests.items())
+        self._fill()
 
-    def _push(self, items: Iterable[_Sent], pending: Pending) -> None:
+    def _fill(self) -> None:
+        """Send what the wave has room for, what is collected now before what was pushed since."""
+        for flight in (self._now, self._next):
+            while True:
+                flying = len(self._now.pending) + len(self._next.pending)
+                items = flight.take(max(0, self._wave - flying) if self._wave else None)
+                if not items:
+                    break
+                self._send(items, flight)
+
+    def _send(self, items: Iterable[Sent], flight: Flight) -> None:
         sent = []
         for item in items:
             member, request = item.member, item.request
@@ -166,6 +166,7 @@ class Exchange:
             try:
                 draft = request.addressed(self._keys(member.partition)).draft(held=held)
             except WireError as error:  # a value that the run's encoding cannot hold
+                flight.close(item)
                 self.tally.fail(member, str(error))
                 continue
             terms = terms_digest(draft.terms)
@@ -183,8 +184,9 @@ class Exchange:
         accepted = set(self._grid.push_messages([message for message, _ in sent]))
         for message, item in sent:
             if message.metadata.message_id in accepted:
-                pending[message.metadata.message_id] = item
+                flight.sent(message.metadata.message_id, item)
             else:
+                flight.close(item)
                 self.tally.fail(
                     item.member, "Flower did not accept the request (is it too large?)."
                 )
@@ -237,21 +239,23 @@ class Exchange:
         reply : R
             Its reply.
         """
-        pending, self._pending, self._order = self._pending, {}, []
+        flight = self._now = self._next
+        self._next, self._order = Flight(), []
         found: dict[Member, R] = {}
         self._drop_late()
-        clock = _Clock(self._timeout)
+        clock, began = Clock(), time.monotonic()
         for member in order:
             clock.restart()  # the caller may have worked since the last reply
-            while _waits(member, pending):
-                arrived = list(self._grid.pull_messages(list(pending)))
+            while flight.waits(member):
+                arrived = list(self._grid.pull_messages(list(flight.pending)))
                 for message in arrived:
-                    self._receive(message, read, check, found, pending)
+                    self._receive(message, read, check, found, flight)
                 if arrived:
                     clock.restart()
-                elif clock.expired():
-                    self._give_up(pending)
-                if _waits(member, pending):
+                else:
+                    self._give_up(flight, began)
+                self._fill()
+                if flight.waits(member):
                     clock.wait()
             if member in found:
                 yield member, found.pop(member)
@@ -262,10 +266,10 @@ class Exchange:
         read: Callable[[Reader], R],
         check: Callable[[R], None] | None,
         found: dict[Member, R],
-        pending: Pending,
+        flight: Flight,
     ) -> None:
         # The source of an error reply may be the SuperLink: only the request's id tells the client.
-        item = pending.pop(message.metadata.reply_to_message_id, None)
+        item = flight.land(message.metadata.reply_to_message_id)
         if item is None:
             return
         member, request = item.member, item.request
@@ -275,16 +279,18 @@ class Exchange:
                 # Waiting for a process to be given up takes Flower minutes: the notes say why.
                 why = f"{_last_line(reason)} (Flower error {code})"
                 self.tally.note(f"Client {member.partition} is asked again: {why}")
-                self._push([item._replace(attempt=item.attempt + 1)], pending)
+                self._send([item._replace(attempt=item.attempt + 1)], flight)
             else:
+                flight.close(item)
                 self.tally.fail(member, f"{_last_line(reason)} (Flower error {code})")
             return
         held = self._held.setdefault(member.node_id, set())
         if lacks_terms(message.content) and not held.isdisjoint(item.names):
             held.clear()
             self._ledger.record("up", {}, content_bytes(message.content))
-            self._push([item], pending)
+            self._send([item], flight)
             return
+        flight.close(item)
         held.update(item.names)
         try:
             reader = Reader(message.content, "reply", request.encodings)
@@ -300,41 +306,16 @@ class Exchange:
         self._ledger.record("up", reader.booked, content_bytes(message.content))
         found[member] = reply
 
-    def _give_up(self, pending: Pending) -> None:
-        for identifier, item in pending.items():
+    def _give_up(self, flight: Flight, began: float) -> None:
+        for identifier, item in flight.overdue(self._timeout, began):
+            flight.close(item)
             self._late.add(identifier)
             self.tally.fail(item.member, f"no reply within {self._timeout:g} s.")
-        pending.clear()
 
     def _drop_late(self) -> None:
         if self._late:
             for message in self._grid.pull_messages(list(self._late)):
                 self._late.discard(message.metadata.reply_to_message_id)
-
-
-class _Clock:
-    """Says how long to wait before the next look for replies, and when to give up."""
-
-    def __init__(self, timeout: float) -> None:
-        self._deadline = time.monotonic() + timeout
-        self.restart()
-
-    def restart(self) -> None:
-        """Look again soon."""
-        self._quiet_since = time.monotonic()
-
-    def expired(self) -> bool:
-        """Tell whether the time is over."""
-        return time.monotonic() > self._deadline
-
-    def wait(self) -> None:
-        """Sleep, the longer the longer nothing has arrived."""
-        wait = WAIT_SHARE * (time.monotonic() - self._quiet_since)
-        time.sleep(min(max(wait, SHORTEST_WAIT), LONGEST_WAIT))
-
-
-def _waits(member: Member, pending: Pending) -> bool:
-    return any(item.member == member for item in pending.values())
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 from flwr.serverapp import Grid
@@ -130,7 +131,10 @@ class Roster:
                 )
             for node, why in reasons.items():
                 notes.leave_out(node, why)
-        self.here = here = sorted(self._members[node] for node in online & self._members.keys())
+        self.here = here = sorted(
+            (self._members[node] for node in online & self._members.keys()),
+            key=attrgetter("partition"),  # one member each; comparing members takes far longer
+        )
         if len(here) < self._config.cohort:
             notes.note(
                 f"{len(here)} of {self._config.clients} clients are online, fewer than the "

@@ -12,8 +12,9 @@ far while fewer than half of the replies are false.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -57,7 +58,7 @@ class Screening:
     def __init__(self, config: RunConfig) -> None:
         self._factor = config.outlier_factor
         self._length = ROUNDS * config.cohort
-        self._seen: dict[str, deque[Seen]] = {}
+        self._seen: dict[str, _Sizes] = {}
 
     def keep(self, what: str, brought: Mapping[Member, np.ndarray], tally: Tally) -> list[Member]:
         """Return the clients, in the order given, that brought nothing out of the ordinary.
@@ -90,20 +91,21 @@ class Screening:
     def _look(self, what: str, brought: Mapping[Member, np.ndarray]) -> dict[Member, str]:
         if not self._factor:
             return {}
-        seen = self._seen.setdefault(what, deque(maxlen=self._length))
+        seen = self._seen.setdefault(what, _Sizes())
         logs = {member: _log_rms(value) for member, value in brought.items()}
         sizes = {member: size for member, size in logs.items() if size is not None}
         now = list(sizes.values())
-        usual = [size for _, size, used in seen if used] + now
+        for size in now:
+            insort(seen.used, size)
         refused: dict[Member, str] = {}
-        if len(usual) >= FEWEST:
-            middle = median(usual)
-            spread = 1.4826 * median(abs(size - middle) for size in usual)
+        if len(seen.used) >= FEWEST:
+            middle = _median(seen.used)
+            spread = 1.4826 * _deviation(seen.used, middle)
             # All clients at once may do more than before: then that is what is usual.
             middle = max(middle, median(now)) if len(now) >= FEWEST else middle
             spread = max(spread, LEAST_SPREAD)
             for member, size in sizes.items():
-                own = [s for partition, s, _ in seen if partition == member.partition] + [size]
+                own = [*seen.own.get(member.partition, ()), size]
                 looks = [("its", size, ONCE)]
                 if len(own) >= OWN:
                     looks.append((f"its last {len(own)} replies'", median(own), OFTEN))
@@ -116,13 +118,16 @@ class Screening:
                             "outlier-factor, or set it to 0, if this client is honest."
                         )
                         break
-        seen.extend((m.partition, size, m not in refused) for m, size in sizes.items())
+        for size in now:
+            seen.leave_out(size)
+        seen.extend([(m.partition, size, m not in refused) for m, size in sizes.items()])
+        seen.keep(self._length)
         return refused
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was seen as named tensors, for a checkpoint: float64, shape [replies, 3]."""
         return {
-            f"screening.{what}": torch.tensor(list(seen), dtype=torch.float64).reshape(-1, 3)
+            f"screening.{what}": torch.tensor(list(seen.rows), dtype=torch.float64).reshape(-1, 3)
             for what, seen in self._seen.items()
         }
 
@@ -132,7 +137,83 @@ class Screening:
             kind, _, what = name.partition(".")
             if kind == "screening":
                 rows = [(int(p), float(size), bool(used)) for p, size, used in value.tolist()]
-                self._seen[what] = deque(rows, maxlen=self._length)
+                self._seen[what] = seen = _Sizes()
+                seen.extend(rows)
+                seen.keep(self._length)
+
+
+class _Sizes:
+    """The sizes of the last replies, kept so that a look does not go through all of them.
+
+    Attributes
+    ----------
+    rows : deque of Seen
+        The replies, the oldest first.
+    used : list of float
+        The sizes of those that were used, ascending.
+    own : dict of deque of float
+        The sizes of each client's, by its partition, the oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.rows: deque[Seen] = deque()
+        self.used: list[float] = []
+        self.own: dict[int, deque[float]] = {}
+
+    def extend(self, rows: Iterable[Seen]) -> None:
+        """Add replies."""
+        for partition, size, used in rows:
+            self.rows.append((partition, size, used))
+            self.own.setdefault(partition, deque()).append(size)
+            if used:
+                insort(self.used, size)
+
+    def keep(self, length: int) -> None:
+        """Forget all but the last replies."""
+        while len(self.rows) > length:
+            partition, size, used = self.rows.popleft()
+            self.own[partition].popleft()
+            if not self.own[partition]:
+                del self.own[partition]
+            if used:
+                self.leave_out(size)
+
+    def leave_out(self, size: float) -> None:
+        """Take one of this size out of those that were used."""
+        del self.used[bisect_left(self.used, size)]
+
+
+def _median(ordered: Sequence[float]) -> float:
+    """Return the median of ascending numbers, as `statistics.median` does."""
+    count = len(ordered)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+
+
+def _deviation(ordered: Sequence[float], middle: float) -> float:
+    """Return the median distance of ascending numbers from one of them or between two of them.
+
+    Distances to the left and to the right of the middle are two ascending sequences; how many of
+    the smallest are to its left is found by halving.
+    """
+    count, near = len(ordered), bisect_left(ordered, middle)
+
+    def left(index: int) -> float:
+        return middle - ordered[near - 1 - index]
+
+    def right(index: int) -> float:
+        return ordered[near + index] - middle
+
+    def smallest(k: int) -> float:
+        low, high = max(0, k + 1 - (count - near)), min(k + 1, near)
+        while low < high:
+            of_left = (low + high) // 2
+            if left(of_left) < right(k - of_left):
+                low = of_left + 1
+            else:
+                high = of_left
+        return max(([left(low - 1)] if low else []) + ([right(k - low)] if low <= k else []))
+
+    return (smallest((count - 1) // 2) + smallest(count // 2)) / 2
 
 
 def _log_rms(value: np.ndarray) -> float | None:

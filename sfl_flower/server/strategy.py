@@ -196,7 +196,7 @@ class SplitStrategy(Unwrapped):
             self.round = self.account.first + server_round
             for half in self.server_halves():
                 half.begin(self.round)
-            told = self.name, self.config.client_key, self._terms_held
+            told = self.name, self.config.client_key, self._terms_held, self.config.wave
             exchange = Exchange(grid, self.ledger, self.config.timeout, self._late, *told)
             online = self._roster.refresh(
                 grid, lambda x: self._joining.ask(x, exchange, self.account), exchange.tally

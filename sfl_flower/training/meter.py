@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._C._autograd import _profiler_enabled
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from sfl_flower.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["PeakMemory", "counting_flops", "profiled"]
 
@@ -27,6 +29,9 @@ def counting_flops() -> FlopCounterMode:
     convolution has 32 channels. The gradients of inputs and of weights have as many products as
     the forward, each.
     """
+    # It imports triton; clients count in one round of a run.
+    from torch.utils.flop_counter import FlopCounterMode
+
     own = {torch.ops.aten.convolution_backward: _convolution_backward}
     return FlopCounterMode(display=False, custom_mapping=own)
 
@@ -34,6 +39,8 @@ def counting_flops() -> FlopCounterMode:
 def _convolution_backward(
     out: list[int], x: list[int], weight: list[int], *settings: Any, **_given: Any
 ) -> int:
+    from torch.utils.flop_counter import conv_flop_count
+
     # Sizes of the bias, stride, padding, dilation, transposed, output padding, groups, mask.
     transposed, mask = settings[4], settings[7]
     once: int = conv_flop_count(x, weight, out, transposed)

@@ -129,8 +129,8 @@ class Federation:
         """Return the directory of a node's large state."""
         return self.directory / f"state-{partition}"
 
-    def supernode(self, partition: int, **environment: str) -> None:
-        """Start the SuperNode of a partition, again perhaps, and wait for it."""
+    def supernode(self, partition: int, *, warm: bool = False, **environment: str) -> None:
+        """Start the SuperNode of a partition, again perhaps, by `sfl warm` or not; wait for it."""
         (port,) = free_ports(1)
         address = (
             ["--host", "127.0.0.1", "--port", str(port)]
@@ -138,6 +138,7 @@ class Federation:
             else ["--clientappio-api-address", f"127.0.0.1:{port}"]
         )
         self.nodes[partition] = self.start(
+            *([sys.executable, "-m", "sfl_flower.run.warm"] if warm else []),
             program("flower-supernode"),
             "--insecure",
             "--superlink",

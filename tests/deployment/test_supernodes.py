@@ -77,7 +77,7 @@ def test_a_client_that_missed_rounds_catches_up(
     wait_for("round 3", lambda: rounds(out) >= 3 or command.poll() is not None)
     federation.nodes[0].send_signal(signal.SIGSTOP)
     federation.stop(1)
-    federation.supernode(1, SFL_STATE_LIMIT="0")
+    federation.supernode(1, warm=True, SFL_STATE_LIMIT="0")
     federation.nodes[0].send_signal(signal.SIGCONT)
     command.wait(timeout=PATIENCE_S)
     assert statuses("localhost", cwd=REPOSITORY) == ["finished:completed"]

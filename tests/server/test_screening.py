@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from sfl_flower.config import RunConfig
 from sfl_flower.errors import WireError
 from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member
-from sfl_flower.server.screening import SCALARS, SMASHED, Screening
+from sfl_flower.server.screening import SCALARS, SMASHED, Screening, _deviation, _median
 from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import begin, equal, run, train
@@ -55,6 +57,33 @@ def test_c5_a_reply_beyond_the_spread_is_refused_by_name() -> None:
     assert left == [0, 1, 2, 3]
     assert "The reply of client 4 is not used: its scalars are 8.6 times as large as usual" in notes
     assert "at most 8.47 times is believed; raise outlier-factor, or set it to 0" in notes
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_median_and_deviation_are_those_of_statistics(seed: int) -> None:
+    """Found by halving, to the bit, with numbers that occur more than once."""
+    draw = random.Random(seed)
+    numbers = sorted(draw.choice([0.0, 1.0, draw.gauss(0, 3)]) for _ in range(1 + seed % 9))
+    middle = _median(numbers)
+    assert middle == median(numbers)
+    assert _deviation(numbers, middle) == median(abs(number - middle) for number in numbers)
+
+
+def test_replies_beyond_the_last_rounds_are_forgotten() -> None:
+    """10 rounds of a cohort of 2: of 15 rounds the last 20 replies, whoever sent them."""
+    screening = Screening(RunConfig(clients=5, sampled=2, outlier_factor=4.0))
+    for round in range(15):
+        pair = [Member(round % 5, 1), Member((round + 1) % 5, 2)]
+        big = 100.0 if round == 14 else 1.0
+        arrays = [np.full(3, 1.0 + 0.01 * round), np.full(3, big)]
+        screening.keep(SCALARS, dict(zip(pair, arrays, strict=True)), Tally())
+    seen = screening._seen[SCALARS]
+    assert len(seen.rows) == 20 and sum(map(len, seen.own.values())) == 20
+    assert seen.used == sorted(size for _, size, used in seen.rows if used)
+    assert len(seen.used) == 19  # the last was refused
+    again = Screening(RunConfig(clients=5, sampled=2))
+    again.load_tensors(screening.tensors())
+    assert (again._seen[SCALARS].used, again._seen[SCALARS].own) == (seen.used, seen.own)
 
 
 def test_c5_what_is_believed_follows_the_spread() -> None:
