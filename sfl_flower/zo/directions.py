@@ -5,7 +5,7 @@ The format is specified in ``docs/directions.md`` and held by golden vectors in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,8 @@ from sfl_flower.zo.law import (
     Scratch,
     Shapes,
     Values,
+    blocks,
+    check_pair,
     elements,
 )
 from sfl_flower.zo.laws import find_law
@@ -206,7 +208,7 @@ class Direction:
         out = np.empty(stop - start, dtype=np.float32)
         block = self._values.block
         product = self._values.times(np.float32(1.0), self._directions.scratch(block))
-        for low, high in _blocks(start, stop, block):
+        for low, high in blocks(start, stop, block):
             product.write(out[low - start : high - start], low)
         return torch.from_numpy(out)
 
@@ -215,7 +217,7 @@ class Direction:
         if device.type == "cpu":
             return self.values()
         out = torch.empty(self.size, dtype=torch.float32, device=device)
-        for low, high in _blocks(0, self.size, _DEVICE_BLOCK):
+        for low, high in blocks(0, self.size, _DEVICE_BLOCK):
             out[low:high] = self._values.on(device, low, high, np.float32(1.0))
         return out
 
@@ -288,11 +290,7 @@ class Scaled:
     """
 
     def __init__(
-        self,
-        direction: Direction,
-        directions: Directions,
-        values: Values,
-        constant: np.float32,
+        self, direction: Direction, directions: Directions, values: Values, constant: np.float32
     ) -> None:
         self._direction, self._directions = direction, directions
         self._values, self._constant = values, constant
@@ -300,16 +298,14 @@ class Scaled:
 
     def add_to(self, out: Tensor, base: Tensor, start: int = 0) -> None:
         """Write ``out = base + scale * u[start : start + len(out)]``; see `Direction.add_to`."""
-        _check_pair(out, base)
+        check_pair(out, base)
         self._direction._check_range(start, start + out.numel())
         if out.device.type == "cpu":
             self._add_numpy(out.detach().numpy(), base.detach().numpy(), start)
         else:
             self._add_device(out.detach(), base.detach(), start)
 
-    def add_stretches(
-        self, out: Tensor, base: Tensor, stretches: Sequence[tuple[int, int]]
-    ) -> None:
+    def add_stretches(self, out: Tensor, base: Tensor, parts: Sequence[tuple[int, int]]) -> None:
         """Write ``base + scale * u`` over stretches of the vector, one after another.
 
         Parameters
@@ -318,13 +314,13 @@ class Scaled:
             Contiguous float32 vector of their elements, apart from `base`.
         base : Tensor
             The whole vector.
-        stretches : sequence of (int, int)
+        parts : sequence of (int, int)
             First element of each, and that after its last.
         """
         on_cpu, at = out.device.type == "cpu", 0
         if on_cpu:
             into, over = out.numpy(), base.numpy()
-        for start, stop in stretches:
+        for start, stop in parts:
             end = at + stop - start
             if on_cpu:
                 self._add_numpy(into[at:end], over[start:stop], start)
@@ -340,7 +336,7 @@ class Scaled:
         # The step is written where the sum will be, unless the other summand is there.
         beside = np.may_share_memory(out, base)
         room = np.empty(min(block, len(out)), dtype=np.float32) if beside else out
-        for low, high in _blocks(start, start + len(out), block):
+        for low, high in blocks(start, start + len(out), block):
             here = slice(low - start, high - start)
             step = room[: high - low] if beside else out[here]
             self._product.write(step, low)
@@ -348,30 +344,7 @@ class Scaled:
 
     def _add_device(self, out: Tensor, base: Tensor, start: int) -> None:
         """Do the same on another device, to the same bits."""
-        for low, high in _blocks(start, start + out.numel(), _DEVICE_BLOCK):
+        for low, high in blocks(start, start + out.numel(), _DEVICE_BLOCK):
             here = slice(low - start, high - start)
             step = self._values.on(out.device, low, high, self._constant)
             torch.add(base[here], step, out=out[here])
-
-
-def _blocks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut ``start .. stop`` at multiples of ``size`` (an even multiple of 8)."""
-    low = start
-    while low < stop:
-        high = min(stop, (low // size + 1) * size)
-        yield low, high
-        low = high
-
-
-def _check_pair(out: Tensor, base: Tensor) -> None:
-    for name, tensor in (("out", out), ("base", base)):
-        if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
-            raise ConfigError(
-                f"{name} must be a contiguous float32 vector; it is {tensor.dtype} of shape "
-                f"{tuple(tensor.shape)}."
-            )
-    if out.shape != base.shape or out.device != base.device:
-        raise ConfigError(
-            f"out has {out.numel()} elements on {out.device}, base {base.numel()} on "
-            f"{base.device}; both must be equal."
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfl_flower.errors import ConfigError
+
 __all__ = [
-    "F32", "DeviceFactors", "Factors", "Law", "Product", "Scratch", "Shapes", "Values", "elements",
-    "upload",
+    "F32", "DeviceFactors", "Factors", "Law", "Product", "Scratch", "Shapes", "Values", "blocks",
+    "check_pair", "elements", "upload",
 ]  # fmt: skip
 
 F32 = NDArray[np.float32]
@@ -212,3 +214,27 @@ class Law(ABC):
             As for `values`.
         """
         return [self.values(key, shapes, once=False) for key in stream_keys]
+
+
+def blocks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut ``start .. stop`` at multiples of ``size`` (an even multiple of 8)."""
+    low = start
+    while low < stop:
+        high = min(stop, (low // size + 1) * size)
+        yield low, high
+        low = high
+
+
+def check_pair(out: Tensor, base: Tensor) -> None:
+    """Refuse two tensors of which one cannot be added to the other, element by element."""
+    for name, tensor in (("out", out), ("base", base)):
+        if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
+            raise ConfigError(
+                f"{name} must be a contiguous float32 vector; it is {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}."
+            )
+    if out.shape != base.shape or out.device != base.device:
+        raise ConfigError(
+            f"out has {out.numel()} elements on {out.device}, base {base.numel()} on "
+            f"{base.device}; both must be equal."
+        )
