@@ -19,9 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.figure import Figure
+from benchmarks.recorded import record
 
 # name -> what it measures; the module has the benchmark's name.
 BENCHMARKS = {
+    "recorded": "figures of the long ones as they were measured, with their commands",
     "house": "rooms, floors and imports of the package; faults without a test",
     "probe": "perturbing parameters, beside an add, normal_ and MeZO's way",
     "prefix": "probes that rerun what they move alone, beside whole forwards and backprop",
@@ -67,6 +69,7 @@ class Selection:
 
     benchmarks: dict[str, Benchmark]
     args: argparse.Namespace
+    argv: Sequence[str]
 
 
 def load(name: str) -> Benchmark:
@@ -85,6 +88,9 @@ def parse(argv: Sequence[str]) -> Selection:
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="a benchmark, see below")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, as measured")
+    parser.add_argument(
+        "--record", action="store_true", help="put the figures into docs/results/figures.jsonl"
+    )
     # The options of the chosen ones must be known before the line can be read as a whole.
     chosen = {name: load(name) for name in BENCHMARKS if name in argv}
     for name, benchmark in chosen.items():
@@ -94,13 +100,15 @@ def parse(argv: Sequence[str]) -> Selection:
     if unknown := [name for name in args.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark is named {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     ordered = {name: chosen[name] for name in args.names}
-    return Selection(ordered, args)
+    return Selection(ordered, args, argv)
 
 
 def measure(selection: Selection) -> Iterator[tuple[str, Figure]]:
     """Run the chosen benchmarks in their order; yield (benchmark, figure) as they come."""
     for name, benchmark in selection.benchmarks.items():
         for figure in benchmark.run(selection.args):
+            if selection.args.record:
+                record(figure, selection.argv)
             yield name, figure
 
 
@@ -130,7 +138,8 @@ def table_of(figures: Sequence[tuple[str, Figure]]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; a missed target is shown, and is no failure of the program."""
-    selection = parse(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    selection = parse(argv)
     if selection.args.json:
         for _, figure in measure(selection):
             print(figure.to_json(), flush=True)
