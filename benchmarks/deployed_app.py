@@ -26,9 +26,6 @@ from sfl_flower.run.run_config import read_run_config, task_from_context  # noqa
 IMPORTED = time.time()
 """When it had."""
 
-LOOKS = 50
-"""Looks for a reply that is not there, whose cost to the SuperLink is taken at the end."""
-
 __all__ = ["client_app", "note", "server_app", "spent"]
 
 
@@ -128,7 +125,3 @@ def main(grid: Grid, context: Context) -> None:
 
     plan = Plan.read(read_run_config(context.run_config))
     execute(_NotedGrid(grid), task_from_context(context), plan, on_round)
-    began, before = time.time(), spent(superlink)
-    for _ in range(LOOKS):
-        list(grid.pull_messages(["no message of this run"]))
-    note("look", took=time.time() - began, superlink=(spent(superlink) - before) / LOOKS)
