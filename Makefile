@@ -50,8 +50,8 @@ test-newest: env ## the whole test suite
 test-oldest: env-oldest ## the tests that touch Flower, on flwr 1.26.1
 	$(OLDEST)/bin/python -m pytest -n auto --dist loadgroup --durations=20 -m "(flower or simulation or deployment) and not gpu" $(PYTEST_ARGS)
 
-bench: env ## the short benchmarks, as a table
-	$(BIN)/python -m benchmarks probe replay round
+bench: env ## the benchmarks of minutes, and the recorded figures of the long ones, as a table
+	$(BIN)/python -m benchmarks recorded probe replay cost round cohort deployed --cohort-ray 0
 
 format: env ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

@@ -80,9 +80,9 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument(
         "--deployed-options",
-        default="minibatches=8",
+        default="pipeline=true minibatches=8",
         metavar="OPTIONS",
-        help="of the run that is held against one mini-batch an exchange (default minibatches=8)",
+        help="of the run that is held against one mini-batch an exchange (default pipelined, 8)",
     )
     parser.add_argument(
         "--deployed-steps", type=int, default=8, help="its steps in a round (default 8)"

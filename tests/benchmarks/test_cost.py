@@ -1,4 +1,4 @@
-"""A client's step takes the memory of a forward, and a layer's parameters at most."""
+"""A client's step takes the memory of a forward and, at most, of a layer and the smallest ones."""
 
 from __future__ import annotations
 
@@ -15,4 +15,5 @@ LAYER = 4 * 128 * 128 * 3 * 3
 def test_a_step_takes_hardly_more_than_a_forward(batch: int, most: float) -> None:
     step, forward = cost.peaks(batch)
     assert forward < step <= most * forward
-    assert step - forward < 1.1 * LAYER
+    # The smallest layers move at once, up to an eighth of the largest together.
+    assert step - forward < 1.15 * LAYER
