@@ -51,7 +51,7 @@ def client_samples(held: int, batch_size: int, batches: int) -> int:
     return epochs * held + rest * batch_size
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _order(key: str, round: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
     order = generator("batches", key, round, epoch).permutation(n)
     order.flags.writeable = False

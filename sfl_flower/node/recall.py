@@ -5,24 +5,28 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
 from sfl_flower.errors import DataError
 from sfl_flower.node.node import Node
-from sfl_flower.wire.encodings import encoding_of
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
-from sfl_flower.wire.recall import NEVER, changed_samples, memory_digest, rows_of_round
+from sfl_flower.wire.recall import (
+    NEVER,
+    arrived,
+    changed_samples,
+    memory_check,
+    memory_digest,
+    rows_of_round,
+)
 
 __all__ = ["SampleMemory", "in_brief"]
 
 
 class SampleMemory:
-    """Smashed data of samples as they arrived at the server, each with its round.
+    """Smashed data of samples as they arrived at the server.
 
-    A sample takes 12 bytes and 4 for each number of its smashed data.  A row that was damaged is
+    A sample takes 4 bytes, and 4 for each number of its smashed data.  A row that was damaged is
     one that was never written, and so is every row of a file that is lost.
 
     Parameters
@@ -33,46 +37,63 @@ class SampleMemory:
         Samples of the client.
     size : int
         Numbers of a sample's smashed data.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be made or written.
     """
 
     def __init__(self, path: Path, held: int, size: int) -> None:
-        row = np.dtype([("round", "<i8"), ("check", "<u4"), ("z", "<f4", (size,))])
+        self._path, self._size, self._bytes = path, size, 4 + 4 * size
+        # Of another size it is another model's, or another share of the data.
+        if path.exists() and path.stat().st_size > held * self._bytes:
+            path.unlink()
+
+    def get(self, rows: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """Return the check of each sample, `NEVER` for none, and what arrived, zeros for none.
+
+        Returns
+        -------
+        checks : list of int
+            Of each of the `rows`.
+        z : numpy.ndarray
+            float32, shape [n, size].
+        """
+        found = np.zeros((len(rows), self._size), np.float32)
+        checks = [NEVER] * len(rows)
         try:
-            if not path.exists() or path.stat().st_size != held * row.itemsize:
-                path.unlink(missing_ok=True)
-                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-                try:
-                    os.truncate(handle, held * row.itemsize)  # zeros, of which no disk is taken
-                finally:
-                    os.close(handle)
-            self._rows = np.memmap(path, row, "r+", shape=(held,))
+            handle = os.open(self._path, os.O_RDONLY)
+        except OSError:
+            return checks, found
+        try:
+            for at, row in enumerate(rows.tolist()):
+                data = os.pread(handle, self._bytes, row * self._bytes)
+                check = int.from_bytes(data[:4], "little")
+                if len(data) == self._bytes and check != NEVER:
+                    z = np.frombuffer(data, "<f4", offset=4)
+                    if memory_check(z) == check:
+                        checks[at], found[at] = check, z
+        finally:
+            os.close(handle)
+        return checks, found
+
+    def put(self, rows: np.ndarray, z: np.ndarray) -> None:
+        """Remember what arrived of samples, float32 [n, size].
+
+        Raises
+        ------
+        DataError
+            If the file cannot be written.
+        """
+        try:
+            handle = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                for row, values in zip(rows.tolist(), z, strict=True):
+                    data = memory_check(values).to_bytes(4, "little")
+                    os.pwrite(handle, data + values.astype("<f4").tobytes(), row * self._bytes)
+            finally:
+                os.close(handle)
         except OSError as error:
             raise DataError(
-                f"What a client sent of its samples cannot be kept in {path} ({error}); free "
+                f"What a client sent of its samples cannot be kept in {self._path} ({error}); free "
                 "space there, set SFL_STATE_DIR to a directory on another disk, or set temporal=0."
             ) from error
-
-    def rounds(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the round in which each sample was last sent, `NEVER` for none; int64 [n]."""
-        found = self._rows[rows]
-        whole = [check == _check(z, round) for round, check, z in found]
-        return np.where(whole, found["round"], NEVER).astype(np.int64)
-
-    def get(self, rows: npt.NDArray[np.int64]) -> np.ndarray:
-        """Return what arrived of samples, float32 [n, size], zeros for those never sent."""
-        known = self.rounds(rows) != NEVER
-        return np.where(known[:, None], self._rows["z"][rows], np.float32(0))
-
-    def put(self, rows: npt.NDArray[np.int64], round: int, z: np.ndarray) -> None:
-        """Remember what arrived of samples in a round, float32 [n, size]."""
-        for at, row in zip(rows.tolist(), z, strict=True):
-            self._rows[at] = (round, _check(row, round), row)
-        self._rows.flush()
 
 
 def in_brief(node: Node, request: ForwardRequest, reply: ForwardReply) -> ForwardReply:
@@ -86,18 +107,13 @@ def in_brief(node: Node, request: ForwardRequest, reply: ForwardReply) -> Forwar
     z, held = reply.z, len(node.rows)
     rows = rows_of_round(node.key, request.round, request.minibatches, held, request.batch_size)
     memory = SampleMemory(node.store.own_file("samples"), held, z[0].size)
-    rounds = memory.rounds(rows)
-    alike = memory_digest(rounds) == request.known
-    old = memory.get(rows).reshape(z.shape) if alike else np.zeros_like(z)
-    changed = changed_samples(z, old, request.temporal) | (rounds == NEVER)
+    checks, kept = memory.get(rows)
+    alike = memory_digest(checks) == request.known
+    old = kept.reshape(z.shape) if alike else np.zeros_like(z)
+    changed = changed_samples(z, old, request.temporal) | (np.array(checks) == NEVER)
     if not alike:
         changed[:] = True
     sent = (z - old)[changed]
-    encoding = encoding_of(request.setup.smashed)
-    arrived = encoding.decode(encoding.encode(sent, "smashed"))
-    memory.put(rows[changed], request.round, (old[changed] + arrived).reshape(len(sent), -1))
+    found = old[changed] + arrived(sent, request.encodings)
+    memory.put(rows[changed], found.reshape(len(sent), -1))
     return replace(reply, z=sent, changed=np.packbits(changed).tobytes() if alike else None)
-
-
-def _check(z: np.ndarray, round: int) -> int:
-    return crc32(np.ascontiguousarray(z).data, round + 1) or 1  # a row of zeros was never written

@@ -122,7 +122,7 @@ class Account:
             self.ledger.client_flops = self._flops / outcome.samples
         self._flops = 0
         # Replies, not samples: smashed data that train the server half are no client that learns.
-        self._replies += tally.used
+        self._replies += 0 if tally.early else tally.used
         self._empty = 0 if tally.used else self._empty + 1
         if self._empty >= self._patience:
             what = f"in {self._empty} rounds in a row, so training stops at round {round}"

@@ -60,16 +60,23 @@ class AnchoredStrategy(JournalledStrategy):
         minibatches : int
             Mini-batches per client.
         """
+        statistics = self.packed_statistics()
         found = self.ask_in_step(
             cohort,
             exchange,
-            lambda member: self.anchor_request(member, round, minibatches),
+            lambda member: self.anchor_request(member, round, minibatches, statistics),
             ForwardReply.from_reader,
             self.check_anchor,
         )
         return self.kept_anchors(found, exchange)
 
-    def anchor_request(self, member: Member, round: int, minibatches: int) -> ForwardRequest:
+    def packed_statistics(self) -> dict[str, np.ndarray]:
+        """Return the running statistics from which the anchors of a round move them."""
+        return pack_state(self._moving())
+
+    def anchor_request(
+        self, member: Member, round: int, minibatches: int, statistics: Mapping[str, np.ndarray]
+    ) -> ForwardRequest:
         """Return what asks a client for the anchor forward of a round."""
         return ForwardRequest(
             round=round,
@@ -78,7 +85,7 @@ class AnchoredStrategy(JournalledStrategy):
             setup=self.setup,
             sync=self.mirror.sync(member),
             meter=self.metering(round),
-            statistics=pack_state(self._moving()),
+            statistics=statistics,
             **self._temporal(member, round, minibatches),
         )
 
@@ -87,7 +94,7 @@ class AnchoredStrategy(JournalledStrategy):
         if self._recall is None:
             return {}
         known = self._recall.known(member, round, minibatches)
-        return {"known": known, "temporal": self._recall.share}
+        return {} if known is None else {"known": known, "temporal": self._recall.share}
 
     def check_anchor(self, reply: ForwardReply) -> None:
         """Refuse smashed data or running statistics that are not those of the client half.
@@ -113,6 +120,8 @@ class AnchoredStrategy(JournalledStrategy):
         self, found: Mapping[Member, ForwardReply], exchange: Exchange
     ) -> dict[Member, ForwardReply]:
         """Return replies with what they left out, which is remembered."""
+        if self._recall is not None:
+            self._recall.forget_others(self._roster.here)
         whole: dict[Member, ForwardReply] = {}
         for member, reply in found.items():
             try:

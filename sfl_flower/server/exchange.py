@@ -45,6 +45,8 @@ class Tally:
         What a person should know.
     refused : bool
         Whether the mean of the replies could not be used.
+    early : bool
+        Whether nothing could be learned of clients yet: the replies show that they are there.
     """
 
     replies: int = 0
@@ -52,6 +54,7 @@ class Tally:
     rejected: int = 0
     notes: list[str] = field(default_factory=list)
     refused: bool = False
+    early: bool = False
 
     def note(self, text: str) -> None:
         """Remember a sentence about this round and log it; what clients say may be part of it."""

@@ -83,9 +83,9 @@ class Probed:
         return cls(
             int(tensors["round"]),
             {int(at): int(count) for at, count in tensors["used"].tolist()},
-            {int(at): lam.numpy() for at, lam in under(LAM, tensors).items()},
+            _by_partition(under(LAM, tensors)),
             None if guide is None else Guide.decode(guide.numpy().tobytes()),
-            {int(at): found.numpy() for at, found in under(SCALAR, tensors).items()},
+            _by_partition(under(SCALAR, tensors)),
         )
 
 
@@ -113,6 +113,11 @@ class Learned:
         return Outcome(self.losses, samples, extra, steps_again=self.steps_again)
 
 
+def _by_partition(tensors: Mapping[str, Tensor]) -> dict[int, np.ndarray]:
+    """Return arrays by partition, ascending: a file has its names in the order of text."""
+    return {at: tensors[str(at)].numpy() for at in sorted(map(int, tensors))}
+
+
 class PipelinedStrategy(AnchoredStrategy):
     """Base of methods whose clients probe along λ, and may do so pipelined."""
 
@@ -123,6 +128,15 @@ class PipelinedStrategy(AnchoredStrategy):
     _arrived: Probed | None = None
     """The round before it, with scalars that the next exchange tells everyone."""
     _resumed: bool = False
+
+    def metering(self, round: int) -> str:
+        """Return what clients measure; pipelined, the first probes are those of the second round.
+
+        Memory is then measured in the first two rounds, operations in the third.
+        """
+        if vars(self.settings).get("pipeline"):
+            round = max(round - 1, self.account.first + 1)
+        return super().metering(round)
 
     @abstractmethod
     def learn(
@@ -174,9 +188,10 @@ class PipelinedStrategy(AnchoredStrategy):
         self._arrived = None if stood is None else self.told(stood, answers, exchange)
         learned = self.learn(round, anchors, exchange)
         self._awaited = learned.probed
-        # A client counts once with all that it was asked for.
-        missed = set() if stood is None else set(stood.lam) - set(self._scalars())
-        exchange.tally.replies = len(set(learned.probed.used) - missed)
+        # Clients count with what they learn; the first round has no probes yet.
+        exchange.tally.early = self._arrived is None
+        counted = learned.probed.used if self._arrived is None else self._arrived.scalars
+        exchange.tally.replies = len(counted)
         if round >= self.config.rounds:
             extra = self._close(round, exchange) or extra
         return learned.outcome(extra)
@@ -202,16 +217,18 @@ class PipelinedStrategy(AnchoredStrategy):
     ) -> tuple[dict[Member, ForwardReply], dict[Member, ProbeReply | PipelinedReply]]:
         """Return smashed data of the cohort, and scalars of all whose λ was held back."""
         awaited = self._awaited
-        probes = (
-            {}
-            if awaited is None
-            else self.probe_requests(awaited, self._waiting(awaited, exchange), round)
-        )
+        probes: dict[Member, ProbeRequest] = {}
+        if awaited is not None:
+            waiting, gone = self._waiting(awaited)
+            for member in gone:
+                exchange.tally.fail(member, "it went before it could probe.")
+            probes = self.probe_requests(awaited, waiting, round)
+        statistics = self.packed_statistics()
         asked: set[Member] = set()
         lost: set[Member] = set()
 
         def request(member: Member) -> ForwardRequest:
-            anchor = self.anchor_request(member, round, self.minibatches)
+            anchor = self.anchor_request(member, round, self.minibatches, statistics)
             probe = probes.get(member)
             if probe is None:
                 return anchor
@@ -239,17 +256,19 @@ class PipelinedStrategy(AnchoredStrategy):
             if member in probes.keys() - lost and isinstance(reply, (PipelinedReply, ProbeReply))
         }
         self.book_usage(r.usage for r in told.values() if isinstance(r, ProbeReply))
-        anchors = {
-            member: reply
-            for member, reply in found.items()
-            if member in cohort and isinstance(reply, ForwardReply)
-        }
+        anchors: dict[Member, ForwardReply] = {}
+        for member in cohort:
+            answer = found.get(member)
+            if isinstance(answer, ForwardReply):
+                anchors[member] = answer
+            elif answer is not None:
+                exchange.tally.reject(member, f"it is a {answer.WHAT}, without smashed data.")
         return self.kept_anchors(anchors, exchange), told
 
     def _close(self, round: int, exchange: Exchange) -> dict[str, float]:
         """Ask for the probes of the last round, and take both steps that are left."""
         assert self._awaited is not None
-        waiting = self._waiting(self._awaited, exchange)
+        waiting, _ = self._waiting(self._awaited)
         exchange.push(self.probe_requests(self._awaited, waiting, round))
         answers = exchange.collect(ProbeReply.from_reader, self.check_scalars)
         self.book_usage(reply.usage for reply in answers.values())
@@ -257,19 +276,15 @@ class PipelinedStrategy(AnchoredStrategy):
         found: dict[str, float] = {}
         for probed in (self._arrived, last):
             found = found if probed is None else self.update(probed, exchange) or found
-        exchange.tally.replies = max(exchange.tally.replies, len(last.scalars))
+        exchange.tally.replies, exchange.tally.early = len(last.scalars), False
         self._awaited = self._arrived = None
         return found
 
-    def _waiting(self, awaited: Probed, exchange: Exchange) -> list[Member]:
-        """Return the clients with a λ that is held back; those that have gone are counted."""
+    def _waiting(self, awaited: Probed) -> tuple[list[Member], list[Member]]:
+        """Return the clients with a λ that is held back, those that are online and the others."""
         here = {member.partition: member for member in self._roster.here}
-        for partition in awaited.lam.keys() - here.keys():
-            exchange.tally.fail(Member(partition, 0), "it went before it could probe.")
-        return [here[partition] for partition in awaited.lam if partition in here]
-
-    def _scalars(self) -> Iterable[int]:
-        return () if self._arrived is None else self._arrived.scalars
+        gone = [Member(partition, 0) for partition in awaited.lam if partition not in here]
+        return [here[partition] for partition in awaited.lam if partition in here], gone
 
     def _stand_again(self, exchange: Exchange) -> None:
         """Bring clients to where they stood when the run was stopped: they are to probe there.
@@ -278,12 +293,18 @@ class PipelinedStrategy(AnchoredStrategy):
         """
         self._resumed = False
         assert self._awaited is not None
-        at, waiting = self._awaited.round, self._waiting(self._awaited, exchange)
+        at, (waiting, _) = self._awaited.round, self._waiting(self._awaited)
+        statistics = self.packed_statistics()
+
+        def request(member: Member) -> ForwardRequest:
+            anchor = self.anchor_request(member, at, self.minibatches, statistics)
+            return replace(anchor, known=None, temporal=0.0)  # this z is not remembered
+
         with self.account.repeating():
             self.ask_in_step(
                 waiting,
                 exchange,
-                lambda member: self.anchor_request(member, at, self.minibatches),
+                request,
                 ForwardReply.from_reader,
                 self.check_anchor,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -14,9 +15,12 @@ from sfl_flower.options import Range
 from sfl_flower.server.roster import Member
 from sfl_flower.task import SplitTask
 from sfl_flower.wire.ho_sfl import ForwardReply
-from sfl_flower.wire.recall import NEVER, memory_digest, rows_of_round
+from sfl_flower.wire.recall import NEVER, memory_check, memory_digest, rows_of_round
 
 __all__ = ["Recall", "TemporalSettings"]
+
+MOST_SAMPLES = 1_000_000
+"""The most that a client may say it holds, for what it sent to be remembered."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,19 @@ class Recall:
             )
         self.share = share
         self._config = config
-        self._kept: dict[int, tuple[npt.NDArray[np.int64], np.ndarray]] = {}
+        self._kept: dict[int, dict[int, np.ndarray]] = {}
 
-    def known(self, member: Member, round: int, minibatches: int) -> bytes:
-        """Return what a request says of the samples that it asks for; see `memory_digest`."""
-        rows = self._rows(member, round, minibatches)
-        kept = self._kept.get(member.partition)
-        return memory_digest(np.full(len(rows), NEVER) if kept is None else kept[0][rows])
+    def known(self, member: Member, round: int, minibatches: int) -> bytes | None:
+        """Return what a request says of the samples that it asks for; see `memory_digest`.
+
+        None for a client that says it holds more than a million samples: which of them a
+        mini-batch has would cost the server more than it saves.
+        """
+        if member.samples > MOST_SAMPLES:
+            return None
+        kept = self._kept.get(member.partition, {})
+        rows = self._rows(member, round, minibatches).tolist()
+        return memory_digest(memory_check(kept[row]) if row in kept else NEVER for row in rows)
 
     def whole(self, member: Member, reply: ForwardReply) -> ForwardReply:
         """Return a reply with the smashed data of all its samples, and remember them.
@@ -83,22 +93,30 @@ class Recall:
         WireError
             If it leaves out samples of which nothing is remembered.
         """
-        rows = self._rows(member, reply.round, len(reply.sizes))
+        if member.samples > MOST_SAMPLES:
+            if reply.changed is not None:
+                raise WireError("it leaves out samples, which nobody asked for.")
+            return reply
+        rows = self._rows(member, reply.round, len(reply.sizes)).tolist()
         if len(rows) != len(reply.y):
             raise WireError(f"it has {len(reply.y)} samples, asked were {len(rows)}.")
-        shape = reply.z.shape[1:]
-        if member.partition not in self._kept:
-            kept = np.full(member.samples, NEVER), np.zeros((member.samples, *shape), np.float32)
-            self._kept[member.partition] = kept
-        rounds, old = self._kept[member.partition]
-        whole = old[rows] if reply.changed is not None else np.zeros((len(rows), *shape), "f4")
+        kept = self._kept.setdefault(member.partition, {})
+        whole = np.zeros((len(rows), *reply.z.shape[1:]), np.float32)
         changed = reply.changed_rows()
-        if (rounds[rows[~changed]] == NEVER).any():
-            raise WireError("it leaves out samples whose smashed data never arrived.")
+        for at, row in enumerate(rows):
+            if not changed[at] and row not in kept:
+                raise WireError("it leaves out samples whose smashed data never arrived.")
+            if reply.changed is not None and row in kept:
+                whole[at] = kept[row]
         whole[changed] += reply.z
-        old[rows[changed]] = whole[changed]
-        rounds[rows[changed]] = reply.round
+        kept |= {row: whole[at].copy() for at, row in enumerate(rows) if changed[at]}
         return replace(reply, z=whole, changed=None)
+
+    def forget_others(self, here: Iterable[Member]) -> None:
+        """Forget what clients sent that are gone; they would send all anew."""
+        self._kept = {
+            m.partition: self._kept[m.partition] for m in here if m.partition in self._kept
+        }
 
     def _rows(self, member: Member, round: int, minibatches: int) -> npt.NDArray[np.int64]:
         key = self._config.client_key(member.partition)

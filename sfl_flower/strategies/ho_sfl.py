@@ -293,7 +293,7 @@ class HOSFL(PipelinedStrategy):
 
     def update(self, probed: Probed, exchange: Exchange) -> dict[str, float]:
         """Fold means, weights and 1/(P μ) into coefficients, and journal them."""
-        told, guide, round = probed.scalars, probed.guide, probed.round
+        told, guide, round = dict(sorted(probed.scalars.items())), probed.guide, probed.round
         if not told:
             return {}
         weights = np.array([client_weight(self.config.mean, probed.used[at]) for at in told])

@@ -9,17 +9,23 @@ arXiv 2106.05203).  A sample that has changed by less than a share of its norm i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from sfl_flower.data import batch_indices
+from sfl_flower.wire.draft import Draft, Encodings
+from sfl_flower.wire.reader import Reader
 
-__all__ = ["NEVER", "changed_samples", "memory_digest", "rows_of_round"]
+__all__ = [
+    "NEVER", "arrived", "changed_samples", "memory_check", "memory_digest", "rows_of_round",
+]  # fmt: skip
 
-NEVER = -1
-"""The round in which a sample was last sent, where nothing is remembered of it."""
+NEVER = 0
+"""The check of a sample of which nothing is remembered."""
 
 
 def rows_of_round(
@@ -40,9 +46,21 @@ def rows_of_round(
     return np.concatenate([batch_indices(key, round, step, held, batch_size) for step in steps])
 
 
-def memory_digest(rounds: npt.NDArray[np.int64]) -> bytes:
-    """Return 8 bytes that name in which round each sample of a request was last sent."""
-    return blake2b(rounds.astype("<i8").tobytes(), digest_size=8).digest()
+def memory_check(z: np.ndarray) -> int:
+    """Return what tells one remembered array from another, never `NEVER`."""
+    return crc32(np.ascontiguousarray(z, np.float32).data) or 1
+
+
+def memory_digest(checks: Iterable[int]) -> bytes:
+    """Return 8 bytes that name what is remembered of samples, from the check of each."""
+    return blake2b(np.array(list(checks), "<u4").tobytes(), digest_size=8).digest()
+
+
+def arrived(z: np.ndarray, encodings: Encodings) -> np.ndarray:
+    """Return what a receiver reads of smashed data, with what it does about padding."""
+    draft = Draft(encodings)
+    draft.samples("z", z, "smashed")
+    return Reader(draft.content(), "reply", encodings).samples("z", "smashed")
 
 
 def changed_samples(z: np.ndarray, old: np.ndarray, share: float) -> npt.NDArray[np.bool_]:

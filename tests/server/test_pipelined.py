@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfl_flower.errors import TrainingError
 from sfl_flower.report import RoundRecord
 from sfl_flower.server.pipelined import Probed
 from sfl_flower.zo import Entry
@@ -108,6 +109,40 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     assert [r.exchanges for r in whole.history] == [r.exchanges for r in resumed.history]
 
 
+def test_twelve_clients_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    """In a file partition 10 stands before partition 2."""
+
+    def stop(record: RoundRecord) -> None:
+        if record.round == 3:
+            raise KeyboardInterrupt
+
+    shared: dict[str, Any] = {"pipeline": True, "rounds": 5, "clients": 12}
+    task = tiny.task(clients=12)
+    whole = run(task, out=tmp_path / "whole", **shared)
+    with pytest.raises(KeyboardInterrupt):
+        run(task, out=tmp_path / "parts", observer=stop, **shared)
+    resumed = run(task, out=tmp_path / "parts", resume=True, **shared)
+    assert equal(whole.model, resumed.model)
+    assert [r.version for r in whole.history][-2:] == [r.version for r in resumed.history][-2:]
+
+
+def test_a_run_in_which_nobody_probes_stops_as_a_plain_one() -> None:
+    for form in ("pipelined", "probe"):
+        faults = [Fault("raise", types=form), Fault("raise", types="probe")]
+        with pytest.raises(TrainingError, match="No usable reply in 2 rounds in a row"):
+            train(tiny.task(), faults=faults, pipeline=form == "pipelined", rounds=8, patience=2,
+                  sampled=1)  # fmt: skip
+
+
+def test_the_peak_is_that_of_probes() -> None:
+    """Four stacked probes take several times the anchor's memory, in both forms."""
+    options: dict[str, Any] = {"rounds": 4, "stack": 4, "direction": "rank_one", "probes": 4}
+    plain, found = (train(tiny.task(), pipeline=pipe, **options) for pipe in (False, True))
+    peaks = [trial.strategy.ledger.client_peak_bytes for trial in (plain, found)]
+    assert peaks[0] == peaks[1] > 0
+    assert plain.strategy.ledger.client_flops == found.strategy.ledger.client_flops > 0
+
+
 def test_who_is_not_asked_again_probes_all_the_same() -> None:
     trial = piped(rounds=6, sampled=2)
     assert [entry.round for entry in entries(trial)] == [1, 2, 3, 4, 5, 6]
@@ -194,3 +229,6 @@ def test_what_is_under_way_survives_a_checkpoint() -> None:
     assert (found.round, found.used, found.guide) == (7, {1: 5, 4: 3}, None)
     assert np.array_equal(found.lam[4], lam) and np.array_equal(found.scalars[1], lam[:1])
     assert Probed.from_tensors({}) is None
+    many = Probed(7, {}, dict.fromkeys((2, 10), lam)).tensors()
+    found = Probed.from_tensors(dict(sorted(many.items())))
+    assert found is not None and list(found.lam) == [2, 10]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.config import RunConfig
+from sfl_flower.errors import ConfigError, DataError, WireError
 from sfl_flower.node.recall import SampleMemory
+from sfl_flower.node.store import NodeStore
 from sfl_flower.report import RoundRecord
+from sfl_flower.server.recall import Recall
+from sfl_flower.server.roster import Member
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
-from sfl_flower.wire.recall import NEVER, changed_samples, memory_digest, rows_of_round
+from sfl_flower.wire import Reader
+from sfl_flower.wire.draft import Encodings
+from sfl_flower.wire.ho_sfl import ForwardReply
+from sfl_flower.wire.recall import (
+    NEVER,
+    arrived,
+    changed_samples,
+    memory_check,
+    memory_digest,
+    rows_of_round,
+)
 from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import Trial, run, train
@@ -31,9 +46,20 @@ def sent(trial: Trial) -> list[int]:
     ]
 
 
-def memories(trial: Trial, run_id: int = 1) -> dict[int, np.ndarray]:
-    """Return what the server remembers, by client, zeros for what it was never sent."""
-    return {at: kept[1] for at, kept in sorted(trial.strategy._recall._kept.items())}
+def remembered(trial: Trial) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return of each sample that the server remembers what it does, and what its client does."""
+    pairs = []
+    for client, kept in trial.strategy._recall._kept.items():
+        node = trial.grid.contexts[trial.grid.nodes[client]]
+        for row, z in kept.items():
+            memory = SampleMemory(NodeStore(node).own_file("samples"), 12, z.size)
+            pairs.append((z.reshape(-1), memory.get(np.array([row]))[1][0]))
+    return pairs
+
+
+def alike(trial: Trial) -> bool:
+    pairs = remembered(trial)
+    return bool(pairs) and all(np.array_equal(*pair) for pair in pairs)
 
 
 def test_a_sample_counts_as_changed_beyond_a_share_of_its_norm() -> None:
@@ -63,23 +89,24 @@ def test_a_frozen_client_sends_each_sample_once() -> None:
 
 @pytest.mark.parametrize("smashed", ["float32", "int8", "uniform:0.5+deflate"])
 @pytest.mark.parametrize("options", [{}, {"pipeline": True}, {"minibatches": 4}])
-def test_both_sides_remember_the_same_bits(
-    smashed: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: dict[int, np.ndarray] = {}
-    own = SampleMemory.put
-
-    def put(memory: SampleMemory, rows: Any, round: int, z: np.ndarray) -> None:
-        own(memory, rows, round, z)
-        client = int(Path(str(memory._rows.filename)).stem.split("-")[-1])
-        kept[client] = memory.get(np.arange(12))
-
-    monkeypatch.setattr(SampleMemory, "put", put)
+def test_both_sides_remember_the_same_bits(smashed: str, options: dict[str, Any]) -> None:
     trial = train(tiny.task(), temporal=0.02, smashed=smashed, **MOVING, **options)
     assert trial.total("rejected") == trial.total("failures") == 0
-    nodes = trial.grid.nodes
-    for client, array in memories(trial).items():
-        assert np.array_equal(array.reshape(12, -1), kept[nodes[client]])
+    assert alike(trial)
+
+
+@pytest.mark.parametrize("name", ["float32", "uniform:0.5+deflate", "randtopk:0.3+int8", "int4"])
+def test_what_arrives_of_padded_texts_is_what_a_receiver_reads(name: str) -> None:
+    """Padding is left out before anything is encoded, and a step or a draw is of what is left."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((6, 12, 16)).astype(np.float32)
+    for text, length in zip(z, [2, 12, 5, 7, 3, 9], strict=True):
+        text[length:] = 0
+    encodings = Encodings(name)
+    sizes = np.array([6], np.int64)
+    draft = ForwardReply(1, -1, z, np.zeros((6, 12), np.int64), sizes).draft(encodings)
+    read = ForwardReply.from_reader(Reader(draft.content(), "reply", encodings)).z
+    assert np.array_equal(arrived(z, encodings), read)
 
 
 def test_a_client_that_learns_sends_what_changed() -> None:
@@ -98,7 +125,8 @@ def test_what_an_encoding_left_out_comes_with_the_next_difference() -> None:
     x = tiny.samples(12).x
     with torch.no_grad():
         z = trial.strategy.client_half(x).numpy()
-    np.testing.assert_allclose(memories(trial)[0], z, atol=1e-6)
+    kept = trial.strategy._recall._kept[0]
+    np.testing.assert_allclose(np.stack([kept[row] for row in range(12)]), z, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["forget", "mute", "drop", "late", "rollback", "raise"])
@@ -109,38 +137,72 @@ def test_where_the_two_remember_differently_all_is_sent_again(kind: str) -> None
     trial = train(tiny.task(), faults=[fault], temporal=0.05, **MOVING)
     assert trial.total("rejected") == 0
     assert trial.total("failures") == (kind not in ("forget", "rollback"))
+    assert alike(trial)
 
 
-def test_a_lost_file_is_a_client_that_remembers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damage", ["lost", "one bit"])
+def test_a_damaged_file_is_a_client_that_remembers_less(
+    damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = itertools.count()
-    own = SampleMemory.__init__
+    own = SampleMemory.get
 
-    def begin(memory: SampleMemory, path: Path, *given: int) -> None:
+    def get(memory: SampleMemory, rows: np.ndarray) -> tuple[list[int], np.ndarray]:
         if next(opened) == 20:
-            path.unlink()
-        own(memory, path, *given)
+            data = bytearray(memory._path.read_bytes())
+            data[24 * int(rows[0]) + 9] ^= 1
+            memory._path.unlink() if damage == "lost" else memory._path.write_bytes(bytes(data))
+        return own(memory, rows)
 
-    monkeypatch.setattr(SampleMemory, "__init__", begin)
+    monkeypatch.setattr(SampleMemory, "get", get)
     trial = train(tiny.task(), temporal=0.05, **MOVING)
+    monkeypatch.undo()
     assert trial.total("rejected") == trial.total("failures") == 0
+    # What is not sent anew is found out when its sample is next asked for.
+    assert sum(not np.array_equal(*pair) for pair in remembered(trial)) <= 12
 
 
 def test_rows_that_were_damaged_are_rows_that_were_never_written(tmp_path: Path) -> None:
     path, rows = tmp_path / "samples.bin", np.arange(3)
     memory = SampleMemory(path, 3, 2)
-    assert memory.rounds(rows).tolist() == [NEVER] * 3
-    memory.put(np.array([0, 2]), 0, np.array([[1, 2], [3, 4]], np.float32))
+    assert memory.get(rows)[0] == [NEVER] * 3
+    memory.put(np.array([0, 2]), np.array([[1, 2], [3, 4]], np.float32))
     data = bytearray(path.read_bytes())
-    assert len(data) == 3 * (8 + 4 + 2 * 4)
+    assert len(data) == 3 * (4 + 2 * 4)
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    again = SampleMemory(path, 3, 2)
-    assert again.rounds(rows).tolist() == [0, NEVER, NEVER]
-    assert again.get(rows).tolist() == [[1, 2], [0, 0], [0, 0]]
-    assert SampleMemory(path, 3, 5).rounds(rows).tolist() == [NEVER] * 3  # of another size
+    checks, found = SampleMemory(path, 3, 2).get(rows)
+    assert checks == [memory_check(np.array([1, 2], np.float32)), NEVER, NEVER]
+    assert found.tolist() == [[1, 2], [0, 0], [0, 0]]
     assert path.stat().st_mode & 0o777 == 0o600
+    assert SampleMemory(path, 1, 2).get(rows[:1])[0] == [NEVER]  # of another share of the data
+    nowhere = SampleMemory(tmp_path / "nowhere" / "samples.bin", 3, 2)
     with pytest.raises(DataError, match="set SFL_STATE_DIR to a directory on another disk, or set"):
-        SampleMemory(tmp_path / "nowhere" / "samples.bin", 3, 2)
+        nowhere.put(rows, np.zeros((3, 2), np.float32))
+
+
+def test_a_client_that_says_it_holds_more_than_a_million_samples_sends_all() -> None:
+    recall = Recall(tiny.task(), RunConfig(clients=2), 0.1)
+    reply = ForwardReply(1, -1, np.ones((4, 5), "f4"), np.zeros(4, np.int64), np.array([4]))
+    many = Member(0, 7, 2**31 - 1)
+    assert recall.known(many, 1, 1) is None
+    assert recall.whole(many, reply) is reply
+    with pytest.raises(WireError, match="which nobody asked for"):
+        recall.whole(many, replace(reply, changed=b"\xf0"))
+
+
+def test_a_client_that_comes_back_with_other_samples_goes_on() -> None:
+    """What is remembered is of rows; a mini-batch of other rows is new, or sent anew."""
+    recall = Recall(tiny.task(), RunConfig(clients=2, batch_size=4), 0.1)
+    for samples, round in ((12, 1), (40, 2), (5, 3)):
+        member = Member(0, 7, samples)
+        assert recall.known(member, round, 1) is not None
+        count = len(recall._rows(member, round, 1))
+        z = np.full((count, 5), round, np.float32)
+        reply = ForwardReply(round, -1, z, np.zeros(count, np.int64), np.array([count]))
+        assert np.array_equal(recall.whole(member, reply).z, z)
+    recall.forget_others([Member(1, 3, 4)])
+    assert not recall._kept
 
 
 def unasked(content: Any) -> Any:
@@ -210,6 +272,6 @@ def test_the_control_sends_as_its_method_does() -> None:
     assert "temporal" not in HOSFLSettings().control
 
 
-def test_the_digest_names_rounds_in_their_order() -> None:
-    one, two = (memory_digest(np.array(rounds)) for rounds in ([1, 2], [2, 1]))
+def test_the_digest_names_what_is_remembered_in_its_order() -> None:
+    one, two = (memory_digest(checks) for checks in ([1, 2], [2, 1]))
     assert one != two and len(one) == 8

@@ -146,6 +146,13 @@ def test_uniform_at_the_ends_of_float32(values: np.ndarray) -> None:
     assert np.array_equal(back, values.astype(np.float32) * (values != 1e-45))
 
 
+def test_uniform_takes_longer_steps_where_the_largest_is_far_off() -> None:
+    values = np.zeros((1, 300_000), np.float32)
+    values[0, 7] = 1
+    back = encoding_of("uniform:0.01").decode(encoding_of("uniform:0.01").encode(values, "smashed"))
+    np.testing.assert_allclose(back, values, rtol=1e-6)
+
+
 def test_a_block_has_a_scale_of_its_own() -> None:
     values = np.ones((1, 300), np.float32)
     values[0, 256:] = 1e-6

@@ -22,12 +22,12 @@ _MOST, _LARGEST = 7, 32767
 class Uniform:
     """Half a byte a value, and 2 for those beyond 7 steps; see `Format`.
 
-    The step is a share of the root mean square of all values of a message, and every value is
-    rounded to the nearest multiple; of each row of smashed data one stays.  One step for all spends
-    bits where the square is: at equal mean squared error an even step needs the fewest bits of
-    entropy (Gish & Pierce 1968), which `Deflate` then saves.  What is within half a step of zero
-    does not travel: in cut gradients most of what belongs to samples that the server half has
-    learned.
+    The step is a share of the root mean square of all values of a message, or more where the
+    largest would be beyond 32 767 steps.  Every value is rounded to the nearest multiple; of each
+    row of smashed data one stays.  One step for all spends bits where the square is: at equal mean
+    squared error an even step needs the fewest bits of entropy (Gish & Pierce 1968), which
+    `Deflate` then saves.  What is within half a step of zero does not travel: in cut gradients most
+    of what belongs to samples that the server half has learned.
 
     Parameters
     ----------
@@ -52,14 +52,16 @@ class Uniform:
         """
         check_finite(rows, what)
         square = float(np.square(rows, dtype=np.float64).mean()) if rows.size else 0.0
-        step = np.float32(self._share * math.sqrt(square))
+        largest = float(np.abs(rows).max(initial=0.0))
+        step = np.float32(max(self._share * math.sqrt(square), largest / _LARGEST))
         if not np.isfinite(step):
             raise WireError(f"The step of {self.name} is not finite; lower the learning rates.")
         if step < np.finfo(np.float32).tiny:  # so small that nothing of it can be divided by
             step = np.float32(0)
         codes = np.zeros(rows.shape, np.int16)
         if step:
-            codes = np.clip(np.rint(rows / step), -_LARGEST, _LARGEST).astype(np.int16)
+            exact = np.rint(rows / step)  # in float32 a largest value may lie a little beyond
+            codes = np.clip(exact, -_LARGEST, _LARGEST).astype(np.int16)
             if what == "smashed":  # a position of which nothing arrived would count as padding
                 _keep_largest(codes, rows)
         flat = codes.ravel()
