@@ -99,6 +99,8 @@ def parse(argv: Sequence[str]) -> Selection:
     args = parser.parse_intermixed_args(argv)
     if unknown := [name for name in args.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark is named {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    if args.record and "recorded" in args.names:
+        parser.error("--record puts measured figures into the file that 'recorded' prints")
     ordered = {name: chosen[name] for name in args.names}
     return Selection(ordered, args, argv)
 

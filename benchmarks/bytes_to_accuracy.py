@@ -2,14 +2,14 @@
 
 The problem, the clients and the rates are those of `learning` and of `cut_bytes`.  The accuracy to
 reach is SplitFed V2's after its last round, the mean over seeds, less one point; what counts are
-the bytes at the first evaluation that reaches it.
+the bytes, a mean over seeds too, at the first evaluation whose mean accuracy reaches it.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -84,11 +84,11 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     done = run_jobs(every, args.bytes_to_accuracy_workers, args.bytes_to_accuracy_out, train)
     own = [done[job.key()] for job in first]
     wanted = mean(_last(found) for found in own) - LESS
-    whole = mean(bytes_at(found, wanted) for found in own)
+    whole = spent_until(own, wanted)
     ratios: dict[str, dict[str, float]] = {method: {} for method in methods}
     for (method, pair), jobs in rows.items():
         found = [done[job.key()] for job in jobs]
-        spent = mean(bytes_at(each, wanted) for each in found)
+        spent = spent_until(found, wanted)
         ratios[method][pair] = spent / whole
         ends = ", ".join(f"{_last(each):.4f}" for each in found)
         yield Figure(
@@ -145,11 +145,19 @@ def train(job: Job) -> Metrics:
     return found
 
 
-def bytes_at(found: Metrics, wanted: float) -> float:
-    """Return the bytes at the first evaluation that reaches an accuracy, infinity without one."""
-    for number in _rounds(found):
-        if found[f"accuracy {number}"] >= wanted:
-            return found[f"bytes {number}"]
+def spent_until(found: Sequence[Metrics], wanted: float) -> float:
+    """Return the bytes of a run, a mean over seeds, when their mean accuracy is reached.
+
+    Parameters
+    ----------
+    found : sequence of Metrics
+        Of each seed, evaluated at the same rounds.
+    wanted : float
+        The accuracy; infinity is returned where no evaluation reaches it.
+    """
+    for number in _rounds(found[0]):
+        if mean(each[f"accuracy {number}"] for each in found) >= wanted:
+            return mean(each[f"bytes {number}"] for each in found)
     return math.inf
 
 
@@ -162,7 +170,7 @@ def _rounds(found: Metrics) -> list[int]:
 
 
 def _megabytes(count: float) -> str:
-    return f"{count / 1e6:.1f} MB" if math.isfinite(count) else "not in all seeds"
+    return f"{count / 1e6:.1f} MB" if math.isfinite(count) else "not at all"
 
 
 def _said(job: Job) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     """Yield each figure, with its command in front of its setting."""
     for line in _lines():
         told = json.loads(line)
-        value = float("inf") if told["value"] is None else told["value"]
+        # Not finite: whether that meets the target was known when it was measured.
+        lost = math.inf if told["met"] is not told["lower_is_better"] else -math.inf
+        value = lost if told["value"] is None else told["value"]
         setting = f"recorded, `{told['command']}`: {told['setting']}"
         yield Figure(
             told["name"], value, told["unit"], told["target"], setting, told["lower_is_better"]
@@ -56,7 +59,8 @@ def _without_files(argv: Sequence[str]) -> list[str]:
     kept: list[str] = []
     skip = False
     for word in argv:
-        if not skip and word not in ("--record", "--json") and not word.endswith("-out"):
+        file = word.split("=")[0].endswith("-out")
+        if not skip and not file and word not in ("--record", "--json"):
             kept.append(word)
-        skip = word.endswith("-out")
+        skip = file and "=" not in word
     return kept

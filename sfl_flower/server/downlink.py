@@ -219,6 +219,11 @@ class Downlink:
         self._digests.append(held_digest(self._held))
         self._forget()
 
+    @property
+    def follows(self) -> bool:
+        """Whether clients keep a half between rounds, and are sent what changed of it."""
+        return bool(self._followed)
+
     def _difference(self, name: str, own: np.ndarray) -> bytes:
         """Return the next difference of a half as a change; what clients hold then has it."""
         held, way = self._held[name], self._ways[name]

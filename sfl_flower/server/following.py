@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sfl_flower.errors import WireError
 from sfl_flower.server.downlink import Downlink, DownlinkSettings
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.local_loss import Check, LocalLossSettings, LocalLossStrategy
@@ -107,6 +108,8 @@ class FollowingStrategy(LocalLossStrategy):
         def checked(reply: LocalReply | StaleReply) -> None:
             if isinstance(reply, LocalReply):
                 rules(reply)
+            elif not self.downlink.follows:
+                raise WireError("it says that it stands elsewhere, and all weights came with it.")
 
         answers = exchange.send(requests(cohort), read, checked)
         stale = {m: reply for m, reply in answers.items() if isinstance(reply, StaleReply)}

@@ -67,13 +67,15 @@ def check_way(name: str, value: str, more: tuple[str, ...] = ()) -> None:
         return
     said = f"{name} is '{value}'; it must be {', '.join((WEIGHTS, *more))} or an encoding: {SAYS}."
     try:
-        encoding_of(value, name)
+        encoding = encoding_of(value, name)
     except ConfigError as error:
         raise ConfigError(said) from error
-    if value == "float32":
+    # Noise, of which nothing can be compressed.
+    noise = np.random.default_rng(0).standard_normal((1, 4096)).astype(np.float32)
+    if sum(part.nbytes for part in encoding.encode(noise, "smashed").values()) >= noise.nbytes:
         raise ConfigError(
-            f"{name} is 'float32': differences of 4 bytes a value are no fewer bytes than the "
-            f"weights; set {name} to {WEIGHTS}, or to an encoding of fewer bytes such as int8."
+            f"{name} is '{value}': its differences are no fewer bytes than the weights; set {name} "
+            f"to {WEIGHTS}, or to an encoding of fewer bytes such as int8."
         )
 
 

@@ -41,6 +41,10 @@ def test_a_figure_takes_the_place_of_the_older_one_of_its_name(
     for value in (1.0, 2.0):
         recorded.record(Figure("first", value, "s", 1.5), words)
         recorded.record(Figure("second", float("inf"), "s", 3.0, lower_is_better=True), words)
-    first, second = recorded.run(parse(["recorded"]).args)
+        recorded.record(Figure("third", float("nan"), "s", 3.0), words)
+    first, second, third = recorded.run(parse(["recorded"]).args)
+    assert third.met is False
+    with pytest.raises(SystemExit):
+        parse(["recorded", "--record"])
     assert (first.value, first.met, second.value, second.met) == (2.0, True, float("inf"), False)
     assert first.setting == "recorded, `python -m benchmarks probe --probe-size 7`: "
