@@ -80,6 +80,7 @@ def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sfl_flower.cli.compare.compare", understood)
     monkeypatch.setattr("sfl_flower.cli.compare.compare_runs", understood)
     monkeypatch.setattr("sfl_flower.cli.demo.run_plan", understood)
+    monkeypatch.setattr("sfl_flower.cli.warm.os.execv", understood)  # it would take our place
     simulate = sfl_flower.simulate
 
     def shortly(task: Any, *rest: Any, **options: Any) -> RunResult:
