@@ -173,7 +173,8 @@ class RunConfig:
     timeout : float
         Seconds to wait for the reply to a request.
     wave : int
-        Requests without a reply at one time, at most; 0: all of a round, on Ray 64.
+        Requests without a reply at one time, at most; 0: all of a round, or 64 where `sfl run` or
+        `simulate` start Ray.
     join_timeout : float
         Seconds to wait for the nodes at the start.
     patience : int

@@ -61,6 +61,8 @@ SECTIONS = {
     "speed": Section("benchmarks.gpu.speed:run", 150),
 }
 """In this order: what has to hold first, what takes long last."""
+_PREPARES = "environment"
+"""An equality section that alone shows nothing of this package."""
 
 
 def _print(line: str) -> None:
@@ -84,6 +86,8 @@ class Check:
         For all sections together.
     say : callable
         Shows a line.
+    asked : list of str
+        The sections that `run` was asked for.
     ended : dict of str to str
         How each section that ran ended: "done", or why not.
     missed : list of str
@@ -95,6 +99,7 @@ class Check:
     out: Path
     seconds: float = SECONDS
     say: Callable[[str], None] = _print
+    asked: list[str] = field(default_factory=list)
     ended: dict[str, str] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
     _rows: list[str] = field(default_factory=list)
@@ -115,6 +120,8 @@ class Check:
             )
         self.out.mkdir(parents=True, exist_ok=True)
         self._end, self._rows = time.monotonic() + self.seconds, []
+        self.asked = list(names)
+        self._summary()  # nothing is left of an earlier check
         with (
             open(self.out / "gpu_check.log", "w", encoding="utf-8") as self._log,
             open(self.out / "figures.jsonl", "w", encoding="utf-8") as kept,
@@ -140,10 +147,21 @@ class Check:
         sections = [f"section {name}: {how}" for name, how in self.ended.items()]
         if self.missed:
             return [*sections, f"NOT EQUAL: {', '.join(self.missed)}"]
-        undone = [n for n, how in self.ended.items() if SECTIONS[n].equality and how != "done"]
-        if undone:
-            return [*sections, f"EQUALITY NOT SHOWN: {', '.join(undone)} did not end"]
+        if why := self._not_shown():
+            return [*sections, f"EQUALITY NOT SHOWN: {why}"]
         return [*sections, "EQUAL: everything that has to have the CPU's bits has them"]
+
+    def _not_shown(self) -> str:
+        """Return why equality is not shown, where none is known not to hold; "" where it is."""
+        names = [n for n in SECTIONS if SECTIONS[n].equality and n in {*self.asked, *self.ended}]
+        if undone := [n for n in names if self.ended.get(n, "done") != "done"]:
+            return f"{', '.join(undone)} did not end"
+        if waiting := [n for n in names if n not in self.ended]:
+            return f"{', '.join(waiting)} not run yet"
+        if set(names) <= {_PREPARES}:
+            others = [n for n in SECTIONS if SECTIONS[n].equality and n != _PREPARES]
+            return f"{', '.join(others)} not run"
+        return ""
 
     def status(self) -> int:
         """Return 0; 1 where an equality is not shown; 2 where another section did not end.
@@ -152,10 +170,9 @@ class Check:
         """
         if NOT_THERE in self.ended.values():
             return NO_DEVICE
-        undone = [name for name, how in self.ended.items() if how != "done"]
-        if self.missed or any(SECTIONS[name].equality for name in undone):
+        if self.missed or self._not_shown():
             return 1
-        return 2 if undone else 0
+        return 2 if any(self.ended.get(name) != "done" for name in self.asked) else 0
 
     def _process(self, names: Sequence[str]) -> Iterator[tuple[str, Figure]]:
         """Run sections in one process, until they are done or one of them is the end of it."""
@@ -203,6 +220,9 @@ class Check:
     def _ended(self, name: str, how: str) -> None:
         self.ended[name] = how
         self._say(f"-- {name}: {how}, {self.seconds - self._left():.0f} s since the start")
+        self._summary()
+
+    def _summary(self) -> None:
         lines = [*self._rows, *self.verdict()]
         (self.out / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -33,5 +33,6 @@ def add_warm(commands: Any) -> None:
 def _warm(parsed: argparse.Namespace) -> None:
     # Every client process is a copy of the one that serves: one without this command line.
     options = [part for module in parsed.preload for part in ("--preload", module)]
-    called = [sys.executable, "-m", "sfl_flower.run.warm", *options, *parsed.command]
+    # Its first folder for modules is not the current one (-P), as with Flower's own program.
+    called = [sys.executable, "-P", "-m", "sfl_flower.run.warm", *options, *parsed.command]
     os.execv(sys.executable, called)

@@ -5,18 +5,17 @@ message takes is that program's imports.  `run_warm` runs a SuperNode (or a Supe
 program of that name first on the ``PATH``: it hands its arguments, environment and files to a
 process that has imported Flower, torch and what the client app needs, which forks itself and runs
 Flower's own program there.  A client process is still one of its own, with the app's code loaded
-anew; nothing of Flower is changed.  Where that process is gone, Flower's program is started cold.
+anew; nothing of Flower is changed.  Where that process is gone, or the app's dependencies are to be
+installed, Flower's program is started cold.
 
-``python -m sfl_flower.run.warm [--preload MODULE]... COMMAND...`` is ``sfl warm``.
+``python -P -m sfl_flower.run.warm [--preload MODULE]... COMMAND...`` is ``sfl warm``.
 """
 
 from __future__ import annotations
 
 import argparse
-import atexit
 import gc
 import importlib.util
-import json
 import os
 import shlex
 import shutil
@@ -25,33 +24,35 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.run.forks import GRACE_S, PROGRAM, end, serve
 
 __all__ = ["main", "run_warm"]
 
-PROGRAM = "flwr-clientapp"
 PRELOADED = ("torch", "flwr.clientapp", "sfl_flower.run.client_app")
-LOOK_S = 0.1
-"""How often it is looked whether a process has ended."""
+INSTALLS = "--allow-runtime-dependency-installation"
+"""With this Flower's program installs what an app names; modules in memory would win over it."""
 
 # What takes the program's place on the PATH. Without site packages an interpreter starts in 10 ms.
 _SHIM = """\
 import json, os, socket, sys
 try:
+    if {installs!r} in sys.argv:
+        raise OSError
+    for file in range(3):
+        os.fstat(file)
+    told = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
     link = socket.socket(socket.AF_UNIX)
     link.connect({socket!r})
+    socket.send_fds(link, [len(told).to_bytes(8, "big")], [0, 1, 2])
+    link.sendall(told)
 except OSError:
     os.execv({cold!r}, [{cold!r}, *sys.argv[1:]])
-told = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
-socket.send_fds(link, [len(told).to_bytes(8, "big")], [0, 1, 2])
-link.sendall(told)
 sys.exit(int.from_bytes(link.recv(1) or b"\\1", "big"))
 """
 
@@ -74,7 +75,8 @@ def run_warm(command: Sequence[str], preload: Sequence[str] = ()) -> int:
     Raises
     ------
     ConfigError
-        There is no such command or module, or Flower's program is not on the ``PATH``.
+        There is no such command or module, Flower's program is not there, a module cannot be
+        imported, or there can be no socket in the folder for temporary files.
     """
     cold = shutil.which(PROGRAM)
     if cold is None or shutil.which(command[0]) is None:
@@ -84,32 +86,85 @@ def run_warm(command: Sequence[str], preload: Sequence[str] = ()) -> int:
             "first on it."
         )
     for name in preload:
-        if importlib.util.find_spec(name) is None:
+        if not _is_there(name):
             raise ConfigError(
                 f"There is no module {name!r} to preload; leave it out or install it."
             )
+    load_program = _flower_program()
     place, owner = Path(tempfile.mkdtemp(prefix="sfl_flower-warm-")), os.getpid()
     listener = socket.socket(socket.AF_UNIX)
+    process: subprocess.Popen[bytes] | None = None
     try:
-        listener.bind(str(place / "socket"))
-        listener.listen(64)
+        _listen(listener, place / "socket")
         environment = {**os.environ, "PATH": f"{_program(place, cold)}{os.pathsep}{_path()}"}
-        process = subprocess.Popen(command, env=environment)
+        try:
+            process = subprocess.Popen(command, env=environment)
+        except OSError as error:
+            raise ConfigError(
+                f"The program {command[0]!r} cannot be started: {error}; name one that can."
+            ) from error
         _forward_signals(process)
         # While the command starts; what comes early waits.
         for name in (*PRELOADED, *preload):
-            importlib.import_module(name)
-        run_program = _flower_program()
+            _import(name)
+        run_program = load_program()
         gc.freeze()  # or the first collection of each fork would copy all of it
-        child = _serve(listener, process)
+        child = serve(listener, process)
     finally:
         listener.close()
         if os.getpid() == owner:
+            if process is not None:
+                _stop(process)  # it has ended, but after an error
             shutil.rmtree(place, ignore_errors=True)
     if child is None:
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
     child()
-    _end(run_program)
+    end(run_program)
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except Exception:  # no such package, no name of a module, or its package cannot be imported
+        return False
+
+
+def _import(name: str) -> None:
+    """Import a module ahead of the first message.
+
+    Raises
+    ------
+    ConfigError
+        Whatever the module raises.
+    """
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"The module {name!r} cannot be imported ahead of the first message: "
+            f"{type(error).__name__}: {error}; leave it out, or run the command without `sfl warm`."
+        ) from error
+
+
+def _listen(listener: socket.socket, path: Path) -> None:
+    try:
+        listener.bind(str(path))
+        listener.listen(64)
+    except OSError as error:
+        raise ConfigError(
+            f"There can be no socket {path}: {error}; set TMPDIR to a folder that can be written "
+            "and has a short name, such as /tmp."
+        ) from error
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let a command end, killed after a grace."""
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _path() -> str:
@@ -119,7 +174,7 @@ def _path() -> str:
 def _program(place: Path, cold: str) -> Path:
     """Write what takes the program's place; return its folder."""
     shim = place / "shim.py"
-    shim.write_text(_SHIM.format(socket=str(place / "socket"), cold=cold))
+    shim.write_text(_SHIM.format(socket=str(place / "socket"), cold=cold, installs=INSTALLS))
     folder = place / "bin"
     folder.mkdir()
     program = folder / PROGRAM
@@ -129,126 +184,28 @@ def _program(place: Path, cold: str) -> Path:
     return folder
 
 
-def _flower_program() -> Callable[[], Any]:
-    """Return the function that Flower's package gives the program's name."""
-    (found,) = entry_points(group="console_scripts", name=PROGRAM)
-    program: Callable[[], Any] = found.load()
-    return program
+def _flower_program() -> Callable[[], Callable[[], Any]]:
+    """Return what loads the function that Flower's package gives the program's name.
+
+    Raises
+    ------
+    ConfigError
+        None of the packages here gives it, or several do.
+    """
+    found = {point.value: point for point in entry_points(group="console_scripts", name=PROGRAM)}
+    if len(found) != 1:
+        raise ConfigError(
+            f"{sys.executable} has {len(found)} packages with a program {PROGRAM!r}, not one; "
+            "install sfl-flower beside the Flower that the command runs."
+        )
+    load: Callable[[], Callable[[], Any]] = next(iter(found.values())).load
+    return load
 
 
 def _forward_signals(process: subprocess.Popen[bytes]) -> None:
     """Let the command hear what this process is told; it decides when to end."""
     signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # a terminal tells the command itself
-
-
-def _serve(listener: socket.socket, process: subprocess.Popen[bytes]) -> Callable[[], None] | None:
-    """Fork for each client process that is asked for, until the command ends.
-
-    Returns
-    -------
-    callable or None
-        In a forked process what makes it the one that was asked for, None in this one.
-    """
-    listener.settimeout(LOOK_S)
-    links: dict[int, socket.socket] = {}
-    while process.poll() is None:
-        _reap(links)
-        try:
-            link, _ = listener.accept()
-        except TimeoutError:
-            continue
-        try:
-            told, files = _hear(link)
-        except (OSError, ValueError):
-            link.close()
-            continue
-        try:
-            pid = os.fork()
-        except OSError as error:  # no memory, or too many processes: Flower says that it crashed
-            print(f"No client process can be forked: {error}", file=sys.stderr)
-            link.close()
-            pid = -1
-        if pid == 0:
-            for other in (*links.values(), link):
-                other.close()
-            return lambda: _become(*told, files)
-        for file in files:
-            os.close(file)
-        if pid > 0:
-            links[pid] = link
-    return None
-
-
-def _hear(link: socket.socket) -> tuple[tuple[list[str], str, dict[str, str]], list[int]]:
-    """Return arguments, folder and environment of a process that is asked for, and its files."""
-    link.setblocking(True)
-    head, files, _, _ = socket.recv_fds(link, 8, 3)
-    left, parts = int.from_bytes(head, "big"), []
-    while left:
-        part = link.recv(left)
-        if not part:
-            raise ValueError("the other side is gone")
-        parts.append(part)
-        left -= len(part)
-    arguments, folder, environment = json.loads(b"".join(parts))
-    return (arguments, folder, environment), list(files)
-
-
-def _reap(links: dict[int, socket.socket]) -> None:
-    """Tell whoever waits for a process how it ended."""
-    for pid, link in list(links.items()):
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            try:
-                link.sendall(bytes([code if code >= 0 else 128 - code]))
-            except OSError:
-                pass
-            link.close()
-            del links[pid]
-
-
-def _become(
-    arguments: list[str], folder: str, environment: dict[str, str], files: list[int]
-) -> None:
-    """Make of a forked process the one that was asked for, with no code of the app in it."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for own, given in enumerate(files):
-        os.dup2(given, own)
-        os.close(given)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [PROGRAM, *arguments]
-    if "numpy.random" in sys.modules:
-        # Forks would draw the same; this is what a process finds when it imports numpy.
-        sys.modules["numpy.random"].seed()
-    # The bundle that a run brings may hold the package itself.
-    for name in [n for n in sys.modules if n.partition(".")[0] == "sfl_flower"]:
-        del sys.modules[name]
-
-
-def _end(program: Callable[[], Any]) -> NoReturn:
-    """Run a program to its end in a forked process.
-
-    What a process does at its end is done, but for taking torch apart, which takes a second.
-    """
-    code: Any = 1
-    try:
-        code = program()
-    except SystemExit as ended:
-        code = ended.code
-    except BaseException:
-        traceback.print_exc()
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # `serve` takes them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -166,11 +166,13 @@ def hangs(device: torch.device, small: bool) -> Iterator[Figure]:
     yield Figure("late", 1.0, "share")
 
 
-def check(monkeypatch: pytest.MonkeyPatch, out: Path, *names: str, equality: bool) -> Check:
+def check(
+    monkeypatch: pytest.MonkeyPatch, out: Path, *names: str, equality: tuple[str, ...]
+) -> Check:
     """Run sections of this module; a process of theirs finds them here as well."""
-    here = {name: Section(f"{__name__}:{name}", 90.0, equality) for name in names}
+    here = {name: Section(f"{__name__}:{name}", 90.0, name in equality) for name in names}
     if "hangs" in here:
-        here["hangs"] = Section(f"{__name__}:hangs", 1.0, equality)
+        here["hangs"] = Section(f"{__name__}:hangs", 1.0)
     monkeypatch.setattr("benchmarks.gpu.check.SECTIONS", here)
     starter = out / "starter.py"
     out.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,7 @@ def test_a_section_that_goes_wrong_leaves_the_others_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("fails", "fine", "dies", "hangs", "unequal")
-    made = check(monkeypatch, tmp_path, *names, equality=False)
+    made = check(monkeypatch, tmp_path, *names, equality=("fine",))
     assert made.ended == {
         "fails": "failed with exit status 1", "fine": "done", "dies": "failed with exit status 139",
         "hangs": "ended after 1 s", "unequal": "done",
@@ -212,7 +214,7 @@ def test_a_section_that_goes_wrong_leaves_the_others_and_is_told(
 def test_an_equality_that_does_not_hold_or_is_not_seen_is_a_failure(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = check(monkeypatch, tmp_path, name, "fine", equality=True)
+    made = check(monkeypatch, tmp_path, name, "fine", equality=(name, "fine"))
     assert made.status() == 1
     said = {"unequal": "NOT EQUAL: unequal", "dies": "EQUALITY NOT SHOWN: dies did not end"}
     assert made.verdict()[-1] == said[name]
@@ -220,10 +222,35 @@ def test_an_equality_that_does_not_hold_or_is_not_seen_is_a_failure(
 
 
 def test_what_there_is_no_time_for_is_left_out(tmp_path: Path) -> None:
-    made = Check("cpu", True, tmp_path, seconds=1.0)
-    assert list(made.run(["waits", "speed"])) == []
-    assert set(made.ended.values()) == {"left out, for there is no time left"}
+    made = Check("cpu", True, tmp_path, seconds=1.0, ended={"replay": "done"})
+    assert list(made.run(["replay", "waits", "speed"])) == []
+    left_out = "left out, for there is no time left"
+    assert made.ended == {"replay": "done", "waits": left_out, "speed": left_out}
     assert made.status() == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "ended", "why"),
+    [
+        ((), ("environment",), "directions, replay, run not run"),
+        ((), ("speed",), "directions, replay, run not run"),
+        (("speed",), ("speed",), "directions, replay, run not run"),
+        (tuple(SECTIONS), (), "environment, directions, replay, run not run yet"),
+        (tuple(SECTIONS), ("environment", "directions"), "replay, run not run yet"),
+        (("replay", "speed"), ("speed",), "replay not run yet"),
+    ],
+)
+def test_equality_is_shown_only_by_the_sections_that_show_it(
+    asked: tuple[str, ...], ended: tuple[str, ...], why: str, tmp_path: Path
+) -> None:
+    made = Check("cpu", True, tmp_path, asked=list(asked), ended=dict.fromkeys(ended, "done"))
+    assert made.verdict()[-1] == f"EQUALITY NOT SHOWN: {why}"
+    assert made.status() == 1
+
+
+def test_one_section_can_show_its_equality(tmp_path: Path) -> None:
+    made = Check("cpu", True, tmp_path, asked=["replay"], ended={"replay": "done"})
+    assert made.verdict()[-1].startswith("EQUAL:") and made.status() == 0
 
 
 def test_one_bit_more_or_less_is_seen() -> None:

@@ -138,7 +138,7 @@ class Federation:
             else ["--clientappio-api-address", f"127.0.0.1:{port}"]
         )
         self.nodes[partition] = self.start(
-            *([sys.executable, "-m", "sfl_flower.run.warm"] if warm else []),
+            *([sys.executable, "-P", "-m", "sfl_flower.run.warm"] if warm else []),
             program("flower-supernode"),
             "--insecure",
             "--superlink",
