@@ -91,7 +91,7 @@ class Recall:
         Raises
         ------
         WireError
-            If it leaves out samples of which nothing is remembered.
+            If it leaves out samples of which nothing is remembered, or the sum is not finite.
         """
         if member.samples > MOST_SAMPLES:
             if reply.changed is not None:
@@ -108,7 +108,10 @@ class Recall:
                 raise WireError("it leaves out samples whose smashed data never arrived.")
             if reply.changed is not None and row in kept:
                 whole[at] = kept[row]
-        whole[changed] += reply.z
+        with np.errstate(over="ignore"):
+            whole[changed] += reply.z
+        if not np.isfinite(whole).all():
+            raise WireError("its smashed data, with what was sent before, are not finite.")
         kept |= {row: whole[at].copy() for at, row in enumerate(rows) if changed[at]}
         return replace(reply, z=whole, changed=None)
 

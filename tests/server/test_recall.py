@@ -191,6 +191,17 @@ def test_a_client_that_says_it_holds_more_than_a_million_samples_sends_all() -> 
         recall.whole(many, replace(reply, changed=b"\xf0"))
 
 
+def test_differences_that_add_up_to_more_than_float32_holds_are_refused() -> None:
+    recall, member = Recall(tiny.task(), RunConfig(clients=2, batch_size=4), 0.1), Member(0, 7, 4)
+    z, sizes = np.full((4, 5), 3e38, np.float32), np.array([4])
+    reply = ForwardReply(1, -1, z, np.zeros(4, np.int64), sizes, changed=b"\xf0")
+    assert np.array_equal(recall.whole(member, reply).z, z)
+    known = recall.known(member, 2, 1)
+    with pytest.raises(WireError, match="with what was sent before, are not finite"):
+        recall.whole(member, replace(reply, round=2))
+    assert recall.known(member, 2, 1) == known  # as if it had not answered
+
+
 def test_a_client_that_comes_back_with_other_samples_goes_on() -> None:
     """What is remembered is of rows; a mini-batch of other rows is new, or sent anew."""
     recall = Recall(tiny.task(), RunConfig(clients=2, batch_size=4), 0.1)
