@@ -27,6 +27,8 @@ SIZE = 11_000_000
 REPEATS = 9
 MU = 1e-3
 PROBES = 8
+BLOCK = 1 << 18
+"""Elements that a probe writes before it adds the anchor to them."""
 WORDS, WIDTH = 2000, 128
 _SETTING = (
     f"work = anchor + mu*u over {SIZE} float32, one CPU thread, a new Rademacher direction each "
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        add, normal, mezo, probe = interleave(_sides(), REPEATS)
+        add, normal, mezo, probe, written = interleave(_sides(), REPEATS)
         halves = [(name, interleave(_forms(half, x), REPEATS)) for name, half, x in _halves()]
     finally:
         torch.set_num_threads(threads)
@@ -63,6 +65,15 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         ("probe_vs_mezo", mezo, 10.0, "torch.normal into new memory, then a + mu*u out of place"),
     ):
         yield Figure(name, other / probe, "ratio", bound, _SETTING.format(what) + per_element)
+    yield Figure(
+        "written_vs_add",
+        add / written,
+        "ratio",
+        None,
+        "what probe_vs_add would be if signs cost nothing: blocks of as many elements as a probe "
+        "writes are filled with one constant, then the anchor is added to them; whatever makes "
+        "signs by array operations writes them before it adds them",
+    )
     for name, (written, plain, stacked) in halves:
         yield Figure(
             f"stack_{name}",
@@ -152,4 +163,11 @@ def _sides() -> list[Callable[[], object]]:
     def probe() -> None:
         directions.of(Key(next(rounds))).add_to(work, anchor, MU)
 
-    return [add, normal, mezo, probe]
+    pairs = list(zip(anchor.split(BLOCK), work.split(BLOCK), strict=True))
+
+    def written() -> None:
+        for base, out in pairs:
+            out.fill_(MU)
+            torch.add(base, out, out=out)
+
+    return [add, normal, mezo, probe, written]

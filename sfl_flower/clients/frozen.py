@@ -92,7 +92,9 @@ def anchor_forward(
         if met is not None:
             met.append(batch_digest(x, y))
         module = node.half.module
-        with nullcontext() if request.statistics else kept_buffers(module):
+        # Of a single mini-batch the caller puts them back.
+        stay = request.statistics or request.minibatches == 1
+        with nullcontext() if stay else kept_buffers(module):
             told = None if cross is None else partial(cross, step)
             zs.append(smashed(node, module, request.round, step, x, parted, told))
         ys.append(to_array(y.to(torch.int64)))

@@ -6,7 +6,7 @@ the anchor, and nothing but scalars to send.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -72,12 +72,13 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
     before = stand_still(node)
     if isinstance(before, StaleReply):
         return before
-    if node.store.get_text(_ROUND).get("round") != request.round:
+    text = node.store.get_text(_ROUND)
+    if text.get("round") != request.round:
         return StaleReply(before)
-    vector, kept, probing = node.half.trained, _kept(node, request.round), request.probing
+    vector, kept, probing = node.half.trained, _kept(node), request.probing
     directions = vector.directions(journal_key(node), probing.law)
     more = along(directions, request.guide)
-    met, replica = _met(node, request), standing(node)
+    met, replica = _met(text, request.minibatches), standing(node)
     rows, start = [], 0
     # Running statistics are the anchor's alone.
     with metered(request.meter, node.device) as usage, kept_buffers(node.half.module):
@@ -180,15 +181,12 @@ def _rest(parted: Parted, x: Tensor, crossed: Values | None) -> Callable[[], Ten
     return partial(run_half, parted.rest, parted.first(x) if crossed is None else crossed)
 
 
-def _met(node: Node, request: ProbeRequest) -> list[str]:
+def _met(text: Mapping[str, int | str], count: int) -> list[str]:
     """Return digests of the mini-batches of the round's anchor, none where they were lost."""
-    text = node.store.get_text(_ROUND)
-    met = str(text.get("batches", "")).split() if text.get("round") == request.round else []
-    return met if len(met) == request.minibatches else []
+    met = str(text.get("batches", "")).split()
+    return met if len(met) == count else []
 
 
-def _kept(node: Node, round: int) -> np.ndarray | None:
+def _kept(node: Node) -> np.ndarray | None:
     """Return z of the round's anchor, None where it was lost and must be run again."""
-    if node.store.get_text(_ROUND).get("round") != round:
-        return None
     return (node.store.get(_ANCHOR) or {}).get("z")
