@@ -77,6 +77,10 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         return StaleReply(before)
     vector, kept, probing = node.half.trained, _kept(node), request.probing
     directions = vector.directions(journal_key(node), probing.law)
+    if request.seal is not None:
+        from sfl_flower.zo.seal import sealed  # few runs have any
+
+        directions = sealed(directions, request.seal)
     more = along(directions, request.guide)
     met, replica = _met(text, request.minibatches), standing(node)
     rows, start = [], 0

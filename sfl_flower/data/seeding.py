@@ -29,8 +29,10 @@ __all__ = [
     "division_seed",
     "generator",
     "global_states",
+    "has_secret",
     "model_seed",
     "put_back",
+    "round_seal",
     "secret_mark",
     "seeded_construction",
     "seeded_draws",
@@ -98,6 +100,11 @@ def server_seed(seed: int) -> int:
     return derive("secret", secret, seed) if secret else seed
 
 
+def has_secret() -> bool:
+    """Tell whether `SFL_SECRET` is set in this process."""
+    return bool(os.environ.get("SFL_SECRET", ""))
+
+
 def client_key(seed: int, partition: int) -> str:
     """Return the key of a client, 32 hexadecimal digits, from which everything it draws follows.
 
@@ -109,6 +116,19 @@ def client_key(seed: int, partition: int) -> str:
         The client's partition number.
     """
     return f"{derive('client key', server_seed(seed), partition):032x}"
+
+
+def round_seal(seed: int, round: int) -> bytes:
+    """Return the seal of a round, 16 bytes that no client knows before it is told.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    round : int
+        The round.
+    """
+    return derive("seal", server_seed(seed), round).to_bytes(16, "little")
 
 
 def secret_mark(seed: int) -> str:

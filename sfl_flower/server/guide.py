@@ -30,6 +30,7 @@ from sfl_flower.task import SplitTask
 from sfl_flower.training.device import device_of, to_array, to_tensor
 from sfl_flower.training.modes import eval_mode, kept_buffers
 from sfl_flower.zo import Entry, Guide, ParameterVector, guided
+from sfl_flower.zo.seal import sealed
 
 __all__ = ["GUIDES", "GuideMaker", "guide_maker", "guided_entry"]
 
@@ -283,7 +284,7 @@ def guided_entry(
         If a coefficient leaves its range.
     """
     header = mirror.journal.header
-    directions = mirror.vector.directions(header.run_key, header.law)
+    directions = sealed(mirror.vector.directions(header.run_key, header.law), entry.seal)
     found, own = guided(list(entry.keys()), coefficients, directions, guide, along, rest)
     return replace(entry, coefficients=found.astype(np.float32), guide=own)
 

@@ -48,6 +48,7 @@ from sfl_flower.server.probing import (
 )
 from sfl_flower.server.recall import TemporalSettings
 from sfl_flower.server.roster import Member
+from sfl_flower.server.sealing import SealSettings
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import ServerPaceSettings
 from sfl_flower.split import check_zeroth_order
@@ -59,7 +60,9 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(GuideSettings, TemporalSettings, ServerPaceSettings, ClientOptimizerSettings):
+class HOSFLSettings(
+    GuideSettings, TemporalSettings, SealSettings, ServerPaceSettings, ClientOptimizerSettings
+):
     """Settings of HO-SFL, beside those of probes and of the client's optimiser.
 
     The defaults are those that learned most on the validation splits of three small tasks
@@ -281,6 +284,7 @@ class HOSFL(PipelinedStrategy):
             probing=self._probing,
             meter=self.metering(round),
             guide=probed.guide,
+            seal=self.settings.seal(self.config.seed, probed.round) or None,
         )
 
     def _stream(self, partition: int) -> int:
@@ -327,6 +331,7 @@ class HOSFL(PipelinedStrategy):
                 steps=settings.minibatches,
                 probes=drawn,
                 coefficients=coefficients.astype(np.float32),
+                seal=settings.seal(self.config.seed, round),
             )
             if guide is not None:  # of which one probe a mini-batch told, not P
                 slope = float(self.aggregator.scalars(along, scale * settings.probes).sum())

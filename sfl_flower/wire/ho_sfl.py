@@ -24,7 +24,7 @@ from sfl_flower.wire.fields import (
     whole,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
-from sfl_flower.wire.probing import GuideSigns, Probes
+from sfl_flower.wire.probing import GuideSigns, Probes, Seal
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
@@ -133,6 +133,8 @@ class ProbeRequest(Request):
         Whose directions: `SHARED_STREAM` for the round's, else the client's own.
     guide : Guide, optional
         One more direction, after the others, the same for all clients of the round.
+    seal : bytes, optional
+        That of the round, where its directions are not known without.
     """
 
     ACTION: ClassVar[str] = "probe"
@@ -146,6 +148,7 @@ class ProbeRequest(Request):
     probing: Probes
     meter: Meter = "none"
     guide: GuideSigns | None = None
+    seal: Seal | None = None
 
     def asks(self) -> Asked:
         """Ask for a row of scalars for each mini-batch, that of the guide last."""
@@ -170,6 +173,9 @@ class ProbeReply(Reply):
     usage: Usage = NO_USAGE
 
 
+_OF_PROBES = ("lam", "stream", "probing", "guide", "seal")
+
+
 @dataclass(frozen=True)
 class PipelinedRequest(ForwardRequest):
     """Ask for the probes of the round before, and for the anchor forward of this one.
@@ -178,7 +184,7 @@ class PipelinedRequest(ForwardRequest):
 
     Attributes
     ----------
-    lam, stream, probing, guide
+    lam, stream, probing, guide, seal
         As in `ProbeRequest`, of the round before.
     """
 
@@ -189,11 +195,12 @@ class PipelinedRequest(ForwardRequest):
     stream: Annotated[int, whole().stands()] = field(kw_only=True)
     probing: Probes = field(kw_only=True)
     guide: GuideSigns | None = field(kw_only=True, default=None)
+    seal: Seal | None = field(kw_only=True, default=None)
 
     @classmethod
     def of(cls, anchor: ForwardRequest, probe: ProbeRequest) -> PipelinedRequest:
         """Return the two requests as one."""
-        own = {name: vars(probe)[name] for name in ("lam", "stream", "probing", "guide")}
+        own = {name: vars(probe)[name] for name in _OF_PROBES}
         return cls(**vars(anchor), **own)
 
     def probes(self) -> ProbeRequest:
@@ -208,6 +215,7 @@ class PipelinedRequest(ForwardRequest):
             probing=self.probing,
             meter=self.meter,
             guide=self.guide,
+            seal=self.seal,
         )
 
     def asks(self) -> Asked:

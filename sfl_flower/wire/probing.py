@@ -13,7 +13,7 @@ from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
 MOST_DIMENSIONS = 16
 
-__all__ = ["GuideSigns", "Probes", "along"]
+__all__ = ["GuideSigns", "Probes", "Seal", "along"]
 
 
 def _read(reader: Reader, name: str) -> Probing:
@@ -42,6 +42,9 @@ Probes = Annotated[Probing, Codec(_read, _write, standing=True)]
 """P, law, μ and estimator, as `probes`, `law`, `mu`, `estimator`; `stack` above 1; `channel`."""
 
 _BYTES = octets(lambda data: {"keys": len(data)})
+
+Seal = Annotated[bytes, _BYTES]
+"""16 bytes without which the directions of a round are not known; booked as keys."""
 
 GuideSigns = Annotated[
     Guide,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfl_flower.errors import JournalError, WireError
-from sfl_flower.zo.keys import SHARED_STREAM, Key, step_keys
+from sfl_flower.zo.keys import RUN_KEY_BYTES, SHARED_STREAM, Key, step_keys
 
 if TYPE_CHECKING:  # a client that is sent no guide needs none of it
     from sfl_flower.zo.guide import Guide
@@ -27,7 +27,7 @@ _LIMIT = 1 << 32
 _SHARED = (SHARED_STREAM,)
 _HEAD = struct.Struct("<4sBBHIIIId")
 _MAGIC, _FORMAT, _GUIDED = b"SFLe", 1, 2
-_HAS_STREAMS, _HAS_CHECKPOINT = 1, 2
+_HAS_STREAMS, _HAS_CHECKPOINT, _HAS_SEAL = 1, 2, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,9 @@ class Entry:
         Digest of the parameters after this entry (32 bytes), or empty.
     guide : Guide, optional
         A direction that the entry itself brings.
+    seal : bytes
+        16 bytes without which the round's directions are not known (`sfl_flower.zo.seal`), or
+        empty.
 
     Raises
     ------
@@ -68,6 +71,7 @@ class Entry:
     coefficients: NDArray[np.float32]
     checkpoint: bytes = b""
     guide: Guide | None = None
+    seal: bytes = b""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -90,9 +94,9 @@ class Entry:
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of what names directions on the wire: streams, none if shared, and a guide."""
+        """Bytes of what names directions: streams, none if shared, a guide and a seal."""
         streams = 0 if self.streams == _SHARED else 4 * len(self.streams)
-        return streams + (self.guide.nbytes if self.guide else 0)
+        return streams + (self.guide.nbytes if self.guide else 0) + len(self.seal)
 
     @property
     def nbytes(self) -> int:
@@ -115,6 +119,7 @@ class Entry:
         """Return the canonical bytes (format: ``docs/journal.md``)."""
         shared = self.streams == _SHARED
         flags = (0 if shared else _HAS_STREAMS) | (_HAS_CHECKPOINT if self.checkpoint else 0)
+        flags |= _HAS_SEAL if self.seal else 0
         counts = (self.round, len(self.streams), self.steps, self.probes)
         return b"".join(
             (
@@ -122,6 +127,7 @@ class Entry:
                 b"" if shared else np.asarray(self.streams, dtype="<u4").tobytes(),
                 self.coefficients.astype("<f4", copy=False).tobytes(),
                 self.guide.encode() if self.guide else b"",
+                self.seal,
                 self.checkpoint,
             )
         )
@@ -157,7 +163,8 @@ class Entry:
         count = streams * steps * probes
         after_streams = at + (4 * streams if flags & _HAS_STREAMS else 0)
         after_values = after_streams + 4 * count
-        after_guide = end - (DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0)
+        after_seal = end - (DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0)
+        after_guide = after_seal - (RUN_KEY_BYTES if flags & _HAS_SEAL else 0)
         names: Sequence[int] = _SHARED
         if flags & _HAS_STREAMS:
             names = tuple(np.frombuffer(data, "<u4", streams, at).tolist())
@@ -166,7 +173,7 @@ class Entry:
         values = np.frombuffer(data, "<f4", count, after_streams).reshape(streams, steps, probes)
         guide = _guide(data[after_values:after_guide]) if guided else None
         try:
-            rest = (values, data[after_guide:end], guide)
+            rest = (values, data[after_seal:end], guide, data[after_guide:after_seal])
             entry = cls(round_, lr, tuple(names), steps, probes, *rest)
         except JournalError as error:
             raise WireError(f"A received journal entry is not legal: {error}") from error
@@ -197,6 +204,8 @@ def entry_bytes(data: bytes, offset: int) -> tuple[int, int, int]:
 
         guide = guide_bytes(data, end)
         keys, end = keys + guide, end + guide
+    if flags & _HAS_SEAL:
+        keys, end = keys + RUN_KEY_BYTES, end + RUN_KEY_BYTES
     end += DIGEST_BYTES if flags & _HAS_CHECKPOINT else 0
     if end > len(data):
         raise WireError(f"A journal entry is cut short by {end - len(data)} bytes.")
@@ -214,7 +223,7 @@ def _head(data: bytes, offset: int) -> tuple[bool, int, int, int, int, float, in
     if len(data) - offset < _HEAD.size:
         raise WireError("A journal entry is cut short before the end of its head.")
     magic, form, flags, zero, round_, streams, steps, probes, lr = _HEAD.unpack_from(data, offset)
-    if magic != _MAGIC or form not in (_FORMAT, _GUIDED) or flags > 3 or zero:
+    if magic != _MAGIC or form not in (_FORMAT, _GUIDED) or flags > 7 or zero:
         raise WireError("These bytes are not a journal entry of format 1 or 2.")
     count = streams * steps * probes
     if not 1 <= count <= MAX_COEFFICIENTS:
@@ -248,6 +257,8 @@ def _check_fields(entry: Any) -> None:
         raise JournalError(f"{where}: more than {MAX_COEFFICIENTS} coefficients.")
     if not isinstance(entry.checkpoint, bytes) or len(entry.checkpoint) not in (0, DIGEST_BYTES):
         raise JournalError(f"{where}: a checkpoint is {DIGEST_BYTES} bytes, or none.")
+    if not isinstance(entry.seal, bytes) or len(entry.seal) not in (0, RUN_KEY_BYTES):
+        raise JournalError(f"{where}: a seal is {RUN_KEY_BYTES} bytes, or none.")
 
 
 def _check_values(entry: Entry, values: NDArray[np.float32]) -> None:

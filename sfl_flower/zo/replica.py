@@ -154,7 +154,7 @@ class Replica:
         before, digest = self.digest, chain(self.digest, entry.encode())
         self.digest = b""
         keys = list(entry.keys(self._walk.parts))
-        self._walk.step(keys, entry.coefficients, entry.lr, entry.guide)
+        self._walk.step(keys, entry.coefficients, entry.lr, entry.guide, entry.seal)
         if backup is not None and self.params_digest() != entry.checkpoint:
             self._walk.restore(backup)
             self.digest = before

@@ -109,6 +109,7 @@ class Walk:
         coefficients: NDArray[np.float32],
         lr: float,
         guide: Guide | None = None,
+        seal: bytes = b"",
     ) -> None:
         """Take one step along ``Σ c_i u(key_i)``, in place and block by block.
 
@@ -122,6 +123,8 @@ class Walk:
             Learning rate.
         guide : Guide, optional
             One more term of the sum, the last.
+        seal : bytes
+            That of the round, without which its directions are not known; or none.
         """
         if self._work is None:
             self._work = Workspace(len(self._flat))
@@ -137,7 +140,12 @@ class Walk:
         last = None
         if guide is not None:
             last = guide.values(self.shapes, step.coefficients)
-        gradient = Gradient(self._directions, keys, scaled, work, last)
+        directions = self._directions
+        if seal:
+            from sfl_flower.zo.seal import sealed  # few runs have any
+
+            directions = sealed(directions, seal)
+        gradient = Gradient(directions, keys, scaled, work, last)
         for low in range(0, size, work.block):
             here = slice(low, min(size, low + work.block))
             g, scratch = work.gradient[: here.stop - low], work.first[: here.stop - low]

@@ -82,6 +82,7 @@ MESSAGES: dict[str, Any] = {
     "probe, guided": ProbeRequest(
         4, 8, 1, SETUP, Z, 0, Probing(5), guide=Guide(9, b"\x05\x01", np.ones(2, np.float32))
     ),
+    "probe, sealed": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5), seal=bytes(range(16))),
     "probe reply": ProbeReply(4, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
     "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),
