@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfl_flower.errors import JournalError, WireError
 from sfl_flower.node.local_loss import LocalModel
@@ -24,15 +25,17 @@ from sfl_flower.wire.downlink import (
     held_digest,
 )
 from sfl_flower.wire.local import LocalRequest
+from sfl_flower.wire.weights import Packed
 from sfl_flower.zo.law import elements
 from sfl_flower.zo.walks import RoundOfWalks, Walking
 
-__all__ = ["follow", "forget_held"]
+__all__ = ["HELD", "Coming", "bring", "follow", "forget_held", "stands"]
 
 Held = Mapping[str, np.ndarray]
 """Flat float32 parameters by half: what changes tell of."""
 
-_HELD = "held"
+HELD = "held"
+"""Under which name a client remembers what all of a round are sent alike."""
 
 # A digest names parameters to the bit, whoever computed them: the virtual clients of a process
 # follow each change once. What a client remembers itself decides whether it may.
@@ -43,6 +46,26 @@ _RECENT_HELD = 2
 def forget_held() -> None:
     """Forget the parameters that this process shares among its clients."""
     _RECENT.clear()
+
+
+class Coming(NamedTuple):
+    """What a request brings of halves that a client holds.
+
+    Attributes
+    ----------
+    ways : Mapping[str, str]
+        How each half comes down, by "client" and "head".
+    came : Mapping[str, Packed]
+        Each of them whole, or what changes do not tell of it.
+    holds, base, changes
+        As in `LocalRequest`.
+    """
+
+    ways: Mapping[str, str]
+    came: Mapping[str, Packed]
+    holds: str
+    base: str | None
+    changes: bytes | None
 
 
 def follow(
@@ -72,49 +95,101 @@ def follow(
     WireError
         If the two sides run different models, or what came is not what the request names.
     """
-    ways = {"client": request.downlink, "head": request.head_downlink}
+    coming = Coming(
+        {"client": request.downlink, "head": request.head_downlink},
+        {"client": request.weights, "head": request.head_weights},
+        str(request.holds),
+        request.base,
+        request.changes,
+    )
     modules = {"client": model.client, "head": model.head}
+    stood = bring(node, HELD, modules, coming, request.head, walking)
+    return None if stood is None else StaleReply(request.round, stood)
+
+
+def bring(
+    node: Node,
+    kept: str,
+    modules: Mapping[str, nn.Module],
+    coming: Coming,
+    head: str,
+    walking: Walking | None = None,
+) -> str | None:
+    """Load what comes down into halves, and remember what changes tell of.
+
+    Parameters
+    ----------
+    node : Node
+        The client.
+    kept : str
+        Under which name it remembers what it holds of them.
+    modules : Mapping[str, nn.Module]
+        The halves, by "client" and "head"; loaded.
+    coming : Coming
+        What a request brings of each.
+    head : str
+        Kind of the auxiliary head.
+    walking : Walking, optional
+        How walks go, for a method that has them.
+
+    Returns
+    -------
+    str or None
+        Of a client that does not hold what the changes begin with, what names what it holds, ""
+        for what is of no use.
+
+    Raises
+    ------
+    WireError
+        As `follow`.
+    """
     own = {name: travelling_state(module) for name, module in modules.items()}
-    told = {n: followed_state(modules[n]) for n, way in ways.items() if way != WEIGHTS}
-    came = {"client": request.weights, "head": request.head_weights}
-    if request.base is None:
+    told = {n: followed_state(modules[n]) for n, way in coming.ways.items() if way != WEIGHTS}
+    if coming.base is None:
         for name, module in modules.items():
-            load_travelling(module, unpack_state(came[name], own[name]))
+            load_travelling(module, unpack_state(coming.came[name], own[name]))
         held: Held = {name: flat_values(state) for name, state in told.items()}
-        if held_digest(held) != request.holds:
+        if held_digest(held) != coming.holds:
             raise WireError("The weights that came whole are not those that the request names.")
     else:
-        kept = node.store.get(_HELD) or _built(node, request, [*told])
-        if (digest := held_digest(kept)) != request.base:
-            return StaleReply(request.round, digest)
-        held = _RECENT.get(str(request.holds)) or _changed(kept, request, ways, walking)
-        if held_digest(held) != request.holds:
-            return StaleReply(request.round)
+        before = _before(node, kept, head, told)
+        if (digest := held_digest(before)) != coming.base:
+            return digest
+        held = _RECENT.get(coming.holds) or _changed(before, coming, walking)
+        if held_digest(held) != coming.holds:
+            return ""
         for name, state in own.items():
             parts = told.get(name, {})
             _load(parts, unpack_state(_packed(held, name, parts), parts))
             rest = {key: value for key, value in state.items() if key not in parts}
-            _load(rest, unpack_state(came[name], rest))
-    if request.base != request.holds:
-        node.store.put(_HELD, held, content=str(request.holds))
-    _RECENT[str(request.holds)] = held
-    _RECENT.move_to_end(str(request.holds))
+            _load(rest, unpack_state(coming.came[name], rest))
+    if coming.base != coming.holds:
+        node.store.put(kept, held, content=coming.holds)
+    _RECENT[coming.holds] = held
+    _RECENT.move_to_end(coming.holds)
     while len(_RECENT) > _RECENT_HELD:
         _RECENT.popitem(last=False)
     return None
 
 
-def _built(node: Node, request: LocalRequest, names: list[str]) -> Held:
-    """Return what a client holds that was sent nothing, or lost it: what it builds itself."""
+def stands(node: Node, kept: str, head: str, names: Iterable[str]) -> str:
+    """Return what names what a client holds of halves; the parameters are those of `bring`."""
+    return held_digest(_before(node, kept, head, names))
+
+
+def _before(node: Node, kept: str, head: str, names: Iterable[str]) -> Held:
+    """Return what a client holds; of one that was sent nothing, or lost it, what it builds."""
+    if held := node.store.get(kept):
+        return held
 
     def build() -> Held:
         modules = {
             "client": node.ready(node.task.build(node.model_seed).client),
-            "head": node.new_head(request.head),
+            "head": node.new_head(head),
         }
         return {name: flat_values(followed_state(modules[name])) for name in names}
 
-    return node.memo(("built", request.head, *names), build)
+    return node.memo(("built", head, *names), build)
 
 
 def _packed(held: Held, name: str, parts: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -127,13 +202,11 @@ def _load(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
             own[name].copy_(value)
 
 
-def _changed(
-    kept: Held, request: LocalRequest, ways: Mapping[str, str], walking: Walking | None
-) -> Held:
+def _changed(before: Held, coming: Coming, walking: Walking | None) -> Held:
     """Return what a client holds after the changes of a request."""
-    held = dict(kept)
+    held, ways = dict(before), coming.ways
     walks = [name for name in held if ways.get(name) == SCALARS]
-    for kind, data in blocks(request.changes or b""):
+    for kind, data in blocks(coming.changes or b""):
         if kind == SCALARS:
             if walking is None or not walks:
                 raise WireError("Changes of weights hold walks, which this method has none of.")

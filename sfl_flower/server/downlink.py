@@ -28,6 +28,7 @@ from sfl_flower.wire import StaleReply, pack_state, unpack_state
 from sfl_flower.wire.downlink import (
     SCALARS,
     WEIGHTS,
+    Changes,
     block,
     check_way,
     decode_difference,
@@ -106,7 +107,7 @@ class Downlink:
     Parameters
     ----------
     modules : Mapping[str, nn.Module]
-        Client half and head, by "client" and "head".
+        Client half and head, by "client" and "head", or one of them.
     ways : Mapping[str, str]
         How each comes down, as requests say it.
     here : collection of str
@@ -118,6 +119,11 @@ class Downlink:
     first : callable, optional
         Gives the halves as clients build them; where a run begins with these bits, a new client
         need not be sent them.
+    held : Mapping[str, numpy.ndarray], optional
+        The flat parameters that clients hold to begin with, by half; otherwise those that the
+        halves have at the first request.
+    who : str
+        Whom a note about a download names.
     """
 
     def __init__(
@@ -127,12 +133,15 @@ class Downlink:
         here: Collection[str] = (),
         most_steps: int = 0,
         first: Callable[[], Mapping[str, nn.Module]] | None = None,
+        held: Mapping[str, np.ndarray] | None = None,
+        who: str = "All clients download",
     ) -> None:
         self._modules, self._ways, self._here = modules, ways, here
         self._most_steps, self._build = most_steps, first
         self._first = ""
         self._followed = [name for name, way in ways.items() if way != WEIGHTS]
-        self._held: dict[str, np.ndarray] = {}
+        self._held: dict[str, np.ndarray] = dict(held or {})
+        self._who = who
         self._lacks: dict[str, np.ndarray] = {}
         self._digests: list[str] = []
         self._changes: list[tuple[bytes, int]] = []
@@ -150,14 +159,15 @@ class Downlink:
         if self._followed:
             self._begin()
             told = {
-                "downlink": self._ways["client"],
-                "head_downlink": self._ways["head"],
+                "downlink": self._ways.get("client", WEIGHTS),
+                "head_downlink": self._ways.get("head", WEIGHTS),
                 "holds": self._digests[-1],
             }
         found = {}
-        packed = cache(self._packed)  # of this round alone
+        # Of this round alone; clients that stand at one version are sent the same object.
+        packed, joined = cache(self._packed), cache(self._joined)
         for member, own in steps.items():
-            changes = self._since(member, own)
+            changes = self._since(member, own, joined)
             if changes is None:
                 found[member] = Plan(*packed(True), told)
             else:
@@ -194,8 +204,9 @@ class Downlink:
         walks : RoundOfWalks, optional
             Those whose mean has been loaded into what walks; None where nothing was.
         """
-        if not self._followed:
+        if not self._held:  # nothing is followed, or nobody was sent anything yet
             return
+        self._begin()
         found, steps, fits = list[bytes](), 0, True
         for name in self._followed:
             own = flat_values(followed_state(self._modules[name]))
@@ -207,7 +218,7 @@ class Downlink:
             try:
                 found.append(self._difference(name, own))
             except WireError as error:
-                tally.note(f"All clients download the {name} half again: {error}")
+                tally.note(f"{self._who} the {name} half again: {error}")
                 self._held[name], fits = own, False
                 self._lacks.pop(name, None)
         if walks is not None and SCALARS in self._ways.values():
@@ -256,18 +267,25 @@ class Downlink:
             own = {name: flat_values(followed_state(built[name])) for name in self._followed}
             self._first = held_digest(own)
 
-    def _since(self, member: Member, own_steps: int) -> bytes | None:
+    def _joined(self, at: int) -> tuple[Changes, int]:
+        """Return what changed since a version that is remembered, and the steps of its walks."""
+        missing = self._changes[at:]
+        return Changes(b"".join(data for data, _ in missing)), sum(n for _, n in missing)
+
+    def _since(
+        self, member: Member, own_steps: int, joined: Callable[[int], tuple[Changes, int]]
+    ) -> Changes | None:
         """Return what changed since a client's version, None where it is sent all of it."""
         stands = self._stands.get(member.node_id, self._first)
         if not self._followed or stands not in self._digests:
             return None
         at = len(self._digests) - 1 - self._digests[::-1].index(stands)
-        missing = self._changes[at:]
-        if sum(len(data) for data, _ in missing) > self._whole_bytes():
+        changes, walked = joined(at)
+        if len(changes) > self._whole_bytes():
             return None
-        if self._most_steps and sum(n for _, n in missing) > self._most_steps * own_steps:
+        if self._most_steps and walked > self._most_steps * own_steps:
             return None
-        return b"".join(data for data, _ in missing)
+        return changes
 
     def _whole_bytes(self) -> int:
         return sum(value.nbytes for value in self._held.values())
@@ -281,6 +299,8 @@ class Downlink:
 
     def _state(self, name: str) -> dict[str, Tensor]:
         """Return a half as clients are to have it."""
+        if name not in self._modules:
+            return {}
         module = self._modules[name]
         if name not in self._followed or name not in self._here:
             return travelling_state(module)
@@ -290,6 +310,8 @@ class Downlink:
 
     def _rest(self, name: str) -> dict[str, Tensor]:
         """Return what changes do not tell of a half."""
+        if name not in self._modules:
+            return {}
         state = travelling_state(self._modules[name])
         told = followed_state(self._modules[name]) if name in self._followed else {}
         return {key: value for key, value in state.items() if key not in told}

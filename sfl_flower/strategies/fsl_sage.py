@@ -9,8 +9,9 @@ those of all clients, then heads are aligned, then clients take their steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -23,10 +24,12 @@ from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Natural, Range
 from sfl_flower.server.alignment import REFRESH_MODES, check_alignable, refresh
 from sfl_flower.server.cost import ClientCost, Parts
+from sfl_flower.server.downlink import Plan
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
+from sfl_flower.server.following import FollowingSettings, FollowingStrategy, or_stale
 from sfl_flower.server.head_bank import HeadBank
-from sfl_flower.server.local_loss import LocalLossSettings, LocalLossStrategy
+from sfl_flower.server.head_downlink import HeadDownlink
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
@@ -36,8 +39,14 @@ from sfl_flower.server.tensors import named
 from sfl_flower.split import travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.training.optim import FIRST_ORDER
-from sfl_flower.wire import Reader, StaleReply, is_stale, pack_state
-from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
+from sfl_flower.wire import StaleReply
+from sfl_flower.wire.downlink import WEIGHTS
+from sfl_flower.wire.fsl_sage import (
+    FSLSAGERequest,
+    FSLSAGEStaleReply,
+    FSLSAGEUploadRequest,
+    FSLSAGEWarmUpRequest,
+)
 from sfl_flower.wire.ho_sfl import ForwardReply
 from sfl_flower.wire.local import LocalReply
 
@@ -45,7 +54,7 @@ __all__ = ["FSLSAGE", "FSLSAGESettings"]
 
 
 @dataclass(frozen=True)
-class FSLSAGESettings(LocalLossSettings):
+class FSLSAGESettings(FollowingSettings):
     """Settings of FSL-SAGE.
 
     Attributes
@@ -89,9 +98,14 @@ class FSLSAGESettings(LocalLossSettings):
                 f"it must be in [1, {self.buffer}], or 0 for the whole buffer."
             )
 
+    @property
+    def ways(self) -> dict[str, str]:
+        """How comes down what all clients hold alike: the client half, but no head."""
+        return {"client": self.downlink, "head": WEIGHTS}
 
-class FSLSAGE(LocalLossStrategy):
-    """Server side of FSL-SAGE; see the module and `LocalLossStrategy`."""
+
+class FSLSAGE(FollowingStrategy):
+    """Server side of FSL-SAGE; see the module and `FollowingStrategy`."""
 
     name: ClassVar[str] = "fsl_sage"
     settings_type: ClassVar[type[Settings]] = FSLSAGESettings
@@ -137,7 +151,9 @@ class FSLSAGE(LocalLossStrategy):
         self.bank = HeadBank(
             self.head, self.settings.buffer, self.settings.head_optimizer, self.settings.head_lr
         )
-        self._held: dict[Member, str] = {}
+        way = self.settings.head_downlink
+        built = partial(self.built_by_clients, "head")
+        self.heads = HeadDownlink(self.bank, way, self.head, built)
 
     def aligns(self, round: int) -> bool:
         """Tell whether heads are aligned in a round."""
@@ -146,32 +162,33 @@ class FSLSAGE(LocalLossStrategy):
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return client half, heads, their optimisers' state and buffers for a checkpoint."""
-        return super().method_tensors() | self.bank.tensors()
+        return super().method_tensors() | self.bank.tensors() | self.heads.tensors()
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put client half, heads, their optimisers' state and buffers back."""
         super().load_method_tensors(tensors)
         self.bank.load_tensors(tensors)
+        self.heads.load_tensors(tensors)
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round: where heads are aligned, uploads and alignment; then local steps."""
         if self.settings.warm_start and round == 1:
             return self._warm_up(round, cohort, exchange)
         ahead = self.aligns(round)
-        packed = pack_state(travelling_state(self.client_half))
         uploaded: dict[Member, int] = {}
         losses: list[float] = []
         left: list[float] = []
         if ahead:
-            uploaded, losses = self._first_uploads(round, cohort, packed, exchange)
+            uploaded, losses = self._first_uploads(round, cohort, exchange)
             cohort = list(uploaded)
-        requests: dict[Member, FSLSAGERequest] = {}
-        for member in cohort:
+        plans = self.plans(cohort)
+        for member, plan in plans.items():
             if ahead:
                 left.append(self.align(round, member, exchange))
-            requests[member] = self._steps_request(round, member, {} if ahead else packed, ahead)
-            exchange.push({member: requests[member]})  # it works while others are aligned
-        replies = self._collect(requests, packed, exchange)
+                plan = plan._replace(weights={})  # they came ahead
+            request = self._steps_request(round, member, plan, ahead, exchange)
+            exchange.push({member: request})  # it works while others are aligned
+        replies = self._collect(round, cohort, ahead, exchange)
         first = self.settings.upload_every if ahead else 0
         used, more = self.serve(replies, exchange, [self.server], first)
         for member, reply in used.items():
@@ -181,6 +198,8 @@ class FSLSAGE(LocalLossStrategy):
         states = (named("client.", received_state(r.weights, own)) for r in used.values())
         with self.averaging(exchange):
             self.average_states(states, used.values())
+        if used:
+            self.downlink.advance(exchange.tally)
         found = self.outcome(round, used.values(), losses + more, exchange)
         # The server learned from these first batches although no steps followed.
         alone = sum(count for member, count in uploaded.items() if member not in used)
@@ -189,27 +208,19 @@ class FSLSAGE(LocalLossStrategy):
 
     def _warm_up(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run a round as CSE-FSL does; the mean head is the one that all clients start from."""
-        client = pack_state(travelling_state(self.client_half))
-        head = pack_state(travelling_state(self.head))
-        requests = {
-            member: self.local_request(FSLSAGEWarmUpRequest, round, member, client, head)
-            for member in cohort
-        }
-        replies = self.ask_local(requests, exchange, self.check_both)
+        replies = self.ask_in_step(FSLSAGEWarmUpRequest, round, cohort, exchange, self.check_both)
         used, losses = self.serve(replies, exchange, [self.server])
         for member, reply in used.items():
             for z, y in reply.batches():
                 self.bank.buffer(member.partition).push(z, y)
         with self.averaging(exchange):
             self.average_both(used.values())
+        if used:
+            self.downlink.advance(exchange.tally)
         return self.outcome(round, used.values(), losses, exchange)
 
     def _first_uploads(
-        self,
-        round: int,
-        cohort: list[Member],
-        packed: Mapping[str, np.ndarray],
-        exchange: Exchange,
+        self, round: int, cohort: list[Member], exchange: Exchange
     ) -> tuple[dict[Member, int], list[float]]:
         """Take step 0's smashed data of all clients, and a server step for each.
 
@@ -220,15 +231,25 @@ class FSLSAGE(LocalLossStrategy):
         losses : list of float
             The server half's losses.
         """
-        requests = {
-            member: self.local_request(FSLSAGEUploadRequest, round, member, packed, {})
-            for member in cohort
-        }
         uploaded: dict[Member, int] = {}
         losses: list[float] = []
-        replies = exchange.send(
-            requests, ForwardReply.from_reader, lambda reply: self.expect_z(reply.z)
-        )
+
+        def rules(reply: ForwardReply | StaleReply) -> None:
+            if isinstance(reply, ForwardReply):
+                self.expect_z(reply.z)
+            else:
+                self.check_stands()
+
+        def ask(members: Iterable[Member]) -> dict[Member, ForwardReply | StaleReply]:
+            requests = {
+                member: self.local_request(
+                    FSLSAGEUploadRequest, round, member, plan.weights, {}, **plan.told
+                )
+                for member, plan in self.plans(members).items()
+            }
+            return exchange.send(requests, or_stale(ForwardReply), rules)
+
+        replies = self.brought_up(cohort, ask(cohort), ask, exchange)
         brought = {member: reply.z for member, reply in replies.items()}
         for member in self.screening.keep(SMASHED, brought, exchange.tally):
             reply = replies[member]
@@ -266,53 +287,44 @@ class FSLSAGE(LocalLossStrategy):
                 f"The alignment of client {member.partition}'s head is not finite, so it keeps the "
                 "head it had; lower head-lr if this repeats."
             )
-        self.bank.changed(member.partition)
+        self.heads.changed(member.partition, exchange.tally)
         return losses[-1]
 
     def _steps_request(
-        self, round: int, member: Member, packed: Mapping[str, np.ndarray], ahead: bool
+        self, round: int, member: Member, plan: Plan, ahead: bool, exchange: Exchange
     ) -> FSLSAGERequest:
-        """Return the request for local steps; the head comes along unless the client holds it."""
-        digest, held = self.bank.digest(member.partition), self._held.get(member)
-        head = {} if held == digest else pack_state(self.bank.state(member.partition))
+        """Return the request for local steps; what the client holds does not come along."""
+        head, told = self.heads.plan(member, exchange.tally)
+        own = {**plan.told, **told}
         return self.local_request(
-            FSLSAGERequest, round, member, packed, head, digest=digest, ahead=ahead
+            FSLSAGERequest, round, member, plan.weights, head, ahead=ahead, **own
         )
 
     def _collect(
-        self,
-        requests: Mapping[Member, FSLSAGERequest],
-        packed: Mapping[str, np.ndarray],
-        exchange: Exchange,
+        self, round: int, cohort: list[Member], ahead: bool, exchange: Exchange
     ) -> dict[Member, LocalReply]:
-        """Return the replies; clients that lost weights or head get both and are asked again."""
-
-        def read(reader: Reader) -> LocalReply | StaleReply:
-            return (StaleReply if is_stale(reader.content) else LocalReply).from_reader(reader)
+        """Return the replies; clients that lost weights or head get them and are asked again."""
 
         def rules(reply: LocalReply | StaleReply) -> None:
             if isinstance(reply, LocalReply):
                 self.rules(self._check)(reply)
 
-        answers = exchange.collect(read, rules)
-        stale = [member for member, reply in answers.items() if isinstance(reply, StaleReply)]
-        for member in stale:
-            self._held.pop(member, None)
-            request = requests[member]
-            again = self._steps_request(request.round, member, packed, request.ahead)
-            exchange.push({member: again})
-        for member in stale:
-            del answers[member]
-        answers |= exchange.collect(read, rules)
-        found: dict[Member, LocalReply] = {}
-        for member in requests:
-            reply = answers.get(member)
-            if isinstance(reply, StaleReply):
-                exchange.tally.fail(member, "it has no auxiliary head although it was sent one.")
-            elif reply is not None:
-                found[member] = reply
-                self._held[member] = self.bank.digest(member.partition)
+        def ask(members: Iterable[Member]) -> dict[Member, LocalReply | StaleReply]:
+            for member, plan in self.plans(members).items():
+                exchange.push({member: self._steps_request(round, member, plan, ahead, exchange)})
+            return exchange.collect(read, rules)
+
+        read = or_stale(LocalReply, FSLSAGEStaleReply)
+        found = self.brought_up(cohort, exchange.collect(read, rules), ask, exchange)
+        for member in found:
+            self.heads.synced(member)
         return found
+
+    def lost(self, member: Member, reply: StaleReply | None) -> None:
+        """Note what a client says that it holds of client half and head."""
+        super().lost(member, reply)
+        if reply is None or isinstance(reply, FSLSAGEStaleReply):
+            self.heads.lost(member, reply.head if reply else "")
 
     def _check(self, reply: LocalReply) -> None:
         """Refuse a reply that does not bring the client half, or brings more."""

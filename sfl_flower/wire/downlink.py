@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -28,6 +29,7 @@ from sfl_flower.wire.weights import pack_state, packed_digest
 __all__ = [
     "SCALARS",
     "WEIGHTS",
+    "Changes",
     "Way",
     "block",
     "blocks",
@@ -153,11 +155,24 @@ def blocks(changes: bytes) -> Iterator[tuple[str, bytes]]:
         at += length
 
 
+class Changes(bytes):
+    """Changes that several recipients are sent: what the ledger books of them is counted once."""
+
+    @cached_property
+    def booked(self) -> dict[str, int]:
+        """What `change_bytes` gives."""
+        return _change_bytes(self)
+
+
 def change_bytes(changes: bytes) -> dict[str, int]:
     """Return how many bytes of changes are of which of the ledger's categories.
 
     Framing is control.  Of what is no change nothing is booked: whoever reads it refuses it.
     """
+    return changes.booked if isinstance(changes, Changes) else _change_bytes(changes)
+
+
+def _change_bytes(changes: bytes) -> dict[str, int]:
     from sfl_flower.zo.walks import RoundOfWalks  # for few clients
 
     found: dict[str, int] = {}

@@ -79,11 +79,16 @@ class LocalRequest(Request):
 
     def check(self, reader: Reader) -> None:
         """Refuse changes since nothing, and a version that is to be held of what comes whole."""
-        follows = (self.downlink, self.head_downlink) != (WEIGHTS, WEIGHTS)
+        follows = any(way != WEIGHTS for way in self.followed)
         if follows != (self.holds is not None):
             raise reader.fail("does not say what the client is to hold, or says it needlessly")
         if (self.changes is not None and self.base is None) or (self.base and not follows):
             raise reader.fail("brings changes without saying since when")
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """How that comes down which `holds` names."""
+        return self.downlink, self.head_downlink
 
     def asks(self) -> Asked:
         """Ask for every k-th step's smashed data."""

@@ -29,6 +29,7 @@ from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import StaleReply, pack_state
 from sfl_flower.wire.downlink import (
+    Changes,
     block,
     decode_difference,
     encode_difference,
@@ -37,12 +38,13 @@ from sfl_flower.wire.downlink import (
     held_digest,
 )
 from sfl_flower.wire.local import LocalRequest
+from sfl_flower.zo.walks import LocalWalk, RoundOfWalks
 from tests import tiny
 from tests.local_grid import Fault, values
 from tests.second_device import SECOND, second_device
 from tests.server.test_resume import Stop, history, stop_after
 from tests.tiny import Trial, begin, equal, start, train
-from tests.wire.contents import SETUP
+from tests.wire.contents import MESSAGES, SETUP
 
 WIDTH = 300
 CLIENT = WIDTH * tiny.FEATURES + WIDTH
@@ -199,6 +201,49 @@ def test_differences_are_booked_by_the_byte(way: str) -> None:
             assert brought == 3 * CLIENTS * len(one)
         else:
             assert 0 < brought < 3 * CLIENTS * (size + 2 * -(-size // 256) + 18)
+
+
+def test_walks_are_joined_once_for_all_clients_that_stand_at_one_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    joined: list[int] = []
+
+    class Counted(Changes):
+        def __new__(cls, data: bytes) -> Counted:
+            joined.append(len(data))
+            return super().__new__(cls, data)
+
+    monkeypatch.setattr("sfl_flower.server.downlink.Changes", Counted)
+    heron([Fault("raise", {1}, {3})], downlink="scalars")
+    # Four clients in five rounds; in round 4 one of them lacks a round more than the others.
+    one, fewer = (len(walks_of(count)) for count in (CLIENTS, CLIENTS - 1))
+    assert sorted(joined) == sorted([0, one, one, fewer, one + fewer, one])
+
+
+def walks_of(clients: int) -> bytes:
+    """Return a round of walks as a change."""
+    scalars, taken = np.ones((STEPS, PROBES), np.float32), np.ones(STEPS, np.uint8)
+    walk = LocalWalk(bytes(16), 1, 1.0, scalars, taken)
+    return block("scalars", RoundOfWalks(1, 0.1, (walk,) * clients).encode())
+
+
+def test_what_is_booked_of_walks_is_counted_once_however_many_are_sent_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[int] = []
+    count = RoundOfWalks.bytes_of
+
+    def counting(data: bytes) -> dict[str, int]:
+        counted.append(len(data))
+        return count(data)
+
+    monkeypatch.setattr(RoundOfWalks, "bytes_of", counting)
+    one, all_alike = MESSAGES["heron, followed"], Changes(walks_of(3))
+    booked = [replace(one, changes=all_alike).draft().booked for _ in range(4)]
+    assert len(counted) == 1
+    assert booked == 4 * [{"scalars": 3 * 4 * STEPS * PROBES, "keys": 3 * 20}]
+    assert replace(one, changes=bytes(all_alike)).draft().booked == booked[0]
+    assert len(counted) == 2
 
 
 @pytest.mark.parametrize("side", ["server.strategy", "node.node"])
@@ -550,8 +595,8 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], sa
 def test_cse_fsl_has_no_walks_and_others_have_no_such_option() -> None:
     with pytest.raises(ConfigError, match="downlink is 'scalars'; it must be weights or an enc"):
         read_options({"method": "cse_fsl", "downlink": "scalars"})
-    with pytest.raises(ConfigError, match="Unknown option of method 'fsl_sage'"):
-        read_options({"method": "fsl_sage", "downlink": "int8"})
+    with pytest.raises(ConfigError, match="Unknown option of method 'splitfed_v2'"):
+        read_options({"method": "splitfed_v2", "downlink": "int8"})
 
 
 @pytest.mark.simulation

@@ -14,7 +14,12 @@ from sfl_flower.wire.decomfl import WalkReply, WalkRequest
 from sfl_flower.wire.downlink import block
 from sfl_flower.wire.draft import Draft
 from sfl_flower.wire.fedavg import FullReply, FullRequest
-from sfl_flower.wire.fsl_sage import FSLSAGERequest, FSLSAGEUploadRequest, FSLSAGEWarmUpRequest
+from sfl_flower.wire.fsl_sage import (
+    FSLSAGERequest,
+    FSLSAGEStaleReply,
+    FSLSAGEUploadRequest,
+    FSLSAGEWarmUpRequest,
+)
 from sfl_flower.wire.heron import HERONRequest
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeReply, ProbeRequest
 from sfl_flower.wire.local import LocalReply, LocalRequest
@@ -201,6 +206,25 @@ MESSAGES: dict[str, Any] = {
         {"float32": np.ones(2, np.float32)},
         digest="ab",
     ),
+    "fsl-sage, followed": FSLSAGERequest(
+        4,
+        3,
+        2,
+        8,
+        SETUP,
+        "linear",
+        "{}",
+        False,
+        downlink="int8",
+        head_downlink="int4",
+        holds="ab" * 16,
+        base="cd" * 16,
+        weights={},
+        digest="ef" * 16,
+        head_base="0a" * 16,
+        head_changes=block("head", b"\x00" * 5),
+    ),
+    "fsl-sage, stale": FSLSAGEStaleReply(2, "ab", "cd"),
     "fsl-sage warm-up": FSLSAGEWarmUpRequest(
         4, 3, 2, 8, SETUP, "linear", "{}", False, WEIGHTS, {"float32": np.ones(2, np.float32)}
     ),
