@@ -212,9 +212,9 @@ class Theirs:
     ) -> None:
         try:
             self._process.communicate("end\n", timeout=10)
-        except (subprocess.TimeoutExpired, BrokenPipeError):
+        except subprocess.TimeoutExpired:  # in the middle of a round
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
 
 
 class _Watch:
