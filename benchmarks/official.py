@@ -211,7 +211,7 @@ class Theirs:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._process.communicate("end\n", timeout=10)
+            self._process.communicate("end\n", timeout=60)
         except subprocess.TimeoutExpired:  # in the middle of a round
             self._process.kill()
             self._process.communicate()
