@@ -33,6 +33,7 @@ BENCHMARKS = {
     "cohort": "1 000 of 10 000 clients beside 10 of 100, memory over rounds, waves (minutes)",
     "deployed": "where the seconds of a deployed exchange go, warm client processes (minutes)",
     "speed": "rounds of SplitFed V2, CSE-FSL and FSL-SAGE beside bare loops (minutes)",
+    "official": "rounds beside the published code of others, from checkouts of it (minutes)",
     "ledger": "published traffic, from dry runs of the presets (minutes)",
     "forwards": "client forwards and backwards a step beside the closed forms",
     "memory": "a client's peak: HERON-SFL beside CSE-FSL, first order at equal memory (minutes)",

@@ -1,142 +1,367 @@
-"""Rounds of SplitFed V2, CSE-FSL and FSL-SAGE as bare loops in one process, without messages.
+"""Rounds of this project beside the published code of others, run from checkouts of it.
 
-Written from the description of FSL-SAGE's code: clients one after another, each a local epoch with
-an optimiser of its own that it keeps, one server half, plain means at the end of the round.  That
-code also augments and loads its images in the loop, which is left out here.
+Their code runs in a process of its own (`benchmarks.theirs`), a round whenever one of ours has
+ended, so both see the same machine in the same minutes.  Nothing of it is in this repository.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from types import TracebackType
+from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from benchmarks.beside import answer
+from benchmarks import round as ho_sfl_round
+from benchmarks import speed, theirs
+from benchmarks.bare_loops import LR
+from benchmarks.figure import Figure
+from benchmarks.published import DECAY, MU
+from sfl_flower import simulate
+from sfl_flower.errors import ConfigError, TrainingError
+from sfl_flower.report import RoundRecord
 from sfl_flower.task import SplitTask
 
-__all__ = ["OfficialLoop", "serve"]
+__all__ = ["Theirs", "Turn", "add_arguments", "checkout", "read", "run"]
 
-LR = 1e-3
+LEAST = 1.2
+METHODS = {
+    "splitfed_v2": "sl_single_server",
+    "cse_fsl": "cse_fsl",
+    "fsl_sage": "fsl_sage",
+    "splitfed_v1": "sl_multi_server",
+    "fedavg": "fed_avg",
+}
+"""Our name of a method, and that of FSL-SAGE's repository."""
+CHECKOUTS = {
+    "fsl_sage": "the root of a checkout of srijith1996/FSL-SAGE",
+    "ho_sfl": "the folder HO_SFL_CV of HO-SFL's code (a copy is in tsinghua-fib-lab/AutoSOTA)",
+}
+CLIENTS, TOTAL, COHORT, BATCH = 5, 100, ho_sfl_round.COHORT, ho_sfl_round.BATCH
 
 
-class OfficialLoop:
-    """One server half, and a client half and an auxiliary head per client.
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the options of this benchmark."""
+    for name, said in CHECKOUTS.items():
+        parser.add_argument(f"--official-{name}", metavar="DIR", type=Path, help=said)
+    parser.add_argument(
+        "--official-python",
+        metavar="FILE",
+        default=sys.executable,
+        help="an interpreter, 3.11 or newer, with what the checkouts import (default this one)",
+    )
+    parser.add_argument(
+        "--official-methods",
+        default=",".join(speed.METHODS),
+        help=f"of {', '.join(METHODS)}, with commas (default those with a target)",
+    )
+    parser.add_argument(
+        "--official-probes", default="5", help="P of HO-SFL, several with commas (default 5)"
+    )
+    parser.add_argument("--official-images", type=int, default=2000, help="of each of 5 clients")
+    parser.add_argument(
+        "--official-rounds", type=int, default=3, help="to measure of each method (default 3)"
+    )
+    parser.add_argument(
+        "--official-ho_sfl-rounds", type=int, default=15, help="of HO-SFL (default 15)"
+    )
+    parser.add_argument("--official-threads", type=int, default=2, help="of each side (default 2)")
+    parser.add_argument(
+        "--official-backend",
+        choices=("inline", "ray"),
+        default="inline",
+        help="of ours: in this process (default), or workers of one thread each beside the server",
+    )
+    parser.add_argument(
+        "--official-augment",
+        action="store_true",
+        help="FSL-SAGE's code augments its images, which ours never does",
+    )
+
+
+def run(args: argparse.Namespace) -> Iterator[Figure]:
+    """Yield our samples per second over theirs, method by method."""
+    methods = args.official_methods.split(",")
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise ConfigError(
+            f"--official-methods names {unknown[0]!r}; there are {', '.join(METHODS)}."
+        )
+    probes = [_probes(word) for word in args.official_probes.split(",")]
+    folders = {name: getattr(args, f"official_{name}") for name in CHECKOUTS}
+    found = {name: checkout(name, folder) for name, folder in folders.items() if folder}
+    for name in CHECKOUTS.keys() - found.keys():
+        print(_without(name), file=sys.stderr)
+    if "fsl_sage" in found:
+        for method in methods:
+            yield _first_order(method, found["fsl_sage"], args)
+    if "ho_sfl" in found:
+        for number in probes:
+            yield _ho_sfl(number, found["ho_sfl"], args)
+
+
+def checkout(name: str, folder: Path) -> Path:
+    """Return the folder of a checkout, absolute.
+
+    Raises
+    ------
+    ConfigError
+        If the code that it should have is not in it.
+    """
+    if not (folder / theirs.FOLDERS[name]).is_file():
+        raise ConfigError(
+            f"--official-{name} is {folder}, where no {theirs.FOLDERS[name]} is; it must be "
+            f"{CHECKOUTS[name]}."
+        )
+    return folder.resolve()
+
+
+def _without(name: str) -> str:
+    return f"official: nothing is measured without --official-{name} DIR, {CHECKOUTS[name]}."
+
+
+def _probes(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise ConfigError(
+            f"--official-probes has {word!r}; it must be whole numbers from 1, with commas."
+        )
+    return int(word)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A round: its seconds, seconds of processors, samples, and bytes as the code counts them."""
+
+    seconds: float
+    cpu: float
+    samples: int
+    bytes: int
+
+
+def read(line: str, of: str) -> Turn:
+    """Return the round that a line of `benchmarks.theirs` tells of.
+
+    Raises
+    ------
+    TrainingError
+        If their code stopped; `of` says whose it is.
+    """
+    if not line:
+        raise TrainingError(f"{of} ended without an answer; what it printed is above.")
+    told = json.loads(line)
+    if "error" in told:
+        raise TrainingError(
+            f"{of} stopped: {told['error']}; --official-python names an interpreter that has "
+            "what it imports."
+        )
+    return Turn(**told)
+
+
+class Theirs:
+    """A checkout in a process of its own, which runs a round when it is asked to.
 
     Parameters
     ----------
-    task : SplitTask
-        The model, its cut and its data.
-    head : str
-        The auxiliary head.
-    clients, each, batch_size : int
-        Clients, samples of each, samples of a mini-batch.
-    period : int
-        k: every k-th batch goes to the server in CSE-FSL and FSL-SAGE.
+    name : str
+        Which, a key of `benchmarks.theirs.FOLDERS`.
+    folder : Path
+        The checkout.
+    python : str
+        The interpreter.
+    settings : Mapping[str, Any]
+        What it is run with, as `benchmarks.theirs` takes it.
     """
 
-    def __init__(
-        self, task: SplitTask, head: str, clients: int, each: int, batch_size: int, period: int
+    def __init__(self, name: str, folder: Path, python: str, settings: Mapping[str, Any]) -> None:
+        # -P: what lies beside the program is not to be found before their modules.
+        self._command = [python, "-P", theirs.__file__, name, str(folder), json.dumps(settings)]
+        self._of = f"The code in {folder}"
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def round(self) -> Turn:
+        """Run a round.
+
+        Raises
+        ------
+        TrainingError
+            If their code stopped.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write("round\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it said why, or is gone: the answer tells
+        return read(self._process.stdout.readline(), self._of)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        halves = task.build(0)
-        self.server = halves.server.train()
-        self.clients = [copy.deepcopy(halves.client).train() for _ in range(clients)]
-        first = task.build_head(0, head)
-        self.heads = [copy.deepcopy(first) for _ in range(clients)]
-        self._server_step = _adam(self.server)
-        self._client_steps = [_adam(module) for module in self.clients]
-        self._head_steps = [_adam(module) for module in self.heads]
-        samples = task.samples("train")
-        # Images in torch's default layout, as there, whatever layout the task gives its model.
-        shares = [samples.take(slice(i * each, (i + 1) * each)) for i in range(clients)]
-        self.shares = [(task.batch(part, slice(None))[0].contiguous(), part.y) for part in shares]
-        self._batch_size, self._period = batch_size, period
-        self._random = torch.Generator().manual_seed(0)
-        self.uploads = 0
-
-    def _batches(self, client: int) -> list[tuple[Tensor, Tensor]]:
-        x, y = self.shares[client]
-        order = torch.randperm(len(y), generator=self._random)
-        return [(x[rows], y[rows]) for rows in order.split(self._batch_size)]
-
-    def splitfed_v2(self) -> None:
-        """Run a round in which every batch goes up and its gradient comes down."""
-        for client, module in enumerate(self.clients):
-            for x, y in self._batches(client):
-                z = module(x)
-                lam = self._serve(z, y)
-                self._client_steps[client].zero_grad()
-                z.backward(lam)
-                self._client_steps[client].step()
-        _average(self.clients)
-
-    def cse_fsl(self) -> None:
-        """Run a round of local steps on client halves and heads."""
-        for client, module in enumerate(self.clients):
-            for number, (x, y) in enumerate(self._batches(client)):
-                z = module(x)
-                loss = functional.cross_entropy(self.heads[client](z), y)
-                self._client_steps[client].zero_grad()
-                self._head_steps[client].zero_grad()
-                loss.backward()
-                if number % self._period == 0:
-                    self._serve(z, y)
-                self._head_steps[client].step()
-                self._client_steps[client].step()
-        _average(self.clients)
-        _average(self.heads)
-
-    def fsl_sage(self) -> None:
-        """Run a round, without alignment, along gradients that the heads estimate."""
-        for client, module in enumerate(self.clients):
-            for number, (x, y) in enumerate(self._batches(client)):
-                z = module(x)
-                if number % self._period == 0:
-                    self._serve(z, y)
-                cut = z.detach().requires_grad_()
-                loss = functional.cross_entropy(self.heads[client](cut), y)
-                (estimate,) = torch.autograd.grad(loss, cut)
-                self._client_steps[client].zero_grad()
-                z.backward(estimate)
-                self._client_steps[client].step()
-        _average(self.clients)
-
-    def _serve(self, z: Tensor, y: Tensor) -> Tensor:
-        """Take a server step on smashed data and return their gradient."""
-        self.uploads += 1
-        cut = z.detach().clone().requires_grad_()
-        self._server_step.zero_grad()
-        functional.cross_entropy(self.server(cut), y).backward()
-        self._server_step.step()
-        assert cut.grad is not None
-        return cut.grad
+        try:
+            self._process.communicate("end\n", timeout=60)
+        except subprocess.TimeoutExpired:  # in the middle of a round
+            self._process.kill()
+            self._process.communicate()
 
 
-def _adam(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(module.parameters(), lr=LR)
+class _Watch:
+    """Notes the rounds of ours, and lets theirs run one after each that counts."""
+
+    def __init__(self, start_up: int, other: Theirs) -> None:
+        self.ours: list[Turn] = []
+        self.theirs: list[Turn] = []
+        self._start_up, self._other = start_up, other
+        self._before: RoundRecord | None = None
+        self._since = self._cpu = 0.0
+
+    def __call__(self, record: RoundRecord) -> None:
+        seconds, cpu = perf_counter() - self._since, process_time() - self._cpu
+        if record.failures or record.rejected:
+            raise TrainingError(f"A measured run lost a reply: {'; '.join(record.notes)}")
+        if self._before is not None and record.round > self._start_up:
+            samples = record.samples - self._before.samples
+            sent = record.bytes_up + record.bytes_down
+            counted = sent - self._before.bytes_up - self._before.bytes_down
+            self.ours.append(Turn(seconds, cpu, samples, counted))
+            self.theirs.append(self._other.round())
+            if self.theirs[-1].samples != samples:
+                raise TrainingError(
+                    f"A round of ours took {samples} samples, one of theirs "
+                    f"{self.theirs[-1].samples}; they must be the same work."
+                )
+        self._before = record
+        self._since, self._cpu = perf_counter(), process_time()
+
+    def figure(self, name: str, setting: str, backend: str) -> Figure:
+        """Return our samples per second over theirs."""
+        ours, others = (median(t.seconds for t in turns) for turns in (self.ours, self.theirs))
+        samples, sent = self.ours[-1].samples, self.ours[-1].bytes
+        cpu = ""
+        if backend == "inline":  # Ray's workers are processes of their own
+            spent = [median(turn.cpu for turn in turns) for turns in (self.ours, self.theirs)]
+            cpu = f" ({spent[0]:.3g} s and {spent[1]:.3g} s of processors)"
+        return Figure(
+            name,
+            others / ours,
+            "ratio",
+            LEAST,
+            f"{setting}: rounds of {samples} samples, {ours:.3g} s and {others:.3g} s{cpu}, "
+            f"medians of {len(self.ours)} in turn; {samples / ours:.0f} and "
+            f"{samples / others:.0f} samples/s, best {samples / _best(self.ours):.0f} and "
+            f"{samples / _best(self.theirs):.0f}; bytes of the last round, {sent} sent and "
+            f"checked, and {self.theirs[-1].bytes} by their counter, which sends nothing",
+        )
 
 
-@torch.no_grad()
-def _average(modules: list[nn.Module]) -> None:
-    """Load the mean of all states into each module."""
-    states = [module.state_dict() for module in modules]
-    mean = {
-        name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(value.dtype)
-        for name, value in states[0].items()
+def _best(turns: list[Turn]) -> float:
+    return min(turn.seconds for turn in turns)
+
+
+def _first_order(method: str, folder: Path, args: argparse.Namespace) -> Figure:
+    images = args.official_images
+    settings = {
+        "method": METHODS[method],
+        "clients": CLIENTS,
+        "images": images,
+        "batch_size": speed.BATCH,
+        "period": speed.PERIOD,
+        "lr": LR,
+        "augment": args.official_augment,
+        "threads": args.official_threads,
     }
-    for module in modules:
-        module.load_state_dict(mean)
+    options = {**speed.options(method), "clients": CLIENTS}
+    watch = _beside(
+        "fsl_sage",
+        folder,
+        settings,
+        (speed.task(CLIENTS * images), method, options),
+        speed.START_UP,
+        args.official_rounds,
+        args,
+    )
+    augmented = ", theirs augmented" if args.official_augment else ""
+    setting = (
+        f"ResNet-18 to layer2, ImageNet stem, 3x32x32{augmented}, {CLIENTS} IID clients x "
+        f"{images} images, batch {speed.BATCH}, one local epoch a round, q = {speed.PERIOD}, Adam "
+        f"{LR:g} without decay, no alignment; ours {_ours(args)}, FSL-SAGE's repository on "
+        f"{args.official_threads} threads"
+    )
+    return watch.figure(f"official_{method}", setting, args.official_backend)
 
 
-def serve(pipe: Connection, task: SplitTask, head: str, *sizes: int) -> None:
-    """Answer a pipe: a job is the name of a method, and runs a round of it."""
-    loop = OfficialLoop(task, head, *sizes)
-    jobs: dict[str, Callable[[], object]] = {
-        "splitfed_v2": loop.splitfed_v2,
-        "cse_fsl": loop.cse_fsl,
-        "fsl_sage": loop.fsl_sage,
+def _ho_sfl(probes: int, folder: Path, args: argparse.Namespace) -> Figure:
+    settings = {
+        "clients": TOTAL,
+        "sampled": COHORT,
+        "batch_size": BATCH,
+        "probes": probes,
+        "mu": MU,
+        "lr": LR,
+        "weight_decay": DECAY,
+        "threads": args.official_threads,
     }
-    answer(pipe, jobs)
+    options = ho_sfl_round.options(clients=TOTAL, probes=probes, directions="shared")
+    watch = _beside(
+        "ho_sfl",
+        folder,
+        settings,
+        ("synthetic", "ho_sfl", options),
+        ho_sfl_round.START_UP[1],
+        args.official_ho_sfl_rounds,
+        args,
+    )
+    setting = (
+        f"ResNet-18 to layer2, ImageNet stem, 3x32x32, {COHORT} of {TOTAL} clients x {BATCH}, P = "
+        f"{probes}, directions shared (theirs normal, ours Rademacher), AdamW {LR:g} with decay "
+        f"{DECAY:g}; ours {_ours(args)}, HO-SFL's vision runner on {args.official_threads} threads"
+    )
+    name = "official_ho_sfl" if probes == ho_sfl_round.PROBES else f"official_ho_sfl_{probes}"
+    return watch.figure(name, setting, args.official_backend)
+
+
+def _beside(
+    name: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    ours: tuple[SplitTask | str, str, Mapping[str, Any]],
+    start_up: int,
+    rounds: int,
+    args: argparse.Namespace,
+) -> _Watch:
+    task, method, options = ours
+    threads = args.official_threads
+    with Theirs(name, folder, args.official_python, settings) as other:
+        other.round()  # the first is not counted: FSL-SAGE aligns, memory is taken
+        watch = _Watch(start_up, other)
+        simulate(
+            task,
+            method,
+            backend=args.official_backend,
+            on_round=watch,
+            **{
+                **options,
+                "rounds": start_up + rounds,
+                "client_threads": threads if args.official_backend == "inline" else 1,
+                "server_threads": threads,
+            },
+        )
+    return watch
+
+
+def _ours(args: argparse.Namespace) -> str:
+    if args.official_backend == "inline":
+        return f"inline on {args.official_threads} threads"
+    return f"on Ray's workers of one thread, the server on {args.official_threads}"

@@ -18,6 +18,7 @@ __all__ = ["FILE", "record", "run"]
 
 FILE = Path(__file__).parents[1] / "docs" / "results" / "figures.jsonl"
 """A figure a line, with the command that printed it."""
+_PLACES = {"--official-fsl_sage": "DIR", "--official-ho_sfl": "DIR", "--official-python": "FILE"}
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
@@ -59,8 +60,11 @@ def _without_files(argv: Sequence[str]) -> list[str]:
     kept: list[str] = []
     skip = False
     for word in argv:
-        file = word.split("=")[0].endswith("-out")
-        if not skip and not file and word not in ("--record", "--json"):
+        option, given, _ = word.partition("=")
+        file = option.endswith("-out") or option in _PLACES
+        if option in _PLACES:  # what to give remains, where somebody has it does not
+            kept += [option, _PLACES[option]]
+        elif not skip and not file and word not in ("--record", "--json"):
             kept.append(word)
-        skip = file and "=" not in word
+        skip = file and not given
     return kept

@@ -17,7 +17,7 @@ from benchmarks.published import DECAY, LR, MU, Beside
 from sfl_flower import simulate
 from sfl_flower.report import RoundRecord
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "options", "run"]
 
 COHORT, BATCH, PROBES, ACTORS = 10, 32, 5, 2
 MOST_OVERHEAD = 0.12
@@ -93,7 +93,8 @@ class _Watch:
         self._since = perf_counter()
 
 
-def _options(**more: Any) -> dict[str, Any]:
+def options(**more: Any) -> dict[str, Any]:
+    """Return what a round of the published runner is trained with here, and more."""
     return {
         "sampled": COHORT,
         "batch_size": BATCH,
@@ -117,7 +118,7 @@ def _options(**more: Any) -> dict[str, Any]:
 def _overhead() -> Figure:
     watch = _Watch(SMALL_START_UP)
     rounds = SMALL_START_UP + SMALL_ROUNDS
-    simulate("digits", on_round=watch, **_options(clients=COHORT, rounds=rounds))
+    simulate("digits", on_round=watch, **options(clients=COHORT, rounds=rounds))
     with Beside("digits", COHORT, BATCH, PROBES) as beside:
         forwards = median(beside.seconds("forwards", threads=1) for _ in range(SMALL_ROUNDS))
         server = median(beside.seconds("server", threads=1) for _ in range(SMALL_ROUNDS))
@@ -139,14 +140,14 @@ def _overhead() -> Figure:
 def _rounds(minibatches: int, args: argparse.Namespace) -> tuple[list[float], list[float]]:
     with Beside("synthetic", COHORT, BATCH, PROBES) as beside:
         watch = _Watch(START_UP[minibatches], beside)
-        options = _options(
+        settings = options(
             clients=100,
             rounds=START_UP[minibatches] + args.round_rounds,
             minibatches=minibatches,
             directions=args.round_directions,
             server_threads=args.round_server_threads,
         )
-        simulate("synthetic", on_round=watch, **options)
+        simulate("synthetic", on_round=watch, **settings)
     return watch.ours, watch.theirs
 
 

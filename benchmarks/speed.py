@@ -1,6 +1,6 @@
 """Rounds per second of SplitFed V2, CSE-FSL and FSL-SAGE in simulation, beside bare loops.
 
-The bare loops (`benchmarks.official`) work between the rounds of the simulation, while Ray's
+The bare loops (`benchmarks.bare_loops`) work between the rounds of the simulation, while Ray's
 workers are idle: both sides see the same machine in the same minutes.
 """
 
@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.bare_loops import LR, serve
 from benchmarks.beside import Worker
 from benchmarks.figure import Figure
-from benchmarks.official import LR, serve
 from sfl_flower import simulate
 from sfl_flower.data import Samples, generator
 from sfl_flower.report import RoundRecord
 from sfl_flower.task import SplitTask
 from sfl_flower.tasks.vision import channels_last, resnet18
 
-__all__ = ["METHODS", "add_arguments", "run", "task"]
+__all__ = ["METHODS", "START_UP", "add_arguments", "options", "run", "task"]
 
 BATCH, PERIOD, HEAD = 64, 5, "blocks:layer3"
 START_UP = 2
@@ -91,18 +91,9 @@ def _figure(method: str, problem: SplitTask, bare: Worker, args: argparse.Namesp
         on_round=watch,
         rounds=START_UP + args.speed_rounds,
         clients=args.speed_clients,
-        batch_size=BATCH,
-        partition="iid",
-        local_steps=0,
-        client_optimizer="adam",
-        client_lr=LR,
-        client_state="kept",
         client_threads=1,
-        server_optimizer="adam",
-        server_lr=LR,
         server_threads=args.speed_server_threads,
-        eval_every=10**6,
-        **OWN[method],
+        **options(method),
     )
     took, loop = median(ours), median(theirs)
     return Figure(
@@ -118,6 +109,22 @@ def _figure(method: str, problem: SplitTask, bare: Worker, args: argparse.Namesp
         f"{loop:.2f} s (best {min(theirs):.2f}), ratio {loop / took:.2f}; the official code, "
         f"recorded at 2000 images: {RECORDED[method]}",
     )
+
+
+def options(method: str) -> dict[str, Any]:
+    """Return what the rounds of a method are trained with, but for their sizes and threads."""
+    return {
+        "batch_size": BATCH,
+        "partition": "iid",
+        "local_steps": 0,
+        "client_optimizer": "adam",
+        "client_lr": LR,
+        "client_state": "kept",
+        "server_optimizer": "adam",
+        "server_lr": LR,
+        "eval_every": 10**6,
+        **OWN.get(method, {}),
+    }
 
 
 def task(images: int) -> SplitTask:

@@ -100,6 +100,8 @@ ALLOWED = {
         *("random.getstate", "random.seed", "random.setstate"),
         *("np.random.get_state", "np.random.seed", "np.random.set_state"),
     },
+    # A process of others' code alone, which draws from them.
+    "benchmarks/theirs.py": {"random.seed", "np.random.seed", "torch.manual_seed"},
     # One file, known by its SHA-256, and tensors alone of it (`weights_only`).
     "sfl_flower/tasks/efficientnet.py": {"torch.load"},
 }
