@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import yaml
 
-from tests.deployment.federation import REPOSITORY, program
+from tests.deployment.federation import REPOSITORY, free_ports, listening, program, wait_for
 
 EXAMPLE = REPOSITORY / "examples" / "deployment"
 UNITS = EXAMPLE / "systemd"
@@ -124,3 +127,47 @@ def unit_command(name: str, instance: str = "", key: str = "ExecStart") -> Comma
         line = line.replace(f"${{{variable}}}", value)
     first, *rest = shlex.split(line)
     return Command([Path(first).name, *rest], environment)
+
+
+@dataclass
+class Deployment:
+    """The example on localhost: its secrets and states below one folder."""
+
+    start: Callable[..., subprocess.Popen[str]]
+    folder: Path
+    port: int
+    running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+
+    def run(self, name: str, command: Command) -> None:
+        """Start a command of the example."""
+        self.running[name] = self.start(
+            *command.arguments,
+            name=name,
+            cwd=self.folder,
+            # Flower's own settings are those of the tests.
+            env={**os.environ, **command.environment, "HOME": os.environ["HOME"],
+                 "FLWR_HOME": os.environ["FLWR_HOME"]},
+        )  # fmt: skip
+
+    def superlink(self, command: Command, places: dict[str, str]) -> None:
+        self.run("superlink", command.at(places, {"--port": self.port}))
+        wait_for("the SuperLink", lambda: listening(self.port))
+
+    def supernode(self, node: int, command: Command, places: dict[str, str]) -> None:
+        (port,) = free_ports(1)
+        ports = {"--port": port, "--superlink": self.port}
+        self.run(f"node-{node}", command.at(places, ports))
+        wait_for(f"SuperNode {node}", lambda: listening(port))
+
+    def contained(self, name: str) -> dict[str, str]:
+        """Return where things are that a container sees, and make its state."""
+        seen = {there: str(self.folder / here) for there, here in mounts(name).items()}
+        Path(seen["/state"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return seen
+
+    def installed(self, name: str) -> dict[str, str]:
+        """Return where things are that a unit names; its state is that of the container."""
+        return {
+            "/etc/sfl_flower": str(self.folder / "secrets"),
+            f"/var/lib/sfl_flower/{name}": str(self.folder / "state" / name),
+        }

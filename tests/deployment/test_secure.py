@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from sfl_flower.report import RunDirectory
 from tests.deployment.example import (
     NODES,
     Command,
+    Deployment,
     certificates,
-    mounts,
     service,
     unit_command,
 )
@@ -28,7 +26,6 @@ from tests.deployment.federation import (
     REPOSITORY,
     flwr,
     free_ports,
-    listening,
     program,
     run_config,
     statuses,
@@ -56,50 +53,6 @@ OPTIONS: dict[str, Any] = {
 }
 WEIGHTS = 4 * 520
 """Bytes of the client half."""
-
-
-@dataclass
-class Deployment:
-    """The example on localhost: its secrets and states below one folder."""
-
-    start: Callable[..., subprocess.Popen[str]]
-    folder: Path
-    port: int
-    running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
-
-    def run(self, name: str, command: Command) -> None:
-        """Start a command of the example."""
-        self.running[name] = self.start(
-            *command.arguments,
-            name=name,
-            cwd=self.folder,
-            # Flower's own settings are those of the tests.
-            env={**os.environ, **command.environment, "HOME": os.environ["HOME"],
-                 "FLWR_HOME": os.environ["FLWR_HOME"]},
-        )  # fmt: skip
-
-    def superlink(self, command: Command, places: dict[str, str]) -> None:
-        self.run("superlink", command.at(places, {"--port": self.port}))
-        wait_for("the SuperLink", lambda: listening(self.port))
-
-    def supernode(self, node: int, command: Command, places: dict[str, str]) -> None:
-        (port,) = free_ports(1)
-        ports = {"--port": port, "--superlink": self.port}
-        self.run(f"node-{node}", command.at(places, ports))
-        wait_for(f"SuperNode {node}", lambda: listening(port))
-
-    def contained(self, name: str) -> dict[str, str]:
-        """Return where things are that a container sees, and make its state."""
-        seen = {there: str(self.folder / here) for there, here in mounts(name).items()}
-        Path(seen["/state"]).mkdir(mode=0o700, parents=True, exist_ok=True)
-        return seen
-
-    def installed(self, name: str) -> dict[str, str]:
-        """Return where things are that a unit names; its state is that of the container."""
-        return {
-            "/etc/sfl_flower": str(self.folder / "secrets"),
-            f"/var/lib/sfl_flower/{name}": str(self.folder / "state" / name),
-        }
 
 
 def refused(deployment: Deployment, name: str, key: Path, roots: Path) -> str:
