@@ -6,13 +6,11 @@ others frozen, up to the rounding of other batches.
 
 from __future__ import annotations
 
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch import nn
 from benchmarks.decoder_blocks import DecoderBlocks
 from benchmarks.encoder_blocks import EncoderBlocks
 from sfl_flower.data import Samples, seeded_construction
+from sfl_flower.node.directory import own_directory, state_root
 from sfl_flower.options import check_choice
 from sfl_flower.split import cut
 from sfl_flower.split.transformers.block_halves import ServerBlocks
@@ -171,10 +170,9 @@ def _samples(name: str, behind: str, split: Split) -> Samples:
 
 @cache
 def _arrays(name: str, behind: str, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    folder = Path(tempfile.gettempdir()) / "sfl_flower-features"
+    folder = own_directory(state_root() / "features")
     stem = sha256(f"{name} {behind} {torch.__version__}".encode())  # data and model are the name's
     files = [folder / f"{stem.hexdigest()[:16]}-{split}-{part}.npy" for part in ("x", "y")]
-    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{stem.hexdigest()[:16]}-{split}.lock"):  # runs go side by side
         if not all(file.exists() for file in files):
             for file, array in zip(files, _run(TASKS[name].whole(), behind, split), strict=True):

@@ -147,6 +147,13 @@ def test_a_generator_of_ones_own_passes(source: str) -> None:
     assert offences(source) == []
 
 
+def test_one_name_alone_in_the_temporary_folder_can_be_guessed() -> None:
+    """That of `state_root`, which is refused where somebody else made it; all others are drawn."""
+    guessed = re.compile(r"gettempdir|mktemp\(|[\"']/(?:var/)?tmp/|[\"']/dev/shm")
+    found = [name_of(path) for path in CODE if guessed.search(path.read_text(encoding="utf-8"))]
+    assert found == ["sfl_flower/node/directory.py"]
+
+
 @pytest.mark.parametrize("path", CODE, ids=name_of)
 def test_module_is_small_and_says_what_it_is(path: Path) -> None:
     source = path.read_text(encoding="utf-8")

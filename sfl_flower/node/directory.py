@@ -52,9 +52,13 @@ def state_root() -> Path:
     named = os.environ.get("SFL_STATE_DIR")
     if named:
         return Path(named).expanduser()
-    root = Path(tempfile.gettempdir()) / f"sfl_flower-{os.getuid()}"
+    root = _default_root()
     check_owner(root)
     return root
+
+
+def _default_root() -> Path:
+    return Path(tempfile.gettempdir()) / f"sfl_flower-{os.getuid()}"
 
 
 def own_directory(path: Path) -> Path:
@@ -68,11 +72,13 @@ def own_directory(path: Path) -> Path:
     Raises
     ------
     ConfigError
-        If it is a link or a file, belongs to another user, or others may write to it; or if it
-        cannot be made.
+        If it, or the temporary `state_root`, is a link or a file, belongs to another user, or
+        others may write to it; or if it cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.parent == _default_root():
+            check_owner(path.parent)  # somebody else may have made it since
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:

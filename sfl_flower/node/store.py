@@ -133,6 +133,26 @@ class NodeStore:
         path = self._file(name)
         return None if path is None else read_arrays(path, _digest(path))
 
+    def recover(self, name: str) -> dict[str, np.ndarray] | None:
+        """Return a group as `get`, or what this node kept in a file before it was started again.
+
+        Flower's context goes with the SuperNode.  One that comes back with its key has its id
+        again, and with the id, in the same run, its files: the newest that is whole is
+        remembered anew, and those beside it are removed.
+        """
+        if name in self._state or not self._directory.exists():
+            return self.get(name)
+        own_directory(self._directory)
+        found = None
+        own = self._directory.glob(f"{name}-*-{self._node}.safetensors")
+        for path in sorted(own, key=lambda path: (path.stat().st_mtime_ns, path.name))[::-1]:
+            found = found or read_arrays(path, _digest(path))
+            if found is not None and name not in self._state:
+                self._state[name] = ConfigRecord({"file": path.name})
+            else:
+                path.unlink(missing_ok=True)
+        return found
+
     def drop(self, name: str) -> None:
         """Forget a group of arrays."""
         path = self._file(name)

@@ -58,8 +58,7 @@ def bring_up(node: Node, sync: Sync, half: HeldModule | None = None) -> int | St
         If the two sides run different models, or a download does not hold what it declares.
     """
     half = half or node.half
-    position = node.store.get_text(_POSITION)
-    version, digest = int(position.get("version", -1)), str(position.get("digest", ""))
+    version, digest = _position(node, half, recover=sync.kind != "full")
     if sync.kind == "full":
         replica = _download(node, sync, half)
     else:
@@ -85,8 +84,7 @@ def stand_still(node: Node) -> int | StaleReply:
     int or StaleReply
         As `bring_up`.
     """
-    position = node.store.get_text(_POSITION)
-    version, digest = int(position.get("version", -1)), str(position.get("digest", ""))
+    version, digest = _position(node, node.half, recover=True)
     if version < 0:
         return StaleReply(-1)
     return bring_up(node, Sync("none", version, digest, version, digest))
@@ -103,6 +101,27 @@ def journal_key(node: Node) -> bytes:
 def standing(node: Node) -> Replica:
     """Return the replica that a client stands on, just brought up; not to be changed."""
     return _RECENT[str(node.store.get_text(_POSITION)["digest"])]
+
+
+def _position(node: Node, half: HeldModule, recover: bool) -> tuple[int, str]:
+    """Return the version and the digest where a client stands, -1 for none."""
+    position = node.store.get_text(_POSITION)
+    if not position and recover and (replica := _recovered(node, half)) is not None:
+        position = {"version": replica.version, "digest": replica.digest.hex()}
+        node.store.put_text(_POSITION, position)
+    return int(position.get("version", -1)), str(position.get("digest", ""))
+
+
+def _recovered(node: Node, half: HeldModule) -> Replica | None:
+    """Return the replica in the files of a client that was started again, None without one."""
+    rest, arrays = node.store.recover(_REST), node.store.recover(_REPLICA)
+    if rest is None or arrays is None:
+        return None
+    try:
+        header = JournalHeader.decode(rest["header"].tobytes())
+        return Replica.from_arrays(arrays, header, half.trained.shapes)
+    except (JournalError, KeyError):
+        return None
 
 
 def _remember(replica: Replica, digest: str) -> None:

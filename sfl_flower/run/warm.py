@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl_flower.errors import ConfigError
+from sfl_flower.run.credentials import check_credentials
 from sfl_flower.run.forks import GRACE_S, PROGRAM, end, serve
 
 __all__ = ["main", "run_warm"]
@@ -76,7 +77,8 @@ def run_warm(command: Sequence[str], preload: Sequence[str] = ()) -> int:
     ------
     ConfigError
         There is no such command or module, Flower's program is not there, a module cannot be
-        imported, or there can be no socket in the folder for temporary files.
+        imported, or there can be no socket in the folder for temporary files; or a SuperNode's key
+        or certificates cannot be used.
     """
     cold = shutil.which(PROGRAM)
     if cold is None or shutil.which(command[0]) is None:
@@ -91,6 +93,7 @@ def run_warm(command: Sequence[str], preload: Sequence[str] = ()) -> int:
                 f"There is no module {name!r} to preload; leave it out or install it."
             )
     load_program = _flower_program()
+    check_credentials(command)
     place, owner = Path(tempfile.mkdtemp(prefix="sfl_flower-warm-")), os.getpid()
     listener = socket.socket(socket.AF_UNIX)
     process: subprocess.Popen[bytes] | None = None

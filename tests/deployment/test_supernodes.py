@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from sfl_flower import RunResult, load_task, simulate
+from sfl_flower import load_task, simulate
 from sfl_flower.data import model_seed
-from sfl_flower.report import History, RunDirectory
+from sfl_flower.report import RunDirectory
 from sfl_flower.zo import Journal, ParameterVector, Replica
 from tests.deployment.federation import (
     PATIENCE_S,
@@ -27,6 +26,7 @@ from tests.deployment.federation import (
     statuses,
     wait_for,
 )
+from tests.deployment.runs import assert_same_run, rounds
 
 pytestmark = pytest.mark.deployment
 
@@ -45,11 +45,6 @@ OWN: dict[str, Any] = {"minibatches": 2, "client_optimizer": "momentum", "sync":
 
 CLIENT_SIZE = 520
 """Parameters of the client half."""
-
-
-def rounds(out: Path) -> int:
-    path = out / "history.jsonl"
-    return len(path.read_text().splitlines()) - 1 if path.exists() else -1
 
 
 def test_a_client_that_missed_rounds_catches_up(
@@ -94,18 +89,6 @@ def test_a_client_that_missed_rounds_catches_up(
     assert down[1] == down[0] + 2 * 4 * CLIENT_SIZE
     assert_stands(federation.state_dir(0), found, version=3)
     assert_stands(federation.state_dir(1), found, version=4)
-
-
-def assert_same_run(found: RunDirectory, expected: RunResult) -> None:
-    """Compare losses, metrics, versions and digests of every round, and the model, to the bit."""
-
-    def numbers(history: History) -> list[Any]:
-        return [replace(r, seconds=0.0, exchanges=0, bytes_up=0, bytes_down=0) for r in history]
-
-    assert numbers(found.history) == numbers(expected.history)
-    model = found.load_model()
-    assert model.keys() == expected.model.keys()
-    assert all(torch.equal(model[name], expected.model[name]) for name in model)
 
 
 def found_bytes(found: RunDirectory) -> dict[str, dict[str, int]]:

@@ -110,6 +110,19 @@ def test_c11_a_planted_default_directory_is_refused(
     assert list(other.iterdir()) == []
 
 
+def test_a_default_directory_that_is_planted_after_it_was_looked_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SFL_STATE_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    root = state_root()  # nothing is there yet
+    root.mkdir()
+    root.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"{root} is a directory that others may write to"):
+        own_directory(root / "run-1")
+    assert list(root.iterdir()) == []
+
+
 def test_c11_the_default_directory_is_made_and_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

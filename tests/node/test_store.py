@@ -137,3 +137,20 @@ def test_the_limit_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SFL_STATE_LIMIT", "1 MB")
     with pytest.raises(ConfigError, match="'1 MB'; it must be a whole number of bytes"):
         store(limit=None)
+
+
+def test_a_node_that_is_started_again_recovers_the_newest_file_that_is_whole() -> None:
+    kept, other = {"a": LARGE["a"] + 2}, store(node=6)
+    other.put("g", LARGE)
+    for step, group in enumerate([LARGE, kept, {"a": LARGE["a"] + 3}]):
+        store(node=5).put("g", group, content="abc"[step])  # a context of its own each time
+    first, second, third = (next(state_root().rglob(f"g-{c}-*-5.safetensors")) for c in "abc")
+    for age, path in enumerate([third, second, first]):
+        os.utime(path, (1000 - age, 1000 - age))
+    alter(third, "a")
+    again = store(node=5)
+    assert again.get("g") is None  # what a context does not name is not there
+    assert equal(again.recover("g"), kept) and equal(again.get("g"), kept)
+    assert second.exists() and not first.exists() and not third.exists()
+    assert equal(other.get("g"), LARGE)
+    assert store(node=7).recover("g") is None

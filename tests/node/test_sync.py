@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from safetensors.numpy import load_file, save_file
 
 from sfl_flower.data import PartitionSpec
@@ -78,6 +79,54 @@ def test_c9_a_client_whose_parameters_were_altered_on_disk_is_sent_them_anew(
     plain = train(tiny.task(), "ho_sfl", **options)
     assert equal(trial.model, plain.model)
     assert trial.strategy.digest == plain.strategy.digest
+
+
+def again(trial: Trial, client: int) -> None:
+    """Start a SuperNode again with its key: Flower's context is gone, its id and files are not."""
+    forget_recent()
+    trial.grid.contexts[trial.grid.nodes[client]].state = RecordDict()
+
+
+@pytest.mark.parametrize("kept", ["files", "older files", "damaged files", "another run's"])
+def test_a_node_that_is_started_again_replays_from_its_files(kept: str, in_files: None) -> None:
+    options: dict[str, Any] = {"rounds": 6, "sync": "replay"}
+    plain = train(tiny.task(), "ho_sfl", **options)
+    rmtree(state_root())  # runs of this process have one id
+    saved: dict[Path, bytes] = {}
+    if kept == "another run's":
+        other = train(tiny.task(), "ho_sfl", **options, seed=1)
+        saved = {path: path.read_bytes() for path in own_files(other, 1)}
+        rmtree(state_root())
+
+    def act(round: int) -> None:
+        files = own_files(trial, 1)
+        if round == 1 and kept == "older files":
+            saved.update({path: path.read_bytes() for path in files})
+        if round == 3:
+            again(trial, 1)
+            if kept == "damaged files":
+                saved.update(dict.fromkeys(files, b"\xff" * 300))
+            if saved:
+                for path in files:
+                    path.unlink()
+            for path, content in saved.items():
+                path.write_bytes(content)
+
+    trial = begin(tiny.task(), "ho_sfl", **options)
+    between_rounds(trial, act)
+    assert [record.replies for record in trial.strategy.records[1:]] == [4] * 6
+    assert equal(trial.model, plain.model)
+    assert trial.strategy.digest == plain.strategy.digest
+    down = [each.strategy.ledger.to_dict()["bytes"]["weights"]["down"] for each in (trial, plain)]
+    # The scalars that it missed, which are few; weights only where nothing else is left.
+    assert (down[0] == down[1]) == (kept in ("files", "older files"))
+    assert len(own_files(trial, 1)) == 2
+
+
+def own_files(trial: Trial, client: int) -> list[Path]:
+    """Return the files of a client's replica and of what goes with it."""
+    node = trial.grid.nodes[client]
+    return [p for n in ("rest", "replica") for p in state_root().rglob(f"{n}-*-{node}.safetensors")]
 
 
 @pytest.mark.parametrize("damage", ["gone", "noise", "altered"])
