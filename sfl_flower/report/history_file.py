@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl_flower.errors import DataError
-from sfl_flower.report.files import atomic_write
+from sfl_flower.report.files import atomic_write, sync
 from sfl_flower.report.history import History, RoundRecord
 
 __all__ = ["HistoryFile"]
@@ -34,8 +34,13 @@ class HistoryFile:
         """Add one line, on disk when this returns."""
         # A lone surrogate in a note becomes the JSON escape instead of an encoding error.
         line = (record.to_json() + "\n").encode("utf-8", errors="backslashreplace")
+        new = not self.path.exists()
         with open(self.path, "ab") as file:
             file.write(line)
+        # A checkpoint counts these lines: they must not be lost where it is not.
+        sync(self.path)
+        if new:
+            sync(self.path.parent)
         self._lines += 1
         self._digest.update(line)
 

@@ -121,15 +121,17 @@ def check_outputs(
         )
 
 
-def diverged(found: Mapping[str, float], first: Mapping[str, float]) -> str:
+def diverged(found: Mapping[str, float], before: float) -> str:
     """Return what to say of a loss far above that before training, empty where it is not.
 
     Parameters
     ----------
-    found, first : mapping of str to float
-        What was measured now, and before the first round; empty where nothing was.
+    found : mapping of str to float
+        What was measured now; empty where nothing was.
+    before : float
+        Loss before the first round; 0 where it is not known.
     """
-    now, before = found.get("loss", 0.0), first.get("loss", 0.0)
+    now = found.get("loss", 0.0)
     if not before or now <= _DIVERGED * before:
         return ""
     return (
