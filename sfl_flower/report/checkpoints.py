@@ -169,7 +169,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, header = load_tensors(path, "the checkpoint")
     try:
         meta = json.loads(header["meta"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DataError(f"Cannot read the checkpoint {path}: it holds no 'meta'.") from error
     if not isinstance(meta, dict):
         raise DataError(f"Cannot read the checkpoint {path}: its 'meta' is no object.")
