@@ -452,6 +452,25 @@ def test_a_record_is_written_through_before_a_checkpoint_counts_it(
     assert synced[2:] == ["history.jsonl"]
 
 
+def test_a_record_that_finds_no_room_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with create(tmp_path) as run:
+        run.append(record(1))
+        run.save_checkpoint({}, {"round": 1})
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(
+            DataError, match=r"Cannot write .*history\.jsonl: No space .*and resume"
+        ):
+            run.append(record(2))
+    monkeypatch.undo()
+    with reopen(tmp_path) as run:
+        assert list(run.keep_history(run.load_checkpoint()[2])) == [record(1)]
+
+
 def test_a_plot_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create(tmp_path)
     run.append(record(1))
