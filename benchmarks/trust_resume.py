@@ -278,10 +278,10 @@ def differences(clean: Path, found: Path) -> list[str]:
         one, two = clean / name, found / name
         if one.exists() != two.exists() or (one.exists() and one.read_bytes() != two.read_bytes()):
             wrong.append(name)
-    one, two = ([*_records(path)] for path in (clean, found))
-    if len(one) != len(two):
-        wrong.append(f"{len(two)} of {len(one)} records")
-    for a, b in zip(one, two, strict=False):
+    wanted, got = ([*_records(path)] for path in (clean, found))
+    if len(wanted) != len(got):
+        wrong.append(f"{len(got)} of {len(wanted)} records")
+    for a, b in zip(wanted, got, strict=False):
         wrong += [f"round {a['round']}: {name}" for name in a if a[name] != b.get(name)]
     return wrong
 

@@ -158,7 +158,8 @@ def _names(content: RecordDict) -> Iterator[Any]:
 def _examples(grid: _Listening, plan: Plan) -> Iterator[Example]:
     for kind, asked, told in grid.heard:
         name = kind.partition(".")[2].removeprefix(f"{plan.method.name}_")
-        requests = [each for each in _below(Request) if each.ACTION == name]
+        below: list[Any] = _below(Request)
+        requests = [each for each in below if each.ACTION == name]
         example = _first(requests, asked, None)
         if example is None:
             continue

@@ -194,5 +194,5 @@ def _tensor(tensor: Tensor, draw: Draw) -> Tensor:
         return torch.zeros(2)
     bits = np.frombuffer(data, np.uint8)
     if tensor.dtype is torch.bool:
-        bits = bits & 1
+        bits = (bits & 1).astype(np.uint8)
     return torch.from_numpy(bits.copy()).view(tensor.dtype).reshape(tensor.shape)

@@ -141,7 +141,8 @@ def _resume(found: Corpus, draw: Draw) -> object:
     else:
         changed = damaged_json(json.loads(json.dumps(values)), draw)
         values = changed if isinstance(changed, dict) else values
-    return strategy.resume(tensors, values)
+    strategy.resume(tensors, values)
+    return strategy.round
 
 
 def _configuration(found: Corpus, scratch: Path, draw: Draw) -> object:

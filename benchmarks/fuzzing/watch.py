@@ -107,7 +107,9 @@ class Watch:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Watch:
         """Return what `to_dict` gave."""
-        kept = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
+        kept: dict[str, Any] = {}
+        for name, value in values.items():
+            kept[name] = Counter(value) if isinstance(value, dict) else value
         return cls(**kept)
 
     @staticmethod

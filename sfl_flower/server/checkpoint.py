@@ -69,8 +69,8 @@ class Progress:
             counts = (*ledger.up.values(), *ledger.down.values(), ledger.exchanges, ledger.samples)
             if min(counts) < 0:
                 raise ValueError("the ledger has a count below 0")
-        counts = (values["replies"], values["joins"], ledger)
-        return cls(values["round"], seconds, *counts, untrained)
+        rest = (values["replies"], values["joins"], ledger)
+        return cls(values["round"], seconds, *rest, untrained)
 
 
 @contextmanager

@@ -76,9 +76,9 @@ def test_killed_runs_come_to_the_bits_of_a_clean_one() -> None:
 
 def test_what_differs_between_two_directories_is_named(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    for out, text in ((one, b"a"), (two, b"a")):
+    for out in (one, two):
         out.mkdir()
-        (out / "model.safetensors").write_bytes(text)
+        (out / "model.safetensors").write_bytes(b"a")
         lines = [{"round": n, "loss": 0.5, **dict.fromkeys(FREE, n)} for n in (0, 1)]
         (out / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert differences(one, two) == []
