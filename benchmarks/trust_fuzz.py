@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from benchmarks.figure import Figure
 from benchmarks.fuzzing.corpus import RUNS, corpus
+from benchmarks.fuzzing.guided import FOUND
 from benchmarks.fuzzing.targets import Target, targets
 from benchmarks.fuzzing.watch import SLOW, Watch
 from sfl_flower.data.seeding import generator
@@ -158,8 +159,8 @@ def _guided(python: str, inputs: int, start: int) -> Watch | None:
     if not inputs or subprocess.run(here, capture_output=True, check=False).returncode:
         return None
     with tempfile.TemporaryDirectory(prefix="sfl_flower-trust-") as directory:
-        out = Path(directory) / "watch.json"
-        words = ["--inputs", str(inputs), "--seed", str(start), "--out", str(out)]
+        out = Path(directory) / FOUND
+        words = ["--inputs", str(inputs), "--seed", str(start), "--root", directory]
         ended = subprocess.run(
             [python, "-m", "benchmarks.fuzzing.guided", *words],
             capture_output=True, text=True, check=False,

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 ROOMS = ("wire", "zo", "report", "server.checkpoint", "methods", "options", "run.run_config")
 """What is instrumented of the package: where bytes and settings are read."""
+FOUND = "watch.json"
+"""File of what came of the inputs, in the folder given: libFuzzer ends the process."""
 FIRST = 256
 """Random inputs from which the search begins."""
 MOST_MEGABYTES = 8192
@@ -25,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="file of what came of them")
+    parser.add_argument("--root", type=Path, required=True, help="folder for what is made")
     args = parser.parse_args()
     with atheris.instrument_imports(include=[f"sfl_flower.{room}" for room in ROOMS]):
         from benchmarks.fuzzing.corpus import corpus
@@ -33,31 +34,30 @@ def main() -> None:
         from benchmarks.fuzzing.watch import LONGEST, Watch
         from benchmarks.trust_fuzz import LENGTH, kind_of
         from sfl_flower.data.seeding import generator
-    with tempfile.TemporaryDirectory(prefix="sfl_flower-trust-") as directory:
-        root = Path(directory)
-        (root / "scratch").mkdir()
-        decoders = targets(corpus(root), root / "scratch")
-        watch = Watch()
-        first = root / "inputs"
-        first.mkdir()
-        draw = generator("trust guided", args.seed)
-        for number in range(FIRST):
-            (first / str(number)).write_bytes(draw.bytes(LENGTH))
+    root, out = args.root, args.root / FOUND
+    (root / "scratch").mkdir()
+    decoders = targets(corpus(root), root / "scratch")
+    watch = Watch()
+    first = root / "inputs"
+    first.mkdir()
+    draw = generator("trust guided", args.seed)
+    for number in range(FIRST):
+        (first / str(number)).write_bytes(draw.bytes(LENGTH))
 
-        def one(data: bytes) -> None:
-            if sum(watch.inputs.values()) < args.inputs:
-                kind = kind_of(data)
-                watch.run(kind, decoders[kind], data[2:])
-            if sum(watch.inputs.values()) in (args.inputs, args.inputs // 2):
-                args.out.write_text(json.dumps(watch.to_dict()), encoding="utf-8")
+    def one(data: bytes) -> None:
+        if sum(watch.inputs.values()) < args.inputs:
+            kind = kind_of(data)
+            watch.run(kind, decoders[kind], data[2:])
+        if sum(watch.inputs.values()) in (args.inputs, args.inputs // 2):
+            out.write_text(json.dumps(watch.to_dict()), encoding="utf-8")
 
-        words = [
-            f"-runs={args.inputs}", f"-seed={args.seed + 1}", f"-timeout={LONGEST}", "-max_len=96",
-            f"-rss_limit_mb={MOST_MEGABYTES}", "-verbosity=0", "-len_control=0",
-        ]  # fmt: skip
-        with watch.watching(alarm=False):
-            atheris.Setup([sys.argv[0], *words, str(first)], one)
-            atheris.Fuzz()
+    words = [
+        f"-runs={args.inputs}", f"-seed={args.seed + 1}", f"-timeout={LONGEST}", "-max_len=96",
+        f"-rss_limit_mb={MOST_MEGABYTES}", "-verbosity=0", "-len_control=0",
+    ]  # fmt: skip
+    with watch.watching(alarm=False):
+        atheris.Setup([sys.argv[0], *words, str(first)], one)
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":
