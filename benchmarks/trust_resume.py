@@ -177,7 +177,7 @@ class Bed:
         """
         context = get_context("fork")
         ours, theirs = context.Pipe(duplex=False)
-        state = self._root / "state"
+        state = out.with_name(f"{out.name}-state")
         state.mkdir(mode=0o700, exist_ok=True)
         process = context.Process(target=_serve, args=(name, out, state, theirs, at, share))
         process.start()

@@ -129,10 +129,10 @@ def diverged(found: Mapping[str, float], before: float) -> str:
     found : mapping of str to float
         What was measured now; empty where nothing was.
     before : float
-        Loss before the first round; 0 where it is not known.
+        Loss before the first round; 0 where it is not known. Only one above 0 is compared with.
     """
     now = found.get("loss", 0.0)
-    if not before or now <= _DIVERGED * before:
+    if not before > 0 or now <= _DIVERGED * before:
         return ""
     return (
         f"The loss on the test set is {now:.4g}, {now / before:.0f} times what it was before "
