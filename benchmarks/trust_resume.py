@@ -19,8 +19,9 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -57,6 +58,11 @@ FREE = ("seconds", "bytes_up", "bytes_down")
 """Fields of a record that a resume may change: clients join and download once more."""
 WRITES = ("open", "os.rename", "os.link", "os.remove")
 """Audit events that name a file."""
+PRELOADED = (
+    "flwr_datasets.partitioner", "matplotlib.backends.backend_agg", "matplotlib.figure",
+    "torch._dynamo", "torch.utils.tensorboard",
+)  # fmt: skip
+"""What a run imports as it goes, and takes ten times as long over as over its rounds."""
 LONGEST = 600.0
 """Seconds after which a run counts as hung."""
 
@@ -227,6 +233,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
     kills, runs, wrong, struck = 0, 0, list[str](), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="sfl_flower-trust-") as directory:
         bed = Bed(Path(directory))
+        _preload(asked)
         while kills < args.trust_resume_kills:
             name = asked[runs % len(asked)]
             by_file = runs // len(asked) % 2 == runs % 2
@@ -250,6 +257,17 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
         f"{kills} kills of {runs} runs ({struck['file']} at a file, {struck['clock']} by the "
         f"clock), {len(set(asked))} methods and forms: model, journal and history to the bit{said}",
     )
+
+
+def _preload(names: Iterable[str]) -> None:
+    """Import what runs would import one by one: their processes begin with it."""
+    for module in PRELOADED:
+        import_module(module)
+    for name in names:
+        method = METHODS[RUNS[name][0]]
+        for action in method.handlers:
+            method.handler(action)
+        assert method.settings
 
 
 def _killed(bed: Bed, name: str, out: Path, clean: Clean, drawn: list[float], by_file: bool) -> int:
