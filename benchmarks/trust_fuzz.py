@@ -128,7 +128,6 @@ def fuzz(watch: Watch, decoders: Mapping[str, Target], inputs: int, start: int) 
 
 
 def _one(watch: Watch, decoders: Mapping[str, Target], data: bytes) -> None:
-    watch.begin()
     kind = kind_of(data)
     watch.run(kind, decoders[kind], data[2:])
 

@@ -16,7 +16,7 @@ FOUND = "watch.json"
 """File of what came of the inputs, in the folder given: libFuzzer ends the process."""
 FIRST = 256
 """Random inputs from which the search begins."""
-MOST_MEGABYTES = 8192
+MOST_MEGABYTES, SECONDS = 8192, 120
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     with atheris.instrument_imports(include=[f"sfl_flower.{room}" for room in ROOMS]):
         from benchmarks.fuzzing.corpus import corpus
         from benchmarks.fuzzing.targets import targets
-        from benchmarks.fuzzing.watch import LONGEST, Watch
+        from benchmarks.fuzzing.watch import Watch
         from benchmarks.trust_fuzz import LENGTH, kind_of
         from sfl_flower.data.seeding import generator
     root, out = args.root, args.root / FOUND
@@ -52,10 +52,10 @@ def main() -> None:
             out.write_text(json.dumps(watch.to_dict()), encoding="utf-8")
 
     words = [
-        f"-runs={args.inputs}", f"-seed={args.seed + 1}", f"-timeout={LONGEST}", "-max_len=96",
+        f"-runs={args.inputs}", f"-seed={args.seed + 1}", f"-timeout={SECONDS}", "-max_len=96",
         f"-rss_limit_mb={MOST_MEGABYTES}", "-verbosity=0", "-len_control=0",
     ]  # fmt: skip
-    with watch.watching(alarm=False):
+    with watch.watching():
         atheris.Setup([sys.argv[0], *words, str(first)], one)
         atheris.Fuzz()
 

@@ -21,8 +21,8 @@ __all__ = ["LONGEST", "SLOW", "Watch"]
 
 SLOW = 1.0
 """Seconds of the processor above which an input counts as a hang."""
-LONGEST = 30
-"""Seconds of the clock after which one that does not come back is broken off."""
+LONGEST = 10.0
+"""Seconds of the processor after which one that does not come back is broken off."""
 KEPT = 20
 """Findings of each kind that are told in full."""
 
@@ -64,14 +64,15 @@ class Watch:
         tracemalloc.reset_peak()
         before, began = tracemalloc.get_traced_memory()[0], time.thread_time()
         try:
-            target(Draw(data))
+            with _broken_off():
+                target(Draw(data))
             self.read[kind] += 1
         except SflError as error:
             self.refused[kind] += 1
             if not str(error).strip():
                 self._keep("silent", kind, type(error).__name__, data)
         except _Hang:
-            self._keep("hangs", kind, f"not back after {LONGEST} s", data)
+            self._keep("hangs", kind, f"not back after {LONGEST:g} s", data)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -114,23 +115,25 @@ class Watch:
 
     @staticmethod
     @contextmanager
-    def watching(alarm: bool = True) -> Iterator[None]:
-        """Trace memory and, with an alarm, break off what does not come back."""
+    def watching() -> Iterator[None]:
+        """Trace memory, and let what does not come back be broken off."""
         tracemalloc.start()
-        before = signal.signal(signal.SIGALRM, _break_off) if alarm else None
+        before = signal.signal(signal.SIGPROF, _raise)
         try:
             yield
         finally:
-            if alarm:
-                signal.alarm(0)
-                signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGPROF, before)
             tracemalloc.stop()
 
-    @staticmethod
-    def begin() -> None:
-        """Set the alarm for the next input."""
-        signal.alarm(LONGEST)
+
+@contextmanager
+def _broken_off() -> Iterator[None]:
+    signal.setitimer(signal.ITIMER_PROF, LONGEST, 1.0)  # again, where one is swallowed
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _break_off(number: int, frame: FrameType | None) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
     raise _Hang

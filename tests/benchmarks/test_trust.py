@@ -206,7 +206,7 @@ def test_no_decoder_crashes_hangs_or_is_silent(material: tuple[Corpus, Path]) ->
     assert min(watch.refused[kind] for kind in watch.inputs if kind != "resumes") > 50
 
 
-def test_a_watch_sees_what_a_decoder_must_not_do() -> None:
+def test_a_watch_sees_what_a_decoder_must_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(draw: Draw) -> None:
         raise KeyError("round")
 
@@ -216,18 +216,26 @@ def test_a_watch_sees_what_a_decoder_must_not_do() -> None:
     def refuse(draw: Draw) -> None:
         raise WireError("it is not legal.")
 
+    monkeypatch.setattr("benchmarks.fuzzing.watch.LONGEST", 0.05)
     watch = Watch()
+    decoders = {"a": crash, "b": silence, "c": refuse, "d": _megabyte, "e": _forever}
     with watch.watching():
-        for kind, decoder in (("a", crash), ("b", silence), ("c", refuse), ("d", _megabyte)):
+        for kind, decoder in decoders.items():
             watch.run(kind, decoder, b"\x05")
     assert watch.crashes == ["a, KeyError: 'round', input 05"]
     assert watch.silent == ["b, WireError, input 05"]
-    assert watch.found == {"crashes": 1, "silent": 1}
+    assert watch.hangs == ["e, not back after 0.05 s, input 05"]
+    assert watch.found == {"crashes": 1, "silent": 1, "hangs": 1}
     assert (dict(watch.refused), dict(watch.read)) == ({"b": 1, "c": 1}, {"d": 1})
     assert 2**20 <= watch.largest < 2**21
     again = Watch.from_dict(json.loads(json.dumps(watch.to_dict())))
     again.add(watch)
     assert (again.found["crashes"], again.largest) == (2, watch.largest)
+
+
+def _forever(draw: Draw) -> object:
+    while True:
+        pass
 
 
 def _megabyte(draw: Draw) -> object:
