@@ -72,7 +72,12 @@ def canonical_json(value: Any, *, indent: int | None = None) -> str:
 
 def config_digest(config: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a configuration's canonical JSON, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
+    return hashlib.sha256(_utf8(canonical_json(config))).hexdigest()
+
+
+def _utf8(text: str) -> bytes:
+    """Return JSON as bytes: a lone surrogate, as in the name of an odd file, as JSON's escape."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def plain(value: Any, where: str) -> Any:
@@ -178,8 +183,8 @@ def sync(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON, indented, in one step."""
-    text = canonical_json(value, indent=2) + "\n"
-    atomic_write(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    data = _utf8(canonical_json(value, indent=2) + "\n")
+    atomic_write(path, lambda tmp: tmp.write_bytes(data))
 
 
 def write_sealed(path: Path, document: Mapping[str, Any]) -> None:

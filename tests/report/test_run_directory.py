@@ -435,6 +435,19 @@ def test_what_a_summary_says_is_held_against_its_digest(tmp_path: Path) -> None:
         run.load_summary()
 
 
+def test_text_that_is_no_utf_8_is_written_and_read_as_any_other(tmp_path: Path) -> None:
+    """The name of a file may hold any bytes; what is damaged may, too."""
+    config = {**CONFIG, "task.path": "caf\udce9"}
+    run = create(tmp_path, config)
+    assert run.config == config
+    run.write_summary(Summary("ho_sfl", {}, 320), {"cut": "\udce9"})
+    assert run.load_summary()[1] == {"cut": "\udce9"}
+    path = tmp_path / "summary.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("ho_sfl", "\\udc80"))
+    with pytest.raises(DataError, match=r"summary\.json is damaged"):
+        run.load_summary()
+
+
 def test_a_record_is_written_through_before_a_checkpoint_counts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
