@@ -26,6 +26,7 @@ from sfl_flower.node.sync import forget_recent
 from sfl_flower.report import RoundRecord
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.run import Plan, execute
+from sfl_flower.server.mirror import CHECK_PERIOD
 from sfl_flower.wire.flower import SUPERLINK, identity
 from sfl_flower.zo import Journal
 
@@ -33,6 +34,8 @@ __all__ = ["add_arguments", "figures"]
 
 ABSENT, STRUCK = 0.3, 0.05
 TIMEOUT = 0.02
+EVERY = 10
+"""Rounds between checkpoints, and between looks at memory and files."""
 WHOLE = 2
 """Rounds at the end in which all clients are there."""
 GROWING = ("history.jsonl", "tensorboard")
@@ -53,7 +56,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
     options = {
         "task": "small", "method": "ho_sfl", "rounds": rounds, "clients": clients,
         "batch_size": 8, "client_lr": 0.01, "client_optimizer": "momentum", "timeout": TIMEOUT,
-        "eval_every": 50, "checkpoint_every": 10, "patience": 100,
+        "eval_every": 50, "checkpoint_every": EVERY, "patience": 100,
     }  # fmt: skip
     memory, files = list[int](), list[int]()
     with tempfile.TemporaryDirectory(prefix="sfl_flower-trust-") as directory:
@@ -64,7 +67,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
 
         def watch(record: RoundRecord) -> None:
             grid.whole = record.round >= rounds - WHOLE
-            if record.round % 10 == 0:
+            if record.round % EVERY == 0:
                 gc.collect()
                 memory.append(_resident())
                 files.append(sum(_sizes(out)))
@@ -92,16 +95,17 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
         f"{memory[-1] / 2**20:.1f} MiB at the end",
         lower_is_better=True,
     )
-    # The journal is compacted every hundred updates: what counts is the highest.
-    first, last = max(files[early : 3 * early + 1]), max(files[-2 * early - 1 :])
+    # The journal grows until it is compacted: what counts is the most of that.
+    settled = max(3 * early, 2 * CHECK_PERIOD // EVERY)
+    first, last = max(files[: settled + 1]), max(files[-2 * early - 1 :])
     lines = len(result.history)
     yield Figure(
         "soak_directory_growth",
         last / first,
         "ratio",
         1.05,
-        f"{setting}: {first} bytes of a run directory at most from the first to the third tenth, "
-        f"{last} in the last two, journal {kept} with {journal.version - journal.base} of "
+        f"{setting}: {first} bytes of a run directory at most until round {settled * EVERY}, {last} "
+        f"in the last two tenths, journal {kept} with {journal.version - journal.base} of "
         f"{journal.version} entries; beside them a round "
         + " and ".join(f"{size / lines:.0f} bytes of {name}" for name, size in growing.items()),
         lower_is_better=True,
