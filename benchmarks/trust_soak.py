@@ -104,7 +104,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
         last / first,
         "ratio",
         1.05,
-        f"{setting}: {first} bytes of a run directory at most until round {settled * EVERY}, {last} "
+        f"{setting}: {first} bytes of a run directory at most to round {settled * EVERY}, {last} "
         f"in the last two tenths, journal {kept} with {journal.version - journal.base} of "
         f"{journal.version} entries; beside them a round "
         + " and ".join(f"{size / lines:.0f} bytes of {name}" for name, size in growing.items()),
