@@ -105,14 +105,16 @@ class Strike:
         self.count += 1
         if self.count == self._at:
             self._busy = True
-            self._tear(Path(given[0]), str(given[1]) if event == "open" else "")
+            if event == "open":
+                self._tear(Path(given[0]), str(given[1]))
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _tear(self, path: Path, mode: str) -> None:
         if "a" in mode and path.suffix == ".jsonl":
             with path.open("a", encoding="utf-8") as file:
                 file.write('{"round": 3, "samples": 144, "exch'[: int(1 + 32 * self._share)])
-        elif path.suffix == ".tmp" and path.exists():
+        elif path.suffix == ".tmp" and path.exists() and path.stat().st_nlink == 1:
+            # One with two names is a whole checkpoint on its way to be the previous one.
             os.truncate(path, int(path.stat().st_size * self._share))
 
 

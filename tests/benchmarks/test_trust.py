@@ -110,6 +110,11 @@ def test_a_strike_counts_what_happens_to_files_of_the_run_alone(
     assert (strike.count, killed) == (1, [])
     strike("open", (str(torn), None, 0))
     assert (strike.count, len(killed), torn.read_bytes()) == (2, 1, b"01234")
+    kept = out / ".checkpoint.previous.safetensors.7.tmp"
+    os.link(torn, kept)
+    Strike(out, at=1, share=0.5)("open", (str(kept), None, 0))
+    Strike(out, at=1, share=0.5)("os.rename", (str(torn), str(out / "model.safetensors"), -1, -1))
+    assert (len(killed), torn.read_bytes()) == (3, b"01234")
     history = out / "history.jsonl"
     Strike(out, at=1, share=0.5)("open", (str(history), "ab", 0))
     assert history.read_text() == '{"round": 3, "sam'
