@@ -53,6 +53,7 @@ BENCHMARKS = {
     "learn": "clients with at most five forwards a sample between controls and first order (long)",
     "sensitivity": "accuracy by probes, μ, clients, who takes part, uneven data, lost replies",
     "learning": "HO-SFL between the frozen client and first order on Fashion-MNIST (long)",
+    "trust": "kills, faults, garbage and a thousand rounds: what runs survive (minutes to long)",
 }
 
 

@@ -21,7 +21,7 @@ from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.task import SplitTask
 from sfl_flower.wire.flower import SUPERLINK, identity
 
-__all__ = ["options_for", "train"]
+__all__ = ["options_for", "own_state", "quiet", "train"]
 
 
 def options_for(method: str, options: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
@@ -81,13 +81,14 @@ def train(
     if before is not None:
         before(strategy)
     grid = InlineGrid(make_client_app(lambda context: task), config.clients)
-    with _quiet(), _own_state(), identity(1, SUPERLINK):
+    with quiet(), own_state(), identity(1, SUPERLINK):
         strategy.start(grid=grid, initial_arrays=strategy.arrays(), num_rounds=rounds)
     return strategy
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep Flower's log to errors for the length of a block."""
     log = logging.getLogger("flwr")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -98,7 +99,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _own_state() -> Iterator[None]:
+def own_state() -> Iterator[None]:
     """Keep large state of the virtual clients in a directory that goes with the run."""
     named = os.environ.get("SFL_STATE_DIR")
     with tempfile.TemporaryDirectory(prefix="sfl_flower-") as directory:

@@ -260,7 +260,10 @@ def read_options(
             task[name.removeprefix("task.")] = value
         else:
             (shared if name in RunConfig.keys() else own)[name] = value
-    method = find_method(shared.get("method", RunConfig.method))
+    named = shared.get("method", RunConfig.method)
+    if not isinstance(named, str | Method):
+        raise ConfigError(f"method is {named!r}; it must be a text, one of {', '.join(METHODS)}.")
+    method = find_method(named)
     shared["method"] = method.name
     kind = method.settings
     known = RunConfig.keys() | set(kind.__dataclass_fields__)

@@ -31,6 +31,8 @@ ALL = ("ho_sfl", "frozen", "splitfed_v1", "splitfed_v2", "cse_fsl", "heron", "fs
 # Before anything starts: what is asked for
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"method": 5}, "method is 5; it must be a text, one of ho_sfl, heron,"),
+    ({"method": ["ho_sfl"]}, r"method is \['ho_sfl'\]; it must be a text"),
     ({"method": "ho_slf"}, r"Unknown method 'ho_slf'; legal are .*Did you mean 'ho_sfl'\?"),
     ({"probs": 3}, r"Unknown option of method 'ho_sfl' 'probs'; legal .*mean 'probes'\?"),
     ({"scale": "spread", "probes": 1}, "one scalar has no spread; set probes to at least 2"),

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sfl_flower.errors import DataError
-from sfl_flower.report.files import canonical_json
+from sfl_flower.errors import ConfigError, DataError, SflError
+from sfl_flower.report.files import canonical_json, sync
+from sfl_flower.report.history_file import HistoryFile
 from sfl_flower.report.tensors import load_tensors, save_tensors
 
-__all__ = ["LAST", "PREVIOUS", "Checkpoints"]
+__all__ = ["LAST", "PREVIOUS", "Checkpoints", "load_own"]
 
 LAST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
@@ -79,6 +80,7 @@ class Checkpoints:
         """Put the previous checkpoint in the place of the last one."""
         try:
             os.replace(self.previous, self.last)
+            sync(self.last.parent)
         except OSError as error:
             raise DataError(f"Cannot rename {self.previous}: {error.strerror}.") from error
 
@@ -102,11 +104,72 @@ class Checkpoints:
         )
 
 
+def load_own(
+    checkpoints: Checkpoints, history: HistoryFile, config: str, previous: bool
+) -> tuple[dict[str, Tensor], dict[str, Any], int]:
+    """Read a checkpoint and hold the other files of its run directory against it.
+
+    Parameters
+    ----------
+    checkpoints, history : Checkpoints, HistoryFile
+        Of one run directory.
+    config : str
+        Digest of what a resume must not change of the configuration given; empty without one.
+    previous : bool
+        Whether to read the one before the last.
+
+    Returns
+    -------
+    tensors, meta : dict
+        What the run gave `RunDirectory.save_checkpoint`.
+    lines : int
+        Lines of the history up to the checkpoint; 0 where there is no history any more.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged; the message offers the checkpoint before the last where
+        that one and its part of the history are whole.
+    ConfigError
+        If the checkpoint belongs to another configuration.
+    """
+    tensors, meta = checkpoints.load(previous)
+    path = checkpoints.last.parent
+    try:
+        own = meta.pop("directory")
+        theirs, state = str(own["config"]), dict(own["history"])
+        count, digest = int(state["lines"]), str(state["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"The checkpoint in {path} does not say which configuration and history it belongs to; "
+            "resume with the release that wrote it, or start anew in another directory."
+        ) from error
+    if config and config != theirs:
+        raise ConfigError(
+            f"The checkpoint in {path} belongs to a run with other options than those given, and "
+            "there is no config.json to say which; use those it was started with."
+        )
+    try:
+        return tensors, meta, history.own(count, digest)
+    except DataError as error:
+        if previous:
+            raise
+        try:
+            _, before, _ = load_own(checkpoints, history, config, previous=True)
+        except SflError:
+            raise error from None
+        rest = f"{error} Up to round {before.get('round')} they are whole, and so is {PREVIOUS}:"
+        raise DataError(
+            f"{rest} resume='previous' goes on from there.",
+            shell=f"{rest} --resume previous goes on from there.",
+        ) from error
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, header = load_tensors(path, "the checkpoint")
     try:
         meta = json.loads(header["meta"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DataError(f"Cannot read the checkpoint {path}: it holds no 'meta'.") from error
     if not isinstance(meta, dict):
         raise DataError(f"Cannot read the checkpoint {path}: its 'meta' is no object.")
@@ -119,3 +182,4 @@ def _link(old: Path, new: Path) -> None:
         os.link(old, new)
     except OSError:  # a file system without hard links
         shutil.copyfile(old, new)
+        sync(new)

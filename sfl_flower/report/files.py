@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from importlib import metadata
@@ -27,12 +28,22 @@ __all__ = [
     "config_digest",
     "plain",
     "read_json",
+    "read_sealed",
+    "remove_leftovers",
+    "sync",
     "versions",
     "write_json",
+    "write_sealed",
 ]
 
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 """What network and shared file systems answer that cannot write a directory through to the disk."""
+
+_LEFTOVER = re.compile(
+    r"\.(accuracy\.png|checkpoint(\.previous)?\.safetensors|config\.json|history\.jsonl"
+    r"|journal\.bin|ledger\.json|model\.safetensors|summary\.json)\.[0-9]+\.tmp"
+)
+_SEAL = "sha256"
 
 PACKAGES = ("flwr", "ray", "torch", "torchvision", "numpy")
 
@@ -61,7 +72,12 @@ def canonical_json(value: Any, *, indent: int | None = None) -> str:
 
 def config_digest(config: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a configuration's canonical JSON, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
+    return hashlib.sha256(_utf8(canonical_json(config))).hexdigest()
+
+
+def _utf8(text: str) -> bytes:
+    """Return JSON as bytes: a lone surrogate, as in the name of an odd file, as JSON's escape."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def plain(value: Any, where: str) -> Any:
@@ -120,9 +136,9 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         mode = tmp.stat().st_mode
         write(tmp)
         tmp.chmod(mode)
-        _sync(tmp)
+        sync(tmp)
         os.replace(tmp, path)
-        _sync(path.parent)  # the new name, too, must survive a power cut
+        sync(path.parent)  # the new name, too, must survive a power cut
     except (OSError, SafetensorError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(
@@ -134,7 +150,21 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             tmp.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def remove_leftovers(directory: Path) -> None:
+    """Remove the halves of files that a process left which died while it wrote them.
+
+    Parameters
+    ----------
+    directory : Path
+        A run directory that nobody else writes to.
+    """
+    for path in directory.glob(".*.tmp"):
+        if _LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def sync(path: Path) -> None:
     """Have a file or a directory written through to the disk, where its file system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -153,8 +183,39 @@ def _sync(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON, indented, in one step."""
-    text = canonical_json(value, indent=2) + "\n"
-    atomic_write(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    data = _utf8(canonical_json(value, indent=2) + "\n")
+    atomic_write(path, lambda tmp: tmp.write_bytes(data))
+
+
+def write_sealed(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object with the digest of what else is in it, as its ``sha256``."""
+    write_json(path, {**document, _SEAL: config_digest(document)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote; of an older file without a digest what is there.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, is no JSON object, or was changed.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise DataError(f"{path} holds no JSON object; put it back as it was.")
+    seal = document.pop(_SEAL, None)
+    if seal is not None and seal != _digest_or_none(document):
+        raise DataError(
+            f"{path} is damaged: what it says does not fit its '{_SEAL}'; put it back as it was, "
+            "or resume the run, which writes it anew."
+        )
+    return document
+
+
+def _digest_or_none(document: Mapping[str, Any]) -> str | None:
+    with contextlib.suppress(ConfigError):  # JSON as Python reads it may hold NaN
+        return config_digest(document)
+    return None
 
 
 def read_json(path: Path) -> Any:
@@ -169,7 +230,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
 
 

@@ -94,7 +94,7 @@ class RoundRecord:
         """
         try:
             raw = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"a history line is not JSON: {error}") from error
         known = {f.name for f in fields(cls)}
         required = {"round", "samples", "exchanges", "seconds"}

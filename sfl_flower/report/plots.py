@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfl_flower.errors import DataError
+from sfl_flower.report.files import atomic_write
 from sfl_flower.report.history import History
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def accuracy_plot(
     axes.set_title(title or f"{metric} over {text}", loc="left", color=INK, fontsize=12, pad=20)
     axes.text(0, 1.02, _bands(histories), transform=axes.transAxes, color="#777777", fontsize=9)
     target = Path(path).expanduser()
-    figure.savefig(target, format="png")
+    atomic_write(target, lambda tmp: figure.savefig(tmp, format="png"))
     return target
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError, DataError
-from sfl_flower.report.checkpoints import LAST, Checkpoints
+from sfl_flower.report.checkpoints import LAST, Checkpoints, load_own
 from sfl_flower.report.config_file import (
     MAY_CHANGE,
     check_same,
@@ -19,7 +19,15 @@ from sfl_flower.report.config_file import (
     write_config,
 )
 from sfl_flower.report.events import EventWriter
-from sfl_flower.report.files import atomic_write, plain, read_json, write_json
+from sfl_flower.report.files import (
+    atomic_write,
+    plain,
+    read_json,
+    read_sealed,
+    remove_leftovers,
+    write_json,
+    write_sealed,
+)
 from sfl_flower.report.history import History, RoundRecord
 from sfl_flower.report.history_file import HistoryFile
 from sfl_flower.report.lock import Lock
@@ -152,7 +160,8 @@ class RunDirectory:
             raise
 
     def begin(self) -> None:
-        """Write ``config.json``, and remove the summary of a run that goes on."""
+        """Write ``config.json``; remove the summary of a run that goes on, and torn files."""
+        remove_leftovers(self.path)
         (self.path / "summary.json").unlink(missing_ok=True)
         write_config(self.path / CONFIG, self._resolved, self._measured)
 
@@ -215,7 +224,7 @@ class RunDirectory:
         facts : mapping
             What must be equal in runs that are compared and is not in the configuration.
         """
-        write_json(self.path / "summary.json", {**summary.to_dict(), "facts": facts})
+        write_sealed(self.path / "summary.json", {**summary.to_dict(), "facts": facts})
 
     def load_summary(self) -> tuple[Summary, dict[str, Any]]:
         """Read ``summary.json``: the outcome and the facts.
@@ -223,9 +232,9 @@ class RunDirectory:
         Raises
         ------
         DataError
-            If there is none, because the run is not complete, or it cannot be read.
+            If there is none, because the run is not complete, or it is damaged.
         """
-        document = read_json(self.path / "summary.json")
+        document = read_sealed(self.path / "summary.json")
         try:
             return Summary.from_dict(document, self.path), dict(document["facts"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -298,23 +307,8 @@ class RunDirectory:
         ConfigError
             If it belongs to another configuration than the one given.
         """
-        tensors, meta = self.checkpoints.load(previous)
-        try:
-            own = meta.pop("directory")
-            config, history = str(own["config"]), dict(own["history"])
-            lines = self._history.own(int(history["lines"]), str(history["sha256"]))
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"The checkpoint in {self.path} does not say which configuration and history it "
-                "belongs to; resume with the release that wrote it, or start anew in another "
-                "directory."
-            ) from error
-        if self._resolved and config != lasting_digest(self._resolved):
-            raise ConfigError(
-                f"The checkpoint in {self.path} belongs to a run with other options than those "
-                f"given, and there is no {CONFIG} to say which; use those it was started with."
-            )
-        return tensors, meta, lines
+        config = lasting_digest(self._resolved) if self._resolved else ""
+        return load_own(self.checkpoints, self._history, config, previous)
 
     def plot(self, metric: str = "accuracy") -> Path | None:
         """Draw ``accuracy.png`` from the history; None when no round has the metric yet."""

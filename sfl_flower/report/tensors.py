@@ -113,7 +113,12 @@ def load_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
         raise DataError(
             f"Cannot read {what} {path}: it is damaged; its metadata do not fit their digest."
         )
-    digests: dict[str, str] = json.loads(header.pop(_DIGESTS))
+    try:
+        digests = dict(json.loads(header.pop(_DIGESTS)))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"Cannot read {what} {path}: it is damaged; its metadata hold no digests of tensors."
+        ) from error
     wrong = sorted(
         name
         for name in tensors.keys() | digests.keys()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from logging import getLogger
 
-from sfl_flower.config import RunConfig
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.options import check_choice
 from sfl_flower.report import History, RunDirectory
 from sfl_flower.server.strategy import SplitStrategy
 
-__all__ = ["RESUME", "go_on", "which_checkpoint"]
+__all__ = ["RESUME", "begins_anew", "go_on", "which_checkpoint"]
 
 RESUME = ("last", "previous")
 """The checkpoints that a resume may begin at."""
@@ -66,17 +67,10 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
         strategy.resume(tensors, values)
         if previous:
             checkpoints.fall_back()
-        if strategy.settings.keeps_client_state and strategy.round < strategy.config.rounds:
-            _log.warning(
-                "Client optimisers under client-state=kept are on the clients, not in the "
-                "checkpoint; they begin anew."
-            )
-        if vars(strategy.settings).get("temporal") and strategy.round < strategy.config.rounds:
-            _log.warning(
-                "What clients sent of their samples, temporal=%g, is not in the checkpoint; it is "
-                "sent anew, so the run does not go on to the same bits.",
-                vars(strategy.settings)["temporal"],
-            )
+        if strategy.round < strategy.config.rounds:
+            for text in begins_anew(strategy.settings):
+                _log.warning("%s", text)
+                strategy.account.say(text)
         if not lines:
             _log.warning(
                 "%s has no history of the %d rounds up to its checkpoint; it begins at the next.",
@@ -87,6 +81,28 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
         _check_early(directory, strategy.config)
     directory.begin()
     return directory.keep_history(lines)
+
+
+def begins_anew(settings: Settings) -> Iterator[str]:
+    """Yield what of a run is on its clients and not in a checkpoint, so that it begins anew.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the method.
+    """
+    told = vars(settings)
+    if settings.keeps_client_state:
+        yield (
+            "Client optimisers under client-state=kept are on the clients, not in the checkpoint; "
+            f"the state of {told.get('client_optimizer', 'each')} begins anew on every client, so "
+            "the run does not go on to the same bits."
+        )
+    if told.get("temporal"):
+        yield (
+            f"What clients sent of their samples, temporal={told['temporal']:g}, is not in the "
+            "checkpoint; it is sent anew, so the run does not go on to the same bits."
+        )
 
 
 def _check_early(directory: RunDirectory, config: RunConfig) -> None:

@@ -50,6 +50,8 @@ class Account:
         self._replies, self._empty = 0, 0
         self._joins, self._again = 0, 0
         self._flops = 0
+        self._untrained: float | None = None
+        self._said: list[str] = []
         self._outcome, self._tally = Outcome([], 0, {}), Tally()
         self._began = time.monotonic()
 
@@ -62,12 +64,18 @@ class Account:
         self.ledger, self.first = progress.ledger, progress.round
         self._replies = progress.replies
         self._joins = self._again = progress.joins
+        self._untrained = progress.untrained
         self._began = time.monotonic() - progress.seconds
 
     def progress(self, round: int) -> Progress:
         """Return what `go_on` takes, at the end of a round."""
         seconds = self.records[-1].seconds if self.records else 0.0
-        return Progress(round, seconds, self._replies, self._joins, self.ledger)
+        counts = (self._replies, self._joins, self.ledger)
+        return Progress(round, seconds, *counts, self._untrained)
+
+    def say(self, text: str) -> None:
+        """Add a note to the next record."""
+        self._said.append(text)
 
     def metrics(self) -> dict[str, Any]:
         """Return what Flower is told of the last round."""
@@ -147,7 +155,9 @@ class Account:
         """
         outcome, tally, ledger = self._outcome, self._tally, self.ledger
         losses = outcome.losses
-        if worse := diverged(metrics, self.records[0].metrics if self.records else {}):
+        if self._untrained is None and round == 0:
+            self._untrained = metrics.get("loss")
+        if worse := diverged(metrics, self._untrained or 0.0):
             tally.note(worse)
         record = RoundRecord(
             round=round,
@@ -161,11 +171,12 @@ class Account:
             replies=tally.used,
             failures=tally.failures,
             rejected=tally.rejected,
-            notes=tuple(tally.notes),
+            notes=(*self._said, *tally.told()),
             version=version,
             digest=digest,
             extra=dict(outcome.extra),
         )
+        self._said.clear()
         self.records.append(record)
         if self._on_round:
             self._on_round(record)

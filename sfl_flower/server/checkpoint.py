@@ -30,6 +30,8 @@ class Progress:
         Nodes that had said who they are.
     ledger : Ledger
         What it had cost.
+    untrained : float or None
+        Loss on the test set before the first round, where it is known and finite.
     """
 
     round: int
@@ -37,10 +39,13 @@ class Progress:
     replies: int
     joins: int
     ledger: Ledger
+    untrained: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**vars(self), "ledger": self.ledger.to_dict()}
+        known = self.untrained is not None and math.isfinite(self.untrained)
+        untrained = self.untrained if known else None
+        return {**vars(self), "ledger": self.ledger.to_dict(), "untrained": untrained}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Progress:
@@ -57,12 +62,15 @@ class Progress:
                 value = values[name]
                 if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                     raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 0")
+            told = values.get("untrained")
+            untrained = None if told is None else float(told)
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"seconds is {seconds}; it must be finite, at least 0")
             counts = (*ledger.up.values(), *ledger.down.values(), ledger.exchanges, ledger.samples)
             if min(counts) < 0:
                 raise ValueError("the ledger has a count below 0")
-        return cls(values["round"], seconds, values["replies"], values["joins"], ledger)
+        rest = (values["replies"], values["joins"], ledger)
+        return cls(values["round"], seconds, *rest, untrained)
 
 
 @contextmanager

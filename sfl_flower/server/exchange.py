@@ -17,7 +17,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from sfl_flower.errors import SflError, WireError, printable
-from sfl_flower.server.flight import Clock, Flight, Sent
+from sfl_flower.server.flight import Clock, Flight, Sent, keep_newest
 from sfl_flower.server.roster import Member
 from sfl_flower.wire import Ledger, Reader, Reply, Request, check_answer, content_bytes, lacks_terms
 from sfl_flower.wire.terms import terms_digest
@@ -27,6 +27,8 @@ __all__ = ["Exchange", "Tally"]
 R = TypeVar("R", bound=Reply)
 
 
+MOST_NOTES = 100
+"""Notes of a round that are kept; the log has them all."""
 WORKER_DIED = (0, 8)
 """Flower's error codes for a worker process that died; the request is sent once more."""
 RESENDS = 2
@@ -47,6 +49,8 @@ class Tally:
         Whether the mean of the replies could not be used.
     early : bool
         Whether nothing could be learned of clients yet: the replies show that they are there.
+    more : int
+        What a person should know beyond that, and is in the log alone.
     """
 
     replies: int = 0
@@ -55,12 +59,21 @@ class Tally:
     notes: list[str] = field(default_factory=list)
     refused: bool = False
     early: bool = False
+    more: int = 0
 
     def note(self, text: str) -> None:
         """Remember a sentence about this round and log it; what clients say may be part of it."""
         text = printable(text)
-        self.notes.append(text)
+        if len(self.notes) < MOST_NOTES:
+            self.notes.append(text)
+        else:
+            self.more += 1
         _log.log(WARNING, "%s", text)
+
+    def told(self) -> tuple[str, ...]:
+        """Return the notes for the record, at most `MOST_NOTES` and one that counts the others."""
+        rest = f"{self.more} more notes of this round are in the log alone."
+        return (*self.notes, *([rest] if self.more else []))
 
     def fail(self, member: Member, why: str) -> None:
         """Count an error or a missing reply."""
@@ -99,8 +112,9 @@ class Exchange:
         Books every message.
     timeout : float
         Seconds to wait for the reply to a request.
-    late : set of str
-        Ids of requests whose replies came too late; they are pulled and thrown away.
+    late : dict of str to None
+        Ids of requests without a reply in time, the oldest first; what comes is pulled and thrown
+        away.
     method : str
         Name of the method, which is part of the messages' types.
     keys : callable
@@ -117,7 +131,7 @@ class Exchange:
         grid: Grid,
         ledger: Ledger,
         timeout: float,
-        late: set[str],
+        late: dict[str, None],
         method: str,
         keys: Callable[[int], str],
         held: dict[int, set[bytes]] | None = None,
@@ -312,13 +326,14 @@ class Exchange:
     def _give_up(self, flight: Flight, began: float) -> None:
         for identifier, item in flight.overdue(self._timeout, began):
             flight.close(item)
-            self._late.add(identifier)
+            self._late[identifier] = None
             self.tally.fail(item.member, f"no reply within {self._timeout:g} s.")
 
     def _drop_late(self) -> None:
         if self._late:
             for message in self._grid.pull_messages(list(self._late)):
-                self._late.discard(message.metadata.reply_to_message_id)
+                self._late.pop(message.metadata.reply_to_message_id, None)
+            keep_newest(self._late)
 
 
 def _reason(error: Exception) -> str:

@@ -10,9 +10,11 @@ from typing import NamedTuple
 from sfl_flower.server.roster import Member
 from sfl_flower.wire import Request
 
-__all__ = ["Clock", "Flight", "Sent"]
+__all__ = ["Clock", "Flight", "Sent", "keep_newest"]
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.25
+MOST_LATE = 4096
+"""Requests whose replies are thrown away when they come after their round, at most."""
 WAIT_SHARE = 0.1
 """Next wait over the time without a reply: what polling adds to an exchange at most."""
 
@@ -88,6 +90,15 @@ class Flight:
         for identifier, _ in found:
             del self.pending[identifier]
         return found
+
+
+def keep_newest(late: dict[str, None]) -> None:
+    """Forget the oldest of the requests whose replies are late, where there are too many.
+
+    Of clients that never answer there would be more each round.
+    """
+    for identifier in list(late)[: max(0, len(late) - MOST_LATE)]:
+        del late[identifier]
 
 
 class Clock:

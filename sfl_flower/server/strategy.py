@@ -95,7 +95,7 @@ class SplitStrategy(Unwrapped):
         self.client_half: nn.Module = halves.client.to(self.device)
         self.server = self.new_trainer(halves.server.to(self.device))
         self._roster = Roster(config, self.settings, self.task)
-        self._late: set[str] = set()
+        self._late: dict[str, None] = {}
         self._terms_held: dict[int, set[bytes]] = {}
         self._save = save
         self._z_shape: tuple[int, ...] | None = None

@@ -121,16 +121,18 @@ def check_outputs(
         )
 
 
-def diverged(found: Mapping[str, float], first: Mapping[str, float]) -> str:
+def diverged(found: Mapping[str, float], before: float) -> str:
     """Return what to say of a loss far above that before training, empty where it is not.
 
     Parameters
     ----------
-    found, first : mapping of str to float
-        What was measured now, and before the first round; empty where nothing was.
+    found : mapping of str to float
+        What was measured now; empty where nothing was.
+    before : float
+        Loss before the first round; 0 where it is not known. Only one above 0 is compared with.
     """
-    now, before = found.get("loss", 0.0), first.get("loss", 0.0)
-    if not before or now <= _DIVERGED * before:
+    now = found.get("loss", 0.0)
+    if not before > 0 or now <= _DIVERGED * before:
         return ""
     return (
         f"The loss on the test set is {now:.4g}, {now / before:.0f} times what it was before "

@@ -298,8 +298,12 @@ class Journal:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a journal from a file; raises `JournalError` as `decode`."""
-        return cls.decode(Path(path).expanduser().read_bytes(), str(path))
+        """Read a journal from a file; raises `JournalError` as `decode`, and without the file."""
+        try:
+            data = Path(path).expanduser().read_bytes()
+        except OSError as error:
+            raise JournalError(f"Cannot read the journal {path}: {error.strerror}.") from error
+        return cls.decode(data, str(path))
 
     def _tail(self, since: int) -> Tail:
         kept = self._entries[since - self.base :]

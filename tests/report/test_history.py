@@ -72,6 +72,7 @@ def test_what_is_not_finite_is_written_as_null(bad: float) -> None:
     ("line", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 99_999, "not JSON"),
         ("[1]", "not a round record"),
         ('{"round": 1}', "not a round record"),
         ('{"round": 1, "samples": 2, "exchanges": 3, "seconds": 4, "other": 5}', "allows only"),

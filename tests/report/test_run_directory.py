@@ -415,3 +415,82 @@ def test_a19_every_file_of_a_run_may_be_read_by_whom_the_directory_is(tmp_path: 
     write_json(tmp_path / "b.json", {})
     (tmp_path / "c").touch()
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_what_a_summary_says_is_held_against_its_digest(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.write_summary(Summary("ho_sfl", {"accuracy": 0.5}, 320), {"cut": "act"})
+    path = tmp_path / "summary.json"
+    text = path.read_text(encoding="utf-8")
+    assert run.load_summary()[0].metrics == {"accuracy": 0.5}
+    path.write_text(text.replace('"accuracy": 0.5', '"accuracy": 0.9'), encoding="utf-8")
+    with pytest.raises(DataError, match=r"summary\.json is damaged: .* which writes it anew"):
+        run.load_summary()
+    document = json.loads(text)
+    del document["sha256"]  # as releases before wrote it
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert run.load_summary()[1] == {"cut": "act"}
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(DataError, match="holds no JSON object"):
+        run.load_summary()
+
+
+def test_text_that_is_no_utf_8_is_written_and_read_as_any_other(tmp_path: Path) -> None:
+    """The name of a file may hold any bytes; what is damaged may, too."""
+    config = {**CONFIG, "task.path": "caf\udce9"}
+    run = create(tmp_path, config)
+    assert run.config == config
+    run.write_summary(Summary("ho_sfl", {}, 320), {"cut": "\udce9"})
+    assert run.load_summary()[1] == {"cut": "\udce9"}
+    path = tmp_path / "summary.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("ho_sfl", "\\udc80"))
+    with pytest.raises(DataError, match=r"summary\.json is damaged"):
+        run.load_summary()
+
+
+def test_a_record_is_written_through_before_a_checkpoint_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create(tmp_path)
+    own, synced = os.fsync, list[str]()
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        own(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run.append(record(1))
+    assert synced == ["history.jsonl", tmp_path.name]  # the new name, too
+    run.append(record(2))
+    assert synced[2:] == ["history.jsonl"]
+
+
+def test_a_record_that_finds_no_room_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with create(tmp_path) as run:
+        run.append(record(1))
+        run.save_checkpoint({}, {"round": 1})
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(
+            DataError, match=r"Cannot write .*history\.jsonl: No space .*and resume"
+        ):
+            run.append(record(2))
+    monkeypatch.undo()
+    with reopen(tmp_path) as run:
+        assert list(run.keep_history(run.load_checkpoint()[2])) == [record(1)]
+
+
+def test_a_plot_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create(tmp_path)
+    run.append(record(1))
+    path = run.plot()
+    assert path is not None
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(DataError, match=r"Cannot write .*accuracy\.png: full"):
+        run.plot()
+    assert path.read_bytes() == before

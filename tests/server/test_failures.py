@@ -69,7 +69,7 @@ def test_a_late_reply_is_a_missing_one_and_is_drained(method: str, kind: str) ->
     assert counts(trial) == [(3, 1, 0), (4, 0, 0), (4, 0, 0)]
     assert not trial.grid._replies and not trial.grid.late  # nobody's memory fills up
     if kind == "late":
-        assert trial.strategy._late == set()
+        assert trial.strategy._late == {}
         assert equal(trial.model, train(tiny.task(), method, [Fault("drop", {1}, {1})]).model)
 
 
@@ -390,7 +390,7 @@ def test_the_cohort_follows_seed_and_round_alone() -> None:
 
 def exchange(trial: Trial) -> tuple[Exchange, Ledger]:
     ledger = Ledger()
-    return Exchange(trial.grid, ledger, 0.05, set(), "ho_sfl", str), ledger
+    return Exchange(trial.grid, ledger, 0.05, {}, "ho_sfl", str), ledger
 
 
 def test_a_refused_reply_is_booked_as_control() -> None:

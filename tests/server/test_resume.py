@@ -112,14 +112,17 @@ def test_what_a_checkpoint_does_not_hold_is_said(
     options: dict[str, Any] = {"client_state": state, "out": tmp_path, "rounds": 2}
     warnings: list[str] = []
     monkeypatch.setattr(
-        "sfl_flower.run.resume._log.warning", lambda text, *args: warnings.append(text)
+        "sfl_flower.run.resume._log.warning", lambda text, *args: warnings.append(text % args)
     )
     with pytest.raises(Stop):
         run(tiny.task(), "splitfed_v2", observer=stop_after(1), **options)
-    assert not any("begin anew" in text for text in warnings)
+    assert not any("begins anew" in text for text in warnings)
     for _ in range(2):  # the second time there is nothing left to train
         run(tiny.task(), "splitfed_v2", resume=True, **options)
-    assert sum("client-state=kept" in text and "begin anew" in text for text in warnings) == said
+    text = "client-state=kept are on the clients, not in the checkpoint; the state of sgd begins"
+    assert sum(text in warning for warning in warnings) == said
+    notes = [record.notes for record in RunDirectory(tmp_path).history]
+    assert [sum(text in note for note in of_round) for of_round in notes] == [0, 0, said]
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
@@ -319,3 +322,51 @@ def test_the_journal_on_disk_rebuilds_the_client_half(tmp_path: Path) -> None:
     vector.load(replica.theta)
     expected = tiny.flat(result.model, tiny.CLIENT_NAMES)
     assert torch.equal(vector.anchor.double(), expected)
+
+
+def test_a_resume_says_that_what_clients_sent_of_their_samples_begins_anew(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"temporal": 0.1, "out": tmp_path, "rounds": 3}
+    with pytest.raises(Stop):
+        run(tiny.task(), "frozen", observer=stop_after(1), **options)
+    resumed = run(tiny.task(), "frozen", resume=True, **options)
+    says = "What clients sent of their samples, temporal=0.1, is not in the checkpoint; it is sent"
+    assert [any(says in n for n in r.notes) for r in resumed.history] == [False, False, True, False]
+
+
+def test_a_resumed_run_that_diverges_says_so_as_one_that_never_stopped(tmp_path: Path) -> None:
+    """The note compares with the loss before the first round, not with that of the resume."""
+    options: dict[str, Any] = {"rounds": 4, "server_lr": 30.0, "server_steps": "batch"}
+    whole = run(tiny.task(), "frozen", **options)
+    noted = [record.round for record in whole.history if "diverged" in "".join(record.notes)]
+    assert noted, [record.metrics for record in whole.history]
+    with pytest.raises(Stop):
+        run(tiny.task(), "frozen", out=tmp_path, observer=stop_after(2), **options)
+    resumed = run(tiny.task(), "frozen", out=tmp_path, resume=True, **options)
+    assert [r.notes for r in resumed.history] == [r.notes for r in whole.history]
+
+
+def test_a_resume_removes_what_a_killed_process_left_half_written(tmp_path: Path) -> None:
+    run(tiny.task(), out=tmp_path, rounds=1)
+    torn = [tmp_path / f".{name}.77.tmp" for name in ("model.safetensors", "history.jsonl")]
+    own = tmp_path / ".notes.txt.77.tmp"
+    for path in (*torn, own):
+        path.write_bytes(b"half")
+    run(tiny.task(), out=tmp_path, rounds=2, resume=True)
+    assert own.exists() and not any(path.exists() for path in torn)
+
+
+def test_c13_where_the_history_is_damaged_the_checkpoint_before_is_offered(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = copied(finished, tmp_path)
+    path = out / "history.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:-1], lines[-1].replace(b'"round": 3', b'"round": 4')]))
+    says = r"history\.jsonl holds other lines .* Up to round 2 they are whole, and so is checkpoint"
+    with pytest.raises(DataError, match=says + r".*resume='previous' goes on from there"):
+        run(tiny.task(), out=out, rounds=3, resume=True, **MOMENTUM)
+    resumed = run(tiny.task(), out=out, rounds=3, resume="previous", **MOMENTUM)
+    assert [record.round for record in resumed.history] == [0, 1, 2, 3]
+    path.write_bytes(b"".join([lines[0].replace(b'"round": 0', b'"round": 9'), *lines[1:]]))
+    with pytest.raises(DataError, match=r"put it back as it was, or move it away [^.]*\.$"):
+        run(tiny.task(), out=out, rounds=4, resume=True, **MOMENTUM)

@@ -97,7 +97,7 @@ def test_whoever_does_not_answer_holds_up_nobody(method: str, wave: int) -> None
 def test_a_late_reply_is_thrown_away() -> None:
     trial = trained("ho_sfl", 1, Fault("late", {1}, {1}, "forward"), rounds=3)
     assert [r.failures for r in trial.strategy.records[1:]] == [1, 0, 0]
-    assert not trial.grid._replies and trial.strategy._late == set()
+    assert not trial.grid._replies and trial.strategy._late == {}
 
 
 def test_a_worker_that_died_is_asked_again_in_its_own_place() -> None:
@@ -113,7 +113,7 @@ def test_a_request_that_nobody_takes_leaves_room_for_the_next() -> None:
     assert isinstance(grid, SlowGrid)
     grid.refused = {grid.nodes[0], grid.nodes[2]}
     members = [Member(index, node) for index, node in enumerate(grid.nodes)]
-    exchange = Exchange(grid, Ledger(), 60.0, set(), "frozen", str, wave=1)
+    exchange = Exchange(grid, Ledger(), 60.0, {}, "frozen", str, wave=1)
     request = JoinRequest(trial.strategy.setup)
     with identity(1, SUPERLINK):
         found = exchange.send(dict.fromkeys(members, request), JoinReply.from_reader)
@@ -126,7 +126,7 @@ def test_what_is_pushed_between_replies_waits_for_those_before_it() -> None:
     trial = begin(tiny.task(), "frozen")
     grid = trial.grid
     members = [Member(index, node) for index, node in enumerate(grid.nodes)]
-    exchange = Exchange(grid, Ledger(), 60.0, set(), "frozen", str, wave=2)
+    exchange = Exchange(grid, Ledger(), 60.0, {}, "frozen", str, wave=2)
     request = JoinRequest(trial.strategy.setup)
     with identity(1, SUPERLINK):
         exchange.push(dict.fromkeys(members, request))

@@ -917,6 +917,6 @@ def test_c3_k_beyond_a_clients_local_epoch_leaves_that_client_out(sampled: int) 
 
 def test_a_round_without_clients_is_a_round_without_replies() -> None:
     trial = open_run()
-    exchange = Exchange(trial.grid, trial.strategy.ledger, 1.0, set(), "heron", str)
+    exchange = Exchange(trial.grid, trial.strategy.ledger, 1.0, {}, "heron", str)
     outcome = trial.strategy.train_round(1, [], exchange)
     assert (outcome.losses, outcome.samples) == ([], 0)

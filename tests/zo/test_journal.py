@@ -145,6 +145,11 @@ def test_save_and_load(tmp_path: Path) -> None:
         loaded.append(entry(8))
 
 
+def test_a_journal_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"Cannot read the journal .*journal\.bin: No such file"):
+        Journal.load(tmp_path / "journal.bin")
+
+
 def test_an_empty_compacted_journal_survives(tmp_path: Path) -> None:
     made = journal(0, 1)
     made.compact(2)
