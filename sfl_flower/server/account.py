@@ -165,6 +165,7 @@ class Account:
             version=version,
             digest=digest,
             extra=dict(outcome.extra),
+            clients={what: tuple(sorted(found)) for what, found in sorted(tally.marks.items())},
         )
         self.records.append(record)
         if self._on_round:

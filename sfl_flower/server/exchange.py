@@ -30,6 +30,8 @@ R = TypeVar("R", bound=Reply)
 WORKER_DIED = (0, 8)
 """Flower's error codes for a worker process that died; the request is sent once more."""
 RESENDS = 2
+REFUSED = "refused"
+"""What a round's record calls answers that must not be used."""
 _log = getLogger("flwr")
 
 
@@ -47,6 +49,8 @@ class Tally:
         Whether the mean of the replies could not be used.
     early : bool
         Whether nothing could be learned of clients yet: the replies show that they are there.
+    marks : dict of str to set of int
+        What was found of answers, and the partitions of the clients whose they are.
     """
 
     replies: int = 0
@@ -55,6 +59,11 @@ class Tally:
     notes: list[str] = field(default_factory=list)
     refused: bool = False
     early: bool = False
+    marks: dict[str, set[int]] = field(default_factory=dict)
+
+    def mark(self, what: str, partition: int) -> None:
+        """Remember something about a client's answer; it stands in the record of the round."""
+        self.marks.setdefault(what, set()).add(partition)
 
     def note(self, text: str) -> None:
         """Remember a sentence about this round and log it; what clients say may be part of it."""
@@ -80,6 +89,7 @@ class Tally:
     def reject(self, member: Member, why: object) -> None:
         """Count a reply that must not be used."""
         self.rejected += 1
+        self.mark(REFUSED, member.partition)
         self.note(f"The reply of client {member.partition} is not used: {why}")
 
     def leave_out(self, node: int, why: str) -> None:

@@ -180,7 +180,7 @@ class FSLSAGE(LocalLossStrategy):
         own = travelling_state(self.client_half)
         states = (named("client.", received_state(r.weights, own)) for r in used.values())
         with self.averaging(exchange):
-            self.average_states(states, used.values())
+            self.average_states(states, used, exchange.tally)
         found = self.outcome(round, used.values(), losses + more, exchange)
         # The server learned from these first batches although no steps followed.
         alone = sum(count for member, count in uploaded.items() if member not in used)
@@ -201,7 +201,7 @@ class FSLSAGE(LocalLossStrategy):
             for z, y in reply.batches():
                 self.bank.buffer(member.partition).push(z, y)
         with self.averaging(exchange):
-            self.average_both(used.values())
+            self.average_both(used, exchange.tally)
         return self.outcome(round, used.values(), losses, exchange)
 
     def _first_uploads(

@@ -23,7 +23,7 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.cost import ClientCost, Parts
-from sfl_flower.server.exchange import Exchange
+from sfl_flower.server.exchange import Exchange, Tally
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.received import received_state
@@ -33,6 +33,7 @@ from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.turns import turns
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.splitfed import StepReply, StepRequest
@@ -98,7 +99,8 @@ class _SplitFed(SplitStrategy):
                     samples[member] += len(reply.y)
                     losses.append(loss)
         with self.averaging(exchange):
-            self._average({member: done[member] for member in sorted(done)}, samples)
+            ordered = {member: done[member] for member in sorted(done)}
+            self._average(ordered, samples, exchange.tally)
         exchange.tally.replies = len(done)
         return Outcome(losses, sum(samples.values()), {})
 
@@ -143,13 +145,16 @@ class _SplitFed(SplitStrategy):
     def end_round(self, members: list[Member], weights: list[float]) -> None:
         """Bring the server halves of a round together."""
 
-    def _average(self, done: Mapping[Member, StepReply], samples: Mapping[Member, int]) -> None:
+    def _average(
+        self, done: Mapping[Member, StepReply], samples: Mapping[Member, int], tally: Tally
+    ) -> None:
         own = travelling_state(self.client_half)
         if not done:
             return
         weights = [client_weight(self.config.mean, samples[member]) for member in done]
         states = (received_state(reply.weights, own) for reply in done.values())
         load_travelling(self.client_half, self.aggregator.states(states, weights))
+        tell(tally, self.aggregator, [member.partition for member in done])
         self.end_round(list(done), weights)
 
     def _request(
