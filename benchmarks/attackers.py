@@ -56,6 +56,8 @@ def _gaussian(node: Node, request: Any, reply: Any) -> Any:
 
 def _collude(node: Node, request: Any, reply: Any) -> Any:
     """Push the client half along one direction, the same for all attackers in all rounds."""
+    if getattr(reply, "scalars", None) is None:
+        return reply
     vector, probing = node.half.trained, request.probing
     shared = isinstance(request, ProbeRequest)
     key = journal_key(node) if shared else run_key("heron", node.key)
