@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -107,7 +108,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
         honest = accuracy(bed, HONEST, MEAN)[0]
         for attack in [attack for attack in BEDS[bed][2] if attack in asked["attacks"]]:
             name = f"{bed}_{attack}"
-            lost, gap, said = _losses(honest, asked["with"], lambda a: accuracy(bed, attack, a))  # noqa: B023
+            lost, gap, said = _losses(honest, asked["with"], partial(accuracy, bed, attack))
             said = f"{ATTACKS[attack][0]}; {args.trust_robust_rounds} rounds, {said}"
             yield Figure(f"mean_loses_{name}", lost, "points", LOST, said)
             if lost >= LOST:
