@@ -76,7 +76,7 @@ def constant(name: str) -> Any:
 def test_a_free_rider_stands_in_the_history_and_in_the_summary(
     method: str, name: str, what: str
 ) -> None:
-    probes = {"probes": 4} if method != "ho_sfl" else {}
+    probes: dict[str, Any] = {"probes": 4} if method != "ho_sfl" else {}
     fault = Fault("change", {2}, {2, 3}, change=constant(name))
     result = tiny.run(tiny.task(), method, [fault], rounds=3, outlier_factor=0, **probes)
     named = [record.clients.get(what, ()) for record in result.history]
