@@ -32,7 +32,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
     ),
     "touch_estimator": ("sfl_flower.zo.jvp",),
     "touch_codec": ("sfl_flower.wire.encodings.floats",),
-    "touch_aggregator": ("sfl_flower.server.median",),
+    "touch_aggregator": ("sfl_flower.server.robust",),
 }  # fmt: skip
 """What was added as an extension, and the modules that it brought."""
 ENTRIES = tuple(

@@ -18,7 +18,7 @@ from sfl_flower.cli.given import find
 from sfl_flower.config import RunConfig
 from sfl_flower.methods import METHODS, find_method
 from sfl_flower.options import legal_values, type_in_words, unknown
-from sfl_flower.server.aggregate import AGGREGATORS
+from sfl_flower.server.aggregate import SAYS as AGGREGATIONS
 from sfl_flower.tasks import TASKS, task_options
 from sfl_flower.wire.encodings import SAYS
 
@@ -29,7 +29,7 @@ _NAMES: Mapping[type[Any], Mapping[str, str]] = {
     RunConfig: {
         "task": f"{', '.join(TASKS)}, or MODULE:ATTRIBUTE",
         "method": f"{', '.join(METHODS)}, or MODULE:NAME",
-        "aggregator": ", ".join(AGGREGATORS),
+        "aggregator": AGGREGATIONS,
         "smashed": SAYS,
         "gradients": SAYS,
     }

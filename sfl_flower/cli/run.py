@@ -14,6 +14,7 @@ from sfl_flower.config import RunConfig
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.presets import load_preset
 from sfl_flower.report import RunProgress, print_tables
+from sfl_flower.report.conduct import conduct_lines
 from sfl_flower.run.resume import RESUME
 from sfl_flower.run.run import Plan
 from sfl_flower.run.simulation import BACKENDS, run_plan
@@ -87,6 +88,8 @@ def _run(parsed: argparse.Namespace) -> None:
             task, plan, backend=parsed.backend, observer=progress.update, verbose=parsed.verbose
         )
     print_tables([result.summary])
+    for line in conduct_lines(result.summary.clients):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     where = f"Everything is in {out.absolute()}"
     console.print(where, markup=False, highlight=False, soft_wrap=True)
 

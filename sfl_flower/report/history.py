@@ -58,6 +58,8 @@ class RoundRecord:
         Hexadecimal digest of the journal's head; empty when the method keeps no journal.
     extra : dict of str to float
         Further numbers of the method.
+    clients : dict of str to tuple of int
+        Clients by what was found of their answers in this round, such as "refused"; see `conduct`.
     """
 
     round: int
@@ -75,6 +77,7 @@ class RoundRecord:
     version: int = 0
     digest: str = ""
     extra: dict[str, float] = field(default_factory=dict)
+    clients: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON without a line end.
@@ -232,4 +235,6 @@ def _typed(raw: dict[str, Any]) -> dict[str, Any]:
         values = out.get(name, {})
         out[name] = {k: math.nan if v is None else float(v) for k, v in values.items()}
     out["notes"] = tuple(str(note) for note in out.get("notes", ()))
+    clients = out.get("clients", {})
+    out["clients"] = {str(what): tuple(map(int, found)) for what, found in clients.items()}
     return out

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sfl_flower.report.conduct import Conduct
 from sfl_flower.wire import CATEGORIES
 
 __all__ = [
@@ -71,6 +72,8 @@ class Summary:
         Whether the run's server optimiser changes what the method does.
     terms : Mapping[str, Any]
         On what terms the method was trained, see `sfl_flower.run.terms`; plain values.
+    clients : Conduct
+        What was found of clients' answers, see `sfl_flower.report.conduct`.
     """
 
     method: str
@@ -84,6 +87,7 @@ class Summary:
     client_flops: float | None = None
     server_lr: bool = True
     terms: Mapping[str, Any] = field(default_factory=dict)
+    clients: Conduct = field(default_factory=dict)
 
     def total(self, direction: str) -> int:
         """Return the bytes ``"up"`` or ``"down"`` over all categories."""
@@ -100,7 +104,8 @@ class Summary:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], out: Path | None = None) -> Summary:
         """Rebuild a summary; a metric that is null becomes NaN, further keys are left out."""
-        known = {f.name: values[f.name] for f in fields(cls) if f.name != "out"}
+        known = {f.name: values[f.name] for f in fields(cls) if f.name not in ("out", "clients")}
+        known["clients"] = values.get("clients", {})  # a file of an earlier release has none
         known["metrics"] = {
             name: math.nan if value is None else float(value)
             for name, value in values["metrics"].items()

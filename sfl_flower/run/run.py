@@ -19,6 +19,7 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method, read_options
 from sfl_flower.options import Amount
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
+from sfl_flower.report.conduct import conduct
 from sfl_flower.run.micro_batch import samples_in_budget
 from sfl_flower.run.resume import go_on, which_checkpoint
 from sfl_flower.run.terms import terms
@@ -213,6 +214,7 @@ def _summary(strategy: SplitStrategy, history: History, out: Path | None) -> Sum
         client_flops=ledger.client_flops or None,
         seconds=history[-1].seconds if len(history) else 0.0,
         terms=terms(strategy, history),
+        clients=conduct(history),
         out=out,
     )
 

@@ -11,8 +11,8 @@ from sfl_flower.config import RunConfig
 from sfl_flower.errors import TrainingError
 from sfl_flower.report import RoundRecord
 from sfl_flower.server.checkpoint import Progress
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.tally import Tally
 from sfl_flower.training.measures import diverged
 from sfl_flower.wire import Ledger, Usage
 
@@ -175,6 +175,7 @@ class Account:
             version=version,
             digest=digest,
             extra=dict(outcome.extra),
+            clients={what: tuple(sorted(found)) for what, found in sorted(tally.marks.items())},
         )
         self._said.clear()
         self.records.append(record)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.errors import WireError
+from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.batched import check_together, groups, run_together
 from sfl_flower.server.exchange import Exchange
@@ -21,6 +21,7 @@ from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.trainer import Gradients
 from sfl_flower.server.turns import later_passes, turns
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import moving_statistics
 from sfl_flower.training.modes import buffers_put_back, eval_mode
 from sfl_flower.wire import pack_state
@@ -201,7 +202,8 @@ class AnchoredStrategy(JournalledStrategy):
         Raises
         ------
         ConfigError
-            If samples of the server half bear on one another's outputs.
+            If samples of the server half bear on one another's outputs, or the aggregator compares
+            the clients' gradients.
         """
 
         def z(count: int) -> Tensor:
@@ -209,6 +211,12 @@ class AnchoredStrategy(JournalledStrategy):
                 smashed: Tensor = self.client_half(self.examples(count)[0])
             return smashed
 
+        if self._at_once and not self.aggregator.linear:
+            raise ConfigError(
+                f"server_batch is {self._at_once} with aggregator={self.config.aggregator}, which "
+                "compares the gradients of the server half of each client; leave server_batch 0, "
+                "or set aggregator=mean."
+            )
         if self._at_once:
             check_together(self.server, z, self.config.seed, self._at_once, self.task.name)
 
@@ -223,8 +231,8 @@ class AnchoredStrategy(JournalledStrategy):
         """Run the mini-batches of a round through the server half, client after client.
 
         Where the server half steps after every mini-batch, clients come in an order drawn anew,
-        else their gradients are added, each times what its client counts; the step is the
-        caller's.
+        else their gradients are brought together by the run's aggregator, and added; the step is
+        the caller's.
 
         Parameters
         ----------
@@ -250,6 +258,9 @@ class AnchoredStrategy(JournalledStrategy):
                     exchange.tally.reject(member, error)
                     continue
                 yield member, found
+            return
+        if not self.aggregator.linear:
+            yield from self._compared(anchors, exchange)
             return
         members = list(anchors)
         for group in groups([len(anchors[member].y) for member in members], self._at_once):
@@ -285,6 +296,25 @@ class AnchoredStrategy(JournalledStrategy):
                 continue
             yield member, found  # λ is sent before the gradients are added
             self.server.add(found, counts[member])
+
+    def _compared(
+        self, replies: Mapping[Member, ForwardReply], exchange: Exchange
+    ) -> Iterator[tuple[Member, list[Gradients]]]:
+        """Add what the aggregator makes of the clients' gradients, all of which are held for it."""
+        held: dict[Member, dict[str, Tensor]] = {}
+        for member, reply in replies.items():
+            try:
+                found = self.backward(member, reply, step=False)
+            except WireError as error:
+                exchange.tally.reject(member, error)
+                continue
+            yield member, found
+            parts = zip(*(part.weights for part in found), strict=True)
+            held[member] = {str(at): torch.stack(each).sum(dim=0) for at, each in enumerate(parts)}
+        if held:
+            together = self.aggregator.states(held.values(), [1.0] * len(held))
+            tell(exchange.tally, self.aggregator, [member.partition for member in held])
+            self.server.add_sum([value * len(held) for value in together.values()])
 
     def pass_again(
         self, round: int, used: Mapping[Member, ForwardReply], exchange: Exchange

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from sfl_flower.config import Settings
 from sfl_flower.errors import WireError
 from sfl_flower.options import Form
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member
+from sfl_flower.server.tally import Tally
 from sfl_flower.server.tensors import under
 from sfl_flower.split import travelling_state
 from sfl_flower.wire import StaleReply, pack_state, unpack_state

@@ -20,11 +20,11 @@ from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError, TrainingError, WireError
 from sfl_flower.options import Choice, Momentum, Range
 from sfl_flower.server.aggregate import client_weight
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.guide import GUIDES, GuideMaker, guide_maker
 from sfl_flower.server.guide_forms import FORMS
 from sfl_flower.server.probing import EstimateSettings, Noise
 from sfl_flower.server.roster import Member
+from sfl_flower.server.tally import Tally
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import kept_buffers

@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from sfl_flower.server.downlink import Downlink
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.head_bank import HeadBank
 from sfl_flower.server.roster import Member
+from sfl_flower.server.tally import Tally
 from sfl_flower.server.tensors import under
 from sfl_flower.wire import StaleReply, pack_state
 from sfl_flower.wire.downlink import WEIGHTS, flat_values, followed_state

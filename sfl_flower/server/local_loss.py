@@ -27,8 +27,10 @@ from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
+from sfl_flower.server.tally import Tally
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire.local import LocalReply, LocalRequest
 
@@ -237,7 +239,10 @@ class LocalLossStrategy(SplitStrategy):
         return used, losses
 
     def average_states(
-        self, states: Iterable[Mapping[str, Tensor]], replies: Collection[LocalReply]
+        self,
+        states: Iterable[Mapping[str, Tensor]],
+        replies: Mapping[Member, LocalReply],
+        tally: Tally,
     ) -> None:
         """Load the mean over clients of states.
 
@@ -246,27 +251,31 @@ class LocalLossStrategy(SplitStrategy):
         states : iterable of Mapping[str, Tensor]
             One a client, names beginning with ``client.`` and ``head.``; what the states lack,
             the client half or the head, stays as it is.
-        replies : collection of LocalReply
-            The clients' replies, which say how many samples each ran.
+        replies : mapping of Member to LocalReply
+            The clients' replies, in the order of the states; they say how many samples each ran.
+        tally : Tally
+            Is told what the aggregator made of them.
         """
         if not replies:
             return
-        weights = [client_weight(self.config.mean, reply.samples) for reply in replies]
+        weights = [client_weight(self.config.mean, reply.samples) for reply in replies.values()]
         mean = self.aggregator.states(states, weights)
+        tell(tally, self.aggregator, [member.partition for member in replies])
         for prefix, module in (("client.", self.client_half), ("head.", self.head)):
             if own := under(prefix, mean):
                 load_travelling(module, own)
 
-    def average_both(self, replies: Collection[LocalReply]) -> None:
+    def average_both(self, replies: Mapping[Member, LocalReply], tally: Tally) -> None:
         """Load the mean over clients of client halves and heads that came as weights."""
         client, head = travelling_state(self.client_half), travelling_state(self.head)
         self.average_states(
             (
                 named("client.", received_state(reply.weights, client))
                 | named("head.", received_state(reply.head_weights, head))
-                for reply in replies
+                for reply in replies.values()
             ),
             replies,
+            tally,
         )
 
     def outcome(

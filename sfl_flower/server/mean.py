@@ -16,6 +16,8 @@ class Mean:
     """The weighted mean, summed in float64 in the order given; see `Aggregator`."""
 
     linear = True
+    alone = True
+    fewest = 1
 
     def scalars(
         self, scalars: NDArray[np.float64], shares: NDArray[np.float64]
@@ -23,6 +25,10 @@ class Mean:
         """Return ``Σ_k shares_k scalars_k``, shape [steps, probes]."""
         total: NDArray[np.float64] = (scalars * shares[:, None, None]).sum(axis=0)
         return total
+
+    def apart(self, scalars: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the scalars as they are."""
+        return scalars
 
     def states(
         self, states: Iterable[Mapping[str, Tensor]], weights: Sequence[float]

@@ -175,7 +175,8 @@ class PipelinedStrategy(AnchoredStrategy):
     ) -> Probed:
         """Return a round with the scalars that are not out of all bounds, by partition."""
         brought = {member: answers[member].scalars for member in sorted(answers)}
-        kept = self.screening.keep(SCALARS, brought, exchange.tally)
+        last = [row for entry in self.journal.entries[-1:] for row in entry.coefficients]
+        kept = self.screening.keep(SCALARS, brought, exchange.tally, last)
         return replace(probed, lam={}, scalars={m.partition: brought[m] for m in kept})
 
     def pipelined_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Range
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.subspace import smaller_choice
+from sfl_flower.server.tally import Tally
 from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.zo import ESTIMATORS, LAWS, SCALES, ParameterVector, Probing

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfl_flower.errors import WireError
-from sfl_flower.server.exchange import Tally
+from sfl_flower.server.tally import Tally
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.task import SplitTask
 from sfl_flower.training.device import device_of

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import WireError
-from sfl_flower.server.exchange import Tally
+from sfl_flower.server.riders import mark_scalars, mark_smashed
 from sfl_flower.server.roster import Member
+from sfl_flower.server.tally import Tally
 
 __all__ = ["SCALARS", "SMASHED", "Screening"]
 
@@ -60,7 +61,13 @@ class Screening:
         self._length = ROUNDS * config.cohort
         self._seen: dict[str, _Sizes] = {}
 
-    def keep(self, what: str, brought: Mapping[Member, np.ndarray], tally: Tally) -> list[Member]:
+    def keep(
+        self,
+        what: str,
+        brought: Mapping[Member, np.ndarray],
+        tally: Tally,
+        told: Sequence[np.ndarray] = (),
+    ) -> list[Member]:
         """Return the clients, in the order given, that brought nothing out of the ordinary.
 
         Parameters
@@ -70,8 +77,14 @@ class Screening:
         brought : Mapping[Member, numpy.ndarray]
             What the replies of a round bring, of any shape.
         tally : Tally
-            Is told of those that are refused.
+            Is told of those that are refused, and of those that cost nothing to make.
+        told : sequence of numpy.ndarray
+            What the server told everybody, of which no scalars may be a multiple.
         """
+        if what == SCALARS:
+            mark_scalars(brought, tally, told)
+        else:
+            mark_smashed(brought, tally)
         refused = self._look(what, brought)
         for member, why in refused.items():
             tally.reject(member, why)

@@ -10,9 +10,9 @@ from sfl_flower.config import Settings
 from sfl_flower.data import generator, server_seed
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Natural, Range
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member
 from sfl_flower.server.sequential import learn_in_turn
+from sfl_flower.server.tally import Tally
 from sfl_flower.server.trainer import Batch, Trainer
 
 __all__ = ["SERVER_STEPS", "ServerPaceSettings", "later_passes", "turns"]

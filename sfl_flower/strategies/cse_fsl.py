@@ -49,7 +49,7 @@ class CSEFSL(FollowingStrategy):
         replies = self.ask_in_step(LocalRequest, round, cohort, exchange, self.check_both)
         used, losses = self.serve(replies, exchange, [self.server])
         with self.averaging(exchange):
-            self.average_both(used.values())
+            self.average_both(used, exchange.tally)
         if used:
             self.downlink.advance(exchange.tally)
         return self.outcome(round, used.values(), losses, exchange)

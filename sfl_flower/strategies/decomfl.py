@@ -39,6 +39,7 @@ from sfl_flower.server.probing import (
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import ClientRateSettings
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire.decomfl import WalkReply, WalkRequest
@@ -194,7 +195,8 @@ class DeComFL(JournalledStrategy):
             self._check_scalars,
         )
         brought = {member: reply.scalars for member, reply in replies.items()}
-        kept = self.screening.keep(SCALARS, brought, exchange.tally)
+        last = [row for entry in self.journal.entries[-1:] for row in entry.coefficients]
+        kept = self.screening.keep(SCALARS, brought, exchange.tally, last)
         replies = {member: replies[member] for member in kept}
         self.book_usage(reply.usage for reply in replies.values())
         extra = self._update(round, lr, replies, exchange)
@@ -230,6 +232,7 @@ class DeComFL(JournalledStrategy):
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
         scale = weights / (weights.sum() * self.settings.probes * probing.unit)
         coefficients = self.aggregator.scalars(scalars, scale)[None]
+        tell(exchange.tally, self.aggregator, [member.partition for member in replies])
         if self.settings.walk:
             steps, probes = range(self.settings.local_steps), self.settings.probes
             keys = [step_keys(round, step, SHARED_STREAM, probes) for step in steps]

@@ -24,6 +24,8 @@ from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
+from sfl_flower.server.tally import Tally
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import Whole, load_travelling, travelling_state
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.fedavg import FullReply, FullRequest
@@ -75,18 +77,19 @@ class FedAvg(SplitStrategy):
         used = exchange.send(requests, FullReply.from_reader, self._check_weights)
         self.book_usage(reply.usage for reply in used.values())
         with self.averaging(exchange):
-            self._average(used)
+            self._average(used, exchange.tally)
         exchange.tally.replies = len(used)
         samples = sum(reply.samples for reply in used.values())
         return Outcome([reply.loss for reply in used.values()], samples, {})
 
-    def _average(self, used: Mapping[Member, FullReply]) -> None:
+    def _average(self, used: Mapping[Member, FullReply], tally: Tally) -> None:
         if not used:
             return
         own = travelling_state(self.whole)
         weights = [client_weight(self.config.mean, reply.samples) for reply in used.values()]
         states = (received_state(reply.weights, own) for reply in used.values())
         load_travelling(self.whole, self.aggregator.states(states, weights))
+        tell(tally, self.aggregator, [member.partition for member in used])
 
     def _request(self, round: int, member: Member, packed: Mapping[str, np.ndarray]) -> FullRequest:
         return FullRequest(

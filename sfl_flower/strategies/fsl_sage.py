@@ -197,7 +197,7 @@ class FSLSAGE(FollowingStrategy):
         own = travelling_state(self.client_half)
         states = (named("client.", received_state(r.weights, own)) for r in used.values())
         with self.averaging(exchange):
-            self.average_states(states, used.values())
+            self.average_states(states, used, exchange.tally)
         if used:
             self.downlink.advance(exchange.tally)
         found = self.outcome(round, used.values(), losses + more, exchange)
@@ -214,7 +214,7 @@ class FSLSAGE(FollowingStrategy):
             for z, y in reply.batches():
                 self.bank.buffer(member.partition).push(z, y)
         with self.averaging(exchange):
-            self.average_both(used.values())
+            self.average_both(used, exchange.tally)
         if used:
             self.downlink.advance(exchange.tally)
         return self.outcome(round, used.values(), losses, exchange)

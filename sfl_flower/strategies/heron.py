@@ -241,7 +241,7 @@ class HERON(FollowingStrategy):
             {member: replies[member] for member in arrived}, exchange, self.server_halves()
         )
         with self.averaging(exchange):
-            self.average_states([arrived[member] for member in used], used.values())
+            self.average_states([arrived[m] for m in used], used, exchange.tally)
         if used:
             told = settings.walks_down and not exchange.tally.refused
             walks = self.walks.together(round, lr, used, self.next.guide) if told else None

@@ -51,6 +51,7 @@ from sfl_flower.server.roster import Member
 from sfl_flower.server.sealing import SealSettings
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import ServerPaceSettings
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import check_zeroth_order
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire.ho_sfl import ForwardReply, PipelinedReply, ProbeReply, ProbeRequest
@@ -318,8 +319,9 @@ class HOSFL(PipelinedStrategy):
             coefficients = self.aggregator.scalars(clipped, scale)[None]
             streams: tuple[int, ...] = (SHARED_STREAM,)
         else:
-            coefficients = clipped * scale[:, None, None]
+            coefficients = self.aggregator.apart(clipped) * scale[:, None, None]
             streams = tuple(self._stream(partition) for partition in told)
+        tell(exchange.tally, self.aggregator, list(told))
         lr = settings.client_rate(round, self.config.rounds)
         if guide is None:  # all that probes tell is off the guide that the round lacks
             coefficients *= settings.guide_rest

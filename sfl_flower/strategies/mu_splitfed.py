@@ -33,6 +33,8 @@ from sfl_flower.server.probing import DirectionSettings, ProbeLength, note_zeros
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SMASHED
+from sfl_flower.server.tally import Tally
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import pack_state
@@ -147,7 +149,8 @@ class MUSplitFed(ForwardOnlyStrategy):
         self.book_usage(usage for m in done for usage in (replies[m].usage, done[m].usage))
         samples = {member: int(replies[member].y.shape[0]) for member in done}
         with self.averaging(exchange):
-            self._move(done, halves, [client_weight(self.config.mean, n) for n in samples.values()])
+            weights = [client_weight(self.config.mean, n) for n in samples.values()]
+            self._move(done, halves, weights, exchange.tally)
         used = np.array([scalars[member] for member in done])
         note_zeros(exchange.tally, [used], self.settings.probing())
         return Outcome(
@@ -183,12 +186,14 @@ class MUSplitFed(ForwardOnlyStrategy):
         done: Mapping[Member, MUStepReply],
         halves: Mapping[Member, ForwardOnlyTrainer],
         weights: list[float],
+        tally: Tally,
     ) -> None:
         """Move both halves by η_g towards the means over the clients that finished."""
         rate, own = self.settings.global_lr, travelling_state(self.client_half)
         clients = self.aggregator.states(
             (received_state(r.weights, own) for r in done.values()), weights
         )
+        tell(tally, self.aggregator, [member.partition for member in done])
         servers = self.aggregator.states(
             (travelling_state(halves[m].module) for m in done), weights
         )

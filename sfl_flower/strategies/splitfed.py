@@ -31,8 +31,10 @@ from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.settings import LocalStepsSettings
 from sfl_flower.server.strategy import SplitStrategy
+from sfl_flower.server.tally import Tally
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.server.turns import turns
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.wire import pack_state
 from sfl_flower.wire.splitfed import StepReply, StepRequest
@@ -98,7 +100,8 @@ class _SplitFed(SplitStrategy):
                     samples[member] += len(reply.y)
                     losses.append(loss)
         with self.averaging(exchange):
-            self._average({member: done[member] for member in sorted(done)}, samples)
+            ordered = {member: done[member] for member in sorted(done)}
+            self._average(ordered, samples, exchange.tally)
         exchange.tally.replies = len(done)
         return Outcome(losses, sum(samples.values()), {})
 
@@ -143,13 +146,16 @@ class _SplitFed(SplitStrategy):
     def end_round(self, members: list[Member], weights: list[float]) -> None:
         """Bring the server halves of a round together."""
 
-    def _average(self, done: Mapping[Member, StepReply], samples: Mapping[Member, int]) -> None:
+    def _average(
+        self, done: Mapping[Member, StepReply], samples: Mapping[Member, int], tally: Tally
+    ) -> None:
         own = travelling_state(self.client_half)
         if not done:
             return
         weights = [client_weight(self.config.mean, samples[member]) for member in done]
         states = (received_state(reply.weights, own) for reply in done.values())
         load_travelling(self.client_half, self.aggregator.states(states, weights))
+        tell(tally, self.aggregator, [member.partition for member in done])
         self.end_round(list(done), weights)
 
     def _request(

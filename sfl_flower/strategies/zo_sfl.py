@@ -37,6 +37,7 @@ from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SMASHED
 from sfl_flower.server.settings import LocalStepsSettings, Replayable
+from sfl_flower.server.verdict import tell
 from sfl_flower.split import load_travelling, travelling_state
 from sfl_flower.training.modes import eval_mode
 from sfl_flower.wire import Usage, pack_state
@@ -171,7 +172,7 @@ class ZOSFL(ForwardOnlyStrategy):
                 exchange.push({member: self._request(round, step + 1, pair, scalars=scalars)})
                 active.append(member)
             step += 1
-        return self._close([pair for pair in pairs.values() if pair.weights], exchange)
+        return self._close({m: pair for m, pair in pairs.items() if pair.weights}, exchange)
 
     def _pair(self, member: Member) -> _Pair:
         half, config = ForwardOnlyTrainer(self), self.config
@@ -207,8 +208,9 @@ class ZOSFL(ForwardOnlyStrategy):
         signs = drawn_signs(self._key, keys) if settings.walk else 1.0
         return pair.scalars[-1] * signs
 
-    def _close(self, finished: list[_Pair], exchange: Exchange) -> Outcome:
+    def _close(self, done: Mapping[Member, _Pair], exchange: Exchange) -> Outcome:
         """Average the copies of the clients that finished; nothing else of a round remains."""
+        finished = list(done.values())
         exchange.tally.replies = len(finished)
         if not finished:
             return Outcome([], 0, {})
@@ -218,6 +220,7 @@ class ZOSFL(ForwardOnlyStrategy):
         clients = (pair.weights for pair in finished if pair.weights)
         with self.averaging(exchange):
             load_travelling(self.client_half, self.aggregator.states(clients, weights))
+            tell(exchange.tally, self.aggregator, [member.partition for member in done])
             servers = (travelling_state(pair.half.module) for pair in finished)
             load_travelling(self.server.module, self.aggregator.states(servers, weights))
         parts = (part for pair in finished for part in pair.scalars)

@@ -23,9 +23,9 @@ from sfl_flower.node.local_loss import LocalModel
 from sfl_flower.node.node import Node
 from sfl_flower.node.store import NodeStore
 from sfl_flower.server.downlink import Downlink
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member
 from sfl_flower.server.strategy import SplitStrategy
+from sfl_flower.server.tally import Tally
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import StaleReply, pack_state
 from sfl_flower.wire.downlink import (

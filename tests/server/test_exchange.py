@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sfl_flower.errors import WireError
-from sfl_flower.server.exchange import MOST_NOTES, Exchange, Tally
+from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.flight import MOST_LATE, keep_newest
 from sfl_flower.server.roster import Member
+from sfl_flower.server.tally import MOST_NOTES, Tally
 from sfl_flower.wire import JoinReply, JoinRequest, Ledger, Reader, content_bytes
 from sfl_flower.wire.flower import SUPERLINK, identity
 from tests import tiny

@@ -14,10 +14,10 @@ from torch import nn
 
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.methods import read_options
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.head_bank import HeadBank
 from sfl_flower.server.head_downlink import HeadDownlink
 from sfl_flower.server.roster import Member
+from sfl_flower.server.tally import Tally
 from sfl_flower.wire.downlink import decode_difference, encode_difference, held_digest
 from sfl_flower.wire.fsl_sage import FSLSAGERequest
 from tests import tiny

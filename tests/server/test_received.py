@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sfl_flower.data import model_seed
 from sfl_flower.errors import WireError
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.received import check_bounds, finite_mean
+from sfl_flower.server.tally import Tally
 from tests import tiny
 from tests.local_grid import Fault, changed
 from tests.tiny import equal, train

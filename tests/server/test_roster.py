@@ -12,8 +12,8 @@ from sfl_flower.data.identity import data_digest
 from sfl_flower.errors import ConfigError, DataError, TrainingError, WireError
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member, Roster
+from sfl_flower.server.tally import Tally
 from sfl_flower.task import NOT_THEIR_OWN
 from sfl_flower.wire import JoinReply
 from tests import tiny

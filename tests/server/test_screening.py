@@ -14,9 +14,9 @@ import torch
 
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import WireError
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS, SMASHED, Screening, _deviation, _median
+from sfl_flower.server.tally import Tally
 from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import begin, equal, run, train

@@ -1,0 +1,92 @@
+"""Answers that cost nothing to make: constants, zeros, and copies of what others know.
+
+A client that saves itself the work harms little and learns from all others; so does one whose
+accelerator returns zeros.  Nothing here proves either, so such answers are used, and the record of
+the round says whose they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from sfl_flower.server.roster import Member
+from sfl_flower.server.tally import Tally
+
+__all__ = ["mark_scalars", "mark_smashed"]
+
+FEW = 4
+"""Scalars among which what follows from another's by chance is no longer believed."""
+ALIKE = 1e-6
+"""How far the cosine of scalars and what is told everybody may be from 1."""
+
+
+def mark_scalars(
+    brought: Mapping[Member, np.ndarray], tally: Tally, told: Sequence[np.ndarray] = ()
+) -> None:
+    """Mark clients whose scalars are all zero, all equal, or a copy.
+
+    Parameters
+    ----------
+    brought : Mapping[Member, numpy.ndarray]
+        Scalars of a round, of any shape.
+    tally : Tally
+        The round.
+    told : sequence of numpy.ndarray
+        What the server told everybody, of which no scalars may be a multiple.
+    """
+    moved = any(scalars.any() for scalars in brought.values())
+    for member, scalars in brought.items():
+        if scalars.size and not scalars.any():
+            if moved:
+                tally.mark("zero scalars", member.partition)
+        elif scalars.size >= FEW:
+            if (scalars == scalars.flat[0]).all():
+                tally.mark("constant scalars", member.partition)
+            if any(_multiple(scalars, each) for each in told):
+                tally.mark("repeated scalars", member.partition)
+    worth = {m: v for m, v in brought.items() if v.size >= FEW and v.any()}
+    _mark_copies("copied scalars", worth, tally)
+
+
+def mark_smashed(brought: Mapping[Member, np.ndarray], tally: Tally) -> None:
+    """Mark clients whose smashed data are equal for all samples, or another's.
+
+    Parameters
+    ----------
+    brought : Mapping[Member, numpy.ndarray]
+        Smashed data of a round, shape [n, ...].
+    tally : Tally
+        The round.
+    """
+    for member, z in brought.items():
+        if len(z) > 1 and np.array_equal(z[0], z[1]) and bool((z == z[:1]).all()):
+            tally.mark("constant smashed data", member.partition)
+    _mark_copies("copied smashed data", {m: z for m, z in brought.items() if z.any()}, tally)
+
+
+def _mark_copies(what: str, brought: Mapping[Member, np.ndarray], tally: Tally) -> None:
+    """Mark clients that brought the same: which of them made it, nobody knows."""
+    alike: dict[bytes, list[Member]] = {}
+    for member, value in brought.items():
+        # A few bytes tell nearly all apart.
+        alike.setdefault(value.reshape(-1)[:16].tobytes(), []).append(member)
+    for members in alike.values():
+        for member in _equal(members, brought):
+            tally.mark(what, member.partition)
+
+
+def _equal(members: Sequence[Member], brought: Mapping[Member, np.ndarray]) -> Iterable[Member]:
+    for member in members:
+        others = (other for other in members if other != member)
+        if any(np.array_equal(brought[member], brought[other]) for other in others):
+            yield member
+
+
+def _multiple(scalars: np.ndarray, told: np.ndarray) -> bool:
+    """Tell whether scalars are a multiple, not 0, of as many numbers."""
+    a, b = (part.reshape(-1).astype(np.float64) for part in (scalars, told))
+    if a.shape != b.shape or not b.any():
+        return False
+    return bool(abs(a @ b) >= (1 - ALIKE) * np.linalg.norm(a) * np.linalg.norm(b))

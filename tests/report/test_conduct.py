@@ -1,0 +1,40 @@
+"""What was found of clients' answers, counted over a run."""
+
+from __future__ import annotations
+
+from sfl_flower.report import RoundRecord, Summary
+from sfl_flower.report.conduct import conduct, conduct_lines
+
+
+def record(**clients: tuple[int, ...]) -> RoundRecord:
+    return RoundRecord(round=1, samples=0, exchanges=0, seconds=0.0, clients=clients)
+
+
+def test_rounds_are_counted_by_client_and_by_what_was_found() -> None:
+    found = conduct([record(refused=(1,), outlying=(1, 10)), record(outlying=(10,)), record()])
+    assert found == {"1": {"outlying": 1, "refused": 1}, "10": {"outlying": 2}}
+    assert list(found) == ["1", "10"]
+
+
+def test_a_line_names_each_client_worth_a_look_the_worst_first() -> None:
+    found = conduct([record(outlying=(3, 7), clipped=(2, 7)), record(outlying=(7,), refused=(7,))])
+    assert conduct_lines(found) == [
+        "Answers of client 7: clipped in 1 rounds, outlying in 2 rounds, refused in 1 rounds.",
+        "Answers of client 3: outlying in 1 rounds.",
+    ]
+    assert conduct_lines(conduct([record(clipped=(2,))])) == []
+    many = conduct([record(refused=tuple(range(14)))])
+    assert len(conduct_lines(many)) == 11
+    assert conduct_lines(many)[-1] == "Of 4 more clients, see the history."
+
+
+def test_a_record_and_a_summary_keep_it() -> None:
+    one = record(refused=(1, 4))
+    assert RoundRecord.from_json(one.to_json()) == one
+    line = one.to_json().replace(', "clients": {"refused": [1, 4]}', "")
+    assert RoundRecord.from_json(line).clients == {}  # of an earlier release
+    summary = Summary("ho_sfl", {}, 0, clients=conduct([one]))
+    values = summary.to_dict()
+    assert Summary.from_dict(values) == summary
+    del values["clients"]
+    assert Summary.from_dict(values).clients == {}

@@ -1,0 +1,113 @@
+"""Answers that cost nothing to make: named, and used all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sfl_flower.server.riders import mark_scalars, mark_smashed
+from sfl_flower.server.roster import Member
+from sfl_flower.server.tally import Tally
+from tests import tiny
+from tests.local_grid import Fault, changed, values
+from tests.tiny import train
+
+HONEST = ([0.1, -0.2, 0.3, 0.4], [-0.3, 0.1, 0.2, -0.5])
+
+
+def marks(*each: Any, told: Sequence[np.ndarray] = ()) -> dict[str, set[int]]:
+    tally = Tally()
+    brought = {Member(k, 100 + k): np.array([v], np.float32) for k, v in enumerate(each)}
+    mark_scalars(brought, tally, told)
+    return tally.marks
+
+
+def test_scalars_that_cost_nothing_are_named() -> None:
+    assert marks(*HONEST) == {}
+    assert marks(*HONEST, [0.0] * 4) == {"zero scalars": {2}}
+    assert marks(*HONEST, [0.7] * 4) == {"constant scalars": {2}}
+    assert marks(*HONEST, HONEST[1]) == {"copied scalars": {1, 2}}
+    told = [np.array([[1.0, -1.0, 1.0, 1.0]]), np.array([[2.0, -4.0, 6.0, 8.0]])]
+    assert marks(*HONEST, told=told) == {"repeated scalars": {0}}  # a twentieth of the second
+
+
+def test_what_happens_to_honest_clients_is_not_named() -> None:
+    assert marks([0.0] * 4, [0.0] * 4) == {}  # mu is too small for all
+    assert marks([0.1], [0.1]) == marks([0.1] * 3, [0.2] * 3) == {}  # too few to tell
+    assert marks([], []) == {}
+    assert marks(*HONEST, told=[np.zeros((1, 4)), np.ones((2, 4))]) == {}
+
+
+def test_smashed_data_that_cost_nothing_are_named() -> None:
+    rng = np.random.default_rng(0)
+    honest, other = rng.standard_normal((2, 5, 3)).astype(np.float32)
+    late = honest.copy()
+    late[2:] += 1
+    tally = Tally()
+    given = [honest, other, np.full((5, 3), 2.0), np.zeros((5, 3)), other.copy(), late, honest[:1]]
+    mark_smashed({Member(k, k): z for k, z in enumerate(given)}, tally)
+    assert tally.marks == {"constant smashed data": {2, 3}, "copied smashed data": {1, 4}}
+
+
+def constant(name: str) -> Any:
+    def change(content: Any) -> Any:
+        old = content["arrays"].get(name)
+        if old is None:
+            return content
+        return changed(content, arrays={name: np.full_like(values(old), 0.01)})
+
+    return change
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize(
+    ("method", "name", "what"),
+    [
+        ("ho_sfl", "scalars", "constant scalars"),
+        ("ho_sfl", "z", "constant smashed data"),
+        ("heron", "scalars", "constant scalars"),
+        ("heron", "z", "constant smashed data"),
+        ("decomfl", "scalars", "constant scalars"),
+    ],
+)
+def test_a_free_rider_stands_in_the_history_and_in_the_summary(
+    method: str, name: str, what: str
+) -> None:
+    probes: dict[str, Any] = {"probes": 4} if method != "ho_sfl" else {}
+    fault = Fault("change", {2}, {2, 3}, change=constant(name))
+    result = tiny.run(tiny.task(), method, [fault], rounds=3, outlier_factor=0, **probes)
+    named = [record.clients.get(what, ()) for record in result.history]
+    assert named == [(), (), (2,), (2,)]
+    assert result.summary.clients["2"][what] == 2
+    assert [record.rejected for record in result.history] == [0] * 4
+
+
+@pytest.mark.flower
+def test_a_client_that_sends_back_what_was_told_is_named() -> None:
+    """HO-SFL with shared directions, half of what round 1 brought: the journal says as much."""
+    sent: list[np.ndarray] = []
+
+    def keep(content: Any) -> Any:
+        sent.append(values(content["arrays"]["scalars"]).copy())
+        return content
+
+    def again(content: Any) -> Any:
+        return changed(content, arrays={"scalars": 0.5 * sent[0]})
+
+    faults = [
+        Fault("change", {0}, {1}, "probe", change=keep),
+        Fault("change", {0}, {2}, "probe", change=again),
+    ]
+    trial = train(tiny.task(clients=1), "ho_sfl", faults, clients=1, directions="shared")
+    named = [record.clients for record in trial.strategy.records]
+    assert named == [{}, {}, {"repeated scalars": (0,)}, {}]
+
+
+@pytest.mark.flower
+def test_honest_clients_are_not_named() -> None:
+    for method in ("ho_sfl", "heron", "decomfl", "cse_fsl"):
+        trial = train(tiny.task(), method, rounds=3)
+        assert all(record.clients == {} for record in trial.strategy.records)
