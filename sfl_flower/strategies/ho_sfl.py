@@ -35,7 +35,7 @@ from sfl_flower.server.guide import GuideMaker, guided_entry
 from sfl_flower.server.guided import GuideSettings, check_guide
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.pipelined import Learned, PipelinedStrategy, Probed
+from sfl_flower.server.pipelined import Learned, Probed
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -48,6 +48,8 @@ from sfl_flower.server.probing import (
 )
 from sfl_flower.server.recall import TemporalSettings
 from sfl_flower.server.roster import Member
+from sfl_flower.server.secure_settings import SecureSettings, check_secure
+from sfl_flower.server.secured import SecuredStrategy
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import ServerPaceSettings
 from sfl_flower.split import check_zeroth_order
@@ -59,7 +61,9 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 
 @dataclass(frozen=True)
-class HOSFLSettings(GuideSettings, TemporalSettings, ServerPaceSettings, ClientOptimizerSettings):
+class HOSFLSettings(
+    GuideSettings, TemporalSettings, ServerPaceSettings, ClientOptimizerSettings, SecureSettings
+):
     """Settings of HO-SFL, beside those of probes and of the client's optimiser.
 
     The defaults are those that learned most on the validation splits of three small tasks
@@ -116,7 +120,7 @@ class HOSFLSettings(GuideSettings, TemporalSettings, ServerPaceSettings, ClientO
         return self.minibatches
 
 
-class HOSFL(PipelinedStrategy):
+class HOSFL(SecuredStrategy):
     """Server side of HO-SFL; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "ho_sfl"
@@ -149,6 +153,7 @@ class HOSFL(PipelinedStrategy):
         check_guide(settings)
         check_whole(config, settings)
         channels.check_channels(settings.scalars, vars(settings))
+        check_secure(config, settings)
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights.
@@ -206,6 +211,8 @@ class HOSFL(PipelinedStrategy):
         """Run one round of HO-SFL: an exchange of smashed data, then one of probes."""
         if self.settings.pipeline:
             return self.pipelined_round(round, cohort, exchange)
+        if self.settings.secure_sums:
+            return self.secured_round(round, cohort, exchange)
         anchors = self.anchors(round, cohort, exchange, self.minibatches)
         learned = self.learn(round, anchors, exchange)
         answers = exchange.collect(ProbeReply.from_reader, self.check_scalars)
@@ -232,10 +239,10 @@ class HOSFL(PipelinedStrategy):
             probed.used[member.partition] = len(anchors[member].y)
             losses += [part.loss for part in found]
             lam = np.concatenate([part.lam for part in found])
-            if at_once:
-                exchange.push({member: self.probe_request(probed, member.partition, lam, round)})
-            else:
+            if not at_once:
                 probed.lam[member.partition] = lam
+            elif self.tells(member.partition):
+                exchange.push({member: self.probe_request(probed, member.partition, lam, round)})
         self.move_statistics(used, exchange)
         if self.settings.server_steps == "round":
             total = sum(client_weight(self.config.mean, n) for n in probed.used.values())
@@ -271,7 +278,7 @@ class HOSFL(PipelinedStrategy):
         self, probed: Probed, partition: int, lam: np.ndarray, round: int
     ) -> ProbeRequest:
         """Return what asks a client, in some round, for its probes of this or an earlier one."""
-        return ProbeRequest(
+        request = ProbeRequest(
             round=probed.round,
             batch_size=self.config.batch_size,
             minibatches=self.minibatches,
@@ -282,6 +289,7 @@ class HOSFL(PipelinedStrategy):
             meter=self.metering(round),
             guide=probed.guide,
         )
+        return self.secured(request, partition)
 
     def _stream(self, partition: int) -> int:
         shared = self.settings.directions == "shared"
