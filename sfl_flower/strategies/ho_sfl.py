@@ -209,10 +209,9 @@ class HOSFL(SecuredStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of HO-SFL: an exchange of smashed data, then one of probes."""
-        if self.settings.pipeline:
-            return self.pipelined_round(round, cohort, exchange)
-        if self.settings.secure_sums:
-            return self.secured_round(round, cohort, exchange)
+        if self.settings.pipeline or self.settings.secure_sums:
+            other = self.pipelined_round if self.settings.pipeline else self.secured_round
+            return other(round, cohort, exchange)
         anchors = self.anchors(round, cohort, exchange, self.minibatches)
         learned = self.learn(round, anchors, exchange)
         answers = exchange.collect(ProbeReply.from_reader, self.check_scalars)
