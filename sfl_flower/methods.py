@@ -133,6 +133,9 @@ METHODS: Mapping[str, Method] = {
                 "forward": "sfl_flower.clients.ho_sfl:forward",
                 "probe": "sfl_flower.clients.ho_sfl:probe",
                 "pipelined": "sfl_flower.clients.ho_sfl:pipelined",
+                "secure_forward": "sfl_flower.clients.ho_sfl:secure_forward",
+                "secure_probe": "sfl_flower.clients.ho_sfl:secure_probe",
+                "unmask": "sfl_flower.clients.ho_sfl:unmask",
             },
         ),
         Method(

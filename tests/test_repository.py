@@ -179,6 +179,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         for entry in (
             *PROJECT["project"]["dependencies"],
             *PROJECT["project"]["optional-dependencies"]["language"],
+            *PROJECT["project"]["optional-dependencies"]["secure"],
         )
     }
     providers = packages_distributions()

@@ -35,6 +35,14 @@ from sfl_flower.wire.ho_sfl import (
     ProbeRequest,
 )
 from sfl_flower.wire.probing import along
+from sfl_flower.wire.secure import (
+    SecureForwardReply,
+    SecureForwardRequest,
+    SecureProbeReply,
+    SecureProbeRequest,
+    UnmaskReply,
+    UnmaskRequest,
+)
 from sfl_flower.zo import (
     Direction,
     ParameterVector,
@@ -48,7 +56,7 @@ from sfl_flower.zo import (
 if TYPE_CHECKING:
     from sfl_flower.split.prefix import Parted, Values
 
-__all__ = ["forward", "pipelined", "probe"]
+__all__ = ["forward", "pipelined", "probe", "secure_forward", "secure_probe", "unmask"]
 
 _ANCHOR, _ROUND = "anchor", "anchor round"
 
@@ -129,6 +137,34 @@ def pipelined(node: Node, request: PipelinedRequest) -> PipelinedReply | StaleRe
         return reply
     usage = reply.usage.beside(told.usage)
     return PipelinedReply(**vars(replace(reply, usage=usage)), scalars=told.scalars)
+
+
+def secure_forward(node: Node, request: SecureForwardRequest) -> SecureForwardReply | StaleReply:
+    """Run the anchor forward, and deal shares of what the scalars will be masked with."""
+    from sfl_flower.node.secure import deal  # few runs need it
+
+    reply = forward(node, request)
+    if isinstance(reply, StaleReply):
+        return reply
+    return SecureForwardReply(**vars(reply), **deal(node, request))
+
+
+def secure_probe(node: Node, request: SecureProbeRequest) -> SecureProbeReply | StaleReply:
+    """Probe, and answer with whole numbers under masks."""
+    from sfl_flower.node.secure import mask
+
+    told = probe(node, request)
+    if isinstance(told, StaleReply):
+        return told
+    numbers = mask(node, request, told.scalars, told.samples)
+    return SecureProbeReply(told.round, numbers, told.samples, told.usage)
+
+
+def unmask(node: Node, request: UnmaskRequest) -> UnmaskReply:
+    """Reveal shares of what has to come off the sum."""
+    from sfl_flower.node.secure import reveal
+
+    return UnmaskReply(request.round, reveal(node, request))
 
 
 def _scalars(

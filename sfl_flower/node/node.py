@@ -297,7 +297,15 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
         from sfl_flower.node.moments import own_moments
 
         moments = own_moments(node)
-    return JoinReply(node.partition, len(node.rows), data=data, moments=moments)
+    key = None
+    if request.secure:
+        try:
+            from sfl_flower.node.secure import fresh_key  # few runs need it
+
+            key = fresh_key(node)
+        except SflError as error:  # a package is missing here
+            return JoinReply(number, 0, str(error))
+    return JoinReply(node.partition, len(node.rows), data=data, moments=moments, key=key)
 
 
 def _check_base(node: Node, request: JoinRequest) -> None:

@@ -69,10 +69,15 @@ class NoisyScalars:
         Raises
         ------
         ConfigError
-            If it brings weights instead of scalars.
+            If it brings weights instead of scalars, or scalars under masks.
         """
         given: Any = reply
         scalars = getattr(given, "scalars", None)
+        if getattr(given, "numbers", None) is not None:
+            raise ConfigError(
+                "NoisyScalars comes after the masks of secure_sums=true, under which nothing can "
+                "be clipped; set secure_sums=false, or leave the postprocessor out."
+            )
         if scalars is None:
             if getattr(given, "weights", None):
                 raise ConfigError(

@@ -24,7 +24,7 @@ from sfl_flower.server.turns import later_passes, turns
 from sfl_flower.server.verdict import tell
 from sfl_flower.split import moving_statistics
 from sfl_flower.training.modes import buffers_put_back, eval_mode
-from sfl_flower.wire import pack_state
+from sfl_flower.wire import Reader, pack_state
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
 
 __all__ = ["AnchoredStrategy"]
@@ -66,7 +66,7 @@ class AnchoredStrategy(JournalledStrategy):
             cohort,
             exchange,
             lambda member: self.anchor_request(member, round, minibatches, statistics),
-            ForwardReply.from_reader,
+            self.read_anchor,
             self.check_anchor,
         )
         return self.kept_anchors(found, exchange)
@@ -96,6 +96,10 @@ class AnchoredStrategy(JournalledStrategy):
             return {}
         known = self._recall.known(member, round, minibatches)
         return {} if known is None else {"known": known, "temporal": self._recall.share}
+
+    def read_anchor(self, reader: Reader) -> ForwardReply:
+        """Read what a client answers to `anchor_request`."""
+        return ForwardReply.from_reader(reader)
 
     def check_anchor(self, reply: ForwardReply) -> None:
         """Refuse smashed data or running statistics that are not those of the client half.

@@ -41,6 +41,13 @@ class Joining:
         The server's client half, where its directions are to be of clients' inputs.
     begin : callable
         Begins anew what follows from the client half, such as a journal: it has other directions.
+
+    Attributes
+    ----------
+    secure : bool
+        Whether nodes are asked for public keys.
+    keys : dict of bytes
+        Their public keys, by node, as they came.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class Joining:
         self._base: tuple[str, str] | None = None
         self._moments: dict[int, np.ndarray] = {}
         self._told: Setup | None = None
+        self.secure = False
+        self.keys: dict[int, bytes] = {}
 
     def ask(
         self, nodes: Iterable[Member], exchange: Exchange, account: Account
@@ -66,9 +75,10 @@ class Joining:
             self._base = held.digest, held.head
         base, head = self._base
         wanted = self._opened is not None
-        request = JoinRequest(self._setup, base or None, self._whole, head, wanted)
+        request = JoinRequest(self._setup, base or None, self._whole, head, wanted, self.secure)
         with account.joining():
             replies = exchange.send(dict.fromkeys(nodes, request), JoinReply.from_reader)
+        self.keys |= {m.node_id: r.key for m, r in replies.items() if r.key is not None}
         if wanted:
             self._moments |= {
                 member.node_id: reply.moments

@@ -35,7 +35,7 @@ from sfl_flower.server.guide import GuideMaker, guided_entry
 from sfl_flower.server.guided import GuideSettings, check_guide
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.pipelined import Learned, PipelinedStrategy, Probed
+from sfl_flower.server.pipelined import Learned, Probed
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -48,7 +48,8 @@ from sfl_flower.server.probing import (
 )
 from sfl_flower.server.recall import TemporalSettings
 from sfl_flower.server.roster import Member
-from sfl_flower.server.sealing import SealSettings
+from sfl_flower.server.secure_settings import SecureSettings, check_secure
+from sfl_flower.server.secured import SecuredStrategy
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
 from sfl_flower.server.turns import ServerPaceSettings
 from sfl_flower.server.verdict import tell
@@ -62,7 +63,7 @@ __all__ = ["HOSFL", "HOSFLSettings"]
 
 @dataclass(frozen=True)
 class HOSFLSettings(
-    GuideSettings, TemporalSettings, SealSettings, ServerPaceSettings, ClientOptimizerSettings
+    GuideSettings, TemporalSettings, SecureSettings, ServerPaceSettings, ClientOptimizerSettings
 ):
     """Settings of HO-SFL, beside those of probes and of the client's optimiser.
 
@@ -120,7 +121,7 @@ class HOSFLSettings(
         return self.minibatches
 
 
-class HOSFL(PipelinedStrategy):
+class HOSFL(SecuredStrategy):
     """Server side of HO-SFL; see the module and `SplitStrategy`."""
 
     name: ClassVar[str] = "ho_sfl"
@@ -153,6 +154,7 @@ class HOSFL(PipelinedStrategy):
         check_guide(settings)
         check_whole(config, settings)
         channels.check_channels(settings.scalars, vars(settings))
+        check_secure(config, settings)
 
     def prepare(self) -> None:
         """Check the client half, and start the journal at its current weights.
@@ -208,8 +210,9 @@ class HOSFL(PipelinedStrategy):
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of HO-SFL: an exchange of smashed data, then one of probes."""
-        if self.settings.pipeline:
-            return self.pipelined_round(round, cohort, exchange)
+        if self.settings.pipeline or self.settings.secure_sums:
+            other = self.pipelined_round if self.settings.pipeline else self.secured_round
+            return other(round, cohort, exchange)
         anchors = self.anchors(round, cohort, exchange, self.minibatches)
         learned = self.learn(round, anchors, exchange)
         answers = exchange.collect(ProbeReply.from_reader, self.check_scalars)
@@ -236,10 +239,10 @@ class HOSFL(PipelinedStrategy):
             probed.used[member.partition] = len(anchors[member].y)
             losses += [part.loss for part in found]
             lam = np.concatenate([part.lam for part in found])
-            if at_once:
-                exchange.push({member: self.probe_request(probed, member.partition, lam, round)})
-            else:
+            if not at_once:
                 probed.lam[member.partition] = lam
+            elif self.tells(member.partition):
+                exchange.push({member: self.probe_request(probed, member.partition, lam, round)})
         self.move_statistics(used, exchange)
         if self.settings.server_steps == "round":
             total = sum(client_weight(self.config.mean, n) for n in probed.used.values())
@@ -275,7 +278,7 @@ class HOSFL(PipelinedStrategy):
         self, probed: Probed, partition: int, lam: np.ndarray, round: int
     ) -> ProbeRequest:
         """Return what asks a client, in some round, for its probes of this or an earlier one."""
-        return ProbeRequest(
+        request = ProbeRequest(
             round=probed.round,
             batch_size=self.config.batch_size,
             minibatches=self.minibatches,
@@ -287,6 +290,7 @@ class HOSFL(PipelinedStrategy):
             guide=probed.guide,
             seal=self.settings.seal(self.config.seed, probed.round) or None,
         )
+        return self.secured(request, partition)
 
     def _stream(self, partition: int) -> int:
         shared = self.settings.directions == "shared"

@@ -199,6 +199,8 @@ class JoinRequest(Request):
         With a digest: kind of an auxiliary head that has frozen parts too, empty for none.
     moments : bool
         Whether it is asked what enters the layers that are to move in directions.
+    secure : bool
+        Whether it is asked for a public key, for secure sums.
     """
 
     ACTION: ClassVar[str] = "join"
@@ -217,6 +219,7 @@ class JoinRequest(Request):
     whole: Annotated[bool, flag().when(lambda request: request["base"] is not None)] = False
     head: Annotated[str, text(empty=_NONE).when(lambda request: request["base"] is not None)] = ""
     moments: bool = False
+    secure: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,8 @@ class JoinReply(Reply):
         Digest in hex of the training set it has loaded, before it is divided; empty with a problem.
     moments : numpy.ndarray or None
         What was asked for, float32, shape [n]: `sfl_flower.split.sketch_moments`.
+    key : bytes or None
+        The node's public key, `KEY_BYTES`, where it was asked for.
     """
 
     WHAT: ClassVar[str] = "join reply"
@@ -245,6 +250,7 @@ class JoinReply(Reply):
     problem: Annotated[str, text(empty=_NONE)] = ""
     data: Annotated[str, text(empty=_NONE)] = ""
     moments: Annotated[np.ndarray, array("float32", "moments", ndim=1)] | None = None
+    key: Annotated[bytes, octets(lambda data: {"secure": len(data)})] | None = None
 
     def check(self, reader: Reader) -> None:
         """Refuse a node without a number that says it can take part."""

@@ -28,6 +28,7 @@ CATEGORIES = (
     "weights",
     "auxiliary",
     "moments",
+    "secure",
     "control",
 )
 

@@ -63,6 +63,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ho_sfl passes": {"probes": 2, "minibatches": 2, "server_passes": 2},
     "frozen passes": {"minibatches": 2, "server_passes": 3},
     "ho_sfl walk": {"probes": 2, "walk": True},
+    "ho_sfl secure": {"directions": "shared", "secure_sums": True, "sampled": 3},
     "heron walk": {"local_steps": 2, "probes": 2, "walk": True},
     "ho_sfl hiso": {"client_optimizer": "hiso", "cone": 0.5},
     "heron radazo": {
@@ -115,7 +116,7 @@ def test_ray_equals_inline(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     assert seen == [0, 1, 2, 3]
     for label, options in METHODS.items():
-        inline = simulate("digits", label.split()[0], backend="inline", **SHARED, **options)
+        inline = simulate("digits", label.split()[0], backend="inline", **{**SHARED, **options})
         assert_equal(found[label], inline)
 
 

@@ -29,6 +29,14 @@ from sfl_flower.wire.mu_splitfed import (
     MUStepReply,
     MUStepRequest,
 )
+from sfl_flower.wire.secure import (
+    SecureForwardReply,
+    SecureForwardRequest,
+    SecureProbeReply,
+    SecureProbeRequest,
+    UnmaskReply,
+    UnmaskRequest,
+)
 from sfl_flower.wire.splitfed import StepReply, StepRequest
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import Entry, Guide, Probing, Tail
@@ -69,6 +77,8 @@ MESSAGES: dict[str, Any] = {
     "join reply": JoinReply(2, 30, data="0af3"),
     "join request for moments": JoinRequest(JOINING, moments=True),
     "join reply with moments": JoinReply(2, 30, data="0af3", moments=np.ones(6, np.float32)),
+    "join request for a key": JoinRequest(JOINING, secure=True),
+    "join reply with a key": JoinReply(2, 30, data="0af3", key=b"\x07" * 32),
     "join problem": JoinReply(2, 0, "no data"),
     "stale": StaleReply(2, "ab"),
     "stale, none": StaleReply(-1, ""),
@@ -89,6 +99,41 @@ MESSAGES: dict[str, Any] = {
     ),
     "probe, sealed": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5), seal=bytes(range(16))),
     "probe reply": ProbeReply(4, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
+    "secure forward": SecureForwardRequest(
+        4, 8, 2, SETUP, NONE, holds=b"\x01" * 8, neighbours=np.ones((2, 32), np.uint8), opens=2
+    ),
+    "secure forward reply": SecureForwardReply(
+        4,
+        -1,
+        Z,
+        Y,
+        np.array([1, 3], np.int64),
+        mark=b"\x02" * 8,
+        pairs=b"\x03" * 48,
+        sent=np.ones((2, 48), np.uint8),
+    ),
+    "secure forward reply, lost": SecureForwardReply(
+        4, -1, Z, Y, np.array([1, 3], np.int64), key=b"\x05" * 32
+    ),
+    "secure probe": SecureProbeRequest(
+        4,
+        8,
+        1,
+        SETUP,
+        Z,
+        0,
+        Probing(5),
+        dealt=b"\xc0",
+        incoming=np.ones((2, 48), np.uint8),
+        bits=30,
+        limit=1e6,
+        clip_norm=1.0,
+        scale="none",
+        weighed=True,
+    ),
+    "secure probe reply": SecureProbeReply(4, np.full((1, 5), 2**64 - 1, np.uint64), 4, Usage(7)),
+    "unmask": UnmaskRequest(4, SETUP, b"\x80"),
+    "unmask reply": UnmaskReply(4, np.ones((3, 16), np.uint8)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
     "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),
     "step reply": StepReply(4, 1, 4, Z, Y),

@@ -1,0 +1,1 @@
+"""What keeps a client's data from others: secure sums."""
