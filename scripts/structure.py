@@ -24,7 +24,7 @@ PACKAGE = "sfl_flower"
 # From the ground up. A module that stands on none of them, or imports from above, is an offence.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("data", "options", "split", "training", "zo"),
+    ("data", "options", "privacy", "split", "training", "zo"),
     ("config", "task", "wire"),
     ("presets", "report", "tasks"),
     ("node", "server"),

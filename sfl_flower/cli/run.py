@@ -87,6 +87,8 @@ def _run(parsed: argparse.Namespace) -> None:
             task, plan, backend=parsed.backend, observer=progress.update, verbose=parsed.verbose
         )
     print_tables([result.summary])
+    if privacy := result.summary.terms.get("privacy"):
+        console.print(f"Privacy: {privacy}", markup=False, highlight=False, soft_wrap=True)
     where = f"Everything is in {out.absolute()}"
     console.print(where, markup=False, highlight=False, soft_wrap=True)
 

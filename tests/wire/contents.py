@@ -82,6 +82,10 @@ MESSAGES: dict[str, Any] = {
     "probe, guided": ProbeRequest(
         4, 8, 1, SETUP, Z, 0, Probing(5), guide=Guide(9, b"\x05\x01", np.ones(2, np.float32))
     ),
+    "probe, private": ProbeRequest(
+        4, 8, 1, SETUP, Z, 0, Probing(5, clip=0.5, noise=2.0, channel=1)
+    ),
+    "probe, bounded": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5, clip=0.5)),
     "probe reply": ProbeReply(4, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
     "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),
@@ -92,6 +96,7 @@ MESSAGES: dict[str, Any] = {
     "walk, none": WalkRequest(
         4, 3, Probing(5, "sphere", 1e-3, "central"), 8, SETUP, NONE, 0.1, "memory"
     ),
+    "walk, private": WalkRequest(4, 3, Probing(5, clip=1.0, noise=4.0), 8, SETUP, NONE, 0.1),
     "walk, tail": WalkRequest(4, 3, Probing(5, "gaussian"), 8, SETUP, TAIL, 0.0),
     "walk, full": WalkRequest(4, 3, Probing(5), 8, SETUP, FULL, 0.1),
     "walk reply": WalkReply(4, -1, np.ones((3, 5), np.float32), 20, 0.5, Usage(7, 2)),

@@ -1,0 +1,1 @@
+"""What bounds and accounts for what scalars tell of a sample."""
