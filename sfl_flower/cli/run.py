@@ -90,6 +90,8 @@ def _run(parsed: argparse.Namespace) -> None:
     print_tables([result.summary])
     for line in conduct_lines(result.summary.clients):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if privacy := result.summary.terms.get("privacy"):
+        console.print(f"Privacy: {privacy}", markup=False, highlight=False, soft_wrap=True)
     where = f"Everything is in {out.absolute()}"
     console.print(where, markup=False, highlight=False, soft_wrap=True)
 

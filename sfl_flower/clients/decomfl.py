@@ -66,7 +66,7 @@ def walk(node: Node, request: WalkRequest) -> WalkReply | StaleReply:
 def _probe(
     node: Node, request: WalkRequest, step: int, directions: list[Direction]
 ) -> tuple[Tensor, float, int]:
-    """Return scalars [P], loss and number of samples of one mini-batch."""
+    """Return scalars [P], loss and number of samples of one mini-batch; no loss with privacy."""
     half = node.whole
     x, y = node.batch(request.round, step, request.batch_size)
     batches = micro_batches(node, request.round, step, x, y)
@@ -76,6 +76,12 @@ def _probe(
     def forward(part: MicroBatch) -> Tensor:
         output: Tensor = half.module(part.x)
         return output
+
+    if probing.clip:
+        from sfl_flower.node.private import private_loss_scalars  # few runs need it
+
+        own = (half.trained, directions, probing, request.batch_size)
+        return private_loss_scalars(node, forward, batches, *own), 0.0, len(y)
 
     def loss() -> Tensor:
         value = batch_loss(node, forward, batches)

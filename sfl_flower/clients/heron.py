@@ -133,7 +133,8 @@ def _probe(
     """Run the anchor and the probes of one step; return the scalars, float32, one a direction."""
     what = ("local model", request.head, request.trains)
     parts = node.memo(("parted", what), lambda: parted(model.client, vector.parameters))
-    if parts is not None and Sweep.fits(request.probing):
+    private = bool(request.probing.clip)
+    if parts is not None and Sweep.fits(request.probing) and not private:
         return _swept(node, model, parts, vector, directions, request, step, uploads)
     x, y = node.batch(request.round, step, request.batch_size)
     batches = micro_batches(node, request.round, step, x, y)
@@ -149,6 +150,16 @@ def _probe(
 
     with torch.no_grad():
         anchor = batch_loss(node, uploaded, batches)
+    if private:
+        from sfl_flower.node.private import private_loss_scalars  # few runs need it
+
+        if step % request.upload_every == 0:  # a loss of samples that are sent tells nothing more
+            uploads.note(anchor)
+        own = (vector, directions, request.probing, request.batch_size)
+        noised: np.ndarray = private_loss_scalars(
+            node, lambda part: model(part.x), batches, *own
+        ).numpy()
+        return noised
     uploads.note(anchor)
     with kept_buffers(model):  # running statistics are the anchor's alone
         at_once = together(

@@ -115,7 +115,8 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
             us = directions.of_step(request.round, step, request.stream, probing.probes)
             us = replica.in_cone(us) + more
             crossed = partial(kept_crossing, node, request.round, step)
-            rows.append(_scalars(node, vector, us, probing, x, z, lam, crossed))
+            own = (x, z, lam, crossed, request.batch_size)
+            rows.append(_scalars(node, vector, us, probing, *own))
     if start != request.lam.shape[0]:
         raise WireError(f"λ is for {request.lam.shape[0]} samples, the batches hold {start}.")
     node.store.drop(_ANCHOR)
@@ -176,19 +177,34 @@ def _scalars(
     z: np.ndarray,
     lam: np.ndarray,
     crossed: Callable[[slice], Values | None],
+    batch_size: int,
 ) -> Tensor:
     """Return the scalars of a mini-batch, float32, [P] or [P (1 + C)].
 
-    `z` and `lam` fit it; `crossed` gives what was kept of the anchor's first part, by rows.
+    `z` and `lam` fit it; `crossed` gives what was kept of the anchor's first part, by rows;
+    `batch_size` is that of the request.
     """
     module, parts = node.half.module, rows_together(node, len(x))
     parted = node.half.parted if Sweep.fits(probing) else None
+
+    def apart(rows: slice, of_samples: bool = False) -> Tensor:
+        """Return the scalars of rows that run together, or those of each."""
+        run, own = partial(run_half, module), x[rows]
+        anchor, weight = (read_only(array[rows], node.device) for array in (z, lam))
+        at_once = together(node, "half", module, vector, probing, run, lambda part: part, own)
+        forward = partial(run, own) if parted is None else _rest(parted, own, crossed(rows))
+        return surrogate_scalars(
+            forward, vector, us, probing, anchor, weight, at_once, of_samples=of_samples
+        )
+
+    if probing.clip:
+        from sfl_flower.node.private import private_scalars  # few runs need it
+
+        numbers = 1 + lam.shape[probing.channel] if probing.channel else 1
+        each = [apart(rows, True).reshape(len(us), -1, numbers) for rows in parts]
+        return private_scalars(each, probing, batch_size)
     if len(parts) == 1:
-        run = partial(run_half, module)
-        anchor, weight = (read_only(array, node.device) for array in (z, lam))
-        at_once = together(node, "half", module, vector, probing, run, lambda part: part, x)
-        forward = partial(run, x) if parted is None else _rest(parted, x, crossed(parts[0]))
-        return surrogate_scalars(forward, vector, us, probing, anchor, weight, at_once)
+        return apart(parts[0])
 
     def of(rows: slice) -> tuple[Tensor, Tensor]:
         """Return z and λ of some rows."""

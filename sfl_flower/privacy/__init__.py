@@ -1,1 +1,1 @@
-"""What keeps a client's data from others: secure sums."""
+"""What keeps a client's data from others: bounds, noise and accounts of it, and secure sums."""

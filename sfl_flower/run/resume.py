@@ -71,6 +71,8 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
             for text in begins_anew(strategy.settings):
                 _log.warning("%s", text)
                 strategy.account.say(text)
+        if not directory.finished:
+            _spend_again(strategy, directory.history)
         if not lines:
             _log.warning(
                 "%s has no history of the %d rounds up to its checkpoint; it begins at the next.",
@@ -103,6 +105,28 @@ def begins_anew(settings: Settings) -> Iterator[str]:
             f"What clients sent of their samples, temporal={told['temporal']:g}, is not in the "
             "checkpoint; it is sent anew, so the run does not go on to the same bits."
         )
+
+
+def _spend_again(strategy: SplitStrategy, history: History) -> None:
+    """Count the privacy that a run spent in rounds which it now does again."""
+    spending = vars(strategy).get("spending")
+    if spending is None or not spending.statement or strategy.round >= strategy.config.rounds:
+        return
+    # Pipelined, probes of the last round are asked for by the next one.
+    first = strategy.round + (0 if vars(strategy.settings).get("pipeline") else 1)
+    asked = max(strategy.round, history[-1].round if len(history) else 0) + 1
+    last = min(asked, strategy.config.rounds)
+    spending.repeat(range(first, last + 1))
+    if not spending.central:
+        _log.warning(
+            "Noise that clients add for privacy is secret and drawn anew, so the run does not go "
+            "on to the same bits."
+        )
+    _log.warning(
+        "Rounds %d to %d, which clients may have been asked for before, count twice in epsilon.",
+        first,
+        last,
+    )
 
 
 def _check_early(directory: RunDirectory, config: RunConfig) -> None:

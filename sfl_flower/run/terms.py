@@ -35,14 +35,17 @@ def terms(strategy: SplitStrategy, history: Iterable[RoundRecord]) -> dict[str, 
         server half steps; ``server_passes``: how often it goes over the mini-batches of a round;
         ``server_steps``: how often it stepped, 0 where the server only averages;
         ``server_precision``: what it multiplied in, None where the server runs no backprop;
-        ``server_compile``: whether it ended as a compiled program.
+        ``server_compile``: whether it ended as a compiled program. ``privacy``: the ε of the run
+        and what it covers, where there is one.
     """
     settings, facts = strategy.settings, strategy.facts
     mode = "eval" if settings.client_mode == "eval" else "train"
     forwards, backprops = settings.client_passes or (None, None)
     if forwards is not None and backprops and strategy.config.checkpointing:
         forwards += backprops
+    spending = vars(strategy).get("spending")
     return {
+        **({"privacy": spending.statement} if spending and spending.statement else {}),
         "client": facts.client,
         "client_mode": mode if changes_by_mode(strategy.client_half) else "",
         "client_forwards": forwards,

@@ -105,6 +105,14 @@ class Account:
         yield
         self.ledger.exchanges = before
 
+    def end(self, round: int) -> None:
+        """Let a round be the last."""
+        self._rounds = round
+
+    def over(self, round: int) -> bool:
+        """Tell whether no round comes after this one."""
+        return round >= self._rounds
+
     def metering(self, round: int) -> str:
         """Return what clients measure in a round: memory in the first, operations in the second."""
         return {1: "memory", 2: "flops"}.get(round - self.first, "none")
@@ -134,7 +142,7 @@ class Account:
         self._empty = 0 if tally.used else self._empty + 1
         if self._empty >= self._patience:
             what = f"in {self._empty} rounds in a row, so training stops at round {round}"
-        elif round >= self._rounds and not self._replies:
+        elif self.over(round) and not self._replies:
             what = f"in any of the {round} rounds, so no client has trained anything"
         else:
             return

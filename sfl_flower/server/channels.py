@@ -238,14 +238,15 @@ def walk_signs(seed: int, round: int, shape: tuple[int, ...], shared: bool) -> n
 
 
 def conditioned(
-    step: np.ndarray, probing: Probing, clip_norm: float, scale: str, guide: Guide | None
+    scalars: np.ndarray, probing: Probing, clip_norm: float, scale: str, guide: Guide | None
 ) -> np.ndarray:
-    """Return the scalars of a mini-batch, scaled and clipped as the settings say, float64.
+    """Return a round's scalars, those of each mini-batch scaled and clipped, float64.
 
     Parameters
     ----------
-    step : numpy.ndarray
-        v, shape [P], [P + 1] with a guide, or [P (1 + C)] where channels are told apart.
+    scalars : numpy.ndarray
+        v, shape [clients, steps, n]: n is P, P + 1 with a guide, or P (1 + C) where channels are
+        told apart.
     probing : Probing
         How they were made.
     clip_norm, scale : float, str
@@ -253,10 +254,14 @@ def conditioned(
     guide : Guide or None
         That of the round.
     """
-    if probing.channel:
-        rows = step.reshape(probing.probes, -1)
-        return clip_channels(rows, probing.unit, clip_norm).reshape(-1)
-    own = (probing.unit, clip_norm, scale)
-    return (
-        condition_scalars(step, *own) if guide is None else condition_guided(step, *own, guide.size)
-    )
+
+    def step(v: np.ndarray) -> np.ndarray:
+        if probing.channel:
+            rows = v.reshape(probing.probes, -1)
+            return clip_channels(rows, probing.unit, clip_norm).reshape(-1)
+        own = (probing.unit, clip_norm, scale)
+        return (
+            condition_scalars(v, *own) if guide is None else condition_guided(v, *own, guide.size)
+        )
+
+    return np.stack([[step(v) for v in client] for client in scalars])

@@ -193,7 +193,7 @@ class PipelinedStrategy(AnchoredStrategy):
         exchange.tally.early = self._arrived is None
         counted = learned.probed.used if self._arrived is None else self._arrived.scalars
         exchange.tally.replies = len(counted)
-        if round >= self.config.rounds:
+        if self.account.over(round):
             extra = self._close(round, exchange) or extra
         return learned.outcome(extra)
 

@@ -11,14 +11,15 @@ from sfl_flower.options import Range
 from sfl_flower.privacy.secure_circle import FEWEST, Circle, threshold_of
 from sfl_flower.privacy.secure_numbers import largest, step_bits
 from sfl_flower.server.aggregate import find_aggregator
+from sfl_flower.server.private import PrivacySettings
 from sfl_flower.server.sealing import SealSettings
 
 __all__ = ["SecureSettings", "check_secure", "sum_bits"]
 
 
 @dataclass(frozen=True)
-class SecureSettings(SealSettings):
-    """Options of methods whose clients may let the server learn sums alone, and seals.
+class SecureSettings(SealSettings, PrivacySettings):
+    """Options of what others may learn: secure sums, beside seals and differential privacy.
 
     Attributes
     ----------
@@ -41,6 +42,7 @@ _ALONE = {
     "directions": ("shared", "clients' scalars are added up, which takes the same directions"),
     "pipeline": (False, "shares are dealt and used within a round"),
     "guide": ("none", "the scalar of a guide is clipped beside the others"),
+    "dp_clip": (0.0, "its account is of scalars that come one by one"),
     "scalars": ("batch", "scalars of channels are clipped apart"),
 }
 """Options that secure sums go with at this value only, and why."""

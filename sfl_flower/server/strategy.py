@@ -220,7 +220,7 @@ class SplitStrategy(Unwrapped):
         metrics : MetricRecord
             Numbers of the round.
         """
-        last = self.round >= self.config.rounds
+        last = self.account.over(self.round)
         due = last or self.round % self.config.evaluation_period == 0
         self._record(self.evaluate_model() if due else {})
         if self._save and (last or self.round % self.config.checkpoint_period == 0):

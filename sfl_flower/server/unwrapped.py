@@ -9,6 +9,7 @@ nothing of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from logging import getLogger
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -17,7 +18,13 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from sfl_flower.errors import ConfigError
 
-__all__ = ["Unwrapped"]
+__all__ = ["RunOver", "Unwrapped"]
+
+_log = getLogger("flwr")
+
+
+class RunOver(Exception):
+    """Ends a run before a round that must not be; what was trained is its result."""
 
 
 class Unwrapped(Strategy):
@@ -26,10 +33,16 @@ class Unwrapped(Strategy):
     _started = False
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
-        """Run the rounds; arguments and result are those of Flower's `Strategy.start`."""
+        """Run the rounds; arguments and result are those of Flower's `Strategy.start`.
+
+        A run that is over before its last round has a result without arrays and metrics.
+        """
         self._started = True
         try:
             return super().start(*args, **kwargs)
+        except RunOver as over:
+            _log.warning("%s", over)
+            return Result()
         finally:
             self._started = False
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfl_flower.config import Settings
+from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError, CutError, JournalError
 from sfl_flower.options import Choice, ClientMode, Minibatches, Range, Rate
 from sfl_flower.server.aggregate import client_weight
@@ -28,6 +28,7 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.private import PrivacySettings, check_private, check_samples_apart
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -39,6 +40,7 @@ from sfl_flower.server.probing import (
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import ClientRateSettings
+from sfl_flower.server.spending import Spending
 from sfl_flower.server.verdict import tell
 from sfl_flower.split import Whole, check_zeroth_order, load_dequantised
 from sfl_flower.training.modes import eval_mode
@@ -57,7 +59,7 @@ __all__ = ["DeComFL", "DeComFLSettings"]
 
 
 @dataclass(frozen=True)
-class DeComFLSettings(ProbingSettings, ClientRateSettings):
+class DeComFLSettings(ProbingSettings, PrivacySettings, ClientRateSettings):
     """Settings of DeComFL, beside those of probes.
 
     Attributes
@@ -131,6 +133,13 @@ class DeComFL(JournalledStrategy):
             seconds=parts.probe_seconds(beside_anchor=False),
         )
 
+    @classmethod
+    def check_options(cls, config: RunConfig, settings: Settings) -> None:
+        """Refuse also what `check_private` does."""
+        assert isinstance(settings, DeComFLSettings)
+        super().check_options(config, settings)
+        check_private(config, settings, settings.local_steps)
+
     def prepare(self) -> None:
         """Check the model, and start the journal at its current weights.
 
@@ -142,6 +151,7 @@ class DeComFL(JournalledStrategy):
         whole = Whole(self.client_half, self.server.module)
         with eval_mode(whole) if self.settings.client_mode == "eval" else nullcontext():
             self._check(whole)
+        self.spending = Spending(self.config, self.settings, self.facts)
         self._key = run_key("decomfl", self.config.seed)
         self.mirror = Mirror(
             whole,
@@ -165,6 +175,7 @@ class DeComFL(JournalledStrategy):
             ) from error
         probing, loss = self.settings.probing(), self.task.loss
         check_estimator(probing, whole, lambda: loss(whole(x), y))
+        check_samples_apart(self.settings, whole, whole, x, self.config.seed)
 
     def load_client(self, state: Mapping[str, Tensor]) -> None:
         """Put the whole model's weights in place before the first round."""
@@ -178,14 +189,16 @@ class DeComFL(JournalledStrategy):
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return journal and parameters for a checkpoint."""
-        return self.mirror.tensors()
+        return self.mirror.tensors() | self.spending.tensors()
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put journal and parameters back."""
         self.mirror.load_tensors(tensors)
+        self.spending.load_tensors(tensors)
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of DeComFL: replay and walk on the clients, one entry from the mean."""
+        self.spending.begin(round, cohort, self._roster, self.account, exchange.tally)
         lr = self.settings.client_rate(round, self.config.rounds)
         replies = self.ask_in_step(
             cohort,
@@ -202,14 +215,16 @@ class DeComFL(JournalledStrategy):
         extra = self._update(round, lr, replies, exchange)
         exchange.tally.replies = len(replies)
         samples = sum(reply.samples for reply in replies.values())
-        return Outcome([reply.loss for reply in replies.values()], samples, extra)
+        # With a clip no client tells its loss: it is of samples that nothing bounds.
+        losses = [] if self.settings.dp_clip else [reply.loss for reply in replies.values()]
+        return self.spending.closed(Outcome(losses, samples, extra))
 
     def _request(self, round: int, member: Member, lr: float) -> WalkRequest:
         settings = self.settings
         return WalkRequest(
             round=round,
             steps=settings.local_steps,
-            probing=settings.probing(),
+            probing=self.spending.of(settings.probing()),
             batch_size=self.config.batch_size,
             setup=self.setup,
             sync=self.mirror.sync(member),
@@ -228,11 +243,14 @@ class DeComFL(JournalledStrategy):
             return {}
         weights = np.array([client_weight(self.config.mean, r.samples) for r in replies.values()])
         probing = self.settings.probing()
-        note_zeros(exchange.tally, (reply.scalars for reply in replies.values()), probing)
         scalars = np.stack([reply.scalars for reply in replies.values()]).astype(np.float64)
+        shown = self.spending.shown(scalars)
+        note_zeros(exchange.tally, shown, probing)
         scale = weights / (weights.sum() * self.settings.probes * probing.unit)
         coefficients = self.aggregator.scalars(scalars, scale)[None]
         tell(exchange.tally, self.aggregator, [member.partition for member in replies])
+        told = sorted(member.partition for member in replies)
+        coefficients = self.spending.noised(coefficients, scale, probing, round, told)
         if self.settings.walk:
             steps, probes = range(self.settings.local_steps), self.settings.probes
             keys = [step_keys(round, step, SHARED_STREAM, probes) for step in steps]
@@ -250,4 +268,5 @@ class DeComFL(JournalledStrategy):
             )
         except JournalError as error:
             exchange.tally.note(str(error))
-        return {"client_lr": lr, "scalar_rms": float(np.sqrt(np.mean(scalars**2)))}
+        rms = {"scalar_rms": float(np.sqrt(np.mean(shown**2)))} if shown.size else {}
+        return {"client_lr": lr, **rms}

@@ -26,6 +26,7 @@ from sfl_flower.server.following import FollowingStrategy
 from sfl_flower.server.guided import GuideSettings, NextGuide, check_local_guide
 from sfl_flower.server.local_walks import LocalWalks, WalkSettings, check_walks_down
 from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.private import PrivacySettings, check_private, check_samples_apart
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -39,6 +40,7 @@ from sfl_flower.server.received import check_bounds, received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.settings import Replayable, Schedule, Warmup
+from sfl_flower.server.spending import Spending
 from sfl_flower.server.tensors import named, under
 from sfl_flower.server.trainer import Trainer
 from sfl_flower.split import buffers_of, travelling_state
@@ -59,7 +61,7 @@ _TRAINER = "trainer."
 
 
 @dataclass(frozen=True)
-class HERONSettings(GuideSettings, WalkSettings):
+class HERONSettings(GuideSettings, PrivacySettings, WalkSettings):
     """Settings of HERON-SFL, beside those of probes (the paper has one a step).
 
     The defaults are those that learned best on Fashion-MNIST (``docs/results/heron.md``); the
@@ -137,12 +139,13 @@ class HERON(FollowingStrategy):
 
     @classmethod
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
-        """Refuse also what `check_whole` and `check_local_guide` do, and walks of no mean."""
+        """Refuse also what `check_whole` and its like do, and walks of no mean."""
         assert isinstance(settings, HERONSettings)
         super().check_options(config, settings)
         check_walks_down(config, settings)
         check_local_guide(settings, settings.head_trainer)
         check_whole(config, settings)
+        check_private(config, settings, None)
 
     def prepare(self) -> None:
         """Build the head, and lay what walks out as one vector, as clients do."""
@@ -156,9 +159,14 @@ class HERON(FollowingStrategy):
             lambda: self.task.loss(self.head(self.client_half(x)), y),
             names,
         )
-        check_stack(
-            self.settings.probing(), both, lambda x: self.head(self.client_half(x)), x, names
-        )
+
+        def run(x: Tensor) -> Tensor:
+            output: Tensor = self.head(self.client_half(x))
+            return output
+
+        check_stack(self.settings.probing(), both, run, x, names)
+        check_samples_apart(self.settings, both, run, x, self.config.seed)
+        self.spending = Spending(self.config, self.settings, self.facts)
         self.vector = ParameterVector(both, names)
         settings = self.settings
         own = (settings.clip_norm, settings.scale, settings.walk, settings.guide_rest)
@@ -200,25 +208,27 @@ class HERON(FollowingStrategy):
         """Return client half, head, the state of the head's optimiser and the next guide."""
         state = {} if self.trainer is None else slots(self.trainer.optimizer)
         own = {f"{_TRAINER}{k}": v for k, v in state.items()}
-        return super().method_tensors() | own | self.next.tensors()
+        return super().method_tensors() | own | self.next.tensors() | self.spending.tensors()
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put client half, head, optimiser state and guide back."""
         super().load_method_tensors(tensors)
         self.next.load_tensors(tensors, self.vector.shapes)
+        self.spending.load_tensors(tensors)
         if self.trainer is not None:
             load_slots(self.trainer.optimizer, under(_TRAINER, tensors))
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of HERON-SFL: forward-only steps everywhere, the server's pass, means."""
         settings, lr = self.settings, self.rate(round)
+        self.spending.begin(round, cohort, self._roster, self.account, exchange.tally)
         replies = self.ask_in_step(
             HERONRequest,
             round,
             cohort,
             exchange,
             self._check,
-            probing=settings.probing(),
+            probing=self.spending.of(settings.probing()),
             uplink=settings.uplink,
             trains=self.trains,
             clip_norm=settings.clip_norm,
@@ -247,7 +257,7 @@ class HERON(FollowingStrategy):
             walks = self.walks.together(round, lr, used, self.next.guide) if told else None
             self.downlink.advance(exchange.tally, walks)
         self.next.make(round + 1, used, self.settings.upload_every, exchange.tally)
-        return self.outcome(round, used.values(), losses, exchange)
+        return self.spending.closed(self.outcome(round, used.values(), losses, exchange))
 
     def _check(self, reply: LocalReply) -> None:
         """Refuse a reply whose scalars or weights do not fit client half and head."""

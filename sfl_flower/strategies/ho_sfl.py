@@ -36,6 +36,7 @@ from sfl_flower.server.guided import GuideSettings, check_guide
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.pipelined import Learned, Probed
+from sfl_flower.server.private import check_private, check_samples_apart
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -51,6 +52,7 @@ from sfl_flower.server.roster import Member
 from sfl_flower.server.secure_settings import SecureSettings, check_secure
 from sfl_flower.server.secured import SecuredStrategy
 from sfl_flower.server.settings import ClientOptimizerSettings, Replayable
+from sfl_flower.server.spending import Spending
 from sfl_flower.server.turns import ServerPaceSettings
 from sfl_flower.server.verdict import tell
 from sfl_flower.split import check_zeroth_order
@@ -148,11 +150,12 @@ class HOSFL(SecuredStrategy):
 
     @classmethod
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
-        """Refuse an aggregator that needs shared directions without them, and `check_whole`."""
+        """Refuse what `check_aggregator`, `check_whole` and `check_private` do, and the like."""
         assert isinstance(settings, HOSFLSettings)
         check_aggregator(config, own_directions=settings.directions == "own")
         check_guide(settings)
         check_whole(config, settings)
+        check_private(config, settings)
         channels.check_channels(settings.scalars, vars(settings))
         check_secure(config, settings)
 
@@ -172,7 +175,9 @@ class HOSFL(SecuredStrategy):
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
             check_stack(settings.probing(), self.client_half, self.client_half, x)
             apart = channels.told_apart(settings.scalars, self.client_half, x, self.config.seed)
+            check_samples_apart(settings, self.client_half, self.client_half, x, self.config.seed)
         self.minibatches = settings.minibatches
+        self.spending = Spending(self.config, settings, self.facts)
         self._probing = replace(settings.probing(), channel=apart.channel)
         self.mirror = Mirror(
             self.client_half,
@@ -199,7 +204,7 @@ class HOSFL(SecuredStrategy):
     def method_tensors(self) -> dict[str, Tensor]:
         """Return journal, parameters, optimiser state and guide for a checkpoint."""
         guide = {} if self._maker is None else self._maker.tensors()
-        return self.mirror.tensors() | guide | self.pipeline_tensors()
+        return self.mirror.tensors() | guide | self.pipeline_tensors() | self.spending.tensors()
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put journal, parameters, optimiser state and guide back."""
@@ -207,19 +212,21 @@ class HOSFL(SecuredStrategy):
         if self._maker is not None:
             self._maker.load_tensors(tensors)
         self.load_pipeline_tensors(tensors)
+        self.spending.load_tensors(tensors)
 
     def train_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round of HO-SFL: an exchange of smashed data, then one of probes."""
+        self.spending.begin(round, cohort, self._roster, self.account, exchange.tally)
         if self.settings.pipeline or self.settings.secure_sums:
             other = self.pipelined_round if self.settings.pipeline else self.secured_round
-            return other(round, cohort, exchange)
+            return self.spending.closed(other(round, cohort, exchange))
         anchors = self.anchors(round, cohort, exchange, self.minibatches)
         learned = self.learn(round, anchors, exchange)
         answers = exchange.collect(ProbeReply.from_reader, self.check_scalars)
         self.book_usage(reply.usage for reply in answers.values())
         probed = self.told(learned.probed, answers, exchange)
         exchange.tally.replies = len(probed.scalars)
-        return learned.outcome(self.update(probed, exchange))
+        return self.spending.closed(learned.outcome(self.update(probed, exchange)))
 
     def learn(
         self, round: int, anchors: Mapping[Member, ForwardReply], exchange: Exchange
@@ -285,7 +292,7 @@ class HOSFL(SecuredStrategy):
             setup=self.setup,
             lam=lam,
             stream=self._stream(partition),
-            probing=self._probing,
+            probing=self.spending.of(self._probing),
             meter=self.metering(round),
             guide=probed.guide,
             seal=self.settings.seal(self.config.seed, probed.round) or None,
@@ -293,8 +300,7 @@ class HOSFL(SecuredStrategy):
         return self.secured(request, partition)
 
     def _stream(self, partition: int) -> int:
-        shared = self.settings.directions == "shared"
-        return SHARED_STREAM if shared else client_stream(partition)
+        return SHARED_STREAM if self.settings.directions == "shared" else client_stream(partition)
 
     def check_scalars(self, reply: ProbeReply | PipelinedReply) -> None:
         """Refuse scalars that are not finite, or larger than `scalar_limit` allows."""
@@ -307,38 +313,31 @@ class HOSFL(SecuredStrategy):
             return {}
         weights = np.array([client_weight(self.config.mean, probed.used[at]) for at in told])
         settings, probing = self.settings, self._probing
-        note_zeros(exchange.tally, told.values(), probing)
         scalars = np.stack(list(told.values())).astype(np.float64)
-        own = (probing, settings.clip_norm, settings.scale, guide)
-        clipped = np.stack(
-            [[channels.conditioned(step, *own) for step in found] for found in told.values()]
-        )
+        shown = self.spending.shown(scalars)
+        note_zeros(exchange.tally, shown, probing)
+        own, shared = (settings.clip_norm, settings.scale, guide), settings.directions == "shared"
+        clipped = channels.conditioned(scalars, probing, *own)
         if settings.walk:
-            shared = settings.directions == "shared"
             clipped *= channels.walk_signs(self.config.seed, round, clipped.shape, shared)
         drawn = clipped.shape[-1] - (guide is not None)
         along, clipped = clipped[..., drawn:], clipped[..., :drawn]
         scale = weights / (weights.sum() * settings.probes * settings.minibatches * probing.unit)
-        if settings.directions == "shared":
+        if shared:
             coefficients = self.aggregator.scalars(clipped, scale)[None]
             streams: tuple[int, ...] = (SHARED_STREAM,)
         else:
             coefficients = self.aggregator.apart(clipped) * scale[:, None, None]
             streams = tuple(self._stream(partition) for partition in told)
         tell(exchange.tally, self.aggregator, list(told))
+        coefficients = self.spending.noised(coefficients, scale, probing, round, told)
         lr = settings.client_rate(round, self.config.rounds)
         if guide is None:  # all that probes tell is off the guide that the round lacks
             coefficients *= settings.guide_rest
         try:
-            entry = Entry(
-                round=round,
-                lr=lr,
-                streams=streams,
-                steps=settings.minibatches,
-                probes=drawn,
-                coefficients=coefficients.astype(np.float32),
-                seal=settings.seal(self.config.seed, round),
-            )
+            head = (round, lr, streams, settings.minibatches, drawn)
+            seal = settings.seal(self.config.seed, round)
+            entry = Entry(*head, coefficients.astype(np.float32), seal=seal)
             if guide is not None:  # of which one probe a mini-batch told, not P
                 slope = float(self.aggregator.scalars(along, scale * settings.probes).sum())
                 given = (guide, slope, settings.guide_rest)
@@ -346,6 +345,6 @@ class HOSFL(SecuredStrategy):
             self.mirror.update(entry)
         except JournalError as error:
             exchange.tally.note(str(error))
-        rms = {"scalar_rms": scalars[..., :drawn], "guide_rms": scalars[..., drawn:]}
+        rms = {"scalar_rms": shown[..., :drawn], "guide_rms": shown[..., drawn:]}
         sizes = {name: float(np.sqrt(np.mean(part**2))) for name, part in rms.items() if part.size}
         return {"client_lr": lr, **sizes}

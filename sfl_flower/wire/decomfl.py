@@ -54,7 +54,10 @@ class WalkRequest(Request):
 
 @dataclass(frozen=True)
 class WalkReply(Reply):
-    """The scalars v of a client's local walk, and the mean of the losses along it."""
+    """The scalars v of a client's local walk, and the mean of the losses along it.
+
+    Of samples that are told apart (`Probing.clip`) there is no loss, which is then 0.
+    """
 
     WHAT: ClassVar[str] = "walk reply"
 

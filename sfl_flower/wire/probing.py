@@ -12,11 +12,14 @@ from sfl_flower.zo import ESTIMATORS, LAWS, Direction, Directions, Guide, Probin
 from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
 
 MOST_DIMENSIONS = 16
+LARGEST_AMOUNT = 1e30
+"""Of a clip, and of noise in units of it."""
 
 __all__ = ["GuideSigns", "Probes", "Seal", "along"]
 
 
 def _read(reader: Reader, name: str) -> Probing:
+    clip = reader.number("clip", 0.0, LARGEST_AMOUNT) if reader.has("clip") else 0.0
     return Probing(
         probes=reader.integer("probes", 1, MOST_PROBES),
         law=reader.text("law", tuple(LAWS)),
@@ -24,6 +27,8 @@ def _read(reader: Reader, name: str) -> Probing:
         estimator=reader.text("estimator", tuple(ESTIMATORS)),
         stack=reader.integer("stack", 1, MOST_PROBES) if reader.has("stack") else 1,
         channel=reader.integer("channel", 1, MOST_DIMENSIONS) if reader.has("channel") else 0,
+        clip=clip,
+        noise=reader.number("noise", 0.0, LARGEST_AMOUNT) if clip and reader.has("noise") else 0.0,
     )
 
 
@@ -36,10 +41,15 @@ def _write(draft: Draft, name: str, probing: Probing) -> None:
         draft.setting("stack", probing.stack)
     if probing.channel:
         draft.setting("channel", probing.channel)
+    if probing.clip:
+        draft.setting("clip", probing.clip)
+    if probing.noise:
+        draft.setting("noise", probing.noise)
 
 
 Probes = Annotated[Probing, Codec(_read, _write, standing=True)]
-"""P, law, μ and estimator, as `probes`, `law`, `mu`, `estimator`; `stack` above 1; `channel`."""
+"""P, law, μ and estimator, as `probes`, `law`, `mu`, `estimator`; `stack` above 1; `channel`;
+`clip` and `noise` where samples are told apart."""
 
 _BYTES = octets(lambda data: {"keys": len(data)})
 

@@ -36,6 +36,12 @@ class Probing:
     channel : int
         The dimension of the smashed data along which each channel has scalars of its own
         (`sfl_flower.zo.channels`); 0 where a probe gives one scalar.
+    clip : float
+        C, the largest norm of the gradient that the scalars of one sample may tell of, finite; 0
+        where samples are not told apart.
+    noise : float
+        σ of the Gaussian noise that the client adds to scalars, in `sensitivity`; finite, and 0
+        without a clip.
 
     Raises
     ------
@@ -49,6 +55,8 @@ class Probing:
     estimator: str = "forward"
     stack: int = 1
     channel: int = 0
+    clip: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = MU_RANGE
@@ -63,6 +71,12 @@ class Probing:
             if value not in legal:
                 raise ConfigError(f"{name} is '{value}'; it must be one of {', '.join(legal)}.")
 
+        if not (0 <= self.clip < math.inf and 0 <= self.noise < math.inf):
+            raise ConfigError(
+                f"clip is {self.clip} and noise {self.noise}; both must be finite, at least 0."
+            )
+        if self.noise and not self.clip:
+            raise ConfigError(f"noise is {self.noise} and clip 0; noise needs a clip above 0.")
         if type(self.stack) is not int or not 1 <= self.stack <= MOST_PROBES:
             raise ConfigError(f"stack is {self.stack}; it must be in [1, {MOST_PROBES}].")
         if self.stack > 1 and (self.law != "rank_one" or self.estimator == "jvp"):
@@ -81,6 +95,19 @@ class Probing:
     def unit(self) -> float:
         """What a scalar is divided by to be a derivative; see `Estimator.unit`."""
         return self.rule.unit(self.mu)
+
+    def sensitivity(self, batch_size: int) -> float:
+        """Return by how much a sample moves the scalars of a mini-batch at most, with a clip.
+
+        ``C √P unit / B``, the Euclidean norm of all its scalars: √(mean v²) / unit of a sample's
+        scalars estimates the norm of its gradient, and it counts 1/B in the mean.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, samples of a mini-batch.
+        """
+        return self.clip * math.sqrt(self.probes) * self.unit / batch_size
 
     @property
     def forwards(self) -> int:

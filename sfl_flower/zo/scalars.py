@@ -40,6 +40,15 @@ def totals(products: Tensor, channel: int) -> Tensor:
     return torch.cat([found.sum().reshape(1), found])
 
 
+def sample_totals(products: Tensor, channel: int) -> Tensor:
+    """Do what `totals` does for each sample: float64, [n], or [n (1 + C)], a sample's together."""
+    if not channel:
+        return products.reshape(len(products), -1).sum(1, dtype=torch.float64)
+    others = [dim for dim in range(1, products.dim()) if dim != channel]
+    found = products.sum(others, dtype=torch.float64) if others else products.double()
+    return torch.cat([found.sum(1, keepdim=True), found], dim=1).reshape(-1)
+
+
 def surrogate_scalars(
     forward: Callable[[], Tensor],
     vector: ParameterVector,
@@ -48,6 +57,8 @@ def surrogate_scalars(
     anchor_out: Tensor,
     lam: Tensor,
     together: Together | None = None,
+    *,
+    of_samples: bool = False,
 ) -> Tensor:
     """Project what each probe changes at the cut on the cut-layer gradient (HO-SFL).
 
@@ -70,13 +81,15 @@ def surrogate_scalars(
         ``λ``, float32, shape of ``z``.
     together : Together, optional
         How several probes run in one forward; of it `Together.read` gives the smashed data.
+    of_samples : bool
+        Whether those of each sample are wanted, which are not summed.
 
     Returns
     -------
     Tensor
         ``[P]`` float32 on the CPU, or ``[P (1 + C)]`` where `Probing.channel` tells channels apart:
-        of each probe that of the whole first. Not checked for finiteness: the caller reports and
-        skips.
+        of each probe that of the whole first. Of samples ``[P n]`` or ``[P n (1 + C)]``. Not
+        checked for finiteness: the caller reports and skips.
 
     Raises
     ------
@@ -94,6 +107,7 @@ def surrogate_scalars(
             "they must be equal."
         )
     anchor, weight = anchor_out.detach().float(), lam.detach().float()
+    total = sample_totals if of_samples else totals
 
     def checked(given: Tensor) -> Tensor:
         out = given.float()
@@ -105,12 +119,13 @@ def surrogate_scalars(
         return out
 
     def project(high: Tensor, low: Tensor) -> Scalars:
-        return totals((high - low).mul_(weight), probing.channel)
+        return total((high - low).mul_(weight), probing.channel)
 
     if together is not None:
         read = together.read
         together = replace(together, read=lambda part: checked(read(part)))
     parts = 1 + anchor.shape[probing.channel] if probing.channel else 1
+    parts *= len(anchor) if of_samples else 1
     target = Target(lambda: checked(forward()), project, anchor, together, parts)
     return _scalars(target, vector, directions, probing)
 

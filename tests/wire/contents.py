@@ -98,6 +98,10 @@ MESSAGES: dict[str, Any] = {
         4, 8, 1, SETUP, Z, 0, Probing(5), guide=Guide(9, b"\x05\x01", np.ones(2, np.float32))
     ),
     "probe, sealed": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5), seal=bytes(range(16))),
+    "probe, private": ProbeRequest(
+        4, 8, 1, SETUP, Z, 0, Probing(5, clip=0.5, noise=2.0, channel=1)
+    ),
+    "probe, bounded": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5, clip=0.5)),
     "probe reply": ProbeReply(4, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
     "secure forward": SecureForwardRequest(
         4, 8, 2, SETUP, NONE, holds=b"\x01" * 8, neighbours=np.ones((2, 32), np.uint8), opens=2
@@ -143,6 +147,7 @@ MESSAGES: dict[str, Any] = {
     "walk, none": WalkRequest(
         4, 3, Probing(5, "sphere", 1e-3, "central"), 8, SETUP, NONE, 0.1, "memory"
     ),
+    "walk, private": WalkRequest(4, 3, Probing(5, clip=1.0, noise=4.0), 8, SETUP, NONE, 0.1),
     "walk, tail": WalkRequest(4, 3, Probing(5, "gaussian"), 8, SETUP, TAIL, 0.0),
     "walk, full": WalkRequest(4, 3, Probing(5), 8, SETUP, FULL, 0.1),
     "walk reply": WalkReply(4, -1, np.ones((3, 5), np.float32), 20, 0.5, Usage(7, 2)),
