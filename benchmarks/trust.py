@@ -20,6 +20,10 @@ PARTS = {
     "resume": "the server killed at random moments, over all methods: equal to the bit (minutes)",
     "faults": "accuracy with 30 % of replies lost, late, doubled or NaN (long)",
     "fuzz": "damaged messages, journals, checkpoints and configurations in every decoder (minutes)",
+    "robust": "clients that lie, under the mean and under robust aggregators (minutes)",
+    "dp": "noise and epsilon as stated, and accuracy on SST-2 by epsilon (long)",
+    "secagg": "secure sums: equal to plain ones, and what they cost a client",
+    "deploy": "a SuperNode killed and started again in a deployment with TLS and keys (minutes)",
     "soak": "1 000 rounds of 100 clients that come and go: memory and files (minutes)",
 }
 """Name -> what it shows."""

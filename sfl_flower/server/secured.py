@@ -20,12 +20,13 @@ from sfl_flower.privacy.secure_numbers import from_fixed
 from sfl_flower.privacy.shares import SHARE_BYTES
 from sfl_flower.server import channels
 from sfl_flower.server.aggregate import client_weight
-from sfl_flower.server.exchange import Exchange, Tally
+from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.pipelined import PipelinedStrategy, Probed
 from sfl_flower.server.probing import note_zeros
 from sfl_flower.server.roster import Member
 from sfl_flower.server.secure_settings import sum_bits
+from sfl_flower.server.tally import Tally
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest, ProbeRequest
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.secure import (

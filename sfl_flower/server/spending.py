@@ -20,12 +20,12 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.privacy.accounting import epsilon_of, most_times, noise_for
 from sfl_flower.privacy.bounded import gaussian
 from sfl_flower.server.account import Account
-from sfl_flower.server.exchange import Tally
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.private import PrivacySettings
 from sfl_flower.server.recall import MOST_SAMPLES
 from sfl_flower.server.roster import Member, Roster, draw_cohort
+from sfl_flower.server.tally import Tally
 from sfl_flower.server.unwrapped import RunOver
 from sfl_flower.wire.recall import rows_of_round
 from sfl_flower.zo import Probing

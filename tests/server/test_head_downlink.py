@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.methods import read_options
@@ -181,7 +181,7 @@ def test_after_a_warm_start_the_first_difference_is_to_the_head_that_clients_bui
 
 
 def test_the_mean_head_of_a_warm_start_reaches_who_was_not_aligned_yet() -> None:
-    options = {"warm_start": True, "sampled": 2, "align_every": 4, "rounds": 4}
+    options: dict[str, Any] = {"warm_start": True, "sampled": 2, "align_every": 4, "rounds": 4}
     coded, whole = sage(**options, **BOTH), sage(**options)
     assert coded.notes == ""
     met = {n for kind, n, c in coded.grid.requests if kind == "local"}
@@ -194,6 +194,11 @@ def test_the_mean_head_of_a_warm_start_reaches_who_was_not_aligned_yet() -> None
 # By hand
 
 SIZE = 128
+
+
+def weight(bank: HeadBank, partition: int) -> Tensor:
+    """Return the weight of a client's head, a linear layer."""
+    return next(bank.head(partition).module.parameters())
 
 
 def row(*first: float) -> np.ndarray:
@@ -216,7 +221,7 @@ def test_what_a_heads_difference_lacks_is_part_of_the_next_by_hand(built: bool) 
     for times, arrived in enumerate((0, 0, 1), 1):
         wanted = times * row(-127, 0.25)
         with torch.no_grad():
-            bank.head(0).module.weight.copy_(torch.from_numpy(wanted).reshape(1, SIZE))
+            weight(bank, 0).copy_(torch.from_numpy(wanted).reshape(1, SIZE))
         heads.changed(0, tally)
         packed, told = heads.plan(member, tally)
         assert packed == {} and told["head_base"] == held_digest({"head": theirs})
@@ -224,7 +229,7 @@ def test_what_a_heads_difference_lacks_is_part_of_the_next_by_hand(built: bool) 
         assert np.array_equal(theirs, row(-127 * times, arrived))
         assert told["digest"] == held_digest({"head": theirs})
         heads.synced(member)
-        assert np.array_equal(bank.head(0).module.weight.detach().numpy()[0], wanted)
+        assert np.array_equal(weight(bank, 0).detach().numpy()[0], wanted)
     assert heads.plan(member, tally)[1]["head_changes"] is None and tally.notes == []
 
 
@@ -232,7 +237,7 @@ def test_a_head_that_cannot_be_written_is_a_download_of_that_client() -> None:
     common = nn.Linear(SIZE, 1, bias=False)
     bank, tally, member = HeadBank(common, 4, "sgd", 0.1), Tally(), Member(3, 7, 12)
     heads = HeadDownlink(bank, "float16", common, lambda: common)
-    nn.init.constant_(bank.head(3).module.weight, 1e5)
+    nn.init.constant_(weight(bank, 3), 1e5)
     heads.changed(3, tally)
     assert "Client 3 downloads the head half again: " in tally.notes[0]
     packed, told = heads.plan(member, tally)

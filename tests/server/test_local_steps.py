@@ -40,7 +40,7 @@ def test_steps_beyond_an_epoch_pass_over_all_samples_again_in_a_new_order(method
     z = np.concatenate(brought)
     first, second = z[:SAMPLES], z[SAMPLES:]
     assert len(second) == SAMPLES and not np.array_equal(first, second)
-    assert np.array_equal(*(np.unique(part, axis=0) for part in (first, second)))
+    assert np.array_equal(np.unique(first, axis=0), np.unique(second, axis=0))
 
 
 def test_herons_walk_of_two_epochs_is_rebuilt_from_its_scalars() -> None:

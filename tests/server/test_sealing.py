@@ -52,7 +52,8 @@ def test_a_rounds_seal_is_in_its_entry_and_its_directions_are_others(
 def test_clients_are_told_with_the_cut_gradients_and_not_before() -> None:
     found = tiny.begin(tiny.task(), sealed=True, rounds=2)
     told: list[tuple[str, bool]] = []
-    own = found.grid.push_messages
+    grid: Any = found.grid
+    own = grid.push_messages
 
     def push(messages: list[Any]) -> Any:
         for message in messages:
@@ -61,7 +62,7 @@ def test_clients_are_told_with_the_cut_gradients_and_not_before() -> None:
             told.append((kind, any("seal" in record for record in content.values())))
         return own(messages)
 
-    found.grid.push_messages = push
+    grid.push_messages = push
     tiny.start(found)
     kinds = {kind: {seal for name, seal in told if name == kind} for kind in ("forward", "probe")}
     assert kinds == {"forward": {False}, "probe": {True}}
