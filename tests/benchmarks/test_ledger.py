@@ -140,7 +140,7 @@ def test_rounds_of_a_preset_in_small() -> None:
 
 
 def test_labels_and_control_are_not_charged() -> None:
-    assert {"labels", "control"}.isdisjoint(CHARGED) and len(CHARGED) == 7
+    assert {"labels", "control"}.isdisjoint(CHARGED) and len(CHARGED) == 8
 
 
 def test_frozen_norms_do_not_travel() -> None:
