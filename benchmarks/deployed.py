@@ -11,19 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.deployed_app import spent
 from benchmarks.figure import Figure
+from benchmarks.programs import programs
 from tests.deployment.federation import REPOSITORY, Federation, flwr, run_config, statuses
 
 __all__ = ["add_arguments", "run"]
@@ -253,60 +251,11 @@ def _train(federation: Federation, label: str, rounds: int, options: str) -> Not
 @contextmanager
 def _federation() -> Iterator[Federation]:
     """Start a SuperLink in a folder of its own; end all that was started there."""
-    started: list[subprocess.Popen[str]] = []
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="sfl-deployed-", ignore_cleanup_errors=True) as place:
-        directory = Path(place)
-        home = directory / "home" / ".flwr"
-        for folder in (home, directory / "notes"):
-            folder.mkdir(parents=True)
-
-        def start(*command: str, name: str, **options: Any) -> subprocess.Popen[str]:
-            with (directory / f"{name}.log").open("a") as output:
-                process: subprocess.Popen[str] = subprocess.Popen(
-                    list(command), stdout=output, stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL, text=True, start_new_session=True, **options,
-                )  # fmt: skip
-            started.append(process)
-            return process
-
-        os.environ.update(
-            HOME=str(home.parent),
-            FLWR_HOME=str(home),
-            FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-            FLWR_TELEMETRY_ENABLED="0",
-            FLWR_DISABLE_UPDATE_CHECK="1",
-            SFL_NOTES=str(directory / "notes"),
-            PYTHONPATH=os.pathsep.join([str(REPOSITORY), before.get("PYTHONPATH", "")]),
-            PATH=os.pathsep.join([str(Path(sys.executable).parent), before.get("PATH", "")]),
-        )
-        federation = Federation(start, home, directory, clients=NODES)
-        try:
-            federation.superlink()
-            (directory / "notes" / "superlink").write_text(str(started[0].pid))
-            yield federation
-        finally:
-            for process in reversed(started):
-                _end(process)
-            os.environ.clear()
-            os.environ.update(before)
-
-
-def _end(process: subprocess.Popen[str], grace_s: float = 10.0) -> None:
-    """End a process and its group, which is its own: asked once, killed after a grace.
-
-    Whoever is left of a group is ended, its leader there or not.
-    """
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline:
-            process.poll()  # or it would be in the group as long as this process
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.05)
+    with programs("sfl-deployed-") as place:
+        notes = place.folder / "notes"
+        notes.mkdir()
+        os.environ["SFL_NOTES"] = str(notes)
+        federation = Federation(place.start, place.home, place.folder, clients=NODES)
+        federation.superlink()
+        (notes / "superlink").write_text(str(place.started[0].pid))
+        yield federation

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figure import Figure
+from benchmarks.programs import programs
 from sfl_flower.report import RunDirectory
 from tests.deployment.example import NODES, Deployment, certificates, service
 from tests.deployment.federation import (
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 def figures(args: argparse.Namespace) -> Iterator[Figure]:
     """Yield how long a killed SuperNode was away, and whether it caught up by replay."""
     total = args.trust_deploy_rounds
-    with _place() as deployment, redirect_stdout(sys.stderr):
+    with _place() as deployment:
         out = deployment.folder / "run"
         command = _train(deployment, out, total)
         wait_for(
@@ -145,45 +144,14 @@ def _digest(state: Path) -> str:
 @contextmanager
 def _place() -> Iterator[Deployment]:
     """Give a deployment a folder of its own; end all that was started there."""
-    started: list[subprocess.Popen[str]] = []
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="sfl-trust-", ignore_cleanup_errors=True) as place:
-        folder = Path(place)
-        home = folder / "home" / ".flwr"
-        home.mkdir(parents=True)
-
-        def start(*command: str, name: str, **options: Any) -> subprocess.Popen[str]:
-            with (folder / f"{name}.log").open("a") as output:
-                process: subprocess.Popen[str] = subprocess.Popen(
-                    list(command), stdout=output, stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL, text=True, start_new_session=True, **options,
-                )  # fmt: skip
-            started.append(process)
-            return process
-
-        with redirect_stdout(sys.stderr):
-            certificates("superlink", str(folder / "secrets"))
-            nodes = [f"node-{node}" for node in range(NODES)]
-            certificates("node", str(folder / "secrets"), *nodes)
+    with programs("sfl-trust-") as place, redirect_stdout(sys.stderr):
+        secrets = place.folder / "secrets"
+        certificates("superlink", str(secrets))
+        certificates("node", str(secrets), *(f"node-{node}" for node in range(NODES)))
         (port,) = free_ports(1)
-        (home / "config.toml").write_text(
+        (place.home / "config.toml").write_text(
             f'[superlink.secure]\naddress = "localhost:{port}"\n'
-            f'root-certificates = "{folder / "secrets" / "ca.pem"}"\n',
+            f'root-certificates = "{secrets / "ca.pem"}"\n',
             encoding="utf-8",
         )
-        os.environ.update(
-            HOME=str(home.parent),
-            FLWR_HOME=str(home),
-            FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-            FLWR_TELEMETRY_ENABLED="0",
-            FLWR_DISABLE_UPDATE_CHECK="1",
-            PYTHONPATH=os.pathsep.join([str(REPOSITORY), before.get("PYTHONPATH", "")]),
-            PATH=os.pathsep.join([str(Path(sys.executable).parent), before.get("PATH", "")]),
-        )
-        try:
-            yield Deployment(start, folder, port)
-        finally:
-            for process in reversed(started):
-                kill_tree(process)
-            os.environ.clear()
-            os.environ.update(before)
+        yield Deployment(place.start, place.folder, port)

@@ -21,7 +21,7 @@ from torch.optim import adam as optim
 
 from sfl_flower.methods import METHODS, Method, find_method
 from sfl_flower.node.node import Node
-from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.report import RunDirectory
 from sfl_flower.task import SplitTask
 from sfl_flower.training.device import device_of
 from sfl_flower.training.meter import PeakMemory
@@ -29,7 +29,7 @@ from sfl_flower.wire import Ledger, content_bytes
 from tests import tiny
 from tests.local_grid import Change, Fault, changed, values
 from tests.second_device import SECOND, second_device
-from tests.tiny import Trial, begin, equal, run, start, train
+from tests.tiny import Trial, begin, equal, start, train
 
 OWN_METHOD = Path(__file__).resolve().parents[1] / "examples" / "own_method"
 OWN = "own_method.method:METHOD"
@@ -150,10 +150,6 @@ def test_a4_on_another_device_it_trains_to_the_same_bits(
     assert {value.device.type for value in (*tensors.values(), *there.model.values())} == {"cpu"}
 
 
-class Stop(Exception):
-    """Ends a run from outside."""
-
-
 @pytest.mark.parametrize(
     ("trained", "size"),
     [("all", "all"), ("subspace:2", "3"), ("core:2", "all"), ("subspace:auto:0.9:1", "all")],
@@ -161,19 +157,11 @@ class Stop(Exception):
 def test_a_stopped_run_goes_on_to_the_same_bits(
     method: str, trained: str, size: str, tmp_path: Path
 ) -> None:
-    def stop(record: RoundRecord) -> None:
-        if record.round == 2:
-            raise Stop
-
-    options = settings(method, micro_batch=size)
-
     def problem() -> SplitTask:
         return tiny.task(trained=trained, public=lambda: tiny.samples(20, 7))
 
-    whole = run(problem(), method, out=tmp_path / "whole", **options)
-    with pytest.raises(Stop):
-        run(problem(), method, out=tmp_path / "parts", observer=stop, **options)
-    resumed = run(problem(), method, out=tmp_path / "parts", resume=True, **options)
+    options = settings(method, micro_batch=size)
+    whole, resumed = tiny.stopped(problem, tmp_path, 2, method, **options)
     assert equal(whole.model, resumed.model)
     assert set(whole.model) == set(tiny.model().state_dict())
     assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.report import RunDirectory
 from sfl_flower.task import SplitTask
 from tests import tiny
 from tests.local_grid import Fault
-from tests.test_contract import Stop, history, same
-from tests.tiny import Trial, begin, equal, run, start, train
+from tests.test_contract import history, same
+from tests.tiny import Trial, begin, equal, start, train
 
 METHODS: dict[str, dict[str, Any]] = {
     "ho_sfl": {"minibatches": 2, "probes": 3, "client_lr": 0.01},
@@ -93,15 +93,7 @@ def test_it_moves_the_client_elsewhere_than_without(method: str, estimate: str) 
 
 @pytest.mark.parametrize(("method", "estimate"), CASES)
 def test_a_stopped_run_goes_on_to_the_same_bits(method: str, estimate: str, tmp_path: Path) -> None:
-    def stop(record: RoundRecord) -> None:
-        if record.round == 3:
-            raise Stop
-
-    options = settings(method, estimate)
-    whole = run(problem(), method, out=tmp_path / "whole", **options)
-    with pytest.raises(Stop):
-        run(problem(), method, out=tmp_path / "parts", observer=stop, **options)
-    resumed = run(problem(), method, out=tmp_path / "parts", resume=True, **options)
+    whole, resumed = tiny.stopped(problem, tmp_path, 3, method, **settings(method, estimate))
     assert equal(whole.model, resumed.model)
     assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.report import RunDirectory
 from sfl_flower.strategies.ho_sfl import HOSFL
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import content_bytes
 from sfl_flower.zo import Journal
 from tests import tiny
 from tests.local_grid import Fault, changed, values
-from tests.test_contract import Stop, history, same
-from tests.tiny import Trial, begin, equal, run, start, train
+from tests.test_contract import history, same
+from tests.tiny import Trial, begin, equal, start, train
 
 WAYS: dict[str, dict[str, Any]] = {
     "own": {"minibatches": 2, "client_optimizer": "adam", "client_lr": 0.01},
@@ -70,14 +70,7 @@ def test_every_entry_has_a_guide_and_it_moves_the_client_elsewhere(way: dict[str
 def test_a_stopped_run_goes_on_to_the_same_bits(
     way: dict[str, Any], subset: str, tmp_path: Path
 ) -> None:
-    def stop(record: RoundRecord) -> None:
-        if record.round == 2:
-            raise Stop
-
-    whole = run(problem(subset), "ho_sfl", out=tmp_path / "whole", **way)
-    with pytest.raises(Stop):
-        run(problem(subset), "ho_sfl", out=tmp_path / "parts", observer=stop, **way)
-    resumed = run(problem(subset), "ho_sfl", out=tmp_path / "parts", resume=True, **way)
+    whole, resumed = tiny.stopped(lambda: problem(subset), tmp_path, 2, **way)
     assert equal(whole.model, resumed.model)
     assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)
     one, two = ((tmp_path / name / "journal.bin").read_bytes() for name in ("whole", "parts"))

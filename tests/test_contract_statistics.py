@@ -12,13 +12,13 @@ from flwr.app import RecordDict
 from torch.func import functional_call
 
 from sfl_flower.data import batch_indices, client_key
-from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.report import RunDirectory
 from sfl_flower.task import SplitTask
 from sfl_flower.zo import ParameterVector
 from tests import tiny
 from tests.local_grid import Fault, changed
 from tests.strategies.test_ho_sfl import projected
-from tests.tiny import Trial, begin, equal, run, start, train
+from tests.tiny import Trial, begin, equal, start, train
 
 STATISTICS = ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
 METHODS = pytest.mark.parametrize("method", ["ho_sfl", "frozen"])
@@ -85,14 +85,7 @@ def test_scalars_project_the_gradient_through_the_statistics_of_the_batch() -> N
 
 @METHODS
 def test_a_stopped_run_goes_on_to_the_same_bits(method: str, tmp_path: Path) -> None:
-    def stop(record: RoundRecord) -> None:
-        if record.round == 2:
-            raise KeyError
-
-    whole = run(problem(), method, out=tmp_path / "whole", **OPTIONS)
-    with pytest.raises(KeyError):
-        run(problem(), method, out=tmp_path / "parts", observer=stop, **OPTIONS)
-    resumed = run(problem(), method, out=tmp_path / "parts", resume=True, **OPTIONS)
+    whole, resumed = tiny.stopped(problem, tmp_path, 2, method, **OPTIONS)
     assert equal(whole.model, resumed.model)
     losses = [record.loss for record in whole.history]
     assert [record.loss for record in RunDirectory(tmp_path / "parts").history] == losses

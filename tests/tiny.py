@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from flwr.app import Context
 from torch import Tensor, nn
@@ -248,6 +249,41 @@ def run(
             return execute(grid, problem, checked, observer)
     finally:
         log.setLevel(level)
+
+
+class Stop(Exception):
+    """Ends a run from outside."""
+
+
+def stopped(
+    problem: Callable[[], SplitTask],
+    folder: Path,
+    after: int,
+    method: str = "ho_sfl",
+    **options: Any,
+) -> tuple[RunResult, RunResult]:
+    """Train as `run` without a stop, and stopped after a round and resumed.
+
+    Parameters
+    ----------
+    problem : callable
+        Makes the task.
+    folder : Path
+        Of the runs, ``whole`` and ``parts``.
+    after : int
+        The round.
+    method, **options
+        Of both.
+    """
+
+    def stop(record: Any) -> None:
+        if record.round == after:
+            raise Stop
+
+    whole = run(problem(), method, out=folder / "whole", **options)
+    with pytest.raises(Stop):
+        run(problem(), method, out=folder / "parts", observer=stop, **options)
+    return whole, run(problem(), method, out=folder / "parts", resume=True, **options)
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.deployed import _end
+from benchmarks.programs import end
 
 
 @pytest.mark.parametrize("leader", ["exit 0", "wait"])
@@ -21,7 +21,7 @@ def test_all_of_a_group_ends_with_and_without_its_leader(leader: str, trap: str)
     assert process.stdout.readline() == "begun\n"
     if leader == "exit 0":
         process.wait(timeout=30)
-    _end(process, grace_s=0.5)
+    end(process, grace_s=0.5)
     # The pipe is at its end when nobody of the group is left to write.
     assert select.select([process.stdout], [], [], 10.0)[0] and process.stdout.read() == ""
     process.stdout.close()

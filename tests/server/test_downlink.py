@@ -42,8 +42,8 @@ from sfl_flower.zo.walks import LocalWalk, RoundOfWalks
 from tests import tiny
 from tests.local_grid import Fault, values
 from tests.second_device import SECOND, second_device
-from tests.server.test_resume import Stop, history, stop_after
-from tests.tiny import Trial, begin, equal, start, train
+from tests.server.test_resume import history, stop_after
+from tests.tiny import Stop, Trial, begin, equal, start, train
 from tests.wire.contents import MESSAGES, SETUP
 
 WIDTH = 300

@@ -23,8 +23,8 @@ from sfl_flower.wire.fsl_sage import FSLSAGERequest
 from tests import tiny
 from tests.local_grid import Fault
 from tests.server.test_downlink import CLIENT, CLIENTS, HEAD, all_of, problem
-from tests.server.test_resume import Stop, history, stop_after
-from tests.tiny import Trial, equal, train
+from tests.server.test_resume import history, stop_after
+from tests.tiny import Stop, Trial, equal, train
 from tests.wire.contents import MESSAGES
 
 BASE: dict[str, Any] = {

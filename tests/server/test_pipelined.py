@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from sfl_flower.errors import TrainingError
-from sfl_flower.report import RoundRecord
 from sfl_flower.server.pipelined import Probed
 from sfl_flower.zo import Entry
 from tests import tiny
 from tests.local_grid import Fault, changed
-from tests.tiny import Trial, equal, run, train
+from tests.tiny import Trial, equal, train
 
 CLIENTS = 4
 
@@ -93,17 +92,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Clients that hold nothing more are brought to where they were to probe."""
-
-    def stop(record: RoundRecord) -> None:
-        if record.round == 3:
-            raise KeyboardInterrupt
-
     shared = {"pipeline": True, "rounds": 5, "client_optimizer": "momentum", **options}
     task = tiny.task(public=lambda: tiny.samples(12, 3))
-    whole = run(task, out=tmp_path / "whole", **shared)
-    with pytest.raises(KeyboardInterrupt):
-        run(task, out=tmp_path / "parts", observer=stop, **shared)
-    resumed = run(task, out=tmp_path / "parts", resume=True, **shared)
+    whole, resumed = tiny.stopped(lambda: task, tmp_path, 3, **shared)
     assert equal(whole.model, resumed.model)
     assert whole.history[-1].digest == resumed.history[-1].digest
     assert [r.exchanges for r in whole.history] == [r.exchanges for r in resumed.history]
@@ -111,17 +102,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
 
 def test_twelve_clients_go_on_to_the_same_bits(tmp_path: Path) -> None:
     """In a file partition 10 stands before partition 2."""
-
-    def stop(record: RoundRecord) -> None:
-        if record.round == 3:
-            raise KeyboardInterrupt
-
     shared: dict[str, Any] = {"pipeline": True, "rounds": 5, "clients": 12}
     task = tiny.task(clients=12)
-    whole = run(task, out=tmp_path / "whole", **shared)
-    with pytest.raises(KeyboardInterrupt):
-        run(task, out=tmp_path / "parts", observer=stop, **shared)
-    resumed = run(task, out=tmp_path / "parts", resume=True, **shared)
+    whole, resumed = tiny.stopped(lambda: task, tmp_path, 3, **shared)
     assert equal(whole.model, resumed.model)
     assert [r.version for r in whole.history][-2:] == [r.version for r in resumed.history][-2:]
 

@@ -17,7 +17,7 @@ from sfl_flower.server.trainer import Trainer
 from sfl_flower.task import SplitTask, cross_entropy
 from sfl_flower.zo import Journal, ParameterVector, Replica
 from tests import tiny
-from tests.tiny import begin, equal, run
+from tests.tiny import Stop, begin, equal, run
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ho_sfl": {"client_optimizer": "adam", "client_lr": 0.01, "sampled": 3},
@@ -28,10 +28,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "heron": {"client_optimizer": "adam", "client_lr": 0.01, "local_steps": 2, "probes": 2},
     "fsl_sage": {"client_optimizer": "adam", "local_steps": 2, "sampled": 3, "align_every": 2},
 }
-
-
-class Stop(Exception):
-    """Ends a run from outside."""
 
 
 def history(records: Any) -> list[tuple[Any, ...]]:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from sfl_flower.data.seeding import round_seal
-from sfl_flower.report import RoundRecord
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
 from sfl_flower.wire.ho_sfl import ForwardRequest, ProbeRequest
 from sfl_flower.zo import Entry
 from tests import tiny
 from tests.local_grid import Fault
-from tests.tiny import Trial, equal, run, train
+from tests.tiny import Trial, equal, train
 
 OWN: list[dict[str, Any]] = [
     {"directions": "shared"},
@@ -101,16 +100,9 @@ def test_without_a_secret_a_person_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    def stop(record: RoundRecord) -> None:
-        if record.round == 3:
-            raise KeyboardInterrupt
-
-    shared: dict[str, Any] = {"sealed": True, "rounds": 5, **options}
     task = tiny.task(public=lambda: tiny.samples(12, 3))
-    whole = run(task, out=tmp_path / "whole", **shared)
-    with pytest.raises(KeyboardInterrupt):
-        run(task, out=tmp_path / "parts", observer=stop, **shared)
-    resumed = run(task, out=tmp_path / "parts", resume=True, **shared)
+    shared: dict[str, Any] = {"sealed": True, "rounds": 5, **options}
+    whole, resumed = tiny.stopped(lambda: task, tmp_path, 3, **shared)
     assert equal(whole.model, resumed.model)
     assert whole.history[-1].digest == resumed.history[-1].digest
 

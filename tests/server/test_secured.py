@@ -16,15 +16,15 @@ from sfl_flower.node import secure as node_secure
 from sfl_flower.node.postprocess import NoisyScalars
 from sfl_flower.privacy import secure_client
 from sfl_flower.privacy.secure_numbers import to_fixed
-from sfl_flower.report import RoundRecord, RunDirectory
+from sfl_flower.report import RunDirectory
 from sfl_flower.task import Samples
 from sfl_flower.wire import content_bytes
 from sfl_flower.wire.flower import SUPERLINK, identity
 from sfl_flower.wire.secure import SecureProbeReply
 from tests import tiny
 from tests.local_grid import Change, Fault, changed, values
-from tests.test_contract import BAD, Stop, arrays_of, history, same
-from tests.tiny import Trial, begin, equal, plan, run, start, train
+from tests.test_contract import BAD, arrays_of, history, same
+from tests.tiny import Trial, begin, equal, plan, start, train
 
 pytestmark = pytest.mark.flower
 
@@ -284,15 +284,7 @@ def test_order_and_repetition_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["as they are", "sampled"])
 def test_a_stopped_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
     way = {**SECURE, **WAYS[name]}
-
-    def stop(record: RoundRecord) -> None:
-        if record.round == 2:
-            raise Stop
-
-    whole = run(tiny.task(shares()), "ho_sfl", out=tmp_path / "whole", **way)
-    with pytest.raises(Stop):
-        run(tiny.task(shares()), "ho_sfl", out=tmp_path / "parts", observer=stop, **way)
-    resumed = run(tiny.task(shares()), "ho_sfl", out=tmp_path / "parts", resume=True, **way)
+    whole, resumed = tiny.stopped(lambda: tiny.task(shares()), tmp_path, 2, **way)
     assert equal(whole.model, resumed.model)
     assert history(RunDirectory(tmp_path / "parts").history) == history(whole.history)
     one, two = ((tmp_path / n / "journal.bin").read_bytes() for n in ("whole", "parts"))
