@@ -55,19 +55,18 @@ def deal(node: Node, request: SecureForwardRequest) -> dict[str, Any]:
     Raises
     ------
     WireError
-        Keys of neighbours are none, or the node masked its numbers of this round, or of a later
-        one, before.
+        Keys of neighbours are none, or the node dealt in this round, or in a later one, before.
     """
     private = _private(node)
     key = public_key(private)
     if mark(key) != request.holds:
         return {"key": key}
-    step = node.store.get_text(_STEP)
-    last, again = int(step.get("round", -1)), step.get("step") == _DEALT
-    if request.round < last or (request.round == last and not again):
+    last = int(node.store.get_text(_STEP).get("round", -1))
+    # Shares of one round dealt twice, to other neighbours, would open what both deals have alike.
+    if request.round <= last:
         raise WireError(
-            f"The client masked its scalars of round {last}, and deals no more for round "
-            f"{request.round}: masks of a round are used once."
+            f"The client dealt shares in round {last}, and deals none in round {request.round}: "
+            "masks of a round are used once."
         )
     partners = Partner.of(private, [row.tobytes() for row in request.neighbours])
     dealt = Dealt.deal(key, partners, request.opens, request.round)

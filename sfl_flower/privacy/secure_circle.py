@@ -71,8 +71,8 @@ class Circle:
 
     @property
     def fewest(self) -> int:
-        """Clients without which no sum is opened: the threshold's share of all."""
-        return -(-self.clients * self.opens // (self.neighbours + 1))
+        """Clients without which no sum is opened: the threshold's share of all, at least three."""
+        return max(FEWEST, -(-self.clients * self.opens // (self.neighbours + 1)))
 
     @property
     def sent(self) -> int:

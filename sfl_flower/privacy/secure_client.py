@@ -38,7 +38,6 @@ __all__ = [
     "masked",
     "opened_pairs",
     "own_mask",
-    "pair_mask",
     "revealed",
 ]
 
@@ -176,7 +175,7 @@ def masked(
     )
     for partner, takes_part in zip(partners, dealt, strict=True):
         if takes_part:
-            common = pair_mask(_pair_seed(partner.secret, round), numbers.size)
+            common = mask(_pair_seed(partner.secret, round), numbers.size)
             total = total + common if partner.adds else total - common
     return total.reshape(numbers.shape)
 
@@ -249,11 +248,6 @@ def revealed(
 def own_mask(seed: bytes, round: int, count: int) -> NDArray[np.uint64]:
     """Return the mask of b."""
     return mask(derived(seed, _OWN, round), count)
-
-
-def pair_mask(seed: bytes, count: int) -> NDArray[np.uint64]:
-    """Return the mask of two neighbours."""
-    return mask(seed, count)
 
 
 def opened_pairs(rho: bytes, pairs: bytes, round: int) -> list[bytes] | None:

@@ -81,8 +81,8 @@ def check_bound(values: NDArray[np.float64], bound: float) -> None:
     largest = float(np.abs(values).max(initial=0.0))
     if not largest <= bound * (1 + 1e-9):
         raise TrainingError(
-            f"A scalar is {largest:g}, and secure sums hold at most {bound:g}; the client is left "
-            "out of the round. Lower client-lr or mu if this repeats."
+            f"A scalar is beyond {bound:g}, the most that secure sums hold; the client is left out "
+            "of the round. Lower client-lr or mu if this repeats."
         )
 
 

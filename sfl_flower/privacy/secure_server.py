@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sfl_flower.errors import WireError
 from sfl_flower.privacy.secure_circle import Circle
-from sfl_flower.privacy.secure_client import Dealt, opened_pairs, own_mask, pair_mask
-from sfl_flower.privacy.secure_keys import mark
+from sfl_flower.privacy.secure_client import Dealt, opened_pairs, own_mask
+from sfl_flower.privacy.secure_keys import mark, mask
 from sfl_flower.privacy.secure_numbers import LARGEST_SUM
 from sfl_flower.privacy.shares import from_bytes, to_bytes, values_at
 
@@ -40,17 +40,7 @@ class Left:
 
 
 class NotOpenedError(WireError):
-    """The sum of a round stays closed.
-
-    Attributes
-    ----------
-    position : int or None
-        The client that dealt what does not open, where it is one's fault.
-    """
-
-    def __init__(self, text: str, position: int | None = None) -> None:
-        super().__init__(text)
-        self.position = position
+    """The sum of a round stays closed."""
 
 
 @dataclass
@@ -70,7 +60,8 @@ class SecureRound:
     numbers : dict of numpy.ndarray
         Masked numbers that arrived, uint64, by position; nothing is learned of a single one.
     liars : set of int
-        Who revealed shares that are false, as far as they stood in the way.
+        Who revealed shares that do not fit, as far as they stood in the way: false ones, or ones
+        that were dealt to them false.
     """
 
     circle: Circle
@@ -153,7 +144,7 @@ class SecureRound:
             seeds = self._open(held[position], position, self._pairs)
             for seed, other in zip(seeds, self.circle.beside(position), strict=True):
                 if other in self.numbers:
-                    common = pair_mask(seed, count).reshape(total.shape)
+                    common = mask(seed, count).reshape(total.shape)
                     adds = self.keys[other] < self.keys[position]
                     total = total - common if adds else total + common
         found: NDArray[np.int64] = np.asarray(total).view(np.int64)
@@ -172,9 +163,9 @@ class SecureRound:
             rows = iter(own)
             held[position][1] = from_bytes(next(rows).tobytes())
             for index, dealer in enumerate(self.circle.beside(position)):
-                if dealer in self.left:
+                if dealer in self.left and (share := next(rows)).any():  # zeros: it did not open
                     place = self.circle.place(self.circle.seen_from(index))
-                    held[dealer][place] = from_bytes(next(rows).tobytes())
+                    held[dealer][place] = from_bytes(share.tobytes())
         return held
 
     def _seed(self, secret: bytes, position: int) -> bytes | None:
@@ -202,7 +193,7 @@ class SecureRound:
             raise NotOpenedError(
                 f"{len(given)} shares of a client's secret came that fit, and {opens} open it."
             )
-        raise NotOpenedError("the shares of a client's secret do not fit one another.", position)
+        raise NotOpenedError("the shares of a client's secret do not fit one another.")
 
     def _at(self, position: int, place: int) -> int:
         """Return who holds the share at a place of a client's secret."""

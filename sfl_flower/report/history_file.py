@@ -30,6 +30,10 @@ class HistoryFile:
         """Return the records; none when there is no file."""
         return History.load(self.path) if self.path.exists() else History()
 
+    def whole_lines(self) -> int:
+        """Return how many whole lines the file has, whether or not they can be read."""
+        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+
     def append(self, record: RoundRecord) -> None:
         """Add one line, on disk when this returns.
 

@@ -182,6 +182,11 @@ class RunDirectory:
         """The records in ``history.jsonl``; empty when there are none."""
         return self._history.load()
 
+    @property
+    def lines(self) -> int:
+        """Whole lines in ``history.jsonl``, whether or not they can be read."""
+        return self._history.whole_lines()
+
     def check_same(self, config: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
         """Refuse a configuration that is not the one in ``config.json``.
 

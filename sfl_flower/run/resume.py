@@ -71,8 +71,6 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
             for text in begins_anew(strategy.settings):
                 _log.warning("%s", text)
                 strategy.account.say(text)
-        if not directory.finished:
-            _spend_again(strategy, directory.history)
         if not lines:
             _log.warning(
                 "%s has no history of the %d rounds up to its checkpoint; it begins at the next.",
@@ -81,6 +79,7 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
             )
     else:
         _check_early(directory, strategy.config)
+    _spend_again(strategy, directory)
     directory.begin()
     return directory.keep_history(lines)
 
@@ -107,15 +106,18 @@ def begins_anew(settings: Settings) -> Iterator[str]:
         )
 
 
-def _spend_again(strategy: SplitStrategy, history: History) -> None:
+def _spend_again(strategy: SplitStrategy, directory: RunDirectory) -> None:
     """Count the privacy that a run spent in rounds which it now does again."""
     spending = vars(strategy).get("spending")
-    if spending is None or not spending.statement or strategy.round >= strategy.config.rounds:
+    if spending is None or not spending.statement:
         return
-    # Pipelined, probes of the last round are asked for by the next one.
-    first = strategy.round + (0 if vars(strategy.settings).get("pipeline") else 1)
-    asked = max(strategy.round, history[-1].round if len(history) else 0) + 1
-    last = min(asked, strategy.config.rounds)
+    # The first line is that before training; of a run that was broken off, clients may have been
+    # asked for the round behind the last one. Pipelined, it also asks for probes of that.
+    asked = directory.lines - (1 if directory.finished else 0)
+    last, done = min(asked, strategy.config.rounds), strategy.round
+    if last <= done:
+        return
+    first = max(1, done + (0 if vars(strategy.settings).get("pipeline") else 1))
     spending.repeat(range(first, last + 1))
     if not spending.central:
         _log.warning(

@@ -78,7 +78,10 @@ class Joining:
         request = JoinRequest(self._setup, base or None, self._whole, head, wanted, self.secure)
         with account.joining():
             replies = exchange.send(dict.fromkeys(nodes, request), JoinReply.from_reader)
-        self.keys |= {m.node_id: r.key for m, r in replies.items() if r.key is not None}
+        for member, reply in replies.items():
+            if reply.key is not None:
+                self.keys.pop(member.node_id, None)  # it is then the last to have a key
+                self.keys[member.node_id] = reply.key
         if wanted:
             self._moments |= {
                 member.node_id: reply.moments

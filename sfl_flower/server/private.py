@@ -7,7 +7,6 @@ A client scales the scalars of each sample down to a norm before it sums them
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.data import seeded_torch
+from sfl_flower.data.seeding import has_secret
 from sfl_flower.errors import ConfigError
 from sfl_flower.options import Choice, Range
 from sfl_flower.server.aggregate import find_aggregator
@@ -81,7 +81,7 @@ class PrivacySettings(Settings):
                 f"dp_clip={self.dp_clip:g} without dp_noise or dp_epsilon bounds what a sample "
                 "tells, which is no differential privacy."
             )
-        if self.central and not os.environ.get("SFL_SECRET"):
+        if self.central and not has_secret():
             found.append(
                 "dp_noise_by=server without SFL_SECRET: the noise follows from the run's seed "
                 "alone, and whoever guesses that takes it off again; set SFL_SECRET on the server."

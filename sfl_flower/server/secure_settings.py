@@ -42,7 +42,7 @@ _ALONE = {
     "directions": ("shared", "clients' scalars are added up, which takes the same directions"),
     "pipeline": (False, "shares are dealt and used within a round"),
     "guide": ("none", "the scalar of a guide is clipped beside the others"),
-    "dp_clip": (0.0, "its account is of scalars that come one by one"),
+    "dp_clip": (0.0, "the two do not work together"),
     "scalars": ("batch", "scalars of channels are clipped apart"),
 }
 """Options that secure sums go with at this value only, and why."""
@@ -77,14 +77,13 @@ def check_secure(config: RunConfig, settings: Settings) -> None:
             f"secure_neighbours is {width}; it must be even, as many on either side of a client, "
             "or 0 for all others."
         )
-    if clients:  # else as many as are online
-        if clients < FEWEST:
-            raise ConfigError(
-                f"secure_sums=true with {clients} clients a round: of two, each knows the other's "
-                f"part of a sum; let at least {FEWEST} take part, or set secure_sums=false."
-            )
-        threshold_of(told["secure_threshold"], Circle(clients, width, 1.0).neighbours + 1)
-        sum_bits(config, settings, clients)
+    if clients < FEWEST:
+        raise ConfigError(
+            f"secure_sums=true with {clients} clients a round: of two, each knows the other's "
+            f"part of a sum; let at least {FEWEST} take part, or set secure_sums=false."
+        )
+    threshold_of(told["secure_threshold"], Circle(clients, width, 1.0).neighbours + 1)
+    sum_bits(config, settings, clients)
     from sfl_flower.privacy import secure_keys  # noqa: F401 (says what is missing)
 
 

@@ -185,7 +185,7 @@ class SecuredStrategy(PipelinedStrategy):
         stands = [members[i] for i in order.permutation(len(members))]
         keys = [self._joining.keys[member.node_id] for member in stands]
         position = {member.partition: at for at, member in enumerate(stands)}
-        bits = sum_bits(self.config, told, max(self.config.cohort, len(members)))
+        bits = sum_bits(self.config, told, self.config.cohort)
         return _Sum(SecureRound(circle, keys, round), position, bits)
 
     def _dealt(self, member: Member, reply: ForwardReply, tally: Tally) -> None:
@@ -194,6 +194,7 @@ class SecuredStrategy(PipelinedStrategy):
         if self._sum is None or at is None or not isinstance(reply, SecureForwardReply):
             return
         if reply.key is not None:
+            self._joining.keys.pop(member.node_id, None)  # it is then the last to have a key
             self._joining.keys[member.node_id] = reply.key
             tally.note(
                 f"Client {member.partition} has a new key, for it lost its state; its scalars are "
@@ -252,7 +253,10 @@ class SecuredStrategy(PipelinedStrategy):
             tally.note(f"Nothing is learned of the scalars of round {secure.round}: {error}")
             return None
         for at in sorted(secure.liars):
-            tally.reject(of[at], "its shares are false; those of others opened the sum.")
+            tally.note(
+                f"A share that client {of[at].partition} revealed does not fit: it is false, or "
+                "was dealt false. Those of others opened the sum."
+            )
         return total
 
     def _journal_sum(

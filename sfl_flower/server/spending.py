@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -184,14 +185,17 @@ class Spending:
         round : int
             The round.
         partitions : iterable of int
-            The clients: where others answer, the noise is another.
+            The clients.
         """
         if not self.central:
             return coefficients
-        drawn = generator("privacy", server_seed(self._config.seed), round, *partitions)
         sizes = scale if len(coefficients) == len(scale) else scale.max(keepdims=True)
-        limit = self.of(probing).sensitivity(self._config.batch_size)
-        return gaussian(coefficients, self.noise * limit * sizes[:, None, None], drawn)
+        deviations = self.noise * self.of(probing).sensitivity(self._config.batch_size) * sizes
+        # Also by what it hides: the same noise on other numbers would be known by the difference.
+        hidden = blake2b(coefficients.tobytes() + deviations.tobytes(), digest_size=16).hexdigest()
+        seed = server_seed(self._config.seed)
+        drawn = generator("privacy", seed, round, *partitions, hidden)
+        return gaussian(coefficients, deviations[:, None, None], drawn)
 
     def repeat(self, rounds: Iterable[int]) -> None:
         """Count rounds once more: a run that was broken off had asked clients for them."""

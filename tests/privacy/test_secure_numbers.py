@@ -29,7 +29,7 @@ def test_the_bound_is_the_norm_that_scalars_are_clipped_to_or_their_own_limit() 
 
 @pytest.mark.parametrize("value", [1.1, -1.1, np.nan, np.inf])
 def test_what_is_beyond_the_bound_never_leaves(value: float) -> None:
-    with pytest.raises(TrainingError, match="at most 1; the client is left out"):
+    with pytest.raises(TrainingError, match="is beyond 1, the most that secure sums hold"):
         to_fixed(np.array([0.0, value]), 8, 1.0)
 
 

@@ -86,7 +86,7 @@ def drops(clients: int, most: int) -> Iterator[tuple[int, int, int]]:
             yield before, between, after
 
 
-@pytest.mark.parametrize(("clients", "threshold"), [(3, 0.6), (4, 3), (6, 4), (9, 0.51)])
+@pytest.mark.parametrize(("clients", "threshold"), [(5, 0.6), (4, 3), (6, 4), (9, 0.51)])
 def test_sums_are_exact_with_up_to_k_less_t_dropping_out_at_each_stage(
     clients: int, threshold: float
 ) -> None:
@@ -190,11 +190,27 @@ def test_numbers_of_somebody_who_dealt_nothing_cannot_have_arrived() -> None:
 def test_who_reveals_false_shares_is_found_and_the_sum_is_exact(liar: int) -> None:
     cast = Cast.of(9).deal().mask((2,))
     shares = cast.shares()
-    shares[liar] = np.zeros_like(shares[liar])
+    shares[liar] = np.ones_like(shares[liar])
     assert np.array_equal(cast.server.total(shares), cast.plain())
     assert cast.server.liars <= {liar}
     if liar == 0:  # among the first that are tried
         assert cast.server.liars == {liar}
+
+
+def test_a_share_that_does_not_open_is_nobodys_lie() -> None:
+    """Client 1 is dealt noise for its share; it says so by zeros, and the others open the sum."""
+    cast = Cast.of(9).deal().mask((2,))
+    shares = cast.shares()
+    shares[0] = np.concatenate([shares[0][:1], np.zeros_like(shares[0][:1]), shares[0][2:]])
+    assert np.array_equal(cast.server.total(shares), cast.plain())
+    assert cast.server.liars == set()
+
+
+def test_a_sum_of_two_is_never_opened() -> None:
+    """Each of the two would know the other's part."""
+    cast = Cast.of(3).deal().mask((1,))
+    with pytest.raises(NotOpenedError, match=r"scalars of 2 of 3 clients .* of 3 or more"):
+        cast.server.check()
 
 
 def test_more_liars_than_the_threshold_leaves_room_for_keep_the_sum_closed() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfl_flower.data import batch_indices, generator
+from sfl_flower.data import batch_indices
 from sfl_flower.errors import ConfigError
 from sfl_flower.node.private import private_scalars
 from sfl_flower.privacy.accounting import epsilon_of, noise_for
@@ -49,6 +49,24 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
     monkeypatch.setattr("sfl_flower.node.private.secret_generator", Known)
     return drawn
+
+
+Hidden = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> Hidden:
+    """Return what the server hides: numbers, deviations, and the normal numbers drawn for them."""
+    found: Hidden = []
+
+    def spy(values: np.ndarray, deviation: np.ndarray, drawn: np.random.Generator) -> np.ndarray:
+        normal = drawn.standard_normal(values.shape)
+        found.append((values.copy(), deviation, normal))
+        noised: np.ndarray = values + deviation * normal
+        return noised
+
+    monkeypatch.setattr("sfl_flower.server.spending.gaussian", spy)
+    return found
 
 
 def trained(method: str = "ho_sfl", each: int = EACH, **options: Any) -> Trial:
@@ -164,21 +182,42 @@ def test_heron_tells_the_loss_of_samples_that_it_sends_alone(upload_every: int) 
 
 
 @pytest.mark.parametrize("directions", ["own", "shared"])
-def test_noise_of_the_server_is_once_on_what_is_journalled(directions: str) -> None:
+def test_noise_of_the_server_is_once_on_what_is_journalled(directions: str, hidden: Hidden) -> None:
     """Of a mean over K clients a sample moves 1/K; along own directions each client's is noised."""
     options: dict[str, Any] = {"directions": directions, "clip_norm": 0.0, "outlier_factor": 0.0}
     central: dict[str, Any] = {"dp_noise_by": "server", "dp_noise": SIGMA}
     quiet, trial = journal(trained(**options)), trained(**options, **central)
-    found = journal(trial) - quiet
-    streams = CLIENTS if directions == "own" else 1
-    for round, own in enumerate(found, start=1):
-        drawn = generator("privacy", 0, round, *range(CLIENTS)).standard_normal(
-            (streams, 1, PROBES)
-        )
-        expected = SIGMA * STEP * drawn / (CLIENTS * PROBES * MU)
-        assert np.abs(own - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert len(hidden) == len(quiet)
+    for own, (told, deviations, drawn), before in zip(journal(trial), hidden, quiet, strict=True):
+        assert drawn.shape == (CLIENTS if directions == "own" else 1, 1, PROBES)
+        assert np.allclose(deviations, SIGMA * STEP / (CLIENTS * PROBES * MU), rtol=1e-12)
+        assert np.allclose(told, before, rtol=1e-6)
+        assert np.abs(own - before - deviations * drawn).max() <= 1e-4 * np.abs(own - before).max()
+    first = [drawn for _, _, drawn in hidden]
+    hidden.clear()
     assert journal(trained(**options, **central)).tolist() == journal(trial).tolist()
+    assert all(np.array_equal(a, b) for a, (_, _, b) in zip(first, hidden, strict=True))
     assert "scalar_rms" not in trial.strategy.records[-1].extra  # of scalars that nobody noised
+
+
+def test_other_numbers_are_hidden_by_other_noise(hidden: Hidden) -> None:
+    """Two runs of one seed and secret would else tell both by the difference of their journals."""
+    central: dict[str, Any] = {"dp_noise_by": "server", "directions": "shared", "rounds": 1}
+    for sigma in (SIGMA, 2 * SIGMA):
+        trained(**central, dp_noise=sigma, outlier_factor=0.0, clip_norm=0.0)
+    (one, _, a), (two, _, b) = hidden
+    assert np.array_equal(one, two) and not np.isclose(a, b).any()
+
+
+def test_the_noise_of_a_sum_is_that_of_the_client_that_counts_most(hidden: Hidden) -> None:
+    trial = trained(
+        dp_noise_by="server", dp_noise=SIGMA, directions="shared", outlier_factor=0.0, rounds=1
+    )
+    hidden.clear()
+    spending, scale = trial.strategy.spending, np.array([0.1, 0.3])
+    spending.noised(np.zeros((1, 1, 2)), scale, Probing(PROBES, mu=MU, clip=CLIP), 1, [0, 1])
+    ((_, deviations, _),) = hidden
+    assert np.allclose(deviations, SIGMA * STEP * 0.3, rtol=1e-12)
 
 
 def test_the_server_tells_clients_of_noise_that_they_are_to_add_and_of_no_other() -> None:
@@ -297,6 +336,48 @@ def test_scalars_are_noised_anew_in_a_resumed_run_and_counted_again(
     assert "does not go on to the same bits" in said[0] and "Rounds 3 to 4" in said[1]
     # Rounds 1 to 4, and 3 and 4 once more: clients were asked for one, and maybe for the other.
     assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 6, 1e-5)
+
+
+def test_rounds_before_the_first_checkpoint_count_again_too(tmp_path: Path) -> None:
+    """Killed behind round 2 of 3, before a checkpoint: rounds 1 to 3 may have been asked."""
+    options: dict[str, Any] = {**OPTIONS, "dp_noise": SIGMA, "rounds": 3, "eval_every": 3}
+    problem, out = tiny.task(clients=CLIENTS, each=BATCH), tmp_path / "run"
+
+    def broken(record: Any) -> None:
+        if record.round == 2:
+            raise tiny.Stop
+
+    with pytest.raises(tiny.Stop):
+        tiny.run(problem, out=out, observer=broken, **options)
+    for left in out.glob("checkpoint*"):  # what a run leaves that is not killed
+        left.unlink()
+    result = tiny.run(problem, out=out, resume=True, **options)
+    assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 6, 1e-5)
+
+
+def test_a_finished_run_that_goes_back_counts_what_it_does_again(tmp_path: Path) -> None:
+    """From the checkpoint of round 2 of 4: rounds 3 and 4 twice, and nothing behind them."""
+    options: dict[str, Any] = {**OPTIONS, "dp_noise": SIGMA, "rounds": 4, "checkpoint_every": 2}
+    problem, out = tiny.task(clients=CLIENTS, each=BATCH), tmp_path / "run"
+    tiny.run(problem, out=out, **options)
+    result = tiny.run(problem, out=out, resume="previous", **options)
+    assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 6, 1e-5)
+
+
+def test_lines_that_cannot_be_read_are_counted_and_lose_no_checkpoint(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**OPTIONS, "dp_noise": SIGMA, "rounds": 4, "checkpoint_every": 2}
+    problem, out = tiny.task(clients=CLIENTS, each=BATCH), tmp_path / "run"
+
+    def broken(record: Any) -> None:
+        if record.round == 3:
+            raise tiny.Stop
+
+    with pytest.raises(tiny.Stop):
+        tiny.run(problem, out=out, observer=broken, **options)
+    with (out / "history.jsonl").open("ab") as file:
+        file.write(b"junk\n")
+    result = tiny.run(problem, out=out, resume=True, **options)
+    assert [record.round for record in result.history] == [0, 1, 2, 3, 4]
 
 
 class Mixed(nn.Module):

@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.node import secure as node_secure
 from sfl_flower.node.postprocess import NoisyScalars
-from sfl_flower.privacy import secure_client
+from sfl_flower.privacy import secure_client, secure_server
 from sfl_flower.privacy.secure_numbers import to_fixed
 from sfl_flower.report import RunDirectory
 from sfl_flower.task import Samples
@@ -60,7 +60,8 @@ def trained(options: dict[str, Any], *faults: Fault, **more: Any) -> Trial:
 def in_the_clear() -> Iterator[None]:
     """Let every mask be zero: what travels are the scalars as whole numbers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(secure_client, "mask", lambda seed, count: np.zeros(count, np.uint64))
+        for module in (secure_client, secure_server):
+            patch.setattr(module, "mask", lambda seed, count: np.zeros(count, np.uint64))
         yield
 
 
@@ -362,9 +363,20 @@ def test_no_step_is_taken_twice() -> None:
         assert len(trial.grid.replies) == count
 
 
+def test_shares_of_a_round_are_dealt_once() -> None:
+    """Dealt again to other neighbours, they would open what both deals have alike."""
+    trial = trained({**SECURE, "rounds": 1}, Fault("drop", {1}, {1}, "secure_probe"))
+    (content,) = (c for k, who, c in trial.grid.asked if (k, who) == ("secure_forward", 1))
+    with identity(1, SUPERLINK):
+        message = Message(content, trial.grid.nodes[1], "train.ho_sfl_secure_forward")
+        reply = trial.grid.deliver(message)
+    assert reply is not None and "dealt shares in round 1" in str(reply.error.reason)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"dp_clip": 0.5, "dp_noise": 1.0}, "set dp_clip=0.0, or secure_sums=false"),
         ({"directions": "own"}, "set directions=shared, or secure_sums=false"),
         ({"aggregator": "median"}, "set aggregator=mean, or secure_sums=false"),
         ({"pipeline": True}, "set pipeline=false"),
