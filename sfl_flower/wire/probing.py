@@ -19,7 +19,7 @@ __all__ = ["GuideSigns", "Probes", "Seal", "along"]
 
 
 def _read(reader: Reader, name: str) -> Probing:
-    clip = reader.number("clip", 0.0, LARGEST_AMOUNT) if reader.has("clip") else 0.0
+    private = reader.has("clip")
     return Probing(
         probes=reader.integer("probes", 1, MOST_PROBES),
         law=reader.text("law", tuple(LAWS)),
@@ -27,8 +27,8 @@ def _read(reader: Reader, name: str) -> Probing:
         estimator=reader.text("estimator", tuple(ESTIMATORS)),
         stack=reader.integer("stack", 1, MOST_PROBES) if reader.has("stack") else 1,
         channel=reader.integer("channel", 1, MOST_DIMENSIONS) if reader.has("channel") else 0,
-        clip=clip,
-        noise=reader.number("noise", 0.0, LARGEST_AMOUNT) if clip and reader.has("noise") else 0.0,
+        clip=reader.number("clip", 0.0, LARGEST_AMOUNT) if private else 0.0,
+        noise=reader.number("noise", 0.0, LARGEST_AMOUNT) if private else 0.0,
     )
 
 
@@ -42,8 +42,8 @@ def _write(draft: Draft, name: str, probing: Probing) -> None:
     if probing.channel:
         draft.setting("channel", probing.channel)
     if probing.clip:
+        # Both or neither: a request that lost one of them would be answered with less noise.
         draft.setting("clip", probing.clip)
-    if probing.noise:
         draft.setting("noise", probing.noise)
 
 

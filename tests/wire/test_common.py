@@ -69,7 +69,7 @@ def may_be_missing(part: Any) -> set[str]:
         if isinstance(value := getattr(part, field.attribute), Part):
             found |= may_be_missing(value)
         elif isinstance(value, Probing):
-            found.add("stack")
+            found |= {"stack", "channel"}
         elif field.optional or field.codec.implied or isinstance(field.default, (int, float, str)):
             found.add(field.name)
     return found
