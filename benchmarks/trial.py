@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from flwr.clientapp import ClientApp
+
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import TrainingError
 from sfl_flower.methods import METHODS
+from sfl_flower.node.downlink import forget_held
 from sfl_flower.node.sync import forget_recent
 from sfl_flower.report import RoundRecord
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
-from sfl_flower.run.run import Plan
+from sfl_flower.run.run import Plan, RunResult, execute
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.task import SplitTask
 from sfl_flower.wire.flower import SUPERLINK, identity
 
-__all__ = ["options_for", "own_state", "quiet", "train"]
+__all__ = ["client_app", "executed", "options_for", "own_state", "quiet", "train"]
 
 
 def options_for(method: str, options: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
@@ -80,10 +83,40 @@ def train(
     strategy = METHODS[config.method].server(task, config, settings, on_round=note)
     if before is not None:
         before(strategy)
-    grid = InlineGrid(make_client_app(lambda context: task), config.clients)
+    grid = InlineGrid(client_app(task, plan), config.clients)
     with quiet(), own_state(), identity(1, SUPERLINK):
         strategy.start(grid=grid, initial_arrays=strategy.arrays(), num_rounds=rounds)
     return strategy
+
+
+def client_app(task: SplitTask, plan: Plan) -> ClientApp:
+    """Return the clients of a plan, all of which train one task object."""
+    return make_client_app(lambda context: task, [plan.method])
+
+
+def executed(
+    grid: InlineGrid,
+    task: SplitTask,
+    plan: Plan,
+    on_round: Callable[[RoundRecord], None] | None = None,
+) -> RunResult:
+    """Run a whole plan on a grid, with nothing kept of an earlier run in this process.
+
+    Parameters
+    ----------
+    grid : InlineGrid
+        Reaches the clients, those of `client_app`.
+    task : SplitTask
+        The learning problem.
+    plan : Plan
+        The settings.
+    on_round : callable, optional
+        Called with the record of each round.
+    """
+    forget_recent()
+    forget_held()
+    with quiet(), own_state(), identity(1, SUPERLINK):
+        return execute(grid, task, plan, on_round)
 
 
 @contextmanager

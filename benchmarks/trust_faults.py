@@ -20,14 +20,10 @@ from benchmarks.figure import Figure
 from benchmarks.grid import Job, Metrics, run_jobs
 from benchmarks.learn import job as bed_job
 from benchmarks.learn_beds import BEDS
-from benchmarks.trial import own_state, quiet
-from sfl_flower.node.downlink import forget_held
-from sfl_flower.node.sync import forget_recent
+from benchmarks.trial import client_app, executed
 from sfl_flower.options import check_choice
-from sfl_flower.run.client_app import make_client_app
-from sfl_flower.run.run import Plan, execute
+from sfl_flower.run.run import Plan
 from sfl_flower.tasks import load_task
-from sfl_flower.wire.flower import SUPERLINK, identity
 
 __all__ = ["METHODS", "add_arguments", "figures"]
 
@@ -115,12 +111,8 @@ def train(job: Job) -> Metrics:
     task = load_task(job.task, **own)
     given = {**options, "method": job.method, "task": job.task}
     plan = Plan.read({**given, "timeout": TIMEOUT if share else 60.0})
-    app = make_client_app(lambda context: task, [plan.method])
-    grid = FaultyGrid(app, plan.config.clients, share, plan.config.seed)
-    forget_recent()
-    forget_held()
-    with quiet(), own_state(), identity(1, SUPERLINK):
-        result = execute(grid, task, plan)
+    grid = FaultyGrid(client_app(task, plan), plan.config.clients, share, plan.config.seed)
+    result = executed(grid, task, plan)
     last = [record.metrics["accuracy"] for record in result.history if record.metrics][-LAST:]
     struck = {kind: float(grid.struck[kind]) for kind in (*FAULTS, "replies")}
     return {"accuracy": mean(last), **struck}

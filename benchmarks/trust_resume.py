@@ -238,11 +238,13 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
         _preload(asked)
         while kills < args.trust_resume_kills:
             name = asked[runs % len(asked)]
-            by_file = runs // len(asked) % 2 == runs % 2
+            # Each method in turn by a file and by the clock, however many there are.
+            by_file = (runs // len(asked) + runs % len(asked)) % 2 == 0
             clean, out = bed.clean(name), Path(directory) / f"{name}-{runs}"
             for _ in range(2 if runs % 3 == 2 else 1):
-                kills += _killed(bed, name, out, clean, draw.random(2).tolist(), by_file)
-                struck["file" if by_file else "clock"] += 1
+                killed = _killed(bed, name, out, clean, draw.random(2).tolist(), by_file)
+                kills += killed
+                struck["file" if by_file else "clock"] += killed
             ended, news = bed.serve(name, out)
             found = [str(news[1])] if news[0] == "failed" else ["hangs"] if not ended else []
             found = found or differences(clean.out, out)

@@ -20,14 +20,10 @@ import torch
 from benchmarks.faulty_grid import FaultyGrid
 from benchmarks.figure import Figure
 from benchmarks.small import small_task
-from benchmarks.trial import own_state, quiet
-from sfl_flower.node.downlink import forget_held
-from sfl_flower.node.sync import forget_recent
+from benchmarks.trial import client_app, executed
 from sfl_flower.report import RoundRecord
-from sfl_flower.run.client_app import make_client_app
-from sfl_flower.run.run import Plan, execute
+from sfl_flower.run.run import Plan
 from sfl_flower.server.mirror import CHECK_PERIOD
-from sfl_flower.wire.flower import SUPERLINK, identity
 from sfl_flower.zo import Journal
 
 __all__ = ["add_arguments", "figures"]
@@ -62,8 +58,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="sfl_flower-trust-") as directory:
         out = Path(directory) / "run"
         plan = Plan.read(options, out)
-        app = make_client_app(lambda context: task, [plan.method])
-        grid = FaultyGrid(app, clients, STRUCK, 0, absent=ABSENT)
+        grid = FaultyGrid(client_app(task, plan), clients, STRUCK, 0, absent=ABSENT)
 
         def watch(record: RoundRecord) -> None:
             grid.whole = record.round >= rounds - WHOLE
@@ -72,10 +67,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
                 memory.append(_resident())
                 files.append(sum(_sizes(out)))
 
-        forget_recent()
-        forget_held()
-        with quiet(), own_state(), identity(1, SUPERLINK):
-            result = execute(grid, task, plan, watch)
+        result = executed(grid, task, plan, watch)
         journal = Journal.load(out / "journal.bin")
         ends = [_stands(grid, node) for node in grid.nodes]
         growing = {name: sum(_sizes(out / name)) for name in GROWING}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,16 +13,14 @@ from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from benchmarks.small import METHOD_SETTINGS, small_task
+from benchmarks.trial import client_app, executed
 from sfl_flower.errors import SflError
 from sfl_flower.methods import METHODS
-from sfl_flower.node.downlink import forget_held
-from sfl_flower.node.sync import forget_recent
-from sfl_flower.run.client_app import make_client_app
+from sfl_flower.report import RunDirectory
 from sfl_flower.run.inline import InlineGrid
-from sfl_flower.run.run import Plan, execute
+from sfl_flower.run.run import Plan
 from sfl_flower.task import SplitTask
 from sfl_flower.wire.draft import Encodings
-from sfl_flower.wire.flower import SUPERLINK, identity
 from sfl_flower.wire.message import Message as Declared
 from sfl_flower.wire.message import Reply, Request
 from sfl_flower.wire.reader import Reader
@@ -78,8 +75,8 @@ class Corpus:
         Journal files.
     directories : list of Path
         Run directories, whose files stay as they are.
-    checkpoints : list of (str, dict of str to Tensor, dict)
-        Method, tensors and values of checkpoints.
+    checkpoints : list of (int, dict of str to Tensor, dict)
+        Which of `RUNS`, tensors and values of the checkpoints that the runs wrote.
     options : list of dict
         Settings of runs.
     """
@@ -130,11 +127,8 @@ def corpus(root: Path, runs: Iterable[int] = range(len(RUNS))) -> Corpus:
     warnings.simplefilter("ignore")
     for run in runs:
         task, plan = small_plan(run, root / str(run))
-        forget_recent()
-        forget_held()
-        grid = _Listening(make_client_app(lambda context: task, [plan.method]), plan.config.clients)  # noqa: B023
-        with identity(1, SUPERLINK):
-            execute(grid, task, plan)
+        grid = _Listening(client_app(task, plan), plan.config.clients)
+        executed(grid, task, plan)
         for example in _examples(grid, plan):
             shape = (example.kind, example.encodings, *_names(example.content))
             if shape not in seen:
@@ -145,8 +139,8 @@ def corpus(root: Path, runs: Iterable[int] = range(len(RUNS))) -> Corpus:
         found.options.append(plan.resolved())
         if (out / "journal.bin").exists():
             found.journals.append((out / "journal.bin").read_bytes())
-        strategy = plan.method.server(task, plan.config, plan.settings)
-        found.checkpoints.append((run, *strategy.checkpoint()))
+        tensors, values, _ = RunDirectory(out, tensorboard=False).load_checkpoint()
+        found.checkpoints.append((run, tensors, values))
     return found
 
 
@@ -187,8 +181,3 @@ def _first(
 def _below(kind: type[Declared]) -> list[type[Declared]]:
     below = [each for child in kind.__subclasses__() for each in (child, *_below(child))]
     return [each for each in dict.fromkeys(below) if "WHAT" in vars(each) or "ACTION" in vars(each)]
-
-
-def settings_texts(found: Corpus) -> list[dict[str, Any]]:
-    """Return the plain values of every ``config.json``, for decoders of JSON."""
-    return [json.loads((out / "config.json").read_text()) for out in found.directories]

@@ -48,7 +48,7 @@ def main() -> None:
         if sum(watch.inputs.values()) < args.inputs:
             kind = kind_of(data)
             watch.run(kind, decoders[kind], data[2:])
-        if sum(watch.inputs.values()) in (args.inputs, args.inputs // 2):
+        if sum(watch.inputs.values()) == args.inputs:
             out.write_text(json.dumps(watch.to_dict()), encoding="utf-8")
 
     words = [

@@ -62,7 +62,7 @@ class Watch:
         """Give an input to a decoder; `watching` is open."""
         self.inputs[kind] += 1
         tracemalloc.reset_peak()
-        before, began = tracemalloc.get_traced_memory()[0], time.thread_time()
+        before, began, hung = tracemalloc.get_traced_memory()[0], time.thread_time(), False
         try:
             with _broken_off():
                 target(Draw(data))
@@ -72,13 +72,14 @@ class Watch:
             if not str(error).strip():
                 self._keep("silent", kind, type(error).__name__, data)
         except _Hang:
+            hung = True
             self._keep("hangs", kind, f"not back after {LONGEST:g} s", data)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             self._keep("crashes", kind, f"{type(error).__name__}: {error}"[:200], data)
         taken = time.thread_time() - began
-        if taken > SLOW:
+        if taken > SLOW and not hung:
             self._keep("hangs", kind, f"{taken:.1f} s", data)
         peak = tracemalloc.get_traced_memory()[1] - before
         self.largest = max(self.largest, peak)
