@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.deployment.federation import REPOSITORY
+from tests.processes import end
 
-__all__ = ["Programs", "end", "programs"]
+__all__ = ["Programs", "programs"]
 
 
 @dataclass(frozen=True)
@@ -78,23 +77,3 @@ def programs(prefix: str) -> Iterator[Programs]:
                 end(process)
             os.environ.clear()
             os.environ.update(before)
-
-
-def end(process: subprocess.Popen[str], grace_s: float = 10.0) -> None:
-    """End a process and its group, which is its own: asked once, killed after a grace.
-
-    Whoever is left of a group is ended, its leader there or not.
-    """
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline:
-            process.poll()  # or it would be in the group as long as this process
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.05)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ __all__ = ["FILE", "record", "run"]
 
 FILE = Path(__file__).parents[1] / "docs" / "results" / "figures.jsonl"
 """A figure a line, with the command that printed it."""
-_PLACES = {"--official-fsl_sage": "DIR", "--official-ho_sfl": "DIR", "--official-python": "FILE"}
+PLACE = "PATH"
+"""Stands in a command for what somebody has somewhere."""
 
 
 def run(args: argparse.Namespace) -> Iterator[Figure]:
@@ -60,11 +62,11 @@ def _without_files(argv: Sequence[str]) -> list[str]:
     kept: list[str] = []
     skip = False
     for word in argv:
-        option, given, _ = word.partition("=")
-        file = option.endswith("-out") or option in _PLACES
-        if option in _PLACES:  # what to give remains, where somebody has it does not
-            kept += [option, _PLACES[option]]
-        elif not skip and not file and word not in ("--record", "--json"):
-            kept.append(word)
-        skip = file and not given
+        option, joined, value = word.partition("=")
+        out = option.startswith("--") and option.endswith("-out")
+        if not skip and not out and word not in ("--record", "--json"):
+            # What to give remains, where somebody has it does not.
+            path = value if joined else word
+            kept.append(word.removesuffix(path) + PLACE if os.sep in path else word)
+        skip = out and not joined
     return kept

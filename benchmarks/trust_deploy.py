@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.figure import Figure
 from benchmarks.programs import programs
 from sfl_flower.report import RunDirectory
-from tests.deployment.example import NODES, Deployment, certificates, service
+from tests.deployment.example import CLIENT_HALF_BYTES, NODES, Deployment, certificates, service
 from tests.deployment.federation import (
     PATIENCE_S,
     REPOSITORY,
@@ -40,8 +40,6 @@ KILLED, KILLED_AFTER = 1, 2
 """Which SuperNode is killed, and after which round."""
 AGAIN_S = 5.0
 """Until it is started again, each time."""
-WEIGHTS = 4 * 520
-"""Bytes of the client half of the digits."""
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -80,7 +78,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
     yield Figure("deployed_kill_back_s", back, "s", setting=setting, lower_is_better=True)
     equal = sum(digest == history[-2].digest for digest in stand) / NODES
     yield Figure("deployed_kill_equal", equal, "ratio", 1.0, f"{setting}; digests of the replicas")
-    downloads = ledger["bytes"]["weights"]["down"] / WEIGHTS
+    downloads = ledger["bytes"]["weights"]["down"] / CLIENT_HALF_BYTES
     yield Figure(
         "deployed_kill_downloads",
         downloads,

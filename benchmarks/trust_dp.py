@@ -8,7 +8,6 @@ smashed data and labels are sent in the clear.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
@@ -109,7 +108,7 @@ def _epsilon() -> Figure:
 
     ratios = []
     for noise, times in CASES:
-        event = dp_accounting.GaussianDpEvent(noise / math.sqrt(times))
+        event = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise), times)
         accountant = dp_accounting.pld.PLDAccountant().compose(event)
         ratios.append(epsilon_of(noise, times, DELTA) / accountant.get_epsilon(DELTA))
     worst = max(ratios, key=lambda ratio: abs(ratio - 1))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +23,8 @@ for _name, _value in {
 
 import hypothesis  # noqa: E402
 import torch  # noqa: E402
+
+from tests.processes import end  # noqa: E402
 
 # Examples are as many on a slow or busy machine; how long they take decides no test.
 hypothesis.settings.register_profile(
@@ -166,24 +166,6 @@ def start_process(tmp_path: Path) -> Iterator[StartProcess]:
 
     yield start
     for process, _ in reversed(started):
-        _end_group(process)
+        end(process)
     for _, log in started:  # pytest shows it for a failed test only
         print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
-
-
-def _end_group(process: subprocess.Popen[str], grace_s: float = 10.0) -> None:
-    """End a process and its group: asked first, killed after a grace."""
-    for sent in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sent)
-        except ProcessLookupError:
-            break
-        deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline:
-            process.poll()  # reaps it, so that an ended group is seen as ended
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.05)
-    process.wait(timeout=grace_s)

@@ -50,13 +50,21 @@ def test_a_figure_takes_the_place_of_the_older_one_of_its_name(
     assert first.setting == "recorded, `python -m benchmarks probe --probe-size 7`: "
 
 
-@pytest.mark.parametrize("words", [["--official-ho_sfl", "/mine"], ["--official-ho_sfl=/mine"]])
-def test_a_command_says_that_a_folder_is_given_and_not_which(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--official-ho_sfl", "/mine"], "--official-ho_sfl PATH"),
+        (["--official-ho_sfl=/mine"], "--official-ho_sfl=PATH"),
+        (["--trust-fuzz-python", "../own/bin/python"], "--trust-fuzz-python PATH"),
+        (["--learn-out=", "--json"], ""),
+        (["--learn-out", "/mine/runs.jsonl", "--record"], ""),
+    ],
+)
+def test_a_command_says_that_a_place_is_given_and_not_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
 ) -> None:
     monkeypatch.setattr(recorded, "FILE", tmp_path / "figures.jsonl")
-    argv = ["official", *words, "--official-probes", "5"]
-    recorded.record(Figure("first", 1.0, "ratio"), argv)
+    recorded.record(Figure("first", 1.0, "ratio"), ["official", *words, "--official-probes", "5"])
     (line,) = recorded.FILE.read_text().splitlines()
-    command = "python -m benchmarks official --official-ho_sfl DIR --official-probes 5"
-    assert json.loads(line)["command"] == command
+    expected = ["python -m benchmarks official", told, "--official-probes 5"]
+    assert json.loads(line)["command"] == " ".join(filter(None, expected))

@@ -20,6 +20,8 @@ from tests.deployment.federation import REPOSITORY, free_ports, listening, progr
 EXAMPLE = REPOSITORY / "examples" / "deployment"
 UNITS = EXAMPLE / "systemd"
 NODES = 3
+CLIENT_HALF_BYTES = 4 * 520
+"""Of the weights of the digits' client half."""
 PROGRAMS = ("sfl", "flower-superlink", "flower-supernode", "python")
 
 

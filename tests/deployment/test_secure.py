@@ -13,6 +13,7 @@ import pytest
 from sfl_flower import simulate
 from sfl_flower.report import RunDirectory
 from tests.deployment.example import (
+    CLIENT_HALF_BYTES,
     NODES,
     Command,
     Deployment,
@@ -51,8 +52,6 @@ OPTIONS: dict[str, Any] = {
     "seed": 2,
     "partition": "iid",
 }
-WEIGHTS = 4 * 520
-"""Bytes of the client half."""
 
 
 def refused(deployment: Deployment, name: str, key: Path, roots: Path) -> str:
@@ -124,7 +123,7 @@ def test_c12_the_example_trains_over_tls_survives_kills_and_lets_nobody_else_in(
     assert [record.digest for record in deployed] == [r.digest for r in inline.history[:4]]
     # In round 3 client 1 was sent no more than the scalars of round 2, and stands where all do.
     down = [past[3].bytes_down - past[2].bytes_down for past in (deployed, inline.history)]
-    assert down[0] - down[1] < WEIGHTS
+    assert down[0] - down[1] < CLIENT_HALF_BYTES
     (file,) = (tmp_path / "state" / "node-1").glob("sfl_flower/run-*/replica-*")
     assert file.name.split("-")[1] == inline.history[2].digest
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.programs import end
+from tests.processes import end
 
 
 @pytest.mark.parametrize("leader", ["exit 0", "wait"])
