@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,23 +37,35 @@ class BareLoop:
         Clients, samples of each, samples of a mini-batch.
     period : int
         k: every k-th batch goes to the server in CSE-FSL and FSL-SAGE.
+    quick : bool
+        Whether to take the layout of images and the fused steps that the package takes: what is
+        left is the arithmetic of a round.
     """
 
     def __init__(
-        self, task: SplitTask, head: str, clients: int, each: int, batch_size: int, period: int
+        self,
+        task: SplitTask,
+        head: str,
+        clients: int,
+        each: int,
+        batch_size: int,
+        period: int,
+        quick: bool = False,
     ) -> None:
         halves = task.build(0)
         self.server = halves.server.train()
         self.clients = [copy.deepcopy(halves.client).train() for _ in range(clients)]
         first = task.build_head(0, head)
         self.heads = [copy.deepcopy(first) for _ in range(clients)]
-        self._server_step = _adam(self.server)
-        self._client_steps = [_adam(module) for module in self.clients]
-        self._head_steps = [_adam(module) for module in self.heads]
+        self._server_step = _adam(self.server, quick)
+        self._client_steps = [_adam(module, quick) for module in self.clients]
+        self._head_steps = [_adam(module, quick) for module in self.heads]
         samples = task.samples("train")
-        # Images in torch's default layout, as there, whatever layout the task gives its model.
         shares = [samples.take(slice(i * each, (i + 1) * each)) for i in range(clients)]
-        self.shares = [(task.batch(part, slice(None))[0].contiguous(), part.y) for part in shares]
+        images = [task.batch(part, slice(None))[0] for part in shares]
+        if not quick:  # torch's default layout, as there, whatever layout the task gives its model
+            images = [x.contiguous() for x in images]
+        self.shares = [(x, part.y) for x, part in zip(images, shares, strict=True)]
         self._batch_size, self._period = batch_size, period
         self._random = torch.Generator().manual_seed(0)
         self.uploads = 0
@@ -115,8 +128,8 @@ class BareLoop:
         return cut.grad
 
 
-def _adam(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(module.parameters(), lr=LR)
+def _adam(module: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), lr=LR, fused=fused)
 
 
 @torch.no_grad()
@@ -131,9 +144,9 @@ def _average(modules: list[nn.Module]) -> None:
         module.load_state_dict(mean)
 
 
-def serve(pipe: Connection, task: SplitTask, head: str, *sizes: int) -> None:
-    """Answer a pipe: a job is the name of a method, and runs a round of it."""
-    loop = BareLoop(task, head, *sizes)
+def serve(pipe: Connection, task: SplitTask, head: str, *given: Any) -> None:
+    """Answer a pipe: a job is the name of a method, and runs a round of it; else as `BareLoop`."""
+    loop = BareLoop(task, head, *given)
     jobs: dict[str, Callable[[], object]] = {
         "splitfed_v2": loop.splitfed_v2,
         "cse_fsl": loop.cse_fsl,

@@ -10,8 +10,10 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -20,7 +22,8 @@ from typing import Any, Self
 
 from benchmarks import round as ho_sfl_round
 from benchmarks import speed, theirs
-from benchmarks.bare_loops import LR
+from benchmarks.bare_loops import LR, serve
+from benchmarks.beside import Worker
 from benchmarks.figure import Figure
 from benchmarks.published import DECAY, MU
 from sfl_flower import simulate
@@ -79,6 +82,11 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         help="of ours: in this process (default), or workers of one thread each beside the server",
     )
     parser.add_argument(
+        "--official-limit",
+        action="store_true",
+        help="run a bare loop of the same arithmetic as well: the most that a ratio could be",
+    )
+    parser.add_argument(
         "--official-augment",
         action="store_true",
         help="FSL-SAGE's code augments its images, which ours never does",
@@ -99,7 +107,7 @@ def run(args: argparse.Namespace) -> Iterator[Figure]:
         print(_without(name), file=sys.stderr)
     if "fsl_sage" in found:
         for method in methods:
-            yield _first_order(method, found["fsl_sage"], args)
+            yield from _first_order(method, found["fsl_sage"], args)
     if "ho_sfl" in found:
         for number in probes:
             yield _ho_sfl(number, found["ho_sfl"], args)
@@ -220,10 +228,13 @@ class Theirs:
 class _Watch:
     """Notes the rounds of ours, and lets theirs run one after each that counts."""
 
-    def __init__(self, start_up: int, other: Theirs) -> None:
+    def __init__(
+        self, start_up: int, other: Theirs, bare: Callable[[], float] | None = None
+    ) -> None:
         self.ours: list[Turn] = []
         self.theirs: list[Turn] = []
-        self._start_up, self._other = start_up, other
+        self.bare: list[float] = []
+        self._start_up, self._other, self._bare = start_up, other, bare
         self._before: RoundRecord | None = None
         self._since = self._cpu = 0.0
 
@@ -242,6 +253,8 @@ class _Watch:
                     f"A round of ours took {samples} samples, one of theirs "
                     f"{self.theirs[-1].samples}; they must be the same work."
                 )
+            if self._bare is not None:
+                self.bare.append(self._bare())
         self._before = record
         self._since, self._cpu = perf_counter(), process_time()
 
@@ -265,12 +278,25 @@ class _Watch:
             f"checked, and {self.theirs[-1].bytes} by their counter, which sends nothing",
         )
 
+    def limit(self, name: str) -> Figure:
+        """Return what the figure would be if a round of ours were its arithmetic alone."""
+        others, bare = median(turn.seconds for turn in self.theirs), median(self.bare)
+        return Figure(
+            name,
+            others / bare,
+            "ratio",
+            None,
+            f"{bare:.3g} s for the forwards, backwards and steps of a round in a bare loop with "
+            f"the layout of images and the fused steps of ours, {others:.3g} s for theirs; ours "
+            f"takes {median(turn.seconds for turn in self.ours) / bare:.3f} times the bare loop",
+        )
+
 
 def _best(turns: list[Turn]) -> float:
     return min(turn.seconds for turn in turns)
 
 
-def _first_order(method: str, folder: Path, args: argparse.Namespace) -> Figure:
+def _first_order(method: str, folder: Path, args: argparse.Namespace) -> Iterator[Figure]:
     images = args.official_images
     settings = {
         "method": METHODS[method],
@@ -283,15 +309,16 @@ def _first_order(method: str, folder: Path, args: argparse.Namespace) -> Figure:
         "threads": args.official_threads,
     }
     options = {**speed.options(method), "clients": CLIENTS}
-    watch = _beside(
-        "fsl_sage",
-        folder,
-        settings,
-        (speed.task(CLIENTS * images), method, options),
-        speed.START_UP,
-        args.official_rounds,
-        args,
-    )
+    problem = speed.task(CLIENTS * images)
+    with ExitStack() as stack:
+        bare = None
+        if args.official_limit:
+            given = (problem, speed.HEAD, CLIENTS, images, speed.BATCH, speed.PERIOD, True)
+            worker = stack.enter_context(Worker(serve, *given))
+            bare = partial(worker.seconds, method, args.official_threads)
+            bare()  # the first turn is not counted
+        ours, rounds = (problem, method, options), args.official_rounds
+        watch = _beside("fsl_sage", folder, settings, ours, speed.START_UP, rounds, args, bare)
     augmented = ", theirs augmented" if args.official_augment else ""
     setting = (
         f"ResNet-18 to layer2, ImageNet stem, 3x32x32{augmented}, {CLIENTS} IID clients x "
@@ -299,7 +326,9 @@ def _first_order(method: str, folder: Path, args: argparse.Namespace) -> Figure:
         f"{LR:g} without decay, no alignment; ours {_ours(args)}, FSL-SAGE's repository on "
         f"{args.official_threads} threads"
     )
-    return watch.figure(f"official_{method}", setting, args.official_backend)
+    yield watch.figure(f"official_{method}", setting, args.official_backend)
+    if args.official_limit:
+        yield watch.limit(f"official_{method}_limit")
 
 
 def _ho_sfl(probes: int, folder: Path, args: argparse.Namespace) -> Figure:
@@ -340,12 +369,13 @@ def _beside(
     start_up: int,
     rounds: int,
     args: argparse.Namespace,
+    bare: Callable[[], float] | None = None,
 ) -> _Watch:
     task, method, options = ours
     threads = args.official_threads
     with Theirs(name, folder, args.official_python, settings) as other:
         other.round()  # the first is not counted: FSL-SAGE aligns, memory is taken
-        watch = _Watch(start_up, other)
+        watch = _Watch(start_up, other, bare)
         simulate(
             task,
             method,

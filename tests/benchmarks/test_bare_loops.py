@@ -15,9 +15,9 @@ from sfl_flower.tasks import load_task
 CLIENTS, EACH, BATCH, PERIOD = 2, 10, 4, 2
 
 
-def loop() -> BareLoop:
+def loop(quick: bool = False) -> BareLoop:
     """Return loops over clients of three batches, of which the first and the third go up."""
-    return BareLoop(load_task("digits"), "linear", CLIENTS, EACH, BATCH, PERIOD)
+    return BareLoop(load_task("digits"), "linear", CLIENTS, EACH, BATCH, PERIOD, quick)
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -38,6 +38,16 @@ def test_a_round(method: str, uploads: int, trains_heads: bool) -> None:
     assert not torch.equal(weights(bare.clients[0]), client)
     assert torch.equal(weights(bare.clients[0]), weights(bare.clients[1]))
     assert torch.equal(weights(bare.heads[0]), head) is not trains_heads
+
+
+def test_the_quick_form_does_the_same_work() -> None:
+    plain, quick = loop(), loop(quick=True)
+    for bare in (plain, quick):
+        bare.cse_fsl()
+    for of in ("server", "clients", "heads"):
+        one, two = (getattr(bare, of) for bare in (plain, quick))
+        pair = (one, two) if of == "server" else (one[0], two[0])
+        torch.testing.assert_close(*map(weights, pair), rtol=1e-4, atol=1e-6)
 
 
 def test_it_works_when_asked_and_stops_when_told() -> None:

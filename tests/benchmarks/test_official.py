@@ -225,6 +225,14 @@ def test_a_figure_is_their_seconds_over_ours() -> None:
     assert "of processors" not in watch.figure("official_x", "setting", "ray").setting
 
 
+def test_a_limit_is_their_seconds_over_those_of_the_arithmetic() -> None:
+    watch = watched(10)
+    watch.ours, watch.bare = [Turn(2.0, 4.0, 10, 8)], [1.0, 1.6, 1.25]
+    figure = watch.limit("official_x_limit")
+    assert (figure.value, figure.met) == (2.4, None)
+    assert "ours takes 1.600 times the bare loop" in figure.setting
+
+
 def test_other_work_and_lost_replies_are_no_comparison() -> None:
     with pytest.raises(TrainingError, match="took 10 samples, one of theirs 9; they must be"):
         watched(9)
