@@ -144,8 +144,9 @@ def most_moved(parameters: Sequence[nn.Parameter], layers: Iterable[nn.Module]) 
 class Moved:
     """A vector at ``anchor + scale * u``, of which each part is written when it is wanted.
 
-    A part is gone when another one is wanted. Where it is wanted again it is written once more and
-    stays: micro-batches, and recurrent layers, need not draw it each time.
+    A part is gone when another one is wanted, which is written where it was. Where it is wanted
+    again it is written once more and stays: micro-batches, and recurrent layers, need not draw it
+    each time.
 
     Parameters
     ----------
@@ -153,11 +154,14 @@ class Moved:
         The vector, flat; it is read alone.
     step : Scaled
         ``scale * u``.
+    most : int
+        Elements of the largest part.
     """
 
-    def __init__(self, anchor: Tensor, step: Scaled) -> None:
-        self._anchor, self._step = anchor, step
+    def __init__(self, anchor: Tensor, step: Scaled, most: int) -> None:
+        self._anchor, self._step, self._most = anchor, step, most
         self._now: Part | None = None
+        self._room: Tensor | None = None
         self._ran: set[int] = set()
         self._kept: dict[int, Tensor] = {}
 
@@ -175,10 +179,15 @@ class Moved:
         if (room := self._kept.get(id(part))) is not None:
             part.point(room)
             return
-        room = self._anchor.new_empty(part.size)
-        self.move(part, room)
         if id(part) in self._ran:
-            self._kept[id(part)] = room
+            room = self._kept[id(part)] = self._anchor.new_empty(part.size)
+            self._room = None
+        elif self._room is None:
+            # Here and not before: what the forward holds in front of the first part is its peak.
+            room = self._room = self._anchor.new_empty(self._most)
+        else:
+            room = self._room
+        self.move(part, room[: part.size])
         self._ran.add(id(part))
 
     def put_back(self) -> None:

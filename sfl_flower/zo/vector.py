@@ -84,6 +84,7 @@ class ParameterVector:
             layers = [layer for layer in layers if _size(layer) >= _LARGE_LAYER]
         self._parts, self._before = lay_out(self._parameters, layers)
         self._all = lay_out(self._parameters, ())[1]
+        self._most = max((part.size for part in self._parts), default=0)
         for part in (*self._parts, self._before, self._all):
             part.stand_on(self.anchor)
 
@@ -158,7 +159,7 @@ class ParameterVector:
         if self._work is None or len(self._work) < before.size:
             with torch.inference_mode(False):
                 self._work = self.anchor.new_empty(before.size)
-        moved = Moved(self.anchor, direction.times(scale))
+        moved = Moved(self.anchor, direction.times(scale), self._most)
         self._probing = True
         try:
             moved.move(before, self._work[: before.size])
