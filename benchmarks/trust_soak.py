@@ -48,10 +48,11 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
     """Yield what grew since a tenth of the rounds, and who stands at the journal's end."""
     rounds, clients = args.trust_soak_rounds, args.trust_soak_clients
     torch.set_num_threads(1)
-    task = small_task(8 * clients, 8)
+    task = small_task(8 * clients, 8)  # a mini-batch each
     options = {
         "task": "small", "method": "ho_sfl", "rounds": rounds, "clients": clients,
         "batch_size": 8, "client_lr": 0.01, "client_optimizer": "momentum", "timeout": TIMEOUT,
+        "partition": "iid",
         "eval_every": 50, "checkpoint_every": EVERY, "patience": 100,
     }  # fmt: skip
     memory, files = list[int](), list[int]()
