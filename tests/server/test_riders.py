@@ -48,8 +48,17 @@ def test_smashed_data_that_cost_nothing_are_named() -> None:
     late[2:] += 1
     tally = Tally()
     given = [honest, other, np.full((5, 3), 2.0), np.zeros((5, 3)), other.copy(), late, honest[:1]]
-    mark_smashed({Member(k, k): z for k, z in enumerate(given)}, tally)
+    mark_smashed({Member(k, k, 5): z for k, z in enumerate(given)}, tally)
     assert tally.marks == {"constant smashed data": {2, 3}, "copied smashed data": {1, 4}}
+
+
+def test_smashed_data_that_honest_clients_cannot_tell_apart_are_not_named() -> None:
+    """Of a half that has died everybody sends the same, and one sample is the same each time."""
+    rng = np.random.default_rng(0)
+    dead, tally = np.full((4, 3), 0.5, np.float32), Tally()
+    mark_smashed({Member(k, k, 9): dead.copy() for k in range(3)}, tally)
+    mark_smashed({Member(0, 0, 1): dead, Member(1, 1, 9): rng.standard_normal((4, 3))}, tally)
+    assert tally.marks == {}
 
 
 def constant(name: str) -> Any:
@@ -104,6 +113,27 @@ def test_a_client_that_sends_back_what_was_told_is_named() -> None:
     trial = train(tiny.task(clients=1), "ho_sfl", faults, clients=1, directions="shared")
     named = [record.clients for record in trial.strategy.records]
     assert named == [{}, {}, {"repeated scalars": (0,)}, {}]
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize("method", ["ho_sfl", "heron", "decomfl"])
+def test_nothing_is_told_of_scalars_that_are_yet_to_be_noised_or_that_a_clip_makes_alike(
+    method: str,
+) -> None:
+    """One probe of which each sample brings C or -C; scalars of 0.01 by noise are a free rider's."""
+    fault = Fault("change", {2}, {1, 2}, change=constant("scalars"))
+    steps = {"minibatches": 4} if method == "ho_sfl" else {"local_steps": 4}
+    own: dict[str, Any] = {"dp_clip": 1.0, "outlier_factor": 0.0, "probes": 1, **steps}
+    clipped = train(tiny.task(), method, [fault], rounds=2, **own)
+    assert [record.clients for record in clipped.strategy.records] == [{}] * 3
+    noised = train(tiny.task(), method, [fault], rounds=2, **own, dp_noise=1.0)
+    assert noised.strategy.records[-1].clients["constant scalars"] == (2,)
+    if method != "heron":
+        own |= {"probes": 4, **dict.fromkeys(steps, 1)}
+        central = train(
+            tiny.task(), method, [fault], rounds=2, **own, dp_noise=1.0, dp_noise_by="server"
+        )
+        assert [record.clients for record in central.strategy.records] == [{}] * 3
 
 
 @pytest.mark.flower
