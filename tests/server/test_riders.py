@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sfl_flower.report.conduct import conduct, conduct_lines
 from sfl_flower.server.riders import mark_scalars, mark_smashed
 from sfl_flower.server.roster import Member
 from sfl_flower.server.tally import Tally
@@ -120,7 +121,7 @@ def test_a_client_that_sends_back_what_was_told_is_named() -> None:
 def test_nothing_is_told_of_scalars_that_are_yet_to_be_noised_or_that_a_clip_makes_alike(
     method: str,
 ) -> None:
-    """One probe of which each sample brings C or -C; scalars of 0.01 by noise are a free rider's."""
+    """With one probe each sample brings C or -C; with noise equal scalars are a free rider's."""
     fault = Fault("change", {2}, {1, 2}, change=constant("scalars"))
     steps = {"minibatches": 4} if method == "ho_sfl" else {"local_steps": 4}
     own: dict[str, Any] = {"dp_clip": 1.0, "outlier_factor": 0.0, "probes": 1, **steps}
@@ -141,3 +142,7 @@ def test_honest_clients_are_not_named() -> None:
     for method in ("ho_sfl", "heron", "decomfl", "cse_fsl"):
         trial = train(tiny.task(), method, rounds=3)
         assert all(record.clients == {} for record in trial.strategy.records)
+    robust: dict[str, Any] = {"aggregator": "krum:1", "clients": 5, "rounds": 10, "seed": 1}
+    found = conduct(train(tiny.task(clients=5), "decomfl", **robust).strategy.records)
+    assert {what for each in found.values() for what in each} == {"outlying"}  # in some rounds
+    assert conduct_lines(found, 10) == []
