@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import nn
 from benchmarks.decoder_blocks import DecoderBlocks
 from benchmarks.encoder_blocks import EncoderBlocks
 from sfl_flower.data import Samples, seeded_construction
-from sfl_flower.node.directory import own_directory, state_root
+from sfl_flower.node.directory import check_owner
 from sfl_flower.options import check_choice
 from sfl_flower.split import cut
 from sfl_flower.split.transformers.block_halves import ServerBlocks
@@ -170,7 +171,7 @@ def _samples(name: str, behind: str, split: Split) -> Samples:
 
 @cache
 def _arrays(name: str, behind: str, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    folder = own_directory(state_root() / "features")
+    folder = _folder()
     stem = sha256(f"{name} {behind} {torch.__version__}".encode())  # data and model are the name's
     files = [folder / f"{stem.hexdigest()[:16]}-{split}-{part}.npy" for part in ("x", "y")]
     with FileLock(folder / f"{stem.hexdigest()[:16]}-{split}.lock"):  # runs go side by side
@@ -181,6 +182,14 @@ def _arrays(name: str, behind: str, split: Split) -> tuple[np.ndarray, np.ndarra
                 aside.replace(file)
     x, y = (np.load(file, mmap_mode="c") for file in files)
     return x, y
+
+
+def _folder() -> Path:
+    """Return where features are kept over runs; nobody else may write there, for they are read."""
+    folder = Path("~/.cache/sfl_flower/features").expanduser()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_owner(folder)
+    return folder
 
 
 def _run(task: SplitTask, behind: str, split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -160,7 +160,10 @@ def read(line: str, of: str) -> Turn:
         If their code stopped; `of` says whose it is.
     """
     if not line:
-        raise TrainingError(f"{of} ended without an answer; what it printed is above.")
+        raise TrainingError(
+            f"{of} ended without an answer, and what it prints is not kept; it may have been "
+            "killed for want of memory."
+        )
     told = json.loads(line)
     if "error" in told:
         raise TrainingError(

@@ -59,7 +59,7 @@ def make_superlink(folder: Path, names: Sequence[str], days: int) -> list[Path]:
         ca_key = ec.generate_private_key(ec.SECP384R1())
         ca = authority(ca_key, now)
     else:
-        ca_key, ca = read_key(folder / f"{AUTHORITY}.key"), read_certificate(folder)
+        ca_key, ca = read_authority(folder, now)
     key = ec.generate_private_key(ec.SECP256R1())
     until = min(now + timedelta(days=days), ca.not_valid_after_utc)
     certificate = sign(key, alternatives, (now - CLOCKS, until), ca_key, ca)
@@ -98,8 +98,10 @@ def check(folder: Path, names: Sequence[str], days: int) -> list[str]:
     said = [f"{path}: a private key that only its owner reads" for path in keys]
     for path in sorted(folder.glob("*.pub")):
         private = path.with_suffix("")
+        if not private.exists():  # as on the SuperLink's machine
+            continue
         line = public_line(read_key(private)).split()
-        if private.exists() and path.read_bytes().split()[:2] != line:
+        if path.read_bytes().split()[:2] != line:
             raise Refused(f"{path} does not belong to {private}; make the pair anew.")
     if (folder / f"{SUPERLINK}.pem").exists():
         said.append(check_superlink(folder, names, days))
@@ -130,7 +132,10 @@ def check_superlink(folder: Path, names: Sequence[str], days: int) -> str:
             )
         if ends < now + timedelta(days=days):
             raise Refused(f"{folder / which} ends on {ends:%Y-%m-%d}, in less than {days} days.")
-    has = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        has = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise Refused(f"{path} names no host that it is for; {again} --name NAME") from None
     for name in [*names, *LOOPBACK]:
         if subject_name(name) not in has:
             raise Refused(f"{path} is not for {name!r}; {again} --name {name}")
@@ -254,6 +259,24 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise Refused(f"{path} is a key of another kind; an elliptic curve is needed.")
     return key
+
+
+def read_authority(
+    folder: Path, now: datetime
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """Read the authority's key and certificate; refuse those that cannot sign."""
+    key, ca = read_key(folder / f"{AUTHORITY}.key"), read_certificate(folder)
+    path = folder / f"{AUTHORITY}.pem"
+    anew = "move ca.key, ca.pem, superlink.key and superlink.pem away, and make them anew."
+    if ca.public_key() != key.public_key():
+        raise Refused(f"{path} does not belong to ca.key beside it; {anew}")
+    begins, ends = ca.not_valid_before_utc, ca.not_valid_after_utc
+    if not begins <= now < ends:
+        raise Refused(
+            f"{path} is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, and now "
+            f"it is {now:%Y-%m-%d %H:%M}; set the clock, or {anew}"
+        )
+    return key, ca
 
 
 def read_certificate(folder: Path, name: str = AUTHORITY) -> x509.Certificate:

@@ -88,7 +88,8 @@ def _run(parsed: argparse.Namespace) -> None:
             task, plan, backend=parsed.backend, observer=progress.update, verbose=parsed.verbose
         )
     print_tables([result.summary])
-    for line in conduct_lines(result.summary.clients):
+    rounds = (len(result.history) - 1) * plan.config.cohort / plan.config.clients
+    for line in conduct_lines(result.summary.clients, rounds):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if privacy := result.summary.terms.get("privacy"):
         console.print(f"Privacy: {privacy}", markup=False, highlight=False, soft_wrap=True)

@@ -128,7 +128,7 @@ def _stale(
 
         head = stands(node, _HELD_HEAD, request.head, ["head"])
     elif head is None:
-        head = _digest_of(node.store.get(_HEAD))
+        head = _digest_of(node.store.recover(_HEAD))
     return FSLSAGEStaleReply(request.round, client or "", head)
 
 
@@ -165,7 +165,7 @@ def _own_head(node: Node, request: FSLSAGERequest, model: LocalModel) -> str | N
             raise WireError("The auxiliary head does not match its digest.")
         node.store.put(_HEAD, kept)
     else:
-        kept = node.store.get(_HEAD)
+        kept = node.store.recover(_HEAD)
         if kept is None or _digest_of(kept) != request.digest:
             return _digest_of(kept)
     load_travelling(model.head, unpack_state(kept, travelling_state(model.head)))

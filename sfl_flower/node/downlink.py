@@ -178,8 +178,11 @@ def stands(node: Node, kept: str, head: str, names: Iterable[str]) -> str:
 
 
 def _before(node: Node, kept: str, head: str, names: Iterable[str]) -> Held:
-    """Return what a client holds; of one that was sent nothing, or lost it, what it builds."""
-    if held := node.store.get(kept):
+    """Return what a client holds; of one that was sent nothing, or lost it, what it builds.
+
+    One that was started again holds what its files do: what names it says which version that is.
+    """
+    if held := node.store.recover(kept):
         return held
 
     def build() -> Held:

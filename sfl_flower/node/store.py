@@ -94,6 +94,10 @@ class NodeStore:
             new = self._path(name, content, arrays_digest(arrays))
             own_directory(self._directory)
             write_arrays(new, arrays)
+            if name not in self._state:  # as after a restart, when nothing names what is there
+                for path in self._own_files(name):
+                    if path != new:
+                        path.unlink(missing_ok=True)
             self._state[name] = ConfigRecord({"file": new.name})
         if old is not None and old != new:
             old.unlink(missing_ok=True)
@@ -144,7 +148,7 @@ class NodeStore:
             return self.get(name)
         own_directory(self._directory)
         found = None
-        own = self._directory.glob(f"{name}-*-{self._node}.safetensors")
+        own = self._own_files(name)
         for path in sorted(own, key=lambda path: (path.stat().st_mtime_ns, path.name))[::-1]:
             found = found or read_arrays(path, _digest(path))
             if found is not None and name not in self._state:
@@ -180,6 +184,9 @@ class NodeStore:
         record = self._state.config_records.get(name)
         file = None if record is None else record.get("file")
         return self._directory / Path(file).name if isinstance(file, str) else None
+
+    def _own_files(self, name: str) -> list[Path]:
+        return list(self._directory.glob(f"{name}-*-{self._node}.safetensors"))
 
     def _path(self, name: str, content: str, digest: str) -> Path:
         # The digest of what was written stands in the name, and the name in Flower's state: a

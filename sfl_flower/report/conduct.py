@@ -11,8 +11,13 @@ __all__ = ["Conduct", "conduct", "conduct_lines"]
 
 Conduct = Mapping[str, Mapping[str, int]]
 """By client, its partition as text, in how many rounds something was found of its answers."""
-_USUAL = "clipped"
-"""What is found of honest clients as well, in many rounds."""
+_CLIPPED, _OUTLYING = "clipped", "outlying"
+"""What is found of honest clients as well: in many rounds, and in some."""
+_SHARE, _FEWEST = 0.5, 3
+"""Of a client's rounds, and in number: from where on being outlying is not honest chance.
+
+On the digits honest clients were outlying in up to 10 of 40 rounds, one that lied in 28 and more.
+"""
 
 
 def conduct(records: Iterable[RoundRecord]) -> dict[str, dict[str, int]]:
@@ -36,25 +41,37 @@ def conduct(records: Iterable[RoundRecord]) -> dict[str, dict[str, int]]:
     return {str(client): dict(sorted(found[client].items())) for client in sorted(found)}
 
 
-def conduct_lines(found: Conduct, most: int = 10) -> list[str]:
+def conduct_lines(found: Conduct, rounds: float, most: int = 10) -> list[str]:
     """Return a line for each client of whose answers something is worth a look.
 
     Parameters
     ----------
     found : Conduct
         What was found.
+    rounds : float
+        In how many rounds a client was, on average.
     most : int
         Lines, at most; those with most to say.
     """
-    worth = {client: sum(n for what, n in each.items() if what != _USUAL)
-             for client, each in found.items()}  # fmt: skip
+    worth = {client: _worth(each, rounds) for client, each in found.items()}
     named = sorted((client for client in worth if worth[client]), key=lambda at: -worth[at])
     lines = [
         f"Answers of client {client}: "
-        + ", ".join(f"{what} in {count} rounds" for what, count in found[client].items())
+        + ", ".join(f"{what} in {_rounds(count)}" for what, count in found[client].items())
         + "."
         for client in named[:most]
     ]
     if len(named) > most:
         lines.append(f"Of {len(named) - most} more clients, see the history.")
     return lines
+
+
+def _worth(found: Mapping[str, int], rounds: float) -> int:
+    """Return in how many rounds something was found of a client that is not of honest ones."""
+    few = found.get(_OUTLYING, 0) < max(_FEWEST, _SHARE * rounds)
+    usual = (_CLIPPED, _OUTLYING) if few else (_CLIPPED,)
+    return sum(count for what, count in found.items() if what not in usual)
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round" if count == 1 else f"{count} rounds"

@@ -159,8 +159,9 @@ class RunDirectory:
             self.close()
             raise
 
-    def begin(self) -> None:
-        """Write ``config.json``; remove the summary of a run that goes on, and torn files."""
+    def begin(self, **more: int) -> None:
+        """Write ``config.json``, with more that was measured; remove summary and torn files."""
+        self._measured |= more
         remove_leftovers(self.path)
         (self.path / "summary.json").unlink(missing_ok=True)
         write_config(self.path / CONFIG, self._resolved, self._measured)

@@ -53,6 +53,9 @@ def check_credentials(command: Sequence[str]) -> None:
 def check_private_key(path: Path, option: str) -> None:
     """Refuse a private key that is not there or that others than its owner may read.
 
+    One of root's that a group may read passes: so Kubernetes and systemd hand a key to a program
+    that is not root's, and nobody of that group can change it.
+
     Parameters
     ----------
     path : Path
@@ -74,6 +77,8 @@ def check_private_key(path: Path, option: str) -> None:
         ) from error
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{path} of {option} is no file; name the private key itself.")
+    if found.st_uid == 0 != os.getuid() and not found.st_mode & 0o037:
+        return
     if found.st_uid != os.getuid():
         raise ConfigError(
             f"The private key {path} of {option} belongs to another user (id {found.st_uid}); "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from logging import getLogger
 
 from sfl_flower.config import RunConfig, Settings
@@ -10,11 +10,13 @@ from sfl_flower.options import check_choice
 from sfl_flower.report import History, RunDirectory
 from sfl_flower.server.strategy import SplitStrategy
 
-__all__ = ["RESUME", "begins_anew", "go_on", "which_checkpoint"]
+__all__ = ["RESUME", "go_on", "which_checkpoint"]
 
 RESUME = ("last", "previous")
 """The checkpoints that a resume may begin at."""
 
+_FROM, _TO, _TIMES = "again_from", "again_to", "again_times"
+"""Of rounds that count again: the one before the first, the last, and how many times they do."""
 _log = getLogger("flwr")
 
 
@@ -68,7 +70,7 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
         if previous:
             checkpoints.fall_back()
         if strategy.round < strategy.config.rounds:
-            for text in begins_anew(strategy.settings):
+            for text in _begins_anew(strategy.settings):
                 _log.warning("%s", text)
                 strategy.account.say(text)
         if not lines:
@@ -79,12 +81,11 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
             )
     else:
         _check_early(directory, strategy.config)
-    _spend_again(strategy, directory)
-    directory.begin()
+    directory.begin(**_spend_again(strategy, directory))
     return directory.keep_history(lines)
 
 
-def begins_anew(settings: Settings) -> Iterator[str]:
+def _begins_anew(settings: Settings) -> Iterator[str]:
     """Yield what of a run is on its clients and not in a checkpoint, so that it begins anew.
 
     Parameters
@@ -106,29 +107,37 @@ def begins_anew(settings: Settings) -> Iterator[str]:
         )
 
 
-def _spend_again(strategy: SplitStrategy, directory: RunDirectory) -> None:
-    """Count the privacy that a run spent in rounds which it now does again."""
+def _spend_again(strategy: SplitStrategy, directory: RunDirectory) -> Mapping[str, int]:
+    """Count the privacy that a run spent in rounds which it now does again.
+
+    Returns what a later resume has to know of this one: the history forgets these rounds.
+    """
     spending = vars(strategy).get("spending")
     if spending is None or not spending.statement:
-        return
+        return {}
     # The first line is that before training; of a run that was broken off, clients may have been
     # asked for the round behind the last one. Pipelined, it also asks for probes of that.
     asked = directory.lines - (1 if directory.finished else 0)
     last, done = min(asked, strategy.config.rounds), strategy.round
     if last <= done:
-        return
+        return {}
     first = max(1, done + (0 if vars(strategy.settings).get("pipeline") else 1))
-    spending.repeat(range(first, last + 1))
+    times, known = 1, directory.measured
+    if known.get(_FROM, -1) >= done:  # broken off behind this checkpoint before
+        last, times = max(last, known.get(_TO, last)), known.get(_TIMES, 1) + 1
+    spending.repeat([*range(first, last + 1)] * times)
     if not spending.central:
         _log.warning(
             "Noise that clients add for privacy is secret and drawn anew, so the run does not go "
             "on to the same bits."
         )
     _log.warning(
-        "Rounds %d to %d, which clients may have been asked for before, count twice in epsilon.",
+        "Rounds %d to %d, which clients may have been asked for before, count %d times in epsilon.",
         first,
         last,
+        times + 1,
     )
+    return {_FROM: done, _TO: last, _TIMES: times}
 
 
 def _check_early(directory: RunDirectory, config: RunConfig) -> None:

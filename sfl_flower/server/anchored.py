@@ -158,6 +158,7 @@ class AnchoredStrategy(JournalledStrategy):
         with self.averaging(exchange):
             for name, value in self.aggregator.states(states, weights).items():
                 own[name].copy_(value)
+            tell(exchange.tally, self.aggregator, [member.partition for member in used])
 
     def _moving(self) -> dict[str, Tensor]:
         """Return the running statistics that anchors move: the client half's own tensors."""

@@ -21,6 +21,7 @@ from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
+from sfl_flower.server.spending import Spending
 from sfl_flower.server.tensors import named, under
 from sfl_flower.wire.ho_sfl import (
     ForwardReply,
@@ -123,6 +124,8 @@ class PipelinedStrategy(AnchoredStrategy):
 
     minibatches: int
     """Mini-batches of a client in a round."""
+    spending: Spending
+    """What scalars spend of the samples' privacy."""
     _awaited: Probed | None = None
     """The round whose λ goes out with the next exchange."""
     _arrived: Probed | None = None
@@ -176,7 +179,8 @@ class PipelinedStrategy(AnchoredStrategy):
         """Return a round with the scalars that are not out of all bounds, by partition."""
         brought = {member: answers[member].scalars for member in sorted(answers)}
         last = [row for entry in self.journal.entries[-1:] for row in entry.coefficients]
-        kept = self.screening.keep(SCALARS, brought, exchange.tally, last)
+        may = self.spending.comparable
+        kept = self.screening.keep(SCALARS, brought, exchange.tally, last, compared=may)
         return replace(probed, lam={}, scalars={m.partition: brought[m] for m in kept})
 
     def pipelined_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:

@@ -7,7 +7,8 @@ the round says whose they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 
 import numpy as np
 
@@ -53,6 +54,9 @@ def mark_scalars(
 def mark_smashed(brought: Mapping[Member, np.ndarray], tally: Tally) -> None:
     """Mark clients whose smashed data are equal for all samples, or another's.
 
+    A client of one sample has no other, and a client half that tells no sample from another does so
+    on every client; of neither is anything said.
+
     Parameters
     ----------
     brought : Mapping[Member, numpy.ndarray]
@@ -60,28 +64,27 @@ def mark_smashed(brought: Mapping[Member, np.ndarray], tally: Tally) -> None:
     tally : Tally
         The round.
     """
+    varied = {member: z for member, z in brought.items() if _varies(z)}
     for member, z in brought.items():
-        if len(z) > 1 and np.array_equal(z[0], z[1]) and bool((z == z[:1]).all()):
+        if varied and member not in varied and len(z) > 1 and member.samples > 1:
             tally.mark("constant smashed data", member.partition)
-    _mark_copies("copied smashed data", {m: z for m, z in brought.items() if z.any()}, tally)
+    _mark_copies("copied smashed data", varied, tally)
 
 
 def _mark_copies(what: str, brought: Mapping[Member, np.ndarray], tally: Tally) -> None:
     """Mark clients that brought the same: which of them made it, nobody knows."""
-    alike: dict[bytes, list[Member]] = {}
+    alike: dict[tuple[object, ...], list[Member]] = {}
     for member, value in brought.items():
-        # A few bytes tell nearly all apart.
-        alike.setdefault(value.reshape(-1)[:16].tobytes(), []).append(member)
+        same = (value.shape, value.dtype, blake2b(value.tobytes(), digest_size=16).digest())
+        alike.setdefault(same, []).append(member)
     for members in alike.values():
-        for member in _equal(members, brought):
+        for member in members if len(members) > 1 else ():
             tally.mark(what, member.partition)
 
 
-def _equal(members: Sequence[Member], brought: Mapping[Member, np.ndarray]) -> Iterable[Member]:
-    for member in members:
-        others = (other for other in members if other != member)
-        if any(np.array_equal(brought[member], brought[other]) for other in others):
-            yield member
+def _varies(z: np.ndarray) -> bool:
+    """Tell whether some sample has other smashed data than the first."""
+    return not all(np.array_equal(z[0], row) for row in z[1:])
 
 
 def _multiple(scalars: np.ndarray, told: np.ndarray) -> bool:

@@ -97,7 +97,7 @@ class Robust(ABC):
         few = clients < self.fewest
         near = None
         if self._mixed and not few:
-            near = _nearest(_squares(measured), clients - self._mixed)
+            near = _nearest(_squares(measured, clients), clients - self._mixed)
 
         def blended(columns: Columns) -> Iterator[Tensor]:
             return (each if near is None else near @ each for each in columns())
@@ -176,7 +176,7 @@ class Krum(Robust):
 
     def rule(self, columns: Columns, clients: int) -> tuple[Rule, tuple[int, ...]]:
         """Return the mean of those with the lowest scores."""
-        squares = _squares(columns)
+        squares = _squares(columns, clients)
         nearest = squares.sort(dim=1).values[:, 1 : clients - self._false - 1]  # 0 is to itself
         order = nearest.sum(dim=1).argsort(stable=True)
         kept = order[: self._kept(clients)].sort().values
@@ -240,11 +240,14 @@ class Clip(Robust):
         return (self._factor * middle(norms) / norms).nan_to_num(nan=1.0).clamp(max=1.0)
 
 
-def _squares(columns: Columns) -> Tensor:
-    """Return the squared distances between clients, float64, shape [clients, clients]."""
+def _squares(columns: Columns, clients: int) -> Tensor:
+    """Return the squared distances between clients, float64, shape [clients, clients].
+
+    Of what has no numbers to measure, counters alone, all are 0.
+    """
     how = "donot_use_mm_for_euclid_dist"  # differences are taken, so equal vectors are 0 apart
     parts = [torch.cdist(each, each, compute_mode=how).square() for each in columns()]
-    return torch.stack(parts).sum(dim=0)
+    return torch.stack([torch.zeros(clients, clients, dtype=torch.float64), *parts]).sum(dim=0)
 
 
 def _nearest(squares: Tensor, count: int) -> Tensor:

@@ -67,6 +67,7 @@ class Screening:
         brought: Mapping[Member, np.ndarray],
         tally: Tally,
         told: Sequence[np.ndarray] = (),
+        compared: bool = True,
     ) -> list[Member]:
         """Return the clients, in the order given, that brought nothing out of the ordinary.
 
@@ -80,10 +81,12 @@ class Screening:
             Is told of those that are refused, and of those that cost nothing to make.
         told : sequence of numpy.ndarray
             What the server told everybody, of which no scalars may be a multiple.
+        compared : bool
+            Whether it may be told of answers that they cost nothing to make.
         """
-        if what == SCALARS:
+        if compared and what == SCALARS:
             mark_scalars(brought, tally, told)
-        else:
+        elif compared:
             mark_smashed(brought, tally)
         refused = self._look(what, brought)
         for member, why in refused.items():

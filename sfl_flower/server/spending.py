@@ -82,6 +82,16 @@ class Spending:
         return self._settings.central
 
     @property
+    def comparable(self) -> bool:
+        """Whether scalars may be held against one another, and equal ones mean anything.
+
+        What the server is yet to noise nobody is told of; and without noise a clip makes those of
+        honest clients alike: with one probe each sample brings either C or -C.
+        """
+        noised = self._settings.dp and not self.central
+        return noised or not self._settings.dp_clip
+
+    @property
     def epsilon(self) -> float:
         """ε of the sample that was in the most mini-batches, of all clients."""
         most = max((int(counts.max()) for counts in self._counts.values()), default=0)

@@ -71,7 +71,7 @@ class Unwrapped(Strategy):
                 f"A round of {type(self).__name__} was asked for outside its own start(), as "
                 "Flower's DifferentialPrivacy wrappers and others do. They change the messages "
                 "that configure_train returns; the exchanges here happen inside it, so a wrapper "
-                "would protect nothing. Call start() of the strategy itself; to clip or noise what "
-                "a client sends use make_client_app(..., postprocess=...), and clip-norm of ho_sfl "
-                "and heron."
+                "would protect nothing. Call start() of the strategy itself; to clip and noise "
+                "what a sample tells use dp_clip and dp_noise of ho_sfl, heron and decomfl, and "
+                "for what else a client sends make_client_app(..., postprocess=...)."
             )

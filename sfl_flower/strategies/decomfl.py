@@ -209,7 +209,8 @@ class DeComFL(JournalledStrategy):
         )
         brought = {member: reply.scalars for member, reply in replies.items()}
         last = [row for entry in self.journal.entries[-1:] for row in entry.coefficients]
-        kept = self.screening.keep(SCALARS, brought, exchange.tally, last)
+        may = self.spending.comparable
+        kept = self.screening.keep(SCALARS, brought, exchange.tally, last, compared=may)
         replies = {member: replies[member] for member in kept}
         self.book_usage(reply.usage for reply in replies.values())
         extra = self._update(round, lr, replies, exchange)

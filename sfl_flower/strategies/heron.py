@@ -243,7 +243,8 @@ class HERON(FollowingStrategy):
             for member, reply in replies.items()
             if reply.scalars is not None and reply.taken is not None
         }
-        kept = self.screening.keep(SCALARS, steps, exchange.tally)
+        may = self.spending.comparable
+        kept = self.screening.keep(SCALARS, steps, exchange.tally, compared=may)
         replies = {m: reply for m, reply in replies.items() if m in kept or m not in steps}
         arrived = self._arrived(round, replies, exchange)
         note_zeros(exchange.tally, steps.values(), self.settings.probing())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -12,6 +15,7 @@ from sfl_flower.data import seeded_construction
 from sfl_flower.errors import ConfigError
 from sfl_flower.split import cut
 from sfl_flower.split.transformers.block_halves import ServerBlocks
+from tests import tiny
 
 
 def test_what_stands_and_what_follows_are_the_whole_model() -> None:
@@ -24,6 +28,32 @@ def test_what_stands_and_what_follows_are_the_whole_model() -> None:
         assert torch.allclose(rest.client(first(x)), whole.client(x), atol=1e-5)
     trained = {name: p.shape for name, p in rest.client.named_parameters() if p.requires_grad}
     assert trained == {"middle.conv.weight": (1280, 320, 1, 1)}
+
+
+def test_features_are_kept_over_runs_where_nobody_else_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's state folder is temporary; what took minutes is not to go with it."""
+    runs: list[str] = []
+
+    def run(task: object, behind: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        runs.append(split)
+        return np.arange(6.0).reshape(3, 2), np.arange(3)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(features, "_run", run)
+    standing = features.Standing(lambda: tiny.task(), ("first",), lambda model, _: model)
+    monkeypatch.setattr(features, "TASKS", {"a": standing})
+    for state in ("one", "two"):
+        monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path / state))
+        x, y = features._arrays.__wrapped__("a", "first", "test")
+        assert x.tolist() == [[0, 1], [2, 3], [4, 5]] and y.tolist() == [0, 1, 2]
+    assert runs == ["test"]
+    folder = tmp_path / ".cache" / "sfl_flower" / "features"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError, match="others may write to"):
+        features._arrays.__wrapped__("a", "first", "test")
 
 
 def test_layers_that_cannot_stand_are_refused() -> None:

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
 
 from tests.deployment.example import SCRIPT, certificates
 
@@ -23,6 +28,14 @@ def folder(tmp_path: Path) -> Path:
     assert certificates("superlink", str(made), *names) == 0
     assert certificates("node", str(made), "node-0", "node-1") == 0
     return made
+
+
+class Later(datetime):
+    """A clock in a time when nothing is valid any more."""
+
+    @classmethod
+    def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+        return datetime(2999, 1, 1, tzinfo=UTC)
 
 
 def mode(path: Path) -> int:
@@ -151,6 +164,13 @@ def test_what_was_made_passes_the_check(folder: Path, capsys: pytest.CaptureFixt
     assert certificates("check", str(folder)) == 0
 
 
+def test_public_keys_alone_pass_the_check(folder: Path) -> None:
+    """The SuperLink's machine has them to authorise, and the private ones are elsewhere."""
+    for name in ("node-0", "node-1"):
+        (folder / name).unlink()
+    assert certificates("check", str(folder)) == 0
+
+
 @pytest.mark.parametrize("name", ["ca.key", "superlink.key", "node-0"])
 @pytest.mark.parametrize("bits", [0o640, 0o604, 0o620])
 def test_a_key_that_others_may_read_is_found(
@@ -158,6 +178,42 @@ def test_a_key_that_others_may_read_is_found(
 ) -> None:
     (folder / name).chmod(bits)
     assert f"{folder / name} is open to others (mode {bits:04o}); chmod 600" in refused(
+        capsys, "check", folder
+    )
+
+
+def test_an_authority_that_cannot_sign_is_refused(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = tmp_path / "other"
+    assert certificates("superlink", str(other)) == 0
+    for kind in ("key", "pem"):
+        (folder / f"superlink.{kind}").unlink()
+    monkeypatch.setattr(SCRIPT, "datetime", Later)
+    assert "UTC, and now it is 2999-01-01 00:00; set the clock, or move ca.key" in refused(
+        capsys, "superlink", folder
+    )
+    monkeypatch.undo()
+    (folder / "ca.key").write_bytes((other / "ca.key").read_bytes())
+    assert "ca.pem does not belong to ca.key beside it" in refused(capsys, "superlink", folder)
+    assert not (folder / "superlink.pem").exists()
+
+
+def test_a_certificate_for_no_host_is_found(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `openssl x509 -req` makes it without an extension file."""
+    key, ca = SCRIPT.read_key(folder / "superlink.key"), read(folder / "ca.pem")
+    builder = x509.CertificateBuilder().subject_name(ca.subject).issuer_name(ca.subject)
+    builder = builder.public_key(key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(ca.not_valid_before_utc)
+    builder = builder.not_valid_after(ca.not_valid_after_utc)
+    made = builder.sign(SCRIPT.read_key(folder / "ca.key"), hashes.SHA384())
+    (folder / "superlink.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    assert "superlink.pem names no host that it is for; move superlink.key" in refused(
         capsys, "check", folder
     )
 
@@ -188,11 +244,6 @@ def test_what_does_not_match_is_found(
         capsys, "check", folder, "--name", "elsewhere.example.org"
     )
     assert "in less than 400 days" in refused(capsys, "check", folder, "--days", "400")
-
-    class Later(datetime):
-        @classmethod
-        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
-            return datetime(2999, 1, 1, tzinfo=UTC)
 
     monkeypatch.setattr(SCRIPT, "datetime", Later)
     assert "now it is 2999-01-01 00:00; set the clock, or move" in refused(capsys, "check", folder)

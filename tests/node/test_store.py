@@ -142,8 +142,13 @@ def test_the_limit_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
 def test_a_node_that_is_started_again_recovers_the_newest_file_that_is_whole() -> None:
     kept, other = {"a": LARGE["a"] + 2}, store(node=6)
     other.put("g", LARGE)
+    left: dict[Path, bytes] = {}
     for step, group in enumerate([LARGE, kept, {"a": LARGE["a"] + 3}]):
         store(node=5).put("g", group, content="abc"[step])  # a context of its own each time
+        (path,) = state_root().rglob("g-*-5.safetensors")  # what was there before is removed
+        left[path] = path.read_bytes()
+    for path, content in left.items():  # as where it is killed in between
+        path.write_bytes(content)
     first, second, third = (next(state_root().rglob(f"g-{c}-*-5.safetensors")) for c in "abc")
     for age, path in enumerate([third, second, first]):
         os.utime(path, (1000 - age, 1000 - age))

@@ -17,15 +17,21 @@ def test_rounds_are_counted_by_client_and_by_what_was_found() -> None:
 
 
 def test_a_line_names_each_client_worth_a_look_the_worst_first() -> None:
-    found = conduct([record(outlying=(3, 7), clipped=(2, 7)), record(outlying=(7,), refused=(7,))])
-    assert conduct_lines(found) == [
-        "Answers of client 7: clipped in 1 rounds, outlying in 2 rounds, refused in 1 rounds.",
-        "Answers of client 3: outlying in 1 rounds.",
+    found = conduct([record(refused=(3, 7), clipped=(2, 7)), record(outlying=(7,), refused=(7,))])
+    assert conduct_lines(found, 2) == [
+        "Answers of client 7: clipped in 1 round, outlying in 1 round, refused in 2 rounds.",
+        "Answers of client 3: refused in 1 round.",
     ]
-    assert conduct_lines(conduct([record(clipped=(2,))])) == []
     many = conduct([record(refused=tuple(range(14)))])
-    assert len(conduct_lines(many)) == 11
-    assert conduct_lines(many)[-1] == "Of 4 more clients, see the history."
+    assert len(conduct_lines(many, 1)) == 11
+    assert conduct_lines(many, 1)[-1] == "Of 4 more clients, see the history."
+
+
+def test_who_is_clipped_or_now_and_then_outlying_is_not_named() -> None:
+    often = conduct([record(outlying=(1,), clipped=(2,))] * 5)
+    assert conduct_lines(often, 10) == ["Answers of client 1: outlying in 5 rounds."]
+    assert conduct_lines(often, 11) == []
+    assert conduct_lines(conduct([record(outlying=(1,))] * 2), 2) == []
 
 
 def test_a_record_and_a_summary_keep_it() -> None:

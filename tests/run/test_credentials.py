@@ -6,9 +6,11 @@ import contextlib
 import os
 import socket
 import ssl
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +85,24 @@ def test_a_key_that_is_missing_or_no_file_is_refused(tmp_path: Path) -> None:
         check_credentials(["flower-supernode", "--ssl-keyfile", str(missing)])
     with pytest.raises(ConfigError, match="is no file"):
         check_credentials(["flower-supernode", "--ssl-keyfile", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("mode", "passes"), [(0o440, True), (0o640, True), (0o460, False)])
+def test_a_key_of_roots_that_a_group_may_read_passes(
+    mode: int, passes: bool, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Kubernetes mounts a secret, and systemd a credential; 0o444 anybody could read."""
+
+    def found(path: Path, **how: Any) -> os.stat_result:
+        return os.stat_result((stat.S_IFREG | mode, 0, 0, 1, 0, 4321, 0, 0, 0, 0))
+
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    monkeypatch.setattr(Path, "stat", found)
+    if passes:
+        check_credentials(node(secrets))
+        mode |= 0o004
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        check_credentials(node(secrets))
 
 
 def test_a_key_of_another_user_is_refused(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

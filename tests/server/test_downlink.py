@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -277,6 +278,36 @@ def test_a_client_that_lost_its_state_is_brought_up_and_nothing_changes(
     more = {"forget": 2, "rollback": 1, "twice": 0}[kind]
     assert requests(lost, 1) == [BUILT] + (4 + more) * [(False, True)]
     assert requests(plain, 1) == [BUILT] + 4 * [(False, True)]
+
+
+@pytest.mark.parametrize(
+    ("method", "way"), [("heron", "int8"), ("fsl_sage", "int8"), ("fsl_sage", "weights")]
+)
+def test_a_node_that_is_started_again_goes_on_from_its_files(
+    method: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's context is gone, id and files are not: it asks for the request's terms alone."""
+    monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("SFL_STATE_LIMIT", "0")
+    own = BASE if method == "heron" else {"local_steps": 3, "align_every": 3, "rounds": 5}
+    trials = {}
+    for stopped in (False, True):
+        rmtree(tmp_path)
+        trial = trials[stopped] = begin(problem(), method, **own, downlink=way, head_downlink=way)
+
+        def act(record: Any, trial: Trial = trial, stopped: bool = stopped) -> None:
+            forget_held()
+            if stopped and record.round == 3:
+                trial.grid.contexts[trial.grid.nodes[1]].state = RecordDict()
+
+        trial.strategy.account._on_round = act
+        start(trial)
+    plain, again = trials[False], trials[True]
+    assert equal(all_of(plain), all_of(again))
+    asked = [[n for kind, n, _ in t.grid.requests if kind != "join"] for t in (plain, again)]
+    assert [asked[1].count(client) - asked[0].count(client) for client in range(4)] == [0, 1, 0, 0]
+    files = [len(list(tmp_path.rglob(f"*-{node}.safetensors"))) for node in again.grid.nodes]
+    assert len(set(files)) == 1
 
 
 @pytest.mark.parametrize("kind", ["late", "mute", "raise", "drop"])

@@ -355,6 +355,31 @@ def test_rounds_before_the_first_checkpoint_count_again_too(tmp_path: Path) -> N
     assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 6, 1e-5)
 
 
+def test_a_run_that_is_killed_twice_behind_a_checkpoint_counts_again_each_time(
+    tmp_path: Path,
+) -> None:
+    """Killed twice after round 3 of 5, behind the checkpoint of round 2; then to the end."""
+    options: dict[str, Any] = {**OPTIONS, "dp_noise": SIGMA, "rounds": 5, "checkpoint_every": 2}
+    problem, out = tiny.task(clients=CLIENTS, each=BATCH), tmp_path / "run"
+    saved: dict[Path, bytes] = {}
+
+    def broken(record: Any) -> None:
+        if record.round == 3:
+            saved.update({path: path.read_bytes() for path in out.glob("checkpoint*")})
+            raise tiny.Stop
+
+    for resume in (False, True):
+        with pytest.raises(tiny.Stop):
+            tiny.run(problem, out=out, resume=resume, observer=broken, **options)
+        for left in out.glob("checkpoint*"):  # what a run leaves that is not killed
+            left.unlink()
+        for path, content in saved.items():
+            path.write_bytes(content)
+    result = tiny.run(problem, out=out, resume=True, **options)
+    # Rounds 1 to 5, and 3 and 4, of which 4 may have been asked for, once more for each time.
+    assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 9, 1e-5)
+
+
 def test_a_finished_run_that_goes_back_counts_what_it_does_again(tmp_path: Path) -> None:
     """From the checkpoint of round 2 of 4: rounds 3 and 4 twice, and nothing behind them."""
     options: dict[str, Any] = {**OPTIONS, "dp_noise": SIGMA, "rounds": 4, "checkpoint_every": 2}

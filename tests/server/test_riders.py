@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sfl_flower.report.conduct import conduct, conduct_lines
 from sfl_flower.server.riders import mark_scalars, mark_smashed
 from sfl_flower.server.roster import Member
 from sfl_flower.server.tally import Tally
@@ -48,8 +49,17 @@ def test_smashed_data_that_cost_nothing_are_named() -> None:
     late[2:] += 1
     tally = Tally()
     given = [honest, other, np.full((5, 3), 2.0), np.zeros((5, 3)), other.copy(), late, honest[:1]]
-    mark_smashed({Member(k, k): z for k, z in enumerate(given)}, tally)
+    mark_smashed({Member(k, k, 5): z for k, z in enumerate(given)}, tally)
     assert tally.marks == {"constant smashed data": {2, 3}, "copied smashed data": {1, 4}}
+
+
+def test_smashed_data_that_honest_clients_cannot_tell_apart_are_not_named() -> None:
+    """Of a half that has died everybody sends the same, and one sample is the same each time."""
+    rng = np.random.default_rng(0)
+    dead, tally = np.full((4, 3), 0.5, np.float32), Tally()
+    mark_smashed({Member(k, k, 9): dead.copy() for k in range(3)}, tally)
+    mark_smashed({Member(0, 0, 1): dead, Member(1, 1, 9): rng.standard_normal((4, 3))}, tally)
+    assert tally.marks == {}
 
 
 def constant(name: str) -> Any:
@@ -107,7 +117,32 @@ def test_a_client_that_sends_back_what_was_told_is_named() -> None:
 
 
 @pytest.mark.flower
+@pytest.mark.parametrize("method", ["ho_sfl", "heron", "decomfl"])
+def test_nothing_is_told_of_scalars_that_are_yet_to_be_noised_or_that_a_clip_makes_alike(
+    method: str,
+) -> None:
+    """With one probe each sample brings C or -C; with noise equal scalars are a free rider's."""
+    fault = Fault("change", {2}, {1, 2}, change=constant("scalars"))
+    steps = {"minibatches": 4} if method == "ho_sfl" else {"local_steps": 4}
+    own: dict[str, Any] = {"dp_clip": 1.0, "outlier_factor": 0.0, "probes": 1, **steps}
+    clipped = train(tiny.task(), method, [fault], rounds=2, **own)
+    assert [record.clients for record in clipped.strategy.records] == [{}] * 3
+    noised = train(tiny.task(), method, [fault], rounds=2, **own, dp_noise=1.0)
+    assert noised.strategy.records[-1].clients["constant scalars"] == (2,)
+    if method != "heron":
+        own |= {"probes": 4, **dict.fromkeys(steps, 1)}
+        central = train(
+            tiny.task(), method, [fault], rounds=2, **own, dp_noise=1.0, dp_noise_by="server"
+        )
+        assert [record.clients for record in central.strategy.records] == [{}] * 3
+
+
+@pytest.mark.flower
 def test_honest_clients_are_not_named() -> None:
     for method in ("ho_sfl", "heron", "decomfl", "cse_fsl"):
         trial = train(tiny.task(), method, rounds=3)
         assert all(record.clients == {} for record in trial.strategy.records)
+    robust: dict[str, Any] = {"aggregator": "krum:1", "clients": 5, "rounds": 10, "seed": 1}
+    found = conduct(train(tiny.task(clients=5), "decomfl", **robust).strategy.records)
+    assert {what for each in found.values() for what in each} == {"outlying"}  # in some rounds
+    assert conduct_lines(found, 10) == []

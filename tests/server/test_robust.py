@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from sfl_flower.server.aggregate import find_aggregator
 from sfl_flower.server.robust import Robust
 from sfl_flower.server.tally import Tally
 from sfl_flower.server.verdict import Verdict, outlying, tell
+from tests import tiny
+from tests.local_grid import Fault, changed, values
+from tests.tiny import train
 
 FIVE = (0.0, 1.0, 2.0, 3.5, 100.0)
 
@@ -139,3 +143,25 @@ def test_a_round_is_told_of_the_clients_by_their_partitions() -> None:
         tell(tally, few, [3, 5, 8, 9])
     assert len(tally.notes) == 1
     tell(tally, find_aggregator("mean"), [])
+
+
+@pytest.mark.parametrize("name", ["krum:1", "multikrum:1", "nnm:1+median", "clip:1"])
+def test_clients_of_whom_there_is_nothing_to_measure_are_alike(name: str) -> None:
+    """Counters go with their clients and count in no distance; here there is nothing else."""
+    aggregator = find_aggregator(name)
+    states = [{"counter": torch.tensor(3)} for _ in range(5)]
+    assert aggregator.states(states, [1.0] * 5)["counter"] == 3
+
+
+@pytest.mark.flower
+def test_a_round_is_told_of_running_statistics_that_are_far_from_all() -> None:
+    def far(content: Any) -> Any:
+        old = content["arrays"].get("statistics.float32")
+        if old is None:
+            return content
+        return changed(content, arrays={"statistics.float32": values(old) + np.float32(1e3)})
+
+    fault = Fault("change", {2}, {2}, change=far)
+    problem = tiny.task(build=tiny.with_batch_norm)
+    trial = train(problem, "frozen", [fault], aggregator="median", rounds=2)
+    assert trial.strategy.records[2].clients == {"outlying": (2,)}

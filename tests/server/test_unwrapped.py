@@ -38,7 +38,8 @@ def test_a5_a_wrapper_that_would_do_nothing_is_refused(
     trial = begin(tiny.task(), method)
     wrapped = wrapper(trial.strategy, **options)
     name = type(trial.strategy).__name__
-    with identity(1, SUPERLINK), pytest.raises(ConfigError, match=f"round of {name} .* clip-norm"):
+    says = f"round of {name} .* use dp_clip and dp_noise of ho_sfl, heron and decomfl"
+    with identity(1, SUPERLINK), pytest.raises(ConfigError, match=says):
         wrapped.start(grid=trial.grid, initial_arrays=trial.strategy.arrays(), num_rounds=1)
     assert not trial.grid.log  # no client was asked for anything
 
