@@ -90,10 +90,8 @@ def local(node: Node, request: HERONRequest) -> LocalReply | StaleReply:
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)
             us = walk.in_cone(directions.of_keys(keys)) + more
-            x, y = node.batch(request.round, step, request.batch_size)
-            leak = Leak(probing.nopeek, x)
-            scalars = _probe(node, model, vector, us, request, step, (x, y), uploads, leak)
-            leaks.append(leak.found)
+            scalars, leak = _probe(node, model, vector, us, request, step, uploads)
+            leaks.append(leak)
             terms = _terms(rule, scalars, keys, directions, request.guide)
             # A step whose scalars are none that can be is skipped, here and where it is rebuilt.
             rows.append(np.zeros_like(scalars) if terms is None else scalars)
@@ -140,19 +138,27 @@ def _probe(
     directions: list[Direction],
     request: HERONRequest,
     step: int,
-    batch: tuple[Tensor, Tensor],
     uploads: Uploads,
-    leak: Leak,
-) -> np.ndarray:
-    """Run the anchor and the probes of one step; return the scalars, float32, one a direction."""
+) -> tuple[np.ndarray, Tensor | None]:
+    """Run the anchor and the probes of one step.
+
+    Returns
+    -------
+    scalars : numpy.ndarray
+        float32, one a direction.
+    leak : Tensor or None
+        The distance correlation at the anchor, where it is measured.
+    """
     what = ("local model", request.head, request.trains)
     parts = node.memo(("parted", what), lambda: parted(model.client, vector.parameters))
     private = bool(request.probing.clip)
-    x, y = batch
+    x, y = node.batch(request.round, step, request.batch_size)
+    leak = Leak(request.probing.nopeek, x)
     batches = micro_batches(node, request.round, step, x, y)
     whole = not request.probing.nopeek or len(batches) == 1  # a term is of all micro-batches
     if parts is not None and Sweep.fits(request.probing) and not private and whole:
-        return _swept(node, model, parts, vector, directions, request, step, batches, uploads, leak)
+        told = (vector, directions, request.probing, step, batches, uploads, leak)
+        return _swept(node, model, parts, *told), leak.found
     head = leak.through(model.head)
 
     def uploaded(part: MicroBatch) -> Tensor:
@@ -174,14 +180,13 @@ def _probe(
         noised: np.ndarray = private_loss_scalars(
             node, lambda part: model(part.x), batches, *own
         ).numpy()
-        return noised
+        return noised, None
     uploads.note(anchor)
     anchor = leak.beside(anchor)
     with kept_buffers(model):  # running statistics are the anchor's alone
         at_once = _at_once(node, what, model, vector, request.probing, leak, x, y)
         found = loss_scalars(loss, vector, directions, request.probing, anchor, at_once)
-    scalars: np.ndarray = found.numpy()
-    return scalars
+    return found.numpy(), leak.found
 
 
 def _swept(
@@ -190,7 +195,7 @@ def _swept(
     parts: Parted,
     vector: ParameterVector,
     directions: list[Direction],
-    request: HERONRequest,
+    probing: Probing,
     step: int,
     batches: Sequence[MicroBatch],
     uploads: Uploads,
@@ -199,7 +204,7 @@ def _swept(
     """Do what `_probe` does; what no probe moves runs once for the anchor and all probes."""
     count, device = sum(len(part.y) for part in batches), batches[0].y.device
     total = anchor = zero = torch.zeros((), dtype=torch.float64, device=device)
-    sweep = Sweep(vector, directions, request.probing, zero, given=True)
+    sweep = Sweep(vector, directions, probing, zero, given=True)
     head = leak.through(model.head)
     for part in batches:
         run = settled(parts, part.x, part.draws)

@@ -125,7 +125,7 @@ def check_channels(scalars: str, settings: Mapping[str, object]) -> None:
         With ``scalars=channel`` beside a guide, a cone, a division by the spread or NoPeek's term.
     """
     plain = {"guide": "none", "cone": 0.0, "scale": "none", "nopeek": 0.0}
-    others = [name for name, value in plain.items() if settings[name] != value]
+    others = [name for name, value in plain.items() if settings.get(name, value) != value]
     if scalars == "channel" and others:
         name = others[0]
         raise ConfigError(

@@ -34,7 +34,7 @@ def test_a_decoder_reads_a_half_that_hides_nothing_and_none_that_hides_all() -> 
 
 def test_every_method_runs_and_says_what_it_measured() -> None:
     for method in ("ho_sfl", trust_nopeek.FIRST_ORDER, trust_nopeek.FROZEN):
-        found = trust_nopeek.train(trust_nopeek.job("digits", method, 0.3, 0, 2, 5))
+        found = trust_nopeek.train(trust_nopeek.job("digits", method, 0.3, 0, 2, 5, "int8"))
         assert set(found) == {"accuracy", "dcor", "mse"}
         assert 0 <= found["dcor"] <= 1 and found["mse"] > 0
 
