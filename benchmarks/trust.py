@@ -22,6 +22,7 @@ PARTS = {
     "fuzz": "damaged messages, journals, checkpoints and configurations in every decoder (minutes)",
     "robust": "clients that lie, under the mean and under robust aggregators (minutes)",
     "dp": "noise and epsilon as stated, and accuracy on SST-2 by epsilon (long)",
+    "nopeek": "an attacker's decoder with NoPeek's term and without, and accuracy (minutes)",
     "secagg": "secure sums: equal to plain ones, and what they cost a client",
     "deploy": "a SuperNode killed and started again in a deployment with TLS and keys (minutes)",
     "soak": "1 000 rounds of 100 clients that come and go: memory and files (minutes)",

@@ -8,7 +8,9 @@ direction of every step.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from sfl_flower.node.micro_batches import (
     settled,
 )
 from sfl_flower.node.node import Node, metered
+from sfl_flower.node.nopeek import Leak, mean_dcor
 from sfl_flower.node.together import together
 from sfl_flower.split import Parted, buffers_of, called_layers, parted, travelling_state
 from sfl_flower.training.modes import kept_buffers
@@ -38,6 +41,7 @@ from sfl_flower.zo import (
     Key,
     OptimizerSpec,
     ParameterVector,
+    Probing,
     StepRule,
     Sweep,
     Walk,
@@ -47,6 +51,9 @@ from sfl_flower.zo import (
     step_keys,
     trained_names,
 )
+
+if TYPE_CHECKING:
+    from sfl_flower.zo.estimator import Together
 
 __all__ = ["local"]
 
@@ -76,13 +83,15 @@ def local(node: Node, request: HERONRequest) -> LocalReply | StaleReply:
             return stale
     state = node.store.get(_OPTIMIZER) if request.keep_state else None
     uploads = Uploads(request.upload_every)
-    rows, taken = [], np.zeros(request.steps, dtype=np.uint8)
+    rows, leaks = list[np.ndarray](), list[Tensor | None]()
+    taken = np.zeros(request.steps, dtype=np.uint8)
     with metered(request.meter, node.device) as usage:
         walk = Walk(vector.anchor, spec, directions, state)
         for step in range(request.steps):
             keys = step_keys(request.round, step, stream, probing.probes)
             us = walk.in_cone(directions.of_keys(keys)) + more
-            scalars = _probe(node, model, vector, us, request, step, uploads)
+            scalars, leak = _probe(node, model, vector, us, request, step, uploads)
+            leaks.append(leak)
             terms = _terms(rule, scalars, keys, directions, request.guide)
             # A step whose scalars are none that can be is skipped, here and where it is rebuilt.
             rows.append(np.zeros_like(scalars) if terms is None else scalars)
@@ -98,6 +107,7 @@ def local(node: Node, request: HERONRequest) -> LocalReply | StaleReply:
         head_weights=_head(model.head, request),
         scalars=np.stack(rows) if with_scalars else None,
         taken=taken,
+        dcor=mean_dcor(leaks),
     )
     # Last: a state kept in a file does not go back when the round fails.
     if request.keep_state and (kept := walk.state()):
@@ -129,24 +139,35 @@ def _probe(
     request: HERONRequest,
     step: int,
     uploads: Uploads,
-) -> np.ndarray:
-    """Run the anchor and the probes of one step; return the scalars, float32, one a direction."""
+) -> tuple[np.ndarray, Tensor | None]:
+    """Run the anchor and the probes of one step.
+
+    Returns
+    -------
+    scalars : numpy.ndarray
+        float32, one a direction.
+    leak : Tensor or None
+        The distance correlation at the anchor, where it is measured.
+    """
     what = ("local model", request.head, request.trains)
     parts = node.memo(("parted", what), lambda: parted(model.client, vector.parameters))
     private = bool(request.probing.clip)
-    if parts is not None and Sweep.fits(request.probing) and not private:
-        return _swept(node, model, parts, vector, directions, request, step, uploads)
     x, y = node.batch(request.round, step, request.batch_size)
+    leak = Leak(request.probing.nopeek, x)
     batches = micro_batches(node, request.round, step, x, y)
+    whole = not request.probing.nopeek or len(batches) == 1  # a term is of all micro-batches
+    if parts is not None and Sweep.fits(request.probing) and not private and whole:
+        told = (vector, directions, request.probing, step, batches, uploads, leak)
+        return _swept(node, model, parts, *told), leak.found
+    head = leak.through(model.head)
 
     def uploaded(part: MicroBatch) -> Tensor:
         z = model.client(part.x)
         uploads.add(step, z, part.y)
-        output: Tensor = model.head(z)
-        return output
+        return head(z)
 
     def loss() -> Tensor:  # the same masks in every forward of the step
-        return batch_loss(node, lambda part: model(part.x), batches)
+        return leak.beside(batch_loss(node, lambda part: head(model.client(part.x)), batches))
 
     with torch.no_grad():
         anchor = batch_loss(node, uploaded, batches)
@@ -159,22 +180,13 @@ def _probe(
         noised: np.ndarray = private_loss_scalars(
             node, lambda part: model(part.x), batches, *own
         ).numpy()
-        return noised
+        return noised, None
     uploads.note(anchor)
+    anchor = leak.beside(anchor)
     with kept_buffers(model):  # running statistics are the anchor's alone
-        at_once = together(
-            node,
-            what,
-            model,
-            vector,
-            request.probing,
-            model,
-            lambda part: node.task.loss(part, y),
-            x,
-        )
+        at_once = _at_once(node, what, model, vector, request.probing, leak, x, y)
         found = loss_scalars(loss, vector, directions, request.probing, anchor, at_once)
-    scalars: np.ndarray = found.numpy()
-    return scalars
+    return found.numpy(), leak.found
 
 
 def _swept(
@@ -183,30 +195,72 @@ def _swept(
     parts: Parted,
     vector: ParameterVector,
     directions: list[Direction],
-    request: HERONRequest,
+    probing: Probing,
     step: int,
+    batches: Sequence[MicroBatch],
     uploads: Uploads,
+    leak: Leak,
 ) -> np.ndarray:
     """Do what `_probe` does; what no probe moves runs once for the anchor and all probes."""
-    x, y = node.batch(request.round, step, request.batch_size)
-    anchor = zero = torch.zeros((), dtype=torch.float64, device=x.device)
-    sweep = Sweep(vector, directions, request.probing, zero, given=True)
-    for part in micro_batches(node, request.round, step, x, y):
+    count, device = sum(len(part.y) for part in batches), batches[0].y.device
+    total = anchor = zero = torch.zeros((), dtype=torch.float64, device=device)
+    sweep = Sweep(vector, directions, probing, zero, given=True)
+    head = leak.through(model.head)
+    for part in batches:
         run = settled(parts, part.x, part.draws)
 
         def uploaded(z: Tensor, part: MicroBatch = part) -> Tensor:
             uploads.add(step, z, part.y)
-            output: Tensor = model.head(z)
-            return output
+            return head(z)
 
-        plus = partial(plus_settled, node, part, len(y), run)
+        plus = partial(plus_settled, node, part, count, run)
         anchor = plus(uploaded, anchor)
+        total = leak.beside(anchor)
         with kept_buffers(model):  # running statistics are the anchor's alone
-            sweep.add(partial(plus, model.head))
+            sweep.add(partial(_beside, leak, partial(plus, head)))
         del run, plus  # or the next first part would run beside what this one gave
     uploads.note(anchor)
-    scalars: np.ndarray = sweep.scalars(anchor).numpy()
+    scalars: np.ndarray = sweep.scalars(total).numpy()
     return scalars
+
+
+def _beside(leak: Leak, plus: Callable[[Tensor], Tensor], found: Tensor) -> Tensor:
+    """Return a sum with what a micro-batch adds, and the term of its smashed data."""
+    return leak.beside(plus(found))
+
+
+def _at_once(
+    node: Node,
+    what: Hashable,
+    model: LocalModel,
+    vector: ParameterVector,
+    probing: Probing,
+    leak: Leak,
+    x: Tensor,
+    y: Tensor,
+) -> Together | None:
+    """Return how probes of a step run in one forward; None where each has its own."""
+    own = (node, what, model, vector, probing)
+    if not probing.nopeek:
+        return together(*own, model, lambda output: node.task.loss(output, y), x)
+    shapes: list[torch.Size] = []
+
+    def run(x: Tensor) -> Tensor:
+        """Return smashed data and outputs of each sample side by side, [n, ...]."""
+        z = model.client(x)
+        both = (z, model.head(z))
+        shapes[:] = [part.shape[1:] for part in both]
+        return torch.cat([part.reshape(len(part), -1) for part in both], 1)
+
+    def read(part: Tensor) -> Tensor:
+        columns = part.split([shape.numel() for shape in shapes], 1)
+        z, output = (
+            column.reshape(len(part), *shape) for column, shape in zip(columns, shapes, strict=True)
+        )
+        leak.meets(z)
+        return leak.beside(node.task.loss(output, y))
+
+    return together(*own, run, read, x)
 
 
 def _laid_out(node: Node, model: LocalModel, request: HERONRequest) -> ParameterVector:

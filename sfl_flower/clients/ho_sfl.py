@@ -21,6 +21,7 @@ from sfl_flower.errors import WireError
 from sfl_flower.node.crossing import keep_crossing, kept_crossing
 from sfl_flower.node.micro_batches import rows_together, run_half, smashed
 from sfl_flower.node.node import Node, metered
+from sfl_flower.node.nopeek import Leak, mean_dcor
 from sfl_flower.node.sync import journal_key, stand_still, standing
 from sfl_flower.node.together import together
 from sfl_flower.training.device import read_only
@@ -91,7 +92,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         directions = sealed(directions, request.seal)
     more = along(directions, request.guide)
     met, replica = _met(text, request.minibatches), standing(node)
-    rows, start = [], 0
+    rows, leaks, start = list[Tensor](), list[Tensor | None](), 0
     # Running statistics are the anchor's alone.
     with metered(request.meter, node.device) as usage, kept_buffers(node.half.module):
         for step in range(request.minibatches):
@@ -115,8 +116,13 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
             us = directions.of_step(request.round, step, request.stream, probing.probes)
             us = replica.in_cone(us) + more
             crossed = partial(kept_crossing, node, request.round, step)
-            own = (x, z, lam, crossed, request.batch_size)
-            rows.append(_scalars(node, vector, us, probing, *own))
+            own = (x, z, lam, crossed)
+            if probing.nopeek:
+                found, leak = _with_term(node, vector, us, probing, *own)
+                leaks.append(leak)
+            else:
+                found = _scalars(node, vector, us, probing, *own, request.batch_size)
+            rows.append(found)
     if start != request.lam.shape[0]:
         raise WireError(f"λ is for {request.lam.shape[0]} samples, the batches hold {start}.")
     node.store.drop(_ANCHOR)
@@ -125,6 +131,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         scalars=torch.stack(rows).numpy(),
         samples=start,
         usage=usage(),
+        dcor=mean_dcor(leaks),
     )
 
 
@@ -137,7 +144,8 @@ def pipelined(node: Node, request: PipelinedRequest) -> PipelinedReply | StaleRe
     if isinstance(reply, StaleReply):
         return reply
     usage = reply.usage.beside(told.usage)
-    return PipelinedReply(**vars(replace(reply, usage=usage)), scalars=told.scalars)
+    own = vars(replace(reply, usage=usage))
+    return PipelinedReply(**own, scalars=told.scalars, dcor=told.dcor)
 
 
 def secure_forward(node: Node, request: SecureForwardRequest) -> SecureForwardReply | StaleReply:
@@ -230,6 +238,45 @@ def _scalars(
     for rows in parts:
         sweep.add(partial(gained, of(rows), _rest(parted, x[rows], crossed(rows))))
     return sweep.scalars(still)
+
+
+def _with_term(
+    node: Node,
+    vector: ParameterVector,
+    us: list[Direction],
+    probing: Probing,
+    x: Tensor,
+    z: np.ndarray,
+    lam: np.ndarray,
+    crossed: Callable[[slice], Values | None],
+) -> tuple[Tensor, Tensor | None]:
+    """Return the scalars of a mini-batch with NoPeek's term, float32, [P], and its correlation.
+
+    Parameters as for `_scalars`. Micro-batches run one after another for each probe, for the term
+    is of all of them.
+    """
+    module, parts = node.half.module, rows_together(node, len(x))
+    leak, parted = Leak(probing.nopeek, x), node.half.parted
+    anchor, weight = (read_only(array, node.device) for array in (z, lam))
+    still = leak.of(anchor)
+    forward: Callable[[], Tensor]
+    if parted is not None and Sweep.fits(probing) and len(parts) == 1:
+        forward = _rest(parted, x, crossed(parts[0]))
+    else:
+
+        def forward() -> Tensor:
+            found = [run_half(module, x[rows]) for rows in parts]
+            return found[0] if len(found) == 1 else torch.cat(found)
+
+    def gained(out: Tensor) -> Tensor:
+        """Return by how much ``<λ, f_c> + α dcor(x, f_c)`` is more than at the anchor, float64."""
+        return totals((out - anchor).mul_(weight), 0) + (leak.of(out) - still)
+
+    run = partial(run_half, module)
+    at_once = together(node, "half", module, vector, probing, run, gained, x)
+    zero = torch.zeros(1, dtype=torch.float64, device=node.device)
+    found = loss_scalars(lambda: gained(forward()), vector, us, probing, zero, at_once)
+    return found, leak.found
 
 
 def _rest(parted: Parted, x: Tensor, crossed: Values | None) -> Callable[[], Tensor]:

@@ -33,6 +33,7 @@ __all__ = [
     "check_size",
     "conditioned",
     "few_directions",
+    "sizes",
     "told_apart",
     "walk_signs",
 ]
@@ -101,16 +102,30 @@ def check_size(apart: Apart, shapes: Shapes, settings: Mapping[str, Any], client
         )
 
 
+def sizes(scalars: np.ndarray, drawn: int) -> dict[str, float]:
+    """Return the root mean squares of a round's scalars, of drawn directions and of a guide.
+
+    Parameters
+    ----------
+    scalars : numpy.ndarray
+        float64, [..., directions].
+    drawn : int
+        How many of the directions were drawn; the rest are guides.
+    """
+    parts = {"scalar_rms": scalars[..., :drawn], "guide_rms": scalars[..., drawn:]}
+    return {name: float(np.sqrt(np.mean(p**2))) for name, p in parts.items() if p.size}
+
+
 def check_channels(scalars: str, settings: Mapping[str, object]) -> None:
     """Refuse settings that know of one scalar a probe.
 
     Raises
     ------
     ConfigError
-        With ``scalars=channel`` beside a guide, a cone or a division by the spread.
+        With ``scalars=channel`` beside a guide, a cone, a division by the spread or NoPeek's term.
     """
-    plain = {"guide": "none", "cone": 0.0, "scale": "none"}
-    others = [name for name, value in plain.items() if settings[name] != value]
+    plain = {"guide": "none", "cone": 0.0, "scale": "none", "nopeek": 0.0}
+    others = [name for name, value in plain.items() if settings.get(name, value) != value]
     if scalars == "channel" and others:
         name = others[0]
         raise ConfigError(

@@ -20,7 +20,7 @@ from sfl_flower.options import Choice, Form, Range
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.first_buffers import put_first_buffers
-from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.outcome import Outcome, mean_of
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SMASHED
@@ -190,6 +190,8 @@ class LocalLossStrategy(SplitStrategy):
         """Refuse a reply whose weights are not those of client half and head."""
         if reply.scalars is not None:
             raise WireError("it brings scalars, asked were weights.")
+        if reply.dcor is not None:
+            raise WireError("it has a distance correlation, and none was asked for.")
         received_state(reply.weights, travelling_state(self.client_half))
         received_state(reply.head_weights, travelling_state(self.head))
 
@@ -293,11 +295,13 @@ class LocalLossStrategy(SplitStrategy):
         taken = [reply.taken for reply in used if reply.taken is not None]
         if skipped := sum(int(np.count_nonzero(steps == 0)) for steps in taken):
             exchange.tally.note(f"{skipped} local steps were skipped: a loss was not finite.")
+        dcor = mean_of(reply.dcor for reply in used)
         return Outcome(
             losses,
             sum(reply.samples for reply in used),
             {
                 "client_lr": self.settings.client_rate(round, self.config.rounds),
                 "local_loss": float(np.mean([reply.loss for reply in used])),
+                **({} if dcor is None else {"dcor": dcor}),
             },
         )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from sfl_flower.server.facts import Facts
 
-__all__ = ["Outcome"]
+__all__ = ["Outcome", "mean_of"]
+
+
+def mean_of(told: Iterable[float | None]) -> float | None:
+    """Return the mean of what clients say of something; None where none says anything."""
+    found = [value for value in told if value is not None]
+    return sum(found) / len(found) if found else None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfl_flower.server.anchored import AnchoredStrategy
 from sfl_flower.server.exchange import Exchange
-from sfl_flower.server.outcome import Outcome
+from sfl_flower.server.outcome import Outcome, mean_of
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.spending import Spending
@@ -56,6 +56,8 @@ class Probed:
         The round's guide.
     scalars : dict[int, numpy.ndarray]
         By partition, what arrived: float32 [minibatches, ...], as in `ProbeReply`.
+    dcor : float or None
+        Mean over these clients of what their replies say; None where it is not measured.
     """
 
     round: int
@@ -63,6 +65,11 @@ class Probed:
     lam: dict[int, np.ndarray] = field(default_factory=dict)
     guide: Guide | None = None
     scalars: dict[int, np.ndarray] = field(default_factory=dict)
+    dcor: float | None = None
+
+    def seen(self) -> dict[str, float]:
+        """Return what the history says of the smashed data of the round."""
+        return {} if self.dcor is None else {"dcor": self.dcor}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything as named tensors, for a checkpoint."""
@@ -70,6 +77,8 @@ class Probed:
         found["used"] = torch.tensor(sorted(self.used.items()), dtype=torch.int64).reshape(-1, 2)
         found |= {f"{LAM}{at}": torch.from_numpy(lam.copy()) for at, lam in self.lam.items()}
         found |= {f"{SCALAR}{at}": torch.from_numpy(v.copy()) for at, v in self.scalars.items()}
+        if self.dcor is not None:
+            found["dcor"] = torch.tensor(self.dcor, dtype=torch.float64)
         if self.guide is not None:
             encoded = bytearray(self.guide.encode())
             found["guide"] = torch.frombuffer(encoded, dtype=torch.uint8)
@@ -80,13 +89,14 @@ class Probed:
         """Return what `tensors` gave, None where there is nothing."""
         if not tensors:
             return None
-        guide = tensors.get("guide")
+        guide, dcor = tensors.get("guide"), tensors.get("dcor")
         return cls(
             int(tensors["round"]),
             {int(at): int(count) for at, count in tensors["used"].tolist()},
             _by_partition(under(LAM, tensors)),
             None if guide is None else Guide.decode(guide.numpy().tobytes()),
             _by_partition(under(SCALAR, tensors)),
+            None if dcor is None else float(dcor),
         )
 
 
@@ -181,7 +191,9 @@ class PipelinedStrategy(AnchoredStrategy):
         last = [row for entry in self.journal.entries[-1:] for row in entry.coefficients]
         may = self.spending.comparable
         kept = self.screening.keep(SCALARS, brought, exchange.tally, last, compared=may)
-        return replace(probed, lam={}, scalars={m.partition: brought[m] for m in kept})
+        scalars = {m.partition: brought[m] for m in kept}
+        dcor = mean_of(answers[m].dcor for m in kept)
+        return replace(probed, lam={}, scalars=scalars, dcor=dcor)
 
     def pipelined_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
         """Run one round in one exchange; see the module."""

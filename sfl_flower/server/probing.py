@@ -20,7 +20,7 @@ from sfl_flower.task import SplitTask
 from sfl_flower.training.modes import kept_buffers
 from sfl_flower.zo import ESTIMATORS, LAWS, SCALES, ParameterVector, Probing
 from sfl_flower.zo.beside import Beside
-from sfl_flower.zo.probing import MOST_PROBES, MU_RANGE
+from sfl_flower.zo.probing import MOST_NOPEEK, MOST_PROBES, MU_RANGE
 
 __all__ = [
     "HOPELESS",
@@ -30,6 +30,7 @@ __all__ = [
     "ProbeLength",
     "Probes",
     "ProbingSettings",
+    "check_dcor",
     "check_estimator",
     "check_scalars",
     "check_stack",
@@ -122,12 +123,17 @@ class EstimateSettings(ProbingSettings):
     stack : int
         Probes of a mini-batch that run in one forward, of direction=rank_one alone: faster, and a
         forward of S probes holds the activations of S mini-batches.
+    nopeek : float
+        α: what a probe measures is the loss and α times the distance correlation of the
+        mini-batch's inputs with its smashed data (NoPeek), so that these tell less of the inputs;
+        in units of the loss, and 0 is off.
     """
 
     clip_norm: Annotated[float, Range(0, 1e30)] = 0.0
     scale: Annotated[str, Choice(SCALES)] = "none"
     cone: Annotated[float, Range(0, 0.999)] = 0.0
     stack: Probes = 1
+    nopeek: Annotated[float, Range(0, MOST_NOPEEK)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,7 +150,7 @@ class EstimateSettings(ProbingSettings):
 
     def probing(self) -> Probing:
         """Return how a mini-batch is probed."""
-        return replace(super().probing(), stack=self.stack)
+        return replace(super().probing(), stack=self.stack, nopeek=self.nopeek)
 
 
 @dataclass(frozen=True)
@@ -235,6 +241,13 @@ def check_scalars(scalars: np.ndarray, probing: Probing, limit: float) -> None:
         raise WireError(
             f"a scalar gives {what} = {largest:.3g}, more than scalar-limit = {limit:g}."
         )
+
+
+def check_dcor(dcor: float | None, probing: Probing) -> None:
+    """Raise `WireError` if a reply lacks a distance correlation that was asked for, or has one."""
+    if (dcor is None) == bool(probing.nopeek):
+        has, asked = ("no", "one was") if dcor is None else ("a", "none was")
+        raise WireError(f"it has {has} distance correlation, and {asked} asked for.")
 
 
 def check_estimator(

@@ -26,10 +26,11 @@ from sfl_flower.server.following import FollowingStrategy
 from sfl_flower.server.guided import GuideSettings, NextGuide, check_local_guide
 from sfl_flower.server.local_walks import LocalWalks, WalkSettings, check_walks_down
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.private import PrivacySettings, check_private, check_samples_apart
+from sfl_flower.server.private import PrivacySettings, check_private, check_samples
 from sfl_flower.server.probing import (
     Noise,
     Probes,
+    check_dcor,
     check_estimator,
     check_scalars,
     check_stack,
@@ -165,7 +166,7 @@ class HERON(FollowingStrategy):
             return output
 
         check_stack(self.settings.probing(), both, run, x, names)
-        check_samples_apart(self.settings, both, run, x, self.config.seed)
+        check_samples(self.settings, both, run, x, self.config.seed)
         self.spending = Spending(self.config, self.settings, self.facts)
         self.vector = ParameterVector(both, names)
         settings = self.settings
@@ -265,6 +266,7 @@ class HERON(FollowingStrategy):
         settings = self.settings
         if (reply.scalars is not None) != (settings.uplink == "scalars"):
             raise WireError(f"it does not bring {settings.uplink}, which were asked.")
+        check_dcor(reply.dcor, settings.probing())
         self._sent(reply)
         if reply.taken is None or reply.taken.max(initial=0) > 1:
             raise WireError("it does not say which steps it took.")

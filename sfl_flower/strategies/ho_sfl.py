@@ -36,10 +36,11 @@ from sfl_flower.server.guided import GuideSettings, check_guide
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.pipelined import Learned, Probed
-from sfl_flower.server.private import check_private, check_samples_apart
+from sfl_flower.server.private import check_private, check_samples
 from sfl_flower.server.probing import (
     Noise,
     Probes,
+    check_dcor,
     check_estimator,
     check_scalars,
     check_stack,
@@ -175,7 +176,7 @@ class HOSFL(SecuredStrategy):
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
             check_stack(settings.probing(), self.client_half, self.client_half, x)
             apart = channels.told_apart(settings.scalars, self.client_half, x, self.config.seed)
-            check_samples_apart(settings, self.client_half, self.client_half, x, self.config.seed)
+            check_samples(settings, self.client_half, self.client_half, x, self.config.seed)
         self.minibatches = settings.minibatches
         self.spending = Spending(self.config, settings, self.facts)
         self._probing = replace(settings.probing(), channel=apart.channel)
@@ -304,6 +305,7 @@ class HOSFL(SecuredStrategy):
 
     def check_scalars(self, reply: ProbeReply | PipelinedReply) -> None:
         """Refuse scalars that are not finite, or larger than `scalar_limit` allows."""
+        check_dcor(reply.dcor, self._probing)
         check_scalars(reply.scalars, self._probing, self.settings.scalar_limit)
 
     def update(self, probed: Probed, exchange: Exchange) -> dict[str, float]:
@@ -345,6 +347,4 @@ class HOSFL(SecuredStrategy):
             self.mirror.update(entry)
         except JournalError as error:
             exchange.tally.note(str(error))
-        rms = {"scalar_rms": shown[..., :drawn], "guide_rms": shown[..., drawn:]}
-        sizes = {name: float(np.sqrt(np.mean(part**2))) for name, part in rms.items() if part.size}
-        return {"client_lr": lr, **sizes}
+        return {"client_lr": lr, **channels.sizes(shown, drawn), **probed.seen()}

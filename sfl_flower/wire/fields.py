@@ -32,6 +32,7 @@ __all__ = [
     "Rate",
     "Samples",
     "Scalars",
+    "Share",
     "Sizes",
     "Smashed",
     "Steps",
@@ -247,6 +248,8 @@ Rate = Annotated[float, number(0.0, 1e30)]
 """A learning rate."""
 Loss = Annotated[float, number(-1e30, 1e30)]
 """The mean loss of a client's mini-batches."""
+Share = Annotated[float, number(0.0, 1.0)]
+"""A number from 0 to 1 that a client measured."""
 
 EncodingName = Annotated[str, encoding_name()]
 """How smashed data or cut gradients travel."""

@@ -14,6 +14,7 @@ from sfl_flower.wire.fields import (
     Labels,
     Samples,
     Scalars,
+    Share,
     Sizes,
     Smashed,
     Statistics,
@@ -163,6 +164,12 @@ class ProbeReply(Reply):
     """The scalars v of a client's probes, a row for each mini-batch, that of a guide last.
 
     Where channels are told apart, each probe has that of the whole and then one of each channel.
+
+    Attributes
+    ----------
+    dcor : float or None
+        Mean distance correlation of the mini-batches' inputs with their smashed data; from clients
+        that measure it.
     """
 
     WHAT: ClassVar[str] = "probe reply"
@@ -171,6 +178,7 @@ class ProbeReply(Reply):
     scalars: Scalars
     samples: Samples
     usage: Usage = NO_USAGE
+    dcor: Share | None = None
 
 
 _OF_PROBES = ("lam", "stream", "probing", "guide", "seal")
@@ -229,13 +237,14 @@ class PipelinedReply(ForwardReply):
 
     Attributes
     ----------
-    scalars : numpy.ndarray
+    scalars, dcor : numpy.ndarray, float or None
         As in `ProbeReply`.
     """
 
     WHAT: ClassVar[str] = "pipelined reply"
 
     scalars: Scalars = field(kw_only=True)
+    dcor: Share | None = field(kw_only=True, default=None)
 
 
 def read_pipelined(reader: Reader) -> ForwardReply | ProbeReply:

@@ -20,6 +20,7 @@ from sfl_flower.wire.fields import (
     Labels,
     Loss,
     Scalars,
+    Share,
     Sizes,
     Smashed,
     Steps,
@@ -114,6 +115,9 @@ class LocalReply(Reply):
     taken : numpy.ndarray or None
         1 for each step that was taken and 0 for one that was skipped, uint8 [steps]; from clients
         that skip steps. Booked as control.
+    dcor : float or None
+        Mean distance correlation of the steps' inputs with their smashed data; from clients that
+        measure it.
     """
 
     WHAT: ClassVar[str] = "local reply"
@@ -129,6 +133,7 @@ class LocalReply(Reply):
     scalars: Scalars | None = None
     taken: Annotated[np.ndarray, array("uint8", ndim=1)] | None = None
     usage: Usage = NO_USAGE
+    dcor: Share | None = None
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield smashed data and labels of each uploading step."""

@@ -10,10 +10,11 @@ from sfl_flower.zo.estimator import Estimator
 from sfl_flower.zo.estimators import ESTIMATORS
 from sfl_flower.zo.laws import LAWS
 
-__all__ = ["MOST_PROBES", "MU_RANGE", "Probing"]
+__all__ = ["MOST_NOPEEK", "MOST_PROBES", "MU_RANGE", "Probing"]
 
 MOST_PROBES = 4096
 MU_RANGE = (1e-12, 1e6)
+MOST_NOPEEK = 1e6
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Probing:
     noise : float
         σ of the Gaussian noise that the client adds to scalars, in `sensitivity`; finite, and 0
         without a clip.
+    nopeek : float
+        α: what is measured has besides α times the distance correlation of a mini-batch's inputs
+        with its smashed data (`sfl_flower.privacy.dependence`); in [0, `MOST_NOPEEK`], and 0 with a
+        clip, for it is no sum over samples.
 
     Raises
     ------
@@ -57,6 +62,7 @@ class Probing:
     channel: int = 0
     clip: float = 0.0
     noise: float = 0.0
+    nopeek: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = MU_RANGE
@@ -77,6 +83,13 @@ class Probing:
             )
         if self.noise and not self.clip:
             raise ConfigError(f"noise is {self.noise} and clip 0; noise needs a clip above 0.")
+        if not 0 <= self.nopeek <= MOST_NOPEEK:
+            raise ConfigError(f"nopeek is {self.nopeek}; it must be in [0, {MOST_NOPEEK:g}].")
+        if self.nopeek and self.clip:
+            raise ConfigError(
+                f"nopeek is {self.nopeek:g} and clip {self.clip:g}; a distance correlation is no "
+                "sum over samples that could be bounded, so one of them must be 0."
+            )
         if type(self.stack) is not int or not 1 <= self.stack <= MOST_PROBES:
             raise ConfigError(f"stack is {self.stack}; it must be in [1, {MOST_PROBES}].")
         if self.stack > 1 and (self.law != "rank_one" or self.estimator == "jvp"):

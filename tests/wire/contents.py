@@ -101,8 +101,10 @@ MESSAGES: dict[str, Any] = {
     "probe, private": ProbeRequest(
         4, 8, 1, SETUP, Z, 0, Probing(5, clip=0.5, noise=2.0, channel=1)
     ),
+    "probe, nopeek": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5, nopeek=0.5)),
     "probe, bounded": ProbeRequest(4, 8, 1, SETUP, Z, 0, Probing(5, clip=0.5)),
     "probe reply": ProbeReply(4, np.ones((1, 5), np.float32), 4, Usage(7, 2)),
+    "probe reply, nopeek": ProbeReply(4, np.ones((1, 5), np.float32), 4, dcor=0.25),
     "secure forward": SecureForwardRequest(
         4, 8, 2, SETUP, NONE, holds=b"\x01" * 8, neighbours=np.ones((2, 32), np.uint8), opens=2
     ),
@@ -216,6 +218,9 @@ MESSAGES: dict[str, Any] = {
         cone=0.25,
         walk=True,
     ),
+    "heron, nopeek": HERONRequest(
+        4, 3, 2, 8, SETUP, "linear", "{}", False, WEIGHTS, probing=Probing(5, nopeek=0.5)
+    ),
     "heron, followed": HERONRequest(
         4,
         3,
@@ -302,6 +307,7 @@ MESSAGES: dict[str, Any] = {
         {"int64": np.array([3], np.int64)},
         scalars=np.ones((3, 5), np.float32),
         taken=np.array([1, 0, 1], np.uint8),
+        dcor=0.25,
     ),
     "three forwards": MUForwardRequest(
         4, 8, SETUP, Probing(1, "sphere", 1e-3, "central"), WEIGHTS, "memory"
