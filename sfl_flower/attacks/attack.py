@@ -36,6 +36,8 @@ ATTACKS = {
     "labels": "labels from cut gradients, and from how smashed data resemble one another",
 }
 """Name -> what it is."""
+OF_IDS = ("labels",)
+"""Those that do without numbers as inputs."""
 
 
 def attack(
@@ -83,18 +85,24 @@ def attack(
     for name in attacks:
         check_choice("attacks", name, ATTACKS)
     if not attacks:
-        raise ConfigError(f"No attack is named; name some of {', '.join(ATTACKS)}.")
+        raise ConfigError(f"No attack is named; attacks must be some of {', '.join(ATTACKS)}.")
     for text in defences:
         check_defence(text)
     settings = settings or AttackSettings()
     sides = sides_of(task, settings)
+    done = [name for name in ATTACKS if name in attacks and (name in OF_IDS or not sides.tokens)]
+    if not done:
+        raise ConfigError(
+            f"Inputs of task '{task.name}' are ids, of which no decoder makes pictures; attacks "
+            f"must be {', '.join(OF_IDS)}."
+        )
     chosen = tuple(dict.fromkeys((PLAIN, *defences)))
     subjects = [attacked_at(task, settings.seed, at, run) for at in cuts or (task.cut,)]
     reports = []
     with torch_threads(settings.threads):
         for subject in subjects:
             one = _AtCut(task, subject, sides, settings)
-            reports.append(one.report(chosen, attacks, watch or (lambda _: None)))
+            reports.append(one.report(chosen, done, watch or (lambda _: None)))
     return AttackReport(
         task.name,
         "its first weights" if run is None else f"the weights of {run.path}",
@@ -103,12 +111,14 @@ def attack(
         sides.shown(sides.x),
         sides.guess,
         reports,
-        _notes(settings),
+        _notes(settings, [name for name in attacks if name not in done]),
     )
 
 
-def _notes(settings: AttackSettings) -> list[str]:
+def _notes(settings: AttackSettings, left_out: Sequence[str]) -> list[str]:
+    ids = f"Inputs are ids, of which no decoder makes pictures: left out are {', '.join(left_out)}."
     return [
+        *([ids] if left_out else []),
         (
             f"Victims are {settings.victims} test samples; no attacker is trained on them. "
             f"Auxiliary are {settings.auxiliary} training samples, which no client of a hijacked "
@@ -148,7 +158,7 @@ class _AtCut:
         return defence(self.z, generator("defence", self.settings.seed, defence.text))
 
     def report(
-        self, chosen: Sequence[str], attacks: Collection[str], watch: Callable[[str], None]
+        self, chosen: Sequence[str], attacks: Sequence[str], watch: Callable[[str], None]
     ) -> CutReport:
         findings: list[Finding] = []
         accuracy, said = {}, {}
@@ -156,10 +166,9 @@ class _AtCut:
             defence = Defence.fitted(text, self.auxiliary_z)
             said[text] = defence.said
             accuracy[text] = self._accuracy(defence)
-            for name in ATTACKS:
-                if name in attacks:
-                    watch(f"{self.subject.at}, {text}: {name}")
-                    findings += getattr(self, f"_{name}")(defence)
+            for name in attacks:
+                watch(f"{self.subject.at}, {text}: {name}")
+                findings += getattr(self, f"_{name}")(defence)
         shape = tuple(self.z.shape[1:])
         return CutReport(self.subject.at, shape, accuracy, said, findings, [])
 

@@ -27,6 +27,8 @@ BATCH, RATE, HELD = 32, 2e-3, 0.1
 """Samples of a step, Adam's rate, and the share of the samples that chooses the epoch."""
 RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Penalties that are tried, as shares of the mean squared norm of smashed data."""
+ROWS = 4000
+"""Samples of the regression, at most: it holds a number for each pair of them."""
 
 
 def fit_decoder(encode: Encode, truth: Tensor, epochs: int, *words: str | int) -> nn.Module:
@@ -86,6 +88,7 @@ def _begin(decoder: Decoder, z: Tensor, truth: Tensor, error: Callable[[], float
         return
     for own in decoder.last.parameters():
         own.data.zero_()
+    z, truth = z[:ROWS], truth[:ROWS]
     rows = decoder.standard(z).flatten(1).double()
     centre, wanted = rows.mean(0), (truth - mean).flatten(1).double()
     products = (rows - centre) @ (rows - centre).T

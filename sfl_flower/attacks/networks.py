@@ -12,10 +12,12 @@ from torch.nn.functional import interpolate
 
 __all__ = ["Critic", "Decoder", "Standard"]
 
-WIDTH = 64
+WIDTH = 32
 """Channels inside, where a picture is drawn."""
 MOST_DIRECT = 4_000_000
 """Weights of a layer from all smashed data to all of a picture, at most; without it beyond."""
+MOST_GRID = 16_000_000
+"""Weights of the layer to the small grid, at most; the grid is made smaller beyond."""
 
 
 class Standard(nn.Module):
@@ -76,6 +78,8 @@ class Decoder(nn.Module):
             side = z.shape[2]
         else:
             grid = [-(-shape[1] // 4), -(-shape[2] // 4)]
+            while size * WIDTH * math.prod(grid) > MOST_GRID and max(grid) > 1:
+                grid = [-(-side // 2) for side in grid]
             layers += [nn.Flatten(), nn.Linear(size, WIDTH * math.prod(grid)), nn.ReLU()]
             layers += [nn.Unflatten(1, (WIDTH, *grid))]
             side = grid[0]

@@ -84,7 +84,7 @@ class Sides:
     @property
     def guess(self) -> Tensor:
         """The mean of the auxiliary inputs in 0 .. 1, [1, ...]: what needs no smashed data."""
-        return self.shown(self.auxiliary_x).mean(0, keepdim=True)
+        return self.shown(self.auxiliary_x).float().mean(0, keepdim=True)
 
     def shown(self, x: Tensor) -> Tensor:
         """Return inputs in 0 .. 1; ids as they are."""

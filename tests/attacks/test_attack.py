@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from sfl_flower.attacks.attack import ATTACKS, attack
 from sfl_flower.attacks.defences import Defence
@@ -15,6 +17,7 @@ from sfl_flower.attacks.measures import compared, ranked
 from sfl_flower.attacks.samples import sides_of
 from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError, CutError
+from sfl_flower.task import Samples
 from tests.attacks import pictures
 from tests.attacks.pictures import FEW
 
@@ -107,6 +110,26 @@ def test_what_a_defence_does_to_smashed_data() -> None:
     assert float(sent.std()) == pytest.approx(2 * noisy.spread, rel=0.02)
     few = Defence.fitted("int4", sent)(sent, drawn)
     assert all(len(row.unique()) <= 16 for row in few[:20]) and few.shape == sent.shape
+
+
+def test_of_ids_labels_alone_are_inferred() -> None:
+    def words() -> nn.Module:
+        return nn.Sequential(
+            OrderedDict(embed=nn.Embedding(9, 4), flatten=nn.Flatten(), out=nn.Linear(20, 4))
+        )
+
+    def drawn(count: int) -> Samples:
+        ids = torch.from_numpy(generator("ids", count).integers(1, 9, size=(count, 5)))
+        return Samples(ids, ids[:, 0] % 4)
+
+    problem = replace(
+        pictures.task(words, "embed"), train=lambda: drawn(200), test=lambda: drawn(40)
+    )
+    report = attack(problem, settings=FEW)
+    assert {f.kind for f in report.cuts[0].findings} == {"labels"}
+    assert "left out are decoder, simulator, hijack" in report.notes[0]
+    with pytest.raises(ConfigError, match="attacks must be labels"):
+        attack(problem, attacks=["decoder"], settings=FEW)
 
 
 def test_nobody_is_on_two_sides() -> None:
