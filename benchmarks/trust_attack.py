@@ -57,12 +57,12 @@ def add_arguments(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> 
         "--trust-attack-models", default="fashion_mnist,resnet18",
         help=f"with commas between, of: {', '.join(SUBJECTS)}",
     )  # fmt: skip
-    parser.add_argument("--trust-attack-rounds", type=int, default=60, help="of HO-SFL before")
-    parser.add_argument("--trust-attack-auxiliary", type=int, default=1000, help="samples")
-    parser.add_argument("--trust-attack-epochs", type=int, default=15, help="of the decoders")
+    parser.add_argument("--trust-attack-rounds", type=int, default=30, help="of HO-SFL before")
+    parser.add_argument("--trust-attack-auxiliary", type=int, default=600, help="samples")
+    parser.add_argument("--trust-attack-epochs", type=int, default=8, help="of the decoders")
     parser.add_argument(
         "--trust-attack-defences", nargs="*", metavar="CHAIN", help="beside none",
-        default=["noise:1", "clip:0.5,noise:1", "int4", "topk:0.1+int8"],
+        default=["noise:1", "int4", "topk:0.1+int8"],
     )  # fmt: skip
 
 

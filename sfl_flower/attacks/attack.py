@@ -111,18 +111,18 @@ def attack(
         sides.shown(sides.x),
         sides.guess,
         reports,
-        _notes(settings, [name for name in attacks if name not in done]),
+        _notes(settings, [name for name in attacks if name not in done], run),
     )
 
 
-def _notes(settings: AttackSettings, left_out: Sequence[str]) -> list[str]:
+def _notes(settings: AttackSettings, left_out: Sequence[str], run: Trained | None) -> list[str]:
     ids = f"Inputs are ids, of which no decoder makes pictures: left out are {', '.join(left_out)}."
     return [
         *([ids] if left_out else []),
         (
             f"Victims are {settings.victims} test samples; no attacker is trained on them. "
             f"Auxiliary are {settings.auxiliary} training samples, which no client of a hijacked "
-            "run holds."
+            + ("run holds." if run is None else "run holds; clients of the run itself may have.")
         ),
         (
             "A guess is what needs no smashed data: the mean auxiliary input, the commonest "

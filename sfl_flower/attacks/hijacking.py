@@ -66,6 +66,7 @@ def hijacked_half(
         eval_every=settings.rounds,
         partition="iid",
         client_lr=settings.rate,
+        outlier_factor=0.0,
         **own,
     )
     whole = task.whole(0)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from sfl_flower.errors import ConfigError
 
-__all__ = ["PICTURES", "check_package", "compared", "ranked"]
+__all__ = ["chance", "check_package", "compared", "ranked"]
 
-PICTURES = ("mse", "psnr", "ssim")
 MOST_DB = 100.0
 """PSNR of what is equal."""
 WINDOW = 11

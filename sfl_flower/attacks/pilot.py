@@ -77,7 +77,7 @@ class Pilot:
             self.half = half.eval().requires_grad_(False)
             self.decoder.eval().requires_grad_(False)
             with torch.no_grad():
-                self.z = self.half(x)
+                self.z: Tensor = self.half(x)
             self.critic = Critic(self.z, classes)
         of_class = [np.flatnonzero(y.numpy() == c) for c in range(classes)]
         self._rows = [rows if len(rows) else np.arange(len(x)) for rows in of_class]

@@ -137,7 +137,7 @@ def _parts(report: AttackReport) -> Iterator[Part]:
         for text, value in cut.accuracy.items()
     ]  # fmt: skip
     title = f"What defences are, and cost in test {report.metric} at the time of the attack"
-    yield title, ["cut, defence", "as applied", report.metric, "less"], rows
+    yield title, ["cut, defence", "as applied", report.metric, "change"], rows
 
 
 def _number(value: float | None, digits: int = 4) -> str:
