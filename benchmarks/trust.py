@@ -24,6 +24,7 @@ PARTS = {
     "dp": "noise and epsilon as stated, and accuracy on SST-2 by epsilon (long)",
     "nopeek": "an attacker's decoder with NoPeek's term and without, and accuracy (minutes)",
     "secagg": "secure sums: equal to plain ones, and what they cost a client",
+    "attack": "what a server reconstructs at cuts of two models, by defence (minutes)",
     "deploy": "a SuperNode killed and started again in a deployment with TLS and keys (minutes)",
     "soak": "1 000 rounds of 100 clients that come and go: memory and files (minutes)",
 }

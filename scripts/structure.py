@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("clients", "strategies"),
     ("methods",),
     ("run",),
-    ("comparison", "profiling"),
+    ("attacks", "comparison", "profiling"),
     ("cli",),
     ("__init__",),
 )

@@ -77,6 +77,8 @@ def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sfl_flower.cli.run.run_plan", briefly)
     monkeypatch.setattr("sfl_flower.cli.run.given_task", named)
     monkeypatch.setattr("sfl_flower.cli.profile.given_task", named)
+    monkeypatch.setattr("sfl_flower.cli.attack.attack", understood)
+    monkeypatch.setattr("sfl_flower.cli.attack.Trained.read", understood)
     monkeypatch.setattr("sfl_flower.cli.compare.compare", understood)
     monkeypatch.setattr("sfl_flower.cli.compare.compare_runs", understood)
     monkeypatch.setattr("sfl_flower.cli.demo.run_plan", understood)

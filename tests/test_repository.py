@@ -178,6 +178,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         re.split(r"[\s\[<>=!~;@]", entry, maxsplit=1)[0].lower().replace("_", "-")
         for entry in (
             *PROJECT["project"]["dependencies"],
+            *PROJECT["project"]["optional-dependencies"]["attack"],
             *PROJECT["project"]["optional-dependencies"]["dp"],
             *PROJECT["project"]["optional-dependencies"]["language"],
             *PROJECT["project"]["optional-dependencies"]["secure"],

@@ -1,4 +1,4 @@
-"""The `sfl` command: run a method, compare, profile cuts, list options, demo, warm SuperNodes."""
+"""The `sfl` command: run a method, compare, profile cuts, attack them, list options, demo, warm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from sfl_flower.cli.attack import add_attack
 from sfl_flower.cli.compare import add_compare
 from sfl_flower.cli.demo import add_demo
 from sfl_flower.cli.leftovers import say_leftovers
@@ -55,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = found.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_run, add_compare, add_profile, add_options, add_presets, add_demo, add_warm):
+    for add in (
+        add_run, add_compare, add_profile, add_attack, add_options, add_presets, add_demo, add_warm,
+    ):  # fmt: skip
         add(commands)
     return found
 

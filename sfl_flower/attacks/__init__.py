@@ -1,0 +1,1 @@
+"""What a server can work out from smashed data, by cut and defence."""
