@@ -102,9 +102,12 @@ class Pilot:
         return lam, gap
 
     def apart(self, z: Tensor) -> float:
-        """Return how far smashed data lie from the pilot's, in spreads: of the mean element."""
-        mean, spread = self.z.mean(0), self.z.std(0)
-        return float(((z.mean(0) - mean).abs() / (spread + 1e-3 * spread.max())).mean())
+        """Return how far means of smashed data lie from the pilot's, mean of the elements.
+
+        In standard deviations of the pilot's, their mean over the elements.
+        """
+        gap, spread = (z.mean(0) - self.z.mean(0)).abs().mean(), self.z.std(0).mean()
+        return float(gap / spread.clamp_min(1e-30))
 
     def _like(self, y: Tensor) -> Tensor:
         """Return the pilot's smashed data of auxiliary samples with these labels."""
