@@ -124,8 +124,11 @@ def attacked_at(
         If the model cannot be cut there.
     """
     where = at or task.cut
-    whole = task.whole(model_seed(seed)) if run is None else run.whole(task)
-    put_first_buffers(task, whole)
+    if run is None:
+        whole = task.whole(model_seed(seed))
+        put_first_buffers(task, whole)
+    else:
+        whole = run.whole(task)
     halves = cut(whole, where)
     for half in (halves.client, halves.server):
         half.eval().requires_grad_(False)
