@@ -187,8 +187,9 @@ def _arrays(name: str, behind: str, split: Split) -> tuple[np.ndarray, np.ndarra
 def _folder() -> Path:
     """Return where features are kept over runs; nobody else may write there, for they are read."""
     folder = Path("~/.cache/sfl_flower/features").expanduser()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    check_owner(folder)
+    for each in (folder.parent, folder):  # who may write to the first can replace the second
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(each, "what benchmarks keep", "chmod 700 it if it is yours")
     return folder
 
 

@@ -67,6 +67,11 @@ def _without_files(argv: Sequence[str]) -> list[str]:
         if not skip and not out and word not in ("--record", "--json"):
             # What to give remains, where somebody has it does not.
             path = value if joined else word
-            kept.append(word.removesuffix(path) + PLACE if os.sep in path else word)
+            kept.append(word.removesuffix(path) + PLACE if _is_place(path) else word)
         skip = out and not joined
     return kept
+
+
+def _is_place(word: str) -> bool:
+    """Tell a path from other words with a stroke in them, such as the name of a model."""
+    return word.startswith(("/", "./", "../", "~")) or (os.sep in word and Path(word).exists())

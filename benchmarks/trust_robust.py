@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -67,7 +67,7 @@ def job(bed: str, attack: str, aggregator: str, seed: int, rounds: int) -> Job:
 
 
 def train(job: Job) -> Metrics:
-    """Return the accuracy of a run, the mean over its last evaluations."""
+    """Return the accuracy of a run, the mean over its last evaluations, and what was found."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.CRITICAL)  # some replies are refused
     options = dict(job.options)
@@ -77,7 +77,15 @@ def train(job: Job) -> Metrics:
     evaluated = [record.metrics["accuracy"] for record in result.history if record.metrics]
     liars = [result.summary.clients.get(str(each), {}) for each in LIARS]
     found = sum(max(each.values(), default=0) for each in liars) / len(LIARS)
-    return {"accuracy": mean(evaluated[-LAST:]), "found": float(found)}
+    outlying = {
+        k: result.summary.clients.get(str(k), {}).get("outlying", 0) for k in range(CLIENTS)
+    }
+    return {
+        "accuracy": mean(evaluated[-LAST:]),
+        "found": float(found),
+        "outlying_liar": float(min(outlying[each] for each in LIARS)),
+        "outlying_honest": float(max(outlying[k] for k in outlying if k not in LIARS)),
+    }
 
 
 def figures(args: argparse.Namespace) -> Iterator[Figure]:
@@ -94,21 +102,13 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
     for name, known in (("beds", BEDS), ("attacks", ATTACKS), ("with", ROBUST)):
         for part in asked[name]:
             check_choice(f"--trust-robust-{name}", part, known)
-    seeds = range(args.trust_robust_seeds)
-
-    def accuracy(bed: str, attack: str, aggregator: str) -> tuple[float, float]:
-        """Return accuracy in points, and the rounds in which something was found of the liars."""
-        jobs = [job(bed, attack, aggregator, seed, args.trust_robust_rounds) for seed in seeds]
-        done = run_jobs(jobs, args.trust_robust_workers, args.trust_robust_out, train)
-        found = [done[each.key()] for each in jobs]
-        return 100 * mean(m["accuracy"] for m in found), mean(m["found"] for m in found)
-
     gaps: dict[str, float] = {}
     for bed in asked["beds"]:
-        honest = accuracy(bed, HONEST, MEAN)[0]
-        for attack in [attack for attack in BEDS[bed][2] if attack in asked["attacks"]]:
+        attacks = [attack for attack in BEDS[bed][2] if attack in asked["attacks"]]
+        found = _trained(bed, attacks, asked["with"], args)
+        for attack in attacks:
             name = f"{bed}_{attack}"
-            lost, gap, said = _losses(honest, asked["with"], partial(accuracy, bed, attack))
+            lost, gap, said = _losses(found, attack, asked["with"])
             said = f"{ATTACKS[attack][0]}; {args.trust_robust_rounds} rounds, {said}"
             yield Figure(f"mean_loses_{name}", lost, "points", LOST, said)
             if lost >= LOST:
@@ -123,18 +123,44 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
         yield Figure("robust_gap", gaps[worst], "points", KEPT, said, True)
 
 
+def _trained(
+    bed: str, attacks: list[str], robust: list[str], args: argparse.Namespace
+) -> dict[tuple[str, str], list[Metrics]]:
+    """Return what the runs of a bed brought, a seed each, by attack and aggregator."""
+    runs = [(HONEST, MEAN), *((a, aggregator) for a in attacks for aggregator in (MEAN, *robust))]
+    seeds = range(args.trust_robust_seeds)
+    jobs = {run: [job(bed, *run, seed, args.trust_robust_rounds) for seed in seeds] for run in runs}
+    all_jobs = [each for some in jobs.values() for each in some]
+    done = run_jobs(all_jobs, args.trust_robust_workers, args.trust_robust_out, train)
+    return {run: [done[each.key()] for each in some] for run, some in jobs.items()}
+
+
 def _losses(
-    honest: float, robust: list[str], accuracy: Callable[[str], tuple[float, float]]
+    found: Mapping[tuple[str, str], list[Metrics]], attack: str, robust: list[str]
 ) -> tuple[float, float, str]:
     """Return the points that the mean and the best robust aggregator lose, and all in words."""
-    with_mean = accuracy(MEAN)[0]
-    found = {aggregator: accuracy(aggregator) for aggregator in robust}
-    best = max(found, key=lambda each: found[each][0])
-    said = ", ".join(
-        f"{each} {points:.1f} (told of the liars in {rounds:.0f} rounds)"
-        for each, (points, rounds) in found.items()
+
+    def points(attack: str, aggregator: str) -> float:
+        return 100 * mean(each["accuracy"] for each in found[attack, aggregator])
+
+    honest, with_mean = points(HONEST, MEAN), points(attack, MEAN)
+    reached = {aggregator: points(attack, aggregator) for aggregator in robust}
+    best = max(reached, key=lambda each: reached[each])
+    told = ", ".join(
+        f"{each} {reached[each]:.1f} ({_told(found[attack, each])})" for each in robust
     )
     words = (
-        f"{len(LIARS)} of {CLIENTS} lie; accuracy {honest:.1f} honest, mean {with_mean:.1f}, {said}"
+        f"{len(LIARS)} of {CLIENTS} lie; accuracy {honest:.1f} honest, mean {with_mean:.1f}, {told}"
     )
-    return honest - with_mean, honest - found[best][0], f"{words}; best {best}"
+    return honest - with_mean, honest - reached[best], f"{words}; best {best}"
+
+
+def _told(found: list[Metrics]) -> str:
+    """Return in how many rounds something was found of liars, and who was outlying how often."""
+    # Results of an older form do not say who was outlying.
+    liars = min(each.get("outlying_liar", math.nan) for each in found)
+    honest = max(each.get("outlying_honest", math.nan) for each in found)
+    return (
+        f"told of the liars in {mean(each['found'] for each in found):.0f} rounds; outlying they "
+        f"were in {liars:.0f} or more, honest clients in {honest:.0f} or fewer"
+    )

@@ -14,7 +14,7 @@ from sfl_flower.config import RunConfig
 from sfl_flower.methods import METHODS, read_options
 from sfl_flower.presets import load_preset
 from sfl_flower.report import RunProgress, print_tables
-from sfl_flower.report.conduct import conduct_lines
+from sfl_flower.report.conduct import conduct_lines, rounds_each
 from sfl_flower.run.resume import RESUME
 from sfl_flower.run.run import Plan
 from sfl_flower.run.simulation import BACKENDS, run_plan
@@ -88,7 +88,7 @@ def _run(parsed: argparse.Namespace) -> None:
             task, plan, backend=parsed.backend, observer=progress.update, verbose=parsed.verbose
         )
     print_tables([result.summary])
-    rounds = (len(result.history) - 1) * plan.config.cohort / plan.config.clients
+    rounds = rounds_each(result.history, plan.config.cohort / plan.config.clients)
     for line in conduct_lines(result.summary.clients, rounds):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if privacy := result.summary.terms.get("privacy"):

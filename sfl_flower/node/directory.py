@@ -36,6 +36,7 @@ KEEP_SECONDS = 7 * 24 * 3600
 """Marked directories are removed when nothing in them changed for this long."""
 MARK = ".sfl_flower"
 MARK_TEXT = "Made by sfl_flower for the state of its clients; removed when idle for a week.\n"
+_ELSEWHERE = "set SFL_STATE_DIR to a directory of your own"
 _WRITTEN = ("*.safetensors", "*.tmp", ".tmp*", "*.bin", MARK)
 """The names of files in a marked directory; the third is of safetensors while it writes."""
 
@@ -94,8 +95,17 @@ def own_directory(path: Path) -> Path:
     return path
 
 
-def check_owner(path: Path) -> None:
+def check_owner(path: Path, what: str = "a client's state", remedy: str = _ELSEWHERE) -> None:
     """Refuse a path that is there and is not a directory of this user's alone.
+
+    Parameters
+    ----------
+    path : Path
+        The directory.
+    what : str
+        What it is for.
+    remedy : str
+        What to do in place of removing it.
 
     Raises
     ------
@@ -116,8 +126,8 @@ def check_owner(path: Path) -> None:
     else:
         return
     raise ConfigError(
-        f"{path} is {problem}; a client's state needs a directory of this user that nobody else "
-        "may write to. Remove it, or set SFL_STATE_DIR to a directory of your own."
+        f"{path} is {problem}; {what} needs a directory of this user that nobody else may write "
+        f"to. Remove it, or {remedy}."
     )
 
 

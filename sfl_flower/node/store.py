@@ -34,6 +34,8 @@ __all__ = ["CarriedLostError", "NodeStore", "keep_carried", "load_kept", "state_
 STATE_LIMIT = 1 << 20
 """Largest group of arrays kept in ``Context.state``, in bytes, unless `SFL_STATE_LIMIT` is set."""
 _CARRIED = "carried"
+_SWEPT = "swept"
+"""Names in a context's state of which nothing is left in files from an earlier context."""
 
 
 def state_limit() -> int:
@@ -84,6 +86,7 @@ class NodeStore:
         """
         # What is shared may be damaged; whoever puts has the arrays and can replace it.
         if content and self.share(name, content) and self.get(name) is not None:
+            self._remove_orphans(name)
             return
         old, new = self._file(name), None
         if groups * sum(array.nbytes for array in arrays.values()) <= self._limit:
@@ -94,11 +97,8 @@ class NodeStore:
             new = self._path(name, content, arrays_digest(arrays))
             own_directory(self._directory)
             write_arrays(new, arrays)
-            if name not in self._state:  # as after a restart, when nothing names what is there
-                for path in self._own_files(name):
-                    if path != new:
-                        path.unlink(missing_ok=True)
             self._state[name] = ConfigRecord({"file": new.name})
+            self._remove_orphans(name)
         if old is not None and old != new:
             old.unlink(missing_ok=True)
 
@@ -187,6 +187,21 @@ class NodeStore:
 
     def _own_files(self, name: str) -> list[Path]:
         return list(self._directory.glob(f"{name}-*-{self._node}.safetensors"))
+
+    def _remove_orphans(self, name: str) -> None:
+        """Remove what the node kept under a name before it was started again: nothing names it.
+
+        Once in a context is enough, for what a context puts it removes itself.
+        """
+        record = self._state.config_records.get(_SWEPT)
+        swept = [] if record is None else str(record["names"]).split("|")
+        if name in swept:
+            return
+        kept = self._file(name)
+        for path in self._own_files(name):
+            if path != kept:
+                path.unlink(missing_ok=True)
+        self._state[_SWEPT] = ConfigRecord({"names": "|".join([*swept, name])})
 
     def _path(self, name: str, content: str, digest: str) -> Path:
         # The digest of what was written stands in the name, and the name in Flower's state: a

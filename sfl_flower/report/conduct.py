@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping
 
 from sfl_flower.report.history import RoundRecord
 
-__all__ = ["Conduct", "conduct", "conduct_lines"]
+__all__ = ["Conduct", "conduct", "conduct_lines", "rounds_each"]
 
 Conduct = Mapping[str, Mapping[str, int]]
 """By client, its partition as text, in how many rounds something was found of its answers."""
 _CLIPPED, _OUTLYING = "clipped", "outlying"
 """What is found of honest clients as well: in many rounds, and in some."""
 _SHARE, _FEWEST = 0.5, 3
-"""Of a client's rounds, and in number: from where on being outlying is not honest chance.
+"""Of the average client's rounds, and in number: from where on being outlying is no honest chance.
 
-On the digits honest clients were outlying in up to 10 of 40 rounds, one that lied in 28 and more.
+What honest ones and liars come to: ``python -m benchmarks trust --trust-parts robust``.
 """
 
 
@@ -41,6 +41,19 @@ def conduct(records: Iterable[RoundRecord]) -> dict[str, dict[str, int]]:
     return {str(client): dict(sorted(found[client].items())) for client in sorted(found)}
 
 
+def rounds_each(records: Iterable[RoundRecord], share: float) -> float:
+    """Return in how many rounds a client was, on average.
+
+    Parameters
+    ----------
+    records : iterable of RoundRecord
+        A run's; that before training is no round.
+    share : float
+        Of all clients, how many are in a round.
+    """
+    return share * sum(record.round > 0 for record in records)
+
+
 def conduct_lines(found: Conduct, rounds: float, most: int = 10) -> list[str]:
     """Return a line for each client of whose answers something is worth a look.
 
@@ -49,7 +62,8 @@ def conduct_lines(found: Conduct, rounds: float, most: int = 10) -> list[str]:
     found : Conduct
         What was found.
     rounds : float
-        In how many rounds a client was, on average.
+        In how many rounds a client was, on average, as `rounds_each`: who was in fewer has fewer to
+        be outlying in, and is named later.
     most : int
         Lines, at most; those with most to say.
     """

@@ -9,10 +9,18 @@ from typing import Any
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.report.files import config_digest, read_json, versions, write_json
 
-__all__ = ["MAY_CHANGE", "check_same", "lasting_digest", "read_config", "write_config"]
+__all__ = [
+    "MAY_CHANGE",
+    "check_same",
+    "lasting_digest",
+    "read_config",
+    "read_measured",
+    "write_config",
+]
 
 MAY_CHANGE = frozenset({"rounds", "out", "resume", "wave"})
 """Keys of the configuration that a resume may set differently."""
+_SEAL = "sha256"
 
 
 def write_config(path: Path, config: Mapping[str, Any], measured: Mapping[str, int]) -> None:
@@ -22,8 +30,8 @@ def write_config(path: Path, config: Mapping[str, Any], measured: Mapping[str, i
         {
             "config": config,
             "seed": config.get("seed"),
-            "sha256": config_digest(config),
-            **({"measured": measured} if measured else {}),
+            _SEAL: config_digest(config),
+            **({"measured": {**measured, _SEAL: config_digest(measured)}} if measured else {}),
             "versions": versions(),
         },
     )
@@ -40,14 +48,38 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         document = read_json(path)
         found = dict(document["config"])
-        if document["sha256"] != config_digest(found):
-            raise DataError(f"{path} is damaged: its 'config' does not fit its 'sha256'")
+        if document[_SEAL] != config_digest(found):
+            raise DataError(f"{path} is damaged: its 'config' does not fit its '{_SEAL}'")
     except (DataError, KeyError, TypeError, ValueError) as error:
         what = error if isinstance(error, DataError) else f"{path} has no object 'config'"
         raise DataError(
             f"{what}; put the file back as it was, or delete it and resume with the options of the "
             "run, which are then checked against its checkpoint."
         ) from error
+    return found
+
+
+def read_measured(path: Path) -> dict[str, int]:
+    """Read what was measured before a run began, empty where nothing was.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged; a number without a digest, of an older release, is believed.
+    """
+    try:
+        found = dict(read_json(path).get("measured", {}))
+        seal = found.pop(_SEAL, None)
+        if any(type(n) is not int or n < 0 for n in found.values()):
+            raise ValueError("a number is none")
+        if seal not in (None, config_digest(found)):
+            raise ValueError("it does not fit its digest")
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(
+            f"{path} is damaged: 'measured' is not what was written; put the file back as it was, "
+            "or delete it and resume with the options of the run, which are then checked against "
+            "its checkpoint."
+        ) from None
     return found
 
 

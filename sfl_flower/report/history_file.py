@@ -30,10 +30,6 @@ class HistoryFile:
         """Return the records; none when there is no file."""
         return History.load(self.path) if self.path.exists() else History()
 
-    def whole_lines(self) -> int:
-        """Return how many whole lines the file has, whether or not they can be read."""
-        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
-
     def append(self, record: RoundRecord) -> None:
         """Add one line, on disk when this returns.
 
@@ -91,11 +87,12 @@ class HistoryFile:
         return lines
 
     def keep(self, lines: int) -> History:
-        """Drop all but the first lines; return their records."""
+        """Drop all but the first lines, of a file that may be gone; return their records."""
         data = b"".join(self._first(lines))
         atomic_write(self.path, lambda tmp: tmp.write_bytes(data))
         self._lines, self._digest = data.count(b"\n"), hashlib.sha256(data)
         return self.load()
 
     def _first(self, lines: int) -> list[bytes]:
-        return self.path.read_bytes().splitlines(keepends=True)[:lines]
+        data = self.path.read_bytes() if self.path.exists() else b""
+        return data.splitlines(keepends=True)[:lines]

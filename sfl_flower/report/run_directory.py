@@ -10,19 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from sfl_flower.errors import ConfigError, DataError
+from sfl_flower.report.asked_file import ASKED, AskedFile
 from sfl_flower.report.checkpoints import LAST, Checkpoints, load_own
 from sfl_flower.report.config_file import (
     MAY_CHANGE,
     check_same,
     lasting_digest,
     read_config,
+    read_measured,
     write_config,
 )
 from sfl_flower.report.events import EventWriter
 from sfl_flower.report.files import (
     atomic_write,
     plain,
-    read_json,
     read_sealed,
     remove_leftovers,
     write_json,
@@ -51,6 +52,11 @@ class RunDirectory:
         The directory; ``~`` is the user's home.
     tensorboard : bool
         Whether :meth:`append` also writes TensorBoard events.
+
+    Attributes
+    ----------
+    asked : AskedFile
+        What clients were asked for that costs privacy.
     """
 
     def __init__(self, path: Path | str, *, tensorboard: bool = True) -> None:
@@ -59,7 +65,7 @@ class RunDirectory:
         self._lock: Lock | None = None
         self._resolved: dict[str, Any] = {}
         self._measured: dict[str, int] = {}
-        self._history = HistoryFile(self.path / HISTORY)
+        self._history, self.asked = HistoryFile(self.path / HISTORY), AskedFile(self.path / ASKED)
         self._events = EventWriter(self.path / "tensorboard") if tensorboard else None
 
     @classmethod
@@ -159,9 +165,8 @@ class RunDirectory:
             self.close()
             raise
 
-    def begin(self, **more: int) -> None:
-        """Write ``config.json``, with more that was measured; remove summary and torn files."""
-        self._measured |= more
+    def begin(self) -> None:
+        """Write ``config.json``; remove the summary and what was left half written."""
         remove_leftovers(self.path)
         (self.path / "summary.json").unlink(missing_ok=True)
         write_config(self.path / CONFIG, self._resolved, self._measured)
@@ -175,18 +180,12 @@ class RunDirectory:
     def measured(self) -> dict[str, int]:
         """What was measured before the run began; empty where nothing was, or is not there."""
         path = self.path / CONFIG
-        found = read_json(path).get("measured") if path.exists() else None
-        return found if isinstance(found, dict) else {}
+        return read_measured(path) if path.exists() else {}
 
     @property
     def history(self) -> History:
         """The records in ``history.jsonl``; empty when there are none."""
         return self._history.load()
-
-    @property
-    def lines(self) -> int:
-        """Whole lines in ``history.jsonl``, whether or not they can be read."""
-        return self._history.whole_lines()
 
     def check_same(self, config: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
         """Refuse a configuration that is not the one in ``config.json``.
@@ -344,5 +343,5 @@ class RunDirectory:
     @property
     def occupied(self) -> bool:
         """Whether a run is there, of which at least a part can be read."""
-        names = (CONFIG, HISTORY, MODEL, LAST, self.checkpoints.previous.name)
+        names = (CONFIG, HISTORY, ASKED, MODEL, LAST, self.checkpoints.previous.name)
         return any((self.path / name).exists() for name in names)

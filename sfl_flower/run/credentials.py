@@ -53,8 +53,9 @@ def check_credentials(command: Sequence[str]) -> None:
 def check_private_key(path: Path, option: str) -> None:
     """Refuse a private key that is not there or that others than its owner may read.
 
-    One of root's that a group may read passes: so Kubernetes and systemd hand a key to a program
-    that is not root's, and nobody of that group can change it.
+    One of root's that this process may read passes where its group is one of this process, as
+    Kubernetes mounts a secret, or root's, as systemd hands over a credential, whose mode says what
+    an access list allows. Others of that group may read it too; nobody but root can change it.
 
     Parameters
     ----------
@@ -77,7 +78,9 @@ def check_private_key(path: Path, option: str) -> None:
         ) from error
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{path} of {option} is no file; name the private key itself.")
-    if found.st_uid == 0 != os.getuid() and not found.st_mode & 0o037:
+    handed = found.st_uid == 0 != os.getuid() and os.access(path, os.R_OK)
+    known = found.st_gid in {0, os.getegid(), *os.getgroups()}
+    if handed and known and not found.st_mode & 0o037:
         return
     if found.st_uid != os.getuid():
         raise ConfigError(

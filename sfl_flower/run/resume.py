@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from logging import getLogger
 
 from sfl_flower.config import RunConfig, Settings
+from sfl_flower.errors import DataError
 from sfl_flower.options import check_choice
 from sfl_flower.report import History, RunDirectory
+from sfl_flower.report.asked_file import Asked
 from sfl_flower.server.strategy import SplitStrategy
 
 __all__ = ["RESUME", "go_on", "which_checkpoint"]
@@ -15,8 +18,6 @@ __all__ = ["RESUME", "go_on", "which_checkpoint"]
 RESUME = ("last", "previous")
 """The checkpoints that a resume may begin at."""
 
-_FROM, _TO, _TIMES = "again_from", "again_to", "again_times"
-"""Of rounds that count again: the one before the first, the last, and how many times they do."""
 _log = getLogger("flwr")
 
 
@@ -67,6 +68,7 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
     if previous or checkpoints.last.exists():
         tensors, values, lines = directory.load_checkpoint(previous)
         strategy.resume(tensors, values)
+        asked = _asked(strategy, directory)
         if previous:
             checkpoints.fall_back()
         if strategy.round < strategy.config.rounds:
@@ -81,7 +83,9 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
             )
     else:
         _check_early(directory, strategy.config)
-    directory.begin(**_spend_again(strategy, directory))
+        asked = _asked(strategy, directory)
+    directory.begin()
+    _spend_again(asked, strategy, directory)
     return directory.keep_history(lines)
 
 
@@ -107,37 +111,51 @@ def _begins_anew(settings: Settings) -> Iterator[str]:
         )
 
 
-def _spend_again(strategy: SplitStrategy, directory: RunDirectory) -> Mapping[str, int]:
-    """Count the privacy that a run spent in rounds which it now does again.
+def _asked(strategy: SplitStrategy, directory: RunDirectory) -> list[Asked]:
+    """Return what clients were asked for that costs privacy; nothing of a run without noise.
 
-    Returns what a later resume has to know of this one: the history forgets these rounds.
+    Raises
+    ------
+    DataError
+        If not all of it is there: epsilon would be too low.
     """
     spending = vars(strategy).get("spending")
     if spending is None or not spending.statement:
-        return {}
-    # The first line is that before training; of a run that was broken off, clients may have been
-    # asked for the round behind the last one. Pipelined, it also asks for probes of that.
-    asked = directory.lines - (1 if directory.finished else 0)
-    last, done = min(asked, strategy.config.rounds), strategy.round
-    if last <= done:
-        return {}
-    first = max(1, done + (0 if vars(strategy.settings).get("pipeline") else 1))
-    times, known = 1, directory.measured
-    if known.get(_FROM, -1) >= done:  # broken off behind this checkpoint before
-        last, times = max(last, known.get(_TO, last)), known.get(_TIMES, 1) + 1
-    spending.repeat([*range(first, last + 1)] * times)
+        return []
+    found = directory.asked.load()
+    if len(found) < spending.asked:
+        raise directory.asked.unlike(f"{len(found)} of the checkpoint's {spending.asked} lines")
+    done, last = 0, max((each.round for each in found), default=0)
+    with suppress(DataError):  # a history that cannot be read loses no checkpoint
+        done = max((record.round for record in directory.history), default=0)
+    if done > last:
+        raise directory.asked.unlike(f"it ends at round {last}, and the history at {done}")
+    return found
+
+
+def _spend_again(asked: Sequence[Asked], strategy: SplitStrategy, directory: RunDirectory) -> None:
+    """Count the privacy that a run spent behind the checkpoint from which it goes on."""
+    spending = vars(strategy).get("spending")
+    if spending is None:
+        return
+    spending.keep = directory.asked.append
+    known, behind = asked[: spending.asked], asked[spending.asked :]
+    if not behind:
+        return
+    spending.go_on(asked)
+    if vars(strategy.settings).get("pipeline"):
+        # Probes of the checkpoint's round were asked for in the one behind it, and will be again.
+        for each in [each for each in known if each.round == strategy.round][-1:]:
+            spending.ask(each)
     if not spending.central:
         _log.warning(
             "Noise that clients add for privacy is secret and drawn anew, so the run does not go "
             "on to the same bits."
         )
     _log.warning(
-        "Rounds %d to %d, which clients may have been asked for before, count %d times in epsilon.",
-        first,
-        last,
-        times + 1,
+        "Behind the checkpoint clients were asked for round %s; these count in epsilon as well.",
+        ", ".join(str(each.round) for each in behind),
     )
-    return {_FROM: done, _TO: last, _TIMES: times}
 
 
 def _check_early(directory: RunDirectory, config: RunConfig) -> None:

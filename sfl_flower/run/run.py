@@ -153,6 +153,8 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
         with closing(directory):
             if plan.resume:
                 history = go_on(directory, strategy, plan.resume)
+            elif spending := vars(strategy).get("spending"):
+                spending.keep = directory.asked.append
             try:
                 _train(strategy, grid)
             finally:

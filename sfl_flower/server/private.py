@@ -19,11 +19,10 @@ from sfl_flower.data import seeded_torch
 from sfl_flower.data.seeding import has_secret
 from sfl_flower.errors import ConfigError
 from sfl_flower.options import Choice, Range
-from sfl_flower.privacy.dependence import FEWEST
 from sfl_flower.server.aggregate import find_aggregator
 from sfl_flower.training.modes import kept_buffers
 
-__all__ = ["PrivacySettings", "check_private", "check_samples"]
+__all__ = ["PrivacySettings", "check_apart", "check_private"]
 
 
 @dataclass(frozen=True)
@@ -111,12 +110,6 @@ def check_private(config: RunConfig, settings: PrivacySettings, steps: int | Non
     if settings.dp_clip and own.get("nopeek"):
         why = "is of a mini-batch and no sum over samples, so no sample's part is bounded; use 0"
         wrong.append((f"nopeek={own['nopeek']:g}", why))
-    if own.get("nopeek") and config.batch_size < FEWEST:
-        raise ConfigError(
-            f"nopeek={own['nopeek']:g} with batch_size={config.batch_size}: the distance "
-            "correlation of so few samples is the same whatever they are; set batch_size to at "
-            f"least {FEWEST} (32 says more), or nopeek=0."
-        )
     if settings.dp_clip and own.get("guide", "none") != "none":
         why = "is made of every client's smashed data without noise, and is sent to all; use none"
         wrong.append((f"guide={own['guide']}", why))
@@ -150,20 +143,19 @@ def check_private(config: RunConfig, settings: PrivacySettings, steps: int | Non
         raise ConfigError(f"dp_clip={settings.dp_clip:g} with {option}: that {why}{by}.")
 
 
-def check_samples(
+def check_apart(
     settings: PrivacySettings,
     module: nn.Module,
     run: Callable[[Tensor], Tensor],
     x: Tensor,
     seed: int,
 ) -> None:
-    """Refuse samples without distances, and those that depend on others, where that matters.
+    """Refuse a clip where a sample's output depends on others of its mini-batch.
 
     Parameters
     ----------
     settings : PrivacySettings
-        With a clip a sample's output must not depend on others of its mini-batch; with NoPeek its
-        input must be numbers.
+        Without a clip nothing is refused.
     module : nn.Module
         What clients probe, in the mode of the run; it stays as it is.
     run : callable
@@ -176,13 +168,8 @@ def check_samples(
     Raises
     ------
     ConfigError
-        If it does.
+        If the first output is another beside a copy of the first input than beside the second.
     """
-    if vars(settings).get("nopeek") and not x.is_floating_point():
-        raise ConfigError(
-            f"nopeek={vars(settings)['nopeek']:g} with inputs of {x.dtype}: token ids have no "
-            "distances; set nopeek=0, or give the task inputs of floating point."
-        )
     if not settings.dp_clip:
         return
     found = []

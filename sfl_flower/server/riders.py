@@ -7,7 +7,7 @@ the round says whose they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -19,6 +19,8 @@ __all__ = ["mark_scalars", "mark_smashed"]
 
 FEW = 4
 """Scalars among which what follows from another's by chance is no longer believed."""
+FIRST = 16
+"""Values that are held against one another before all are."""
 ALIKE = 1e-6
 """How far the cosine of scalars and what is told everybody may be from 1."""
 
@@ -73,13 +75,27 @@ def mark_smashed(brought: Mapping[Member, np.ndarray], tally: Tally) -> None:
 
 def _mark_copies(what: str, brought: Mapping[Member, np.ndarray], tally: Tally) -> None:
     """Mark clients that brought the same: which of them made it, nobody knows."""
-    alike: dict[tuple[object, ...], list[Member]] = {}
+    # Few begin as another does, so almost nobody's is read to its end.
+    for beginning in _alike(brought, lambda value: value.flat[:FIRST].tobytes()):
+        several = {member: brought[member] for member in beginning}
+        for members in _alike(several, _digest):
+            for member in members:
+                tally.mark(what, member.partition)
+
+
+def _alike(
+    brought: Mapping[Member, np.ndarray], key: Callable[[np.ndarray], bytes]
+) -> list[list[Member]]:
+    """Return the groups of two or more that brought arrays of one shape, type and key."""
+    groups: dict[tuple[object, ...], list[Member]] = {}
     for member, value in brought.items():
-        same = (value.shape, value.dtype, blake2b(value.tobytes(), digest_size=16).digest())
-        alike.setdefault(same, []).append(member)
-    for members in alike.values():
-        for member in members if len(members) > 1 else ():
-            tally.mark(what, member.partition)
+        groups.setdefault((value.shape, value.dtype, key(value)), []).append(member)
+    return [members for members in groups.values() if len(members) > 1]
+
+
+def _digest(value: np.ndarray) -> bytes:
+    flat = np.ascontiguousarray(value).reshape(-1)
+    return blake2b(flat.view(np.uint8).data, digest_size=16).digest()
 
 
 def _varies(z: np.ndarray) -> bool:

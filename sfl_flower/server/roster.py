@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.data import generator, server_seed
 from sfl_flower.errors import ConfigError, DataError, TrainingError, printable
+from sfl_flower.server.nopeek import without_nopeek
 from sfl_flower.server.same_data import SameData
 from sfl_flower.task import SplitTask
 from sfl_flower.wire import JoinReply
@@ -189,6 +190,8 @@ class Roster:
                 self._refused[stranger.node_id] = (other or stranger).node_id
             else:
                 new[reply.partition] = Member(reply.partition, stranger.node_id, reply.samples)
+                if why := without_nopeek(self._settings, reply.samples):
+                    notes.note(f"Client {reply.partition}: {why}")
         return reasons | self._settle(new, online, ask, notes)
 
     def _settle(

@@ -6,7 +6,7 @@ draw: a sample that was in T mini-batches was in T Gaussian mechanisms, whoever 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -20,6 +20,7 @@ from sfl_flower.data import generator, server_seed
 from sfl_flower.errors import ConfigError
 from sfl_flower.privacy.accounting import epsilon_of, most_times, noise_for
 from sfl_flower.privacy.bounded import gaussian
+from sfl_flower.report.asked_file import Asked
 from sfl_flower.server.account import Account
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.outcome import Outcome
@@ -33,7 +34,7 @@ from sfl_flower.zo import Probing
 
 __all__ = ["Spending"]
 
-_COUNTS, _NOISE = "privacy.counts.", "privacy.noise"
+_COUNTS, _NOISE, _ASKED = "privacy.counts.", "privacy.noise", "privacy.asked"
 Counts = NDArray[np.int64]
 """Of each sample of a client, in how many mini-batches it was."""
 
@@ -54,6 +55,11 @@ class Spending:
     ----------
     noise : float
         σ; 0 while it is not yet known.
+    asked : int
+        How many times clients were asked for a round; all of these are in the counts.
+    keep : callable
+        Writes down what clients are about to be asked for, so that a run that is broken off goes
+        on with all that it spent; nothing, until another takes its place.
 
     Raises
     ------
@@ -65,7 +71,7 @@ class Spending:
         self.noise = settings.dp_noise
         self._config, self._settings, self._facts = config, settings, facts
         self._counts: dict[int, Counts] = {}
-        self._again: list[int] = []
+        self.asked, self.keep = 0, _forget
         if settings.dp:
             once = noise_for(settings.dp_epsilon or 1.0, 1, settings.dp_delta)
             if settings.dp_epsilon and settings.dp_noise and not self._most:
@@ -86,10 +92,11 @@ class Spending:
         """Whether scalars may be held against one another, and equal ones mean anything.
 
         What the server is yet to noise nobody is told of; and without noise a clip makes those of
-        honest clients alike: with one probe each sample brings either C or -C.
+        honest clients alike where they probe once: each sample brings either C or -C.
         """
-        noised = self._settings.dp and not self.central
-        return noised or not self._settings.dp_clip
+        if self._settings.dp:
+            return not self.central
+        return not self._settings.dp_clip or vars(self._settings)["probes"] > 1
 
     @property
     def epsilon(self) -> float:
@@ -148,7 +155,6 @@ class Spending:
             self.noise = noise_for(
                 self._settings.dp_epsilon, self._planned(roster.here), self._settings.dp_delta
             )
-        self._count_again(roster.here)
         if account.over(round - 1):  # also where those have gone for whom it was too much
             raise RunOver(f"The run is over. Up to here {self.statement}")
         if over := self._over(round, cohort):
@@ -157,7 +163,7 @@ class Spending:
                     f"{over}; raise dp_epsilon or dp_noise, or use fewer mini-batches."
                 )
             raise RunOver(f"{over}, so the run is over. Up to here {self.statement}")
-        self._count(round, cohort)
+        self.ask(Asked(round, self.noise, {each.partition: each.samples for each in cohort}))
         if not account.over(round) and (
             over := self._over(round + 1, roster.cohort(round + 1, roster.here))
         ):
@@ -207,22 +213,36 @@ class Spending:
         drawn = generator("privacy", seed, round, *partitions, hidden)
         return gaussian(coefficients, deviations[:, None, None], drawn)
 
-    def repeat(self, rounds: Iterable[int]) -> None:
-        """Count rounds once more: a run that was broken off had asked clients for them."""
-        self._again = list(rounds)
+    def ask(self, asked: Asked) -> None:
+        """Write down and count what clients are about to be asked for."""
+        self.keep(asked)
+        self._count(asked)
+
+    def go_on(self, asked: Sequence[Asked]) -> None:
+        """Count what a run that was broken off had asked for behind the checkpoint.
+
+        Parameters
+        ----------
+        asked : sequence of Asked
+            All that the run wrote down, what is before the checkpoint included.
+        """
+        for each in asked[self.asked :]:
+            self.noise = each.noise
+            self._count(each)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was spent as named tensors, for a checkpoint."""
         if not self._settings.dp:
             return {}
         counts = {f"{_COUNTS}{at}": torch.from_numpy(own) for at, own in self._counts.items()}
-        return {_NOISE: torch.tensor(self.noise, dtype=torch.float64), **counts}
+        noise = torch.tensor(self.noise, dtype=torch.float64)
+        return {_NOISE: noise, _ASKED: torch.tensor(self.asked), **counts}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
         if not self._settings.dp:
             return
-        self.noise = float(tensors[_NOISE])
+        self.noise, self.asked = float(tensors[_NOISE]), int(tensors[_ASKED])
         self._counts = {
             int(name.removeprefix(_COUNTS)): value.numpy().astype(np.int64)
             for name, value in tensors.items()
@@ -250,18 +270,11 @@ class Spending:
                 )
         return ""
 
-    def _count(self, round: int, cohort: Iterable[Member]) -> None:
-        for member in cohort:
-            before = self._counts.get(member.partition)
-            self._counts[member.partition] = self._after(before, member, round)
-
-    def _count_again(self, here: Iterable[Member]) -> None:
-        """Count what a run that was broken off may have asked: every client, for each round."""
-        known = {at: Member(at, 0, len(counts)) for at, counts in self._counts.items()}
-        members = (known | {member.partition: member for member in here}).values()
-        for round in self._again:
-            self._count(round, members)
-        self._again = []
+    def _count(self, asked: Asked) -> None:
+        for partition, samples in asked.clients.items():
+            member, before = Member(partition, 0, samples), self._counts.get(partition)
+            self._counts[partition] = self._after(before, member, asked.round)
+        self.asked += 1
 
     def _after(self, counts: Counts | None, member: Member, round: int) -> Counts:
         """Return a client's counts after it was in a round."""
@@ -284,3 +297,7 @@ class Spending:
                 own = counts.get(member.partition)
                 counts[member.partition] = self._after(own, member, round)
         return max(int(own.max()) for own in counts.values())
+
+
+def _forget(asked: Asked) -> None:
+    """Write down nothing: a run without a directory is not resumed."""

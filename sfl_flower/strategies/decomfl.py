@@ -28,7 +28,7 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.journalled import JournalledStrategy
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.private import PrivacySettings, check_private, check_samples
+from sfl_flower.server.private import PrivacySettings, check_apart, check_private
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -175,7 +175,7 @@ class DeComFL(JournalledStrategy):
             ) from error
         probing, loss = self.settings.probing(), self.task.loss
         check_estimator(probing, whole, lambda: loss(whole(x), y))
-        check_samples(self.settings, whole, whole, x, self.config.seed)
+        check_apart(self.settings, whole, whole, x, self.config.seed)
 
     def load_client(self, state: Mapping[str, Tensor]) -> None:
         """Put the whole model's weights in place before the first round."""

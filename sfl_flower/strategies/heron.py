@@ -25,8 +25,9 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.following import FollowingStrategy
 from sfl_flower.server.guided import GuideSettings, NextGuide, check_local_guide
 from sfl_flower.server.local_walks import LocalWalks, WalkSettings, check_walks_down
+from sfl_flower.server.nopeek import check_nopeek
 from sfl_flower.server.outcome import Outcome
-from sfl_flower.server.private import PrivacySettings, check_private, check_samples
+from sfl_flower.server.private import PrivacySettings, check_apart, check_private
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -166,7 +167,8 @@ class HERON(FollowingStrategy):
             return output
 
         check_stack(self.settings.probing(), both, run, x, names)
-        check_samples(self.settings, both, run, x, self.config.seed)
+        check_nopeek(self.config, self.settings, x)
+        check_apart(self.settings, both, run, x, self.config.seed)
         self.spending = Spending(self.config, self.settings, self.facts)
         self.vector = ParameterVector(both, names)
         settings = self.settings

@@ -34,9 +34,10 @@ from sfl_flower.server.facts import Facts
 from sfl_flower.server.guide import GuideMaker, guided_entry
 from sfl_flower.server.guided import GuideSettings, check_guide
 from sfl_flower.server.mirror import SYNC_POLICIES, Mirror
+from sfl_flower.server.nopeek import check_nopeek
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.pipelined import Learned, Probed
-from sfl_flower.server.private import check_private, check_samples
+from sfl_flower.server.private import check_apart, check_private
 from sfl_flower.server.probing import (
     Noise,
     Probes,
@@ -176,7 +177,8 @@ class HOSFL(SecuredStrategy):
             check_estimator(settings.probing(), self.client_half, lambda: self.client_half(x))
             check_stack(settings.probing(), self.client_half, self.client_half, x)
             apart = channels.told_apart(settings.scalars, self.client_half, x, self.config.seed)
-            check_samples(settings, self.client_half, self.client_half, x, self.config.seed)
+            check_nopeek(self.config, settings, x)
+            check_apart(settings, self.client_half, self.client_half, x, self.config.seed)
         self.minibatches = settings.minibatches
         self.spending = Spending(self.config, settings, self.facts)
         self._probing = replace(settings.probing(), channel=apart.channel)
@@ -194,11 +196,9 @@ class HOSFL(SecuredStrategy):
 
     def noise(self) -> Noise:
         """Return d and the directions of a round, those of all clients where they are own."""
-        settings, clients = self.settings, self.config.cohort
-        shared = settings.directions == "shared"
-        noise = round_noise(
-            self.mirror.noise_size, settings.probes, settings.minibatches, clients, shared
-        )
+        settings = self.settings
+        counts = settings.probes, settings.minibatches, self.config.cohort
+        noise = round_noise(self.mirror.noise_size, *counts, settings.directions == "shared")
         apart = self.mirror.journal.header.apart
         return settings.beside_guide(channels.apart_noise(noise, self.client_half, apart))
 

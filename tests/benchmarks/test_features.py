@@ -51,9 +51,11 @@ def test_features_are_kept_over_runs_where_nobody_else_may_write(
     assert runs == ["test"]
     folder = tmp_path / ".cache" / "sfl_flower" / "features"
     assert folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o777)
-    with pytest.raises(ConfigError, match="others may write to"):
-        features._arrays.__wrapped__("a", "first", "test")
+    for each in (folder, folder.parent):
+        each.chmod(0o777)
+        with pytest.raises(ConfigError, match=rf"{each} is .*others may write to.*or chmod 700 it"):
+            features._arrays.__wrapped__("a", "first", "test")
+        each.chmod(0o700)
 
 
 def test_layers_that_cannot_stand_are_refused() -> None:

@@ -56,6 +56,10 @@ def test_a_figure_takes_the_place_of_the_older_one_of_its_name(
         (["--official-ho_sfl", "/mine"], "--official-ho_sfl PATH"),
         (["--official-ho_sfl=/mine"], "--official-ho_sfl=PATH"),
         (["--trust-fuzz-python", "../own/bin/python"], "--trust-fuzz-python PATH"),
+        (["--language-tasks", "org/name"], "--language-tasks org/name"),
+        (["--language-tasks=org/name,1/2"], "--language-tasks=org/name,1/2"),
+        (["--official-ho_sfl", "~/mine"], "--official-ho_sfl PATH"),
+        (["--official-ho_sfl", "my/folder"], "--official-ho_sfl PATH"),
         (["--learn-out=", "--json"], ""),
         (["--learn-out", "/mine/runs.jsonl", "--record"], ""),
     ],
@@ -64,6 +68,8 @@ def test_a_command_says_that_a_place_is_given_and_not_which(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
 ) -> None:
     monkeypatch.setattr(recorded, "FILE", tmp_path / "figures.jsonl")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "folder").mkdir(parents=True)
     recorded.record(Figure("first", 1.0, "ratio"), ["official", *words, "--official-probes", "5"])
     (line,) = recorded.FILE.read_text().splitlines()
     expected = ["python -m benchmarks official", told, "--official-probes 5"]

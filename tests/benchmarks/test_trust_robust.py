@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import trust_robust
+from benchmarks.grid import Job
 from benchmarks.trust_robust import HONEST, MEAN, job
 from sfl_flower.errors import ConfigError
 
@@ -36,7 +37,12 @@ def test_the_best_aggregator_is_held_against_the_honest_run(tmp_path: Path) -> N
     lines = [
         {
             "run": job("heron", attack, aggregator, 0, ROUNDS).key(),
-            "metrics": {"accuracy": accuracy, "found": 2.0},
+            "metrics": {
+                "accuracy": accuracy,
+                "found": 2.0,
+                "outlying_liar": 2.0,
+                "outlying_honest": 1.0,
+            },
         }
         for (attack, aggregator), accuracy in given.items()
     ]
@@ -58,6 +64,21 @@ def test_the_best_aggregator_is_held_against_the_honest_run(tmp_path: Path) -> N
     assert found["robust_gap_heron_little"].met is None
     assert "there is little to mend" in found["robust_gap_heron_little"].setting
     assert "best median" in found["robust_gap_heron_scaled"].setting
+    told = "outlying they were in 2 or more, honest clients in 1 or fewer"
+    assert told in found["robust_gap_heron_scaled"].setting
+
+
+def test_all_runs_of_a_bed_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def run_jobs(jobs: list[Job], workers: int, *more: object) -> dict[str, dict[str, float]]:
+        asked.extend((len(jobs), workers))
+        return {job.key(): {"accuracy": 0.5, "found": 0.0} for job in jobs}
+
+    monkeypatch.setattr(trust_robust, "run_jobs", run_jobs)
+    words = "--trust-robust-beds heron --trust-robust-with median --trust-robust-attacks scaled"
+    list(trust_robust.figures(parsed(*words.split(), *"--trust-robust-workers 3".split())))
+    assert asked == [3, 3]  # the honest run, the mean and the median under attack; three workers
 
 
 def test_a_part_that_is_none_is_refused() -> None:
@@ -69,3 +90,5 @@ def test_a_part_that_is_none_is_refused() -> None:
 def test_an_attacked_run_is_trained() -> None:
     found = trust_robust.train(job("ho_sfl", "scaled", "clip:1", 0, ROUNDS))
     assert 0 < found["accuracy"] < 1 and found["found"] == 2.0  # it was clipped in both rounds
+    krum = trust_robust.train(job("ho_sfl", "scaled", "multikrum:1", 0, ROUNDS))
+    assert krum["outlying_honest"] < krum["outlying_liar"] == krum["found"]

@@ -159,3 +159,30 @@ def test_a_node_that_is_started_again_recovers_the_newest_file_that_is_whole() -
     assert second.exists() and not first.exists() and not third.exists()
     assert equal(other.get("g"), LARGE)
     assert store(node=7).recover("g") is None
+
+
+def test_what_a_node_kept_before_it_was_started_again_goes_once_it_puts_another() -> None:
+    """Also where another node has that content already; the directory is listed once a name."""
+    store().put("g", LARGE)
+    store().put("h", LARGE)
+    store(1).put("g", {"a": LARGE["a"] + 1}, content="c0ffee")
+    context = node_context()
+    store(context=context).put("g", {"a": LARGE["a"] + 1}, content="c0ffee")
+    assert [name.split("-")[:2] for name in files() if name.endswith("-5.safetensors")] == [
+        ["g", "c0ffee"],
+        ["h", "own"],
+    ]
+    listed: list[str] = []
+    own_files = NodeStore._own_files
+
+    def spy(box: NodeStore, name: str) -> list[Path]:
+        listed.append(name)
+        return own_files(box, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NodeStore, "_own_files", spy)
+        for name in ("g", "h", "i") * 3:
+            box = store(context=context)
+            box.put(name, {"a": LARGE["a"] + len(listed)})
+            box.drop(name)
+    assert listed == ["h", "i"] and len(files()) == 1

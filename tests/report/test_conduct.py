@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfl_flower.report import RoundRecord, Summary
-from sfl_flower.report.conduct import conduct, conduct_lines
+from sfl_flower.report.conduct import conduct, conduct_lines, rounds_each
 
 
 def record(**clients: tuple[int, ...]) -> RoundRecord:
@@ -32,6 +32,15 @@ def test_who_is_clipped_or_now_and_then_outlying_is_not_named() -> None:
     assert conduct_lines(often, 10) == ["Answers of client 1: outlying in 5 rounds."]
     assert conduct_lines(often, 11) == []
     assert conduct_lines(conduct([record(outlying=(1,))] * 2), 2) == []
+
+
+def test_rounds_are_those_of_the_average_client() -> None:
+    def history(first: int) -> list[RoundRecord]:
+        return [RoundRecord(round, 0, 0, 0.0) for round in range(first, 9)]
+
+    assert rounds_each(history(0), 0.5) == 4.0
+    assert rounds_each(history(3), 1.0) == 6.0  # of a history that begins at a resume
+    assert rounds_each([], 1.0) == 0.0
 
 
 def test_a_record_and_a_summary_keep_it() -> None:

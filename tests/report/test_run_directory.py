@@ -51,6 +51,23 @@ def test_config_json_says_what_ran(tmp_path: Path) -> None:
     assert document["versions"]["numpy"] == np.__version__
 
 
+def test_what_was_measured_is_held_against_its_digest(tmp_path: Path) -> None:
+    measured = {"micro_batch": 3}
+    RunDirectory.create(tmp_path, CONFIG, tensorboard=False, measured=measured).close()
+    path, run = tmp_path / "config.json", RunDirectory(tmp_path, tensorboard=False)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert run.measured == measured
+    seal = document["measured"].pop("sha256")
+    write_json(path, document)  # of an older release
+    assert run.measured == measured
+    for other in ({"micro_batch": 4, "sha256": seal}, {"micro_batch": "3"}, [3], None):
+        write_json(path, {**document, "measured": other})
+        with pytest.raises(DataError, match=r"config.json is damaged: 'measured' is not .* delete"):
+            assert run.measured
+    write_json(path, {**document, "measured": {}})
+    assert run.measured == {}
+
+
 def test_canonical_json_does_not_depend_on_the_order_or_the_container() -> None:
     @dataclass
     class Settings:

@@ -87,16 +87,34 @@ def test_a_key_that_is_missing_or_no_file_is_refused(tmp_path: Path) -> None:
         check_credentials(["flower-supernode", "--ssl-keyfile", str(tmp_path)])
 
 
-@pytest.mark.parametrize(("mode", "passes"), [(0o440, True), (0o640, True), (0o460, False)])
-def test_a_key_of_roots_that_a_group_may_read_passes(
-    mode: int, passes: bool, secrets: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("mode", "group", "readable", "passes"),
+    [
+        (0o440, 77, True, True),  # Kubernetes, with fsGroup
+        (0o440, 0, True, True),  # systemd, with an access list
+        (0o640, 77, True, True),
+        (0o460, 77, True, False),
+        (0o440, 100, True, False),  # users, say
+        (0o400, 0, False, False),
+    ],
+)
+def test_a_key_of_roots_passes_that_this_process_is_given_to_read(
+    mode: int,
+    group: int,
+    readable: bool,
+    passes: bool,
+    secrets: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As Kubernetes mounts a secret, and systemd a credential; 0o444 anybody could read."""
+    """Of mode 0o444 anybody could read it."""
 
     def found(path: Path, **how: Any) -> os.stat_result:
-        return os.stat_result((stat.S_IFREG | mode, 0, 0, 1, 0, 4321, 0, 0, 0, 0))
+        return os.stat_result((stat.S_IFREG | mode, 0, 0, 1, 0, group, 0, 0, 0, 0))
 
     monkeypatch.setattr(os, "getuid", lambda: 4321)
+    monkeypatch.setattr(os, "getegid", lambda: 4321)
+    monkeypatch.setattr(os, "getgroups", lambda: [4321, 77])
+    monkeypatch.setattr(os, "access", lambda path, how: readable)
     monkeypatch.setattr(Path, "stat", found)
     if passes:
         check_credentials(node(secrets))

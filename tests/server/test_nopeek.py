@@ -222,7 +222,6 @@ def test_a_reply_without_what_was_asked_is_refused_and_so_is_one_that_nobody_ask
         ({"nopeek": -1.0}, "nopeek"),
         ({"nopeek": 2e6}, "nopeek"),
         ({"nopeek": 1.0, "dp_clip": 1.0}, "dp_clip=1 with nopeek=1: that is of a mini-batch"),
-        ({"nopeek": 1.0, "batch_size": 2}, "nopeek=1 with batch_size=2: .* at least 3"),
         ({"nopeek": 1.0, "scalars": "channel"}, "scalars=channel with nopeek=1.0"),
     ],
 )
@@ -233,6 +232,17 @@ def test_what_does_not_go_with_it_is_refused_before_training(
         given = {"method": "ho_sfl", "task": "tiny", **options}
         config, method, settings, _ = read_options(given)
         method.server.check_options(config, settings)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mini_batches_and_clients_that_are_too_small_are_told_of(method: str) -> None:
+    options = {**OPTIONS, "nopeek": 1.0, "clients": 2, "rounds": 2}
+    problem = tiny.task([tiny.samples(n, n) for n in (2, 3)])
+    with pytest.raises(ConfigError, match=r"nopeek=1 with batch_size=2: .* at least 3"):
+        begin(problem, method, **{**options, "batch_size": 2})
+    notes = train(problem, method, **options).notes
+    assert notes.count("Client 0: it holds fewer than 3 samples (2); nopeek does nothing") == 1
+    assert "Client 1: " not in notes
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from sfl_flower.data import batch_indices
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.node.private import private_scalars
 from sfl_flower.privacy.accounting import epsilon_of, noise_for
+from sfl_flower.report.asked_file import Asked, AskedFile
 from sfl_flower.server.private import PrivacySettings
+from sfl_flower.task import SplitTask
 from sfl_flower.zo import Probing
 from tests import tiny
 from tests.local_grid import values
@@ -333,51 +335,114 @@ def test_scalars_are_noised_anew_in_a_resumed_run_and_counted_again(
     )
     result = tiny.run(problem, out=out, resume="previous", **options)
     assert [r.round for r in result.history] == [0, 1, 2, 3, 4]
-    assert "does not go on to the same bits" in said[0] and "Rounds 3 to 4" in said[1]
-    # Rounds 1 to 4, and 3 and 4 once more: clients were asked for one, and maybe for the other.
-    assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 6, 1e-5)
+    assert "does not go on to the same bits" in said[0] and "asked for round 3;" in said[1]
+    assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 5, 1e-5)
 
 
-def test_rounds_before_the_first_checkpoint_count_again_too(tmp_path: Path) -> None:
-    """Killed behind round 2 of 3, before a checkpoint: rounds 1 to 3 may have been asked."""
-    options: dict[str, Any] = {**OPTIONS, "dp_noise": SIGMA, "rounds": 3, "eval_every": 3}
-    problem, out = tiny.task(clients=CLIENTS, each=BATCH), tmp_path / "run"
-
-    def broken(record: Any) -> None:
-        if record.round == 2:
-            raise tiny.Stop
-
-    with pytest.raises(tiny.Stop):
-        tiny.run(problem, out=out, observer=broken, **options)
-    for left in out.glob("checkpoint*"):  # what a run leaves that is not killed
-        left.unlink()
-    result = tiny.run(problem, out=out, resume=True, **options)
-    assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 6, 1e-5)
-
-
-def test_a_run_that_is_killed_twice_behind_a_checkpoint_counts_again_each_time(
-    tmp_path: Path,
+def killed(
+    out: Path, behind: int, resume: bool | str = False, problem: SplitTask | None = None, **own: Any
 ) -> None:
-    """Killed twice after round 3 of 5, behind the checkpoint of round 2; then to the end."""
-    options: dict[str, Any] = {**OPTIONS, "dp_noise": SIGMA, "rounds": 5, "checkpoint_every": 2}
-    problem, out = tiny.task(clients=CLIENTS, each=BATCH), tmp_path / "run"
+    """Run until the record of a round is written, and leave what SIGKILL would leave."""
     saved: dict[Path, bytes] = {}
 
     def broken(record: Any) -> None:
-        if record.round == 3:
+        if record.round == behind:
             saved.update({path: path.read_bytes() for path in out.glob("checkpoint*")})
             raise tiny.Stop
 
-    for resume in (False, True):
-        with pytest.raises(tiny.Stop):
-            tiny.run(problem, out=out, resume=resume, observer=broken, **options)
-        for left in out.glob("checkpoint*"):  # what a run leaves that is not killed
-            left.unlink()
-        for path, content in saved.items():
-            path.write_bytes(content)
-    result = tiny.run(problem, out=out, resume=True, **options)
-    # Rounds 1 to 5, and 3 and 4, of which 4 may have been asked for, once more for each time.
-    assert result.history[-1].extra["epsilon"] == epsilon_of(SIGMA, 9, 1e-5)
+    problem = problem or tiny.task(clients=CLIENTS, each=BATCH)
+    with pytest.raises(tiny.Stop):
+        tiny.run(problem, out=out, resume=resume, observer=broken, **{**OPTIONS, **own})
+    for left in out.glob("checkpoint*"):
+        left.unlink()
+    for path, content in saved.items():
+        path.write_bytes(content)
+
+
+def spent(out: Path, resume: bool | str = True, **own: Any) -> int:
+    """Go on to the end; return in how many mini-batches a sample was, of those that are in all."""
+    problem = tiny.task(clients=CLIENTS, each=BATCH)
+    result = tiny.run(problem, out=out, resume=resume, **{**OPTIONS, **own})
+    epsilon = result.history[-1].extra["epsilon"]
+    return next(n for n in range(1, 50) if epsilon_of(SIGMA, n, 1e-5) == epsilon)
+
+
+@pytest.mark.parametrize("lost", ["", "history.jsonl", "config.json"])
+def test_rounds_behind_a_checkpoint_count_each_time_they_were_asked(
+    tmp_path: Path, lost: str
+) -> None:
+    """1, 2, 3; 3, 4, 5 behind the checkpoint of 2; 5 behind that of 4; and 3 to 6 behind 2."""
+    own: dict[str, Any] = {"dp_noise": SIGMA, "rounds": 6, "checkpoint_every": 2}
+    out = tmp_path / "run"
+    killed(out, 3, **own)
+    for behind in (5, 5):
+        if lost:  # as an error advises, of what cannot be read
+            (out / lost).unlink()
+        killed(out, behind, resume=True, **own)
+    (out / (lost or "none")).unlink(missing_ok=True)
+    assert spent(out, "previous", **own) == 3 + 3 + 1 + 4
+
+
+def test_rounds_before_the_first_checkpoint_count_and_the_noise_stays(tmp_path: Path) -> None:
+    """Noise that spends a budget in three rounds does so though more rounds are asked for later."""
+    own: dict[str, Any] = {"dp_epsilon": 6.0, "eval_every": 9}
+    out = tmp_path / "run"
+    killed(out, 2, rounds=3, **own)
+    result = tiny.run(
+        tiny.task(clients=CLIENTS, each=BATCH), out=out, resume=True, **{**OPTIONS, **own}, rounds=9
+    )
+    assert [record.round for record in result.history] == [0, 1]
+    assert result.history[-1].extra["epsilon"] == pytest.approx(6.0, rel=1e-6)
+    assert f"noise of {noise_for(6.0, 3, 1e-5):.4g}" in result.summary.terms["privacy"]
+
+
+def test_a_pipelined_run_counts_the_probes_that_it_asks_for_twice(tmp_path: Path) -> None:
+    """Those of round 2, asked for with round 3, are asked for once more with it: 3, 1, 2."""
+    own: dict[str, Any] = {"dp_noise": SIGMA, "rounds": 4, "checkpoint_every": 2, "pipeline": True}
+    killed(tmp_path / "run", 3, **own)
+    assert spent(tmp_path / "run", **own) == 3 + 1 + 2
+    assert [each.round for each in AskedFile(tmp_path / "run" / "asked.jsonl").load()] == [
+        *(1, 2, 3),
+        *(2, 3, 4),
+    ]
+
+
+def test_a_client_that_comes_back_later_has_spent_what_it_was_asked_for() -> None:
+    problem = tiny.task(clients=CLIENTS, each=BATCH)
+    spending = begin(problem, "decomfl", **OPTIONS, dp_noise=SIGMA).strategy.spending
+    spending.go_on([Asked(round, SIGMA, {0: BATCH, 1: BATCH}) for round in (1, 2)])
+    spending.ask(Asked(1, SIGMA, {0: BATCH}))
+    spending.ask(Asked(2, SIGMA, {1: BATCH}))
+    assert {at: own.tolist() for at, own in spending._counts.items()} == {0: [3] * 4, 1: [3] * 4}
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "behind", "other"])
+def test_a_run_does_not_go_on_without_what_it_spent(tmp_path: Path, damage: str) -> None:
+    own: dict[str, Any] = {"dp_noise": SIGMA, "rounds": 4, "checkpoint_every": 2}
+    out = tmp_path / "run"
+    killed(out, 3, **own)
+    path = out / "asked.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    if damage == "gone":
+        path.unlink()
+    else:
+        left = {"short": lines[:1], "other": [lines[0].replace(":4", ":1"), *lines[1:]]}
+        path.write_text("".join(left.get(damage, lines[:2])))
+    before = {each: each.read_bytes() for each in out.iterdir() if each.is_file()}
+    with pytest.raises(DataError, match=r"asked.jsonl: .* epsilon would be too low. Put it back"):
+        spent(out, **own)
+    assert {each: each.read_bytes() for each in before} == before
+
+
+def test_a_torn_line_is_of_a_round_that_nobody_was_asked_for(tmp_path: Path) -> None:
+    file, told = AskedFile(tmp_path / "asked.jsonl"), Asked(1, SIGMA, {0: 4, 3: 7})
+    file.append(told)
+    with file.path.open("ab") as torn:
+        torn.write(b'{"round": 2')
+    again = AskedFile(file.path)
+    assert again.load() == [told]
+    again.append(replaced := Asked(2, SIGMA, {3: 7}))
+    assert AskedFile(file.path).load() == [told, replaced]
 
 
 def test_a_finished_run_that_goes_back_counts_what_it_does_again(tmp_path: Path) -> None:

@@ -366,3 +366,28 @@ def test_c13_where_the_history_is_damaged_the_checkpoint_before_is_offered(
     path.write_bytes(b"".join([lines[0].replace(b'"round": 0', b'"round": 9'), *lines[1:]]))
     with pytest.raises(DataError, match=r"put it back as it was, or move it away [^.]*\.$"):
         run(tiny.task(), out=out, rounds=4, resume=True, **MOMENTUM)
+
+
+def test_a_run_that_was_killed_before_its_first_record_begins_anew(tmp_path: Path) -> None:
+    """It left config.json alone."""
+    out = tmp_path / "run"
+    options: dict[str, Any] = {"rounds": 2, "checkpoint_every": 1}
+    whole = run(tiny.task(), out=out, **options)
+    for left in out.iterdir():
+        if left.is_file() and left.name != "config.json":
+            left.unlink()
+    again = run(tiny.task(), out=out, resume=True, **options)
+    assert equal(whole.model, again.model) and history(whole.history) == history(again.history)
+
+
+def test_a_history_that_was_moved_away_is_gone_on_without(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(tiny.task(), out=out, rounds=2)
+    path = out / "history.jsonl"
+    path.write_text("{}\n" + path.read_text())
+    with pytest.raises(DataError, match="or move it away to go on without the records"):
+        run(tiny.task(), out=out, rounds=4, resume=True)
+    path.rename(tmp_path / "away")
+    result = run(tiny.task(), out=out, rounds=4, resume=True)
+    assert [record.round for record in result.history] == [3, 4]
+    assert equal(result.model, run(tiny.task(), rounds=4).model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,27 @@ def test_what_happens_to_honest_clients_is_not_named() -> None:
     assert marks([0.1], [0.1]) == marks([0.1] * 3, [0.2] * 3) == {}  # too few to tell
     assert marks([], []) == {}
     assert marks(*HONEST, told=[np.zeros((1, 4)), np.ones((2, 4))]) == {}
+
+
+def test_copies_are_looked_for_among_those_alone_that_begin_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a thousand smashed data nobody is to hash all: equal first values come before."""
+    hashed: list[int] = []
+
+    def spy(data: Any, **how: Any) -> Any:
+        hashed.append(memoryview(data).nbytes)
+        return blake2b(data, **how)
+
+    monkeypatch.setattr("sfl_flower.server.riders.blake2b", spy)
+    rng = np.random.default_rng(0)
+    tally, z = Tally(), rng.standard_normal((6, 5, 3, 3)).astype(np.float32)
+    late, turned = z[0].copy(), z[1].swapaxes(1, 2).copy().swapaxes(1, 2)  # the same in other order
+    late[-1] += 1
+    given = [*z, late, turned]
+    mark_smashed({Member(k, k, 5): each for k, each in enumerate(given)}, tally)
+    assert tally.marks == {"copied smashed data": {1, 7}}
+    assert hashed == [z[0].nbytes] * 4  # clients 0 and 6, 1 and 7
 
 
 def test_smashed_data_that_cost_nothing_are_named() -> None:
@@ -127,6 +149,8 @@ def test_nothing_is_told_of_scalars_that_are_yet_to_be_noised_or_that_a_clip_mak
     own: dict[str, Any] = {"dp_clip": 1.0, "outlier_factor": 0.0, "probes": 1, **steps}
     clipped = train(tiny.task(), method, [fault], rounds=2, **own)
     assert [record.clients for record in clipped.strategy.records] == [{}] * 3
+    several = train(tiny.task(), method, [fault], rounds=2, **{**own, "probes": 4})
+    assert several.strategy.records[-1].clients["constant scalars"] == (2,)
     noised = train(tiny.task(), method, [fault], rounds=2, **own, dp_noise=1.0)
     assert noised.strategy.records[-1].clients["constant scalars"] == (2,)
     if method != "heron":
