@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfl_flower.privacy.dependence import Dependence
 
@@ -67,3 +68,36 @@ def test_derivatives_forward_and_back_are_that_of_a_difference() -> None:
     by_difference = (own.dcor(z + step * along) - own.dcor(z - step * along)) / (2 * step)
     assert float(found) == pytest.approx(float(by_difference), rel=1e-6)
     assert float(back) == pytest.approx(float(found), rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_taken_for_what_tells_nothing(bad: float) -> None:
+    x, z = draw(6, 4), draw(6, 3, seed=1)
+    z[2, 1] = bad
+    assert np.isnan(dcor(x, z)) and np.isnan(dcor(z, x))
+
+
+def test_samples_are_copied_once_and_stay_as_they_are() -> None:
+    """Of 5 samples of 1000 numbers one float64 tensor of that size is made and held."""
+
+    class Made(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = set[int]()
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.numel() == 5000:
+                self.places.add(found.untyped_storage().data_ptr())
+                held.append(found)  # so that no place is used twice
+            return found
+
+    held: list[torch.Tensor] = []
+    x, z = draw(5, 7), draw(5, 1000).double()
+    own, before = Dependence(x), z.clone()
+    with Made() as made:
+        own.dcor(z)
+    assert len(made.places - {z.untyped_storage().data_ptr()}) == 1
+    assert torch.equal(z, before)
