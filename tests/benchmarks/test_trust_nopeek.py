@@ -58,8 +58,9 @@ def test_backprop_takes_the_step_that_scalars_estimate() -> None:
     )
     # Five clients with 48 directions each, of d = 520; unrelated steps have a cosine of 0.04.
     assert functional.cosine_similarity(exact, estimated, 0) > 0.3
-    # The mean of five gradients clipped to 0.1, at rate 0.3: at most 0.03, less where they differ.
-    assert 0.02 < float(exact.norm()) < 0.03
+    # The mean of five gradients clipped to 0.1, at rate 0.3: 0.03 where they are the same, and
+    # 0.03/√5 where none has to do with another.
+    assert 0.0134 < float(exact.norm()) < 0.03
 
 
 def made(job: Job) -> dict[str, float]:

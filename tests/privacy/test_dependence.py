@@ -77,27 +77,22 @@ def test_what_is_not_finite_is_not_taken_for_what_tells_nothing(bad: float) -> N
     assert np.isnan(dcor(x, z)) and np.isnan(dcor(z, x))
 
 
-def test_samples_are_copied_once_and_stay_as_they_are() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_are_copied_once_and_stay_as_they_are(dtype: torch.dtype) -> None:
     """Of 5 samples of 1000 numbers one float64 tensor of that size is made and held."""
 
-    class Made(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.places = set[int]()
+    held: list[torch.Tensor] = []  # so that no place is used twice
 
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            found = func(*args, **(kwargs or {}))
-            if isinstance(found, torch.Tensor) and found.numel() == 5000:
-                self.places.add(found.untyped_storage().data_ptr())
-                held.append(found)  # so that no place is used twice
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), named: Any = None) -> Any:
+            found = func(*args, **(named or {}))
+            held.extend(t for t in (found,) if isinstance(t, torch.Tensor) and t.numel() == 5000)
             return found
 
-    held: list[torch.Tensor] = []
-    x, z = draw(5, 7), draw(5, 1000).double()
+    x, z = draw(5, 7), draw(5, 1000).to(dtype)
     own, before = Dependence(x), z.clone()
-    with Made() as made:
+    with Made():  # type: ignore[no-untyped-call]
         own.dcor(z)
-    assert len(made.places - {z.untyped_storage().data_ptr()}) == 1
+    places = {made.untyped_storage().data_ptr() for made in held}
+    assert len(places - {z.untyped_storage().data_ptr()}) == 1
     assert torch.equal(z, before)
