@@ -36,13 +36,7 @@ OWN = "own_method.method:METHOD"
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ho_sfl": {"minibatches": 2, "client_optimizer": "adam", "client_lr": 0.01},
-    "heron": {
-        "local_steps": 3,
-        "upload_every": 2,
-        "probes": 2,
-        "client_lr": 0.01,
-        "nopeek": 0.5,
-    },
+    "heron": {"local_steps": 3, "upload_every": 2, "probes": 2, "client_lr": 0.01},
     "splitfed_v1": {"local_steps": 2},
     "splitfed_v2": {"local_steps": 2, "client_optimizer": "adam", "server_optimizer": "adamw"},
     "cse_fsl": {"local_steps": 3, "upload_every": 2, "client_optimizer": "adam"},
@@ -181,6 +175,23 @@ def test_the_order_of_replies_changes_nothing(method: str) -> None:
         trial = begin(tiny.task(), method, **settings(method))
         trial.grid._rng.seed(seed)
         assert same(clean(method), start(trial))
+
+
+@pytest.mark.parametrize("method", ["ho_sfl", "heron"])
+def test_with_nopeek_neither_order_nor_duplicates_nor_a_stop_change_anything(
+    method: str, tmp_path: Path
+) -> None:
+    options = settings(method, nopeek=0.5)
+    plain = train(tiny.task(), method, **options)
+    assert not same(clean(method), plain)
+    shuffled = begin(tiny.task(), method, **options)
+    shuffled.grid._rng.seed(1)
+    _, resumed = tiny.stopped(tiny.task, tmp_path, 2, method, **options)
+    for other in (start(shuffled), train(tiny.task(), method, [Fault("twice")], **options)):
+        assert same(plain, other)
+        assert history(other.strategy.records) == history(plain.strategy.records)
+    assert equal(plain.model, resumed.model)
+    assert history(RunDirectory(tmp_path / "parts").history) == history(plain.strategy.records)
 
 
 IN_PARTS: dict[str, dict[str, Any]] = {

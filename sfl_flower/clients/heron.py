@@ -91,12 +91,12 @@ def local(node: Node, request: HERONRequest) -> LocalReply | StaleReply:
             keys = step_keys(request.round, step, stream, probing.probes)
             us = walk.in_cone(directions.of_keys(keys)) + more
             scalars, leak = _probe(node, model, vector, us, request, step, uploads)
-            leaks.append(leak)
             terms = _terms(rule, scalars, keys, directions, request.guide)
             # A step whose scalars are none that can be is skipped, here and where it is rebuilt.
             rows.append(np.zeros_like(scalars) if terms is None else scalars)
             if terms is not None:
                 taken[step] = 1
+                leaks.append(leak)
                 walk.step(keys, terms[0], lr, terms[1])
     with_scalars = request.uplink == "scalars"
     client = travelling_state(model.client)
@@ -107,7 +107,7 @@ def local(node: Node, request: HERONRequest) -> LocalReply | StaleReply:
         head_weights=_head(model.head, request),
         scalars=np.stack(rows) if with_scalars else None,
         taken=taken,
-        dcor=mean_dcor(leaks),
+        dcor=mean_dcor(probing.nopeek, leaks),
     )
     # Last: a state kept in a file does not go back when the round fails.
     if request.keep_state and (kept := walk.state()):

@@ -131,7 +131,7 @@ def probe(node: Node, request: ProbeRequest) -> ProbeReply | StaleReply:
         scalars=torch.stack(rows).numpy(),
         samples=start,
         usage=usage(),
-        dcor=mean_dcor(leaks),
+        dcor=mean_dcor(probing.nopeek, leaks),
     )
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfl_flower.training.device import to_array
+from sfl_flower.wire.probing import NO_DCOR
 
 __all__ = ["Leak", "mean_dcor"]
 
@@ -33,7 +35,8 @@ class Leak:
     Attributes
     ----------
     found : Tensor or None
-        The first distance correlation that was taken, that of the anchor; float64.
+        The first distance correlation that was taken, that of the anchor; float64. None of so few
+        samples that it says nothing.
     """
 
     def __init__(self, weight: float, x: Tensor) -> None:
@@ -41,9 +44,9 @@ class Leak:
         self._met: list[Tensor] = []
         self.found: Tensor | None = None
         if weight:
-            from sfl_flower.privacy.dependence import Dependence  # few runs need it
+            from sfl_flower.privacy.dependence import FEWEST, Dependence  # few runs need it
 
-            self._dependence = Dependence(x)
+            self._dependence, self._tells = Dependence(x), len(x) >= FEWEST
 
     def meets(self, z: Tensor) -> Tensor:
         """Hold the smashed data of the next micro-batch for the term, and return them."""
@@ -65,20 +68,29 @@ class Leak:
     def of(self, z: Tensor) -> Tensor:
         """Return the term for smashed data of the whole mini-batch, float64, one element."""
         dcor = self._dependence.dcor(z)
-        if self.found is None:
+        if self.found is None and self._tells:
             self.found = dcor.detach()
         return self._weight * dcor
 
 
-def mean_dcor(found: list[Tensor | None]) -> float | None:
-    """Return the mean distance correlation of mini-batches, in [0, 1]; None where none was taken.
+def mean_dcor(weight: float, found: list[Tensor | None]) -> float | None:
+    """Return what a client says of its mini-batches: their mean distance correlation.
 
     Parameters
     ----------
+    weight : float
+        α.
     found : list of Tensor or None
-        `Leak.found` of each.
+        `Leak.found` of each that counts.
+
+    Returns
+    -------
+    float or None
+        In [0, 1], over those that are finite; `NO_DCOR` where none is. None without a term.
     """
-    there = [dcor for dcor in found if dcor is not None]
-    if not there:
+    if not weight:
         return None
-    return min(1.0, max(0.0, float(to_array(torch.stack(there)).mean())))
+    there = [dcor for dcor in found if dcor is not None]
+    values = to_array(torch.stack(there)) if there else np.empty(0)
+    values = values[np.isfinite(values)]
+    return min(1.0, max(0.0, float(values.mean()))) if values.size else NO_DCOR

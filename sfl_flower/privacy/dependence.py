@@ -49,25 +49,26 @@ class Dependence:
         Returns
         -------
         Tensor
-            float64, one element in [0, 1] but for rounding; 0 where inputs or z are all the same.
+            float64, one element in [0, 1] but for rounding; 0 where inputs or z are all the same,
+            NaN where one of their numbers is not finite.
         """
         other = _centred(z)
         both, own = (self._centred * other).mean(), self._own * (other**2).mean()
         # Where a square root has no derivative; chosen on the device, so that nothing waits for it.
-        some = (own > 0) & (both > 0)
-        squared = torch.where(some, both, 1.0) / torch.where(some, own, 1.0).sqrt()
-        return torch.where(some, squared.sqrt(), 0.0)
+        none = (own <= 0) | (both <= 0)  # false of NaN, which goes through
+        squared = torch.where(none, 1.0, both) / torch.where(none, 1.0, own).sqrt()
+        return torch.where(none, 0.0, squared.sqrt())
 
 
 def _centred(values: Tensor) -> Tensor:
     """Return the distances between samples, less the means of rows and columns; float64, [n, n]."""
-    flat = values.reshape(len(values), -1).double()
-    flat = flat - flat.mean(0, keepdim=True)
+    flat = values.reshape(len(values), -1).to(torch.float64, copy=True)
+    flat -= flat.mean(0, keepdim=True)  # in place: z is large
     products = flat @ flat.T
     norms = products.diagonal()
     reach = norms[:, None] + norms[None, :]
     squares = reach - 2.0 * products
-    apart = squares > _NEAR * reach
-    distances = torch.where(apart, squares, 1.0).sqrt() * apart
+    near = squares <= _NEAR * reach
+    distances = torch.where(near, 0.0, torch.where(near, 1.0, squares).sqrt())
     rows = distances.mean(1, keepdim=True)
     return distances - rows - rows.T + rows.mean()

@@ -20,7 +20,7 @@ from sfl_flower.options import Choice, Form, Range
 from sfl_flower.server.aggregate import client_weight
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.first_buffers import put_first_buffers
-from sfl_flower.server.outcome import Outcome, mean_of
+from sfl_flower.server.outcome import Outcome, mean_dcor
 from sfl_flower.server.received import received_state
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SMASHED
@@ -295,7 +295,7 @@ class LocalLossStrategy(SplitStrategy):
         taken = [reply.taken for reply in used if reply.taken is not None]
         if skipped := sum(int(np.count_nonzero(steps == 0)) for steps in taken):
             exchange.tally.note(f"{skipped} local steps were skipped: a loss was not finite.")
-        dcor = mean_of(reply.dcor for reply in used)
+        dcor = mean_dcor(reply.dcor for reply in used)
         return Outcome(
             losses,
             sum(reply.samples for reply in used),

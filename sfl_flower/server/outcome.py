@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from sfl_flower.server.facts import Facts
 
-__all__ = ["Outcome", "mean_of"]
+__all__ = ["Outcome", "mean_dcor"]
 
 
-def mean_of(told: Iterable[float | None]) -> float | None:
-    """Return the mean of what clients say of something; None where none says anything."""
-    found = [value for value in told if value is not None]
+def mean_dcor(told: Iterable[float | None]) -> float | None:
+    """Return the mean of the distance correlations of clients; None where none says any."""
+    found = [value for value in told if value is not None and value >= 0]
     return sum(found) / len(found) if found else None
 
 

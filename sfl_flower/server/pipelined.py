@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfl_flower.server.anchored import AnchoredStrategy
 from sfl_flower.server.exchange import Exchange
-from sfl_flower.server.outcome import Outcome, mean_of
+from sfl_flower.server.outcome import Outcome, mean_dcor
 from sfl_flower.server.roster import Member
 from sfl_flower.server.screening import SCALARS
 from sfl_flower.server.spending import Spending
@@ -57,7 +57,8 @@ class Probed:
     scalars : dict[int, numpy.ndarray]
         By partition, what arrived: float32 [minibatches, ...], as in `ProbeReply`.
     dcor : float or None
-        Mean over these clients of what their replies say; None where it is not measured.
+        Mean over these clients of what their replies say; None where it is not measured. The
+        history has it when it arrives, so no checkpoint holds it.
     """
 
     round: int
@@ -67,9 +68,9 @@ class Probed:
     scalars: dict[int, np.ndarray] = field(default_factory=dict)
     dcor: float | None = None
 
-    def seen(self) -> dict[str, float]:
+    def seen(self, name: str = "dcor") -> dict[str, float]:
         """Return what the history says of the smashed data of the round."""
-        return {} if self.dcor is None else {"dcor": self.dcor}
+        return {} if self.dcor is None else {name: self.dcor}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything as named tensors, for a checkpoint."""
@@ -77,8 +78,6 @@ class Probed:
         found["used"] = torch.tensor(sorted(self.used.items()), dtype=torch.int64).reshape(-1, 2)
         found |= {f"{LAM}{at}": torch.from_numpy(lam.copy()) for at, lam in self.lam.items()}
         found |= {f"{SCALAR}{at}": torch.from_numpy(v.copy()) for at, v in self.scalars.items()}
-        if self.dcor is not None:
-            found["dcor"] = torch.tensor(self.dcor, dtype=torch.float64)
         if self.guide is not None:
             encoded = bytearray(self.guide.encode())
             found["guide"] = torch.frombuffer(encoded, dtype=torch.uint8)
@@ -89,14 +88,13 @@ class Probed:
         """Return what `tensors` gave, None where there is nothing."""
         if not tensors:
             return None
-        guide, dcor = tensors.get("guide"), tensors.get("dcor")
+        guide = tensors.get("guide")
         return cls(
             int(tensors["round"]),
             {int(at): int(count) for at, count in tensors["used"].tolist()},
             _by_partition(under(LAM, tensors)),
             None if guide is None else Guide.decode(guide.numpy().tobytes()),
             _by_partition(under(SCALAR, tensors)),
-            None if dcor is None else float(dcor),
         )
 
 
@@ -192,7 +190,7 @@ class PipelinedStrategy(AnchoredStrategy):
         may = self.spending.comparable
         kept = self.screening.keep(SCALARS, brought, exchange.tally, last, compared=may)
         scalars = {m.partition: brought[m] for m in kept}
-        dcor = mean_of(answers[m].dcor for m in kept)
+        dcor = mean_dcor(answers[m].dcor for m in kept)
         return replace(probed, lam={}, scalars=scalars, dcor=dcor)
 
     def pipelined_round(self, round: int, cohort: list[Member], exchange: Exchange) -> Outcome:
@@ -202,7 +200,8 @@ class PipelinedStrategy(AnchoredStrategy):
         extra = {} if self._arrived is None else self.update(self._arrived, exchange)
         stood = self._awaited
         anchors, answers = self._step(round, cohort, exchange)
-        self._arrived = None if stood is None else self.told(stood, answers, exchange)
+        arrived = None if stood is None else self.told(stood, answers, exchange)
+        self._arrived = arrived
         learned = self.learn(round, anchors, exchange)
         self._awaited = learned.probed
         # Clients count with what they learn; the first round has no probes yet.
@@ -211,7 +210,8 @@ class PipelinedStrategy(AnchoredStrategy):
         exchange.tally.replies = len(counted)
         if self.account.over(round):
             extra = self._close(round, exchange) or extra
-        return learned.outcome(extra)
+        seen = {} if arrived is None else arrived.seen()
+        return learned.outcome({**extra, **seen})
 
     def pipeline_tensors(self) -> dict[str, Tensor]:
         """Return what is under way as named tensors, for a checkpoint."""
@@ -293,6 +293,7 @@ class PipelinedStrategy(AnchoredStrategy):
         found: dict[str, float] = {}
         for probed in (self._arrived, last):
             found = found if probed is None else self.update(probed, exchange) or found
+        found |= last.seen("dcor_closing")
         exchange.tally.replies, exchange.tally.early = len(last.scalars), False
         self._awaited = self._arrived = None
         return found

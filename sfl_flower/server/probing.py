@@ -126,7 +126,8 @@ class EstimateSettings(ProbingSettings):
     nopeek : float
         α: what a probe measures is the loss and α times the distance correlation of the
         mini-batch's inputs with its smashed data (NoPeek), so that these tell less of the inputs;
-        in units of the loss, and 0 is off.
+        in units of the loss, and 0 is off. `clip_norm` and `scalar_limit` are of both together:
+        where a clip binds, a larger α takes of the loss's share of a step of one length.
     """
 
     clip_norm: Annotated[float, Range(0, 1e30)] = 0.0
@@ -238,9 +239,10 @@ def check_scalars(scalars: np.ndarray, probing: Probing, limit: float) -> None:
     largest = float(np.abs(scalars).max()) / probing.unit
     if largest > limit:
         what = "|v| / mu" if probing.unit == probing.mu else "|v|"
-        raise WireError(
-            f"a scalar gives {what} = {largest:.3g}, more than scalar-limit = {limit:g}."
-        )
+        told = f"a scalar gives {what} = {largest:.3g}, more than scalar-limit = {limit:g}"
+        if probing.nopeek:
+            told += f"; the term of nopeek = {probing.nopeek:g} is in it: lower that, or raise this"
+        raise WireError(f"{told}.")
 
 
 def check_dcor(dcor: float | None, probing: Probing) -> None:

@@ -227,7 +227,7 @@ class HOSFL(SecuredStrategy):
         self.book_usage(reply.usage for reply in answers.values())
         probed = self.told(learned.probed, answers, exchange)
         exchange.tally.replies = len(probed.scalars)
-        return self.spending.closed(learned.outcome(self.update(probed, exchange)))
+        return self.spending.closed(learned.outcome(self.update(probed, exchange) | probed.seen()))
 
     def learn(
         self, round: int, anchors: Mapping[Member, ForwardReply], exchange: Exchange
@@ -347,4 +347,4 @@ class HOSFL(SecuredStrategy):
             self.mirror.update(entry)
         except JournalError as error:
             exchange.tally.note(str(error))
-        return {"client_lr": lr, **channels.sizes(shown, drawn), **probed.seen()}
+        return {"client_lr": lr, **channels.sizes(shown, drawn)}

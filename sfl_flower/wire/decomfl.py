@@ -16,7 +16,7 @@ from sfl_flower.wire.fields import (
     Version,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
-from sfl_flower.wire.probing import Probes
+from sfl_flower.wire.probing import BoundedProbes
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
 __all__ = ["WalkReply", "WalkRequest"]
@@ -40,7 +40,7 @@ class WalkRequest(Request):
 
     round: int
     steps: Steps
-    probing: Probes
+    probing: BoundedProbes
     batch_size: BatchSize
     setup: Setup
     sync: Sync

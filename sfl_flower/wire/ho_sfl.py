@@ -14,7 +14,6 @@ from sfl_flower.wire.fields import (
     Labels,
     Samples,
     Scalars,
-    Share,
     Sizes,
     Smashed,
     Statistics,
@@ -25,7 +24,7 @@ from sfl_flower.wire.fields import (
     whole,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
-from sfl_flower.wire.probing import GuideSigns, Probes, Seal
+from sfl_flower.wire.probing import Dcor, GuideSigns, Probes, Seal
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
@@ -168,8 +167,8 @@ class ProbeReply(Reply):
     Attributes
     ----------
     dcor : float or None
-        Mean distance correlation of the mini-batches' inputs with their smashed data; from clients
-        that measure it.
+        Mean distance correlation of the inputs of mini-batches with their smashed data, of those
+        that say any; from clients that measure it, `NO_DCOR` where there was none.
     """
 
     WHAT: ClassVar[str] = "probe reply"
@@ -178,7 +177,7 @@ class ProbeReply(Reply):
     scalars: Scalars
     samples: Samples
     usage: Usage = NO_USAGE
-    dcor: Share | None = None
+    dcor: Dcor | None = None
 
 
 _OF_PROBES = ("lam", "stream", "probing", "guide", "seal")
@@ -244,7 +243,7 @@ class PipelinedReply(ForwardReply):
     WHAT: ClassVar[str] = "pipelined reply"
 
     scalars: Scalars = field(kw_only=True)
-    dcor: Share | None = field(kw_only=True, default=None)
+    dcor: Dcor | None = field(kw_only=True, default=None)
 
 
 def read_pipelined(reader: Reader) -> ForwardReply | ProbeReply:

@@ -20,7 +20,6 @@ from sfl_flower.wire.fields import (
     Labels,
     Loss,
     Scalars,
-    Share,
     Sizes,
     Smashed,
     Steps,
@@ -31,6 +30,7 @@ from sfl_flower.wire.fields import (
     octets,
 )
 from sfl_flower.wire.message import Asked, Reply, Request
+from sfl_flower.wire.probing import Dcor
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
@@ -116,8 +116,8 @@ class LocalReply(Reply):
         1 for each step that was taken and 0 for one that was skipped, uint8 [steps]; from clients
         that skip steps. Booked as control.
     dcor : float or None
-        Mean distance correlation of the steps' inputs with their smashed data; from clients that
-        measure it.
+        Mean distance correlation of the inputs of steps with their smashed data, of those that were
+        taken and say any; from clients that measure it, `NO_DCOR` where there was none.
     """
 
     WHAT: ClassVar[str] = "local reply"
@@ -133,7 +133,7 @@ class LocalReply(Reply):
     scalars: Scalars | None = None
     taken: Annotated[np.ndarray, array("uint8", ndim=1)] | None = None
     usage: Usage = NO_USAGE
-    dcor: Share | None = None
+    dcor: Dcor | None = None
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield smashed data and labels of each uploading step."""

@@ -10,7 +10,7 @@ import numpy as np
 from sfl_flower.wire.common import Setup, check_batch
 from sfl_flower.wire.fields import BatchSize, Labels, Rate, Smashed, Weights, array
 from sfl_flower.wire.message import Asked, Reply, Request
-from sfl_flower.wire.probing import Probes
+from sfl_flower.wire.probing import PlainProbes
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.usage import NO_USAGE, Meter, Usage
 
@@ -26,7 +26,7 @@ class MUForwardRequest(Request):
     round: int
     batch_size: BatchSize
     setup: Setup
-    probing: Probes
+    probing: PlainProbes
     weights: Weights
     meter: Meter = "none"
 
@@ -76,7 +76,7 @@ class MUStepRequest(Request):
 
     round: int
     setup: Setup
-    probing: Probes
+    probing: PlainProbes
     lr: Rate
     scalar: Annotated[np.ndarray, array("float32", "scalars", shape=(1,))]
     meter: Meter = "none"

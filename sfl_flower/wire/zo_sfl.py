@@ -10,7 +10,7 @@ import numpy as np
 from sfl_flower.wire.common import Setup
 from sfl_flower.wire.fields import BatchSize, Steps, Weights, array
 from sfl_flower.wire.message import Asked, Request
-from sfl_flower.wire.probing import Probes
+from sfl_flower.wire.probing import PlainProbes
 from sfl_flower.wire.reader import Reader
 from sfl_flower.wire.splitfed import StepReply, check_step
 from sfl_flower.wire.usage import Meter
@@ -39,7 +39,7 @@ class ZOStepRequest(Request):
     steps: Steps
     batch_size: BatchSize
     setup: Setup
-    probing: Probes
+    probing: PlainProbes
     optimizer: str
     keep_state: bool
     weights: Weights = field(default_factory=dict)

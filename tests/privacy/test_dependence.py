@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfl_flower.privacy.dependence import Dependence
 
@@ -67,3 +68,31 @@ def test_derivatives_forward_and_back_are_that_of_a_difference() -> None:
     by_difference = (own.dcor(z + step * along) - own.dcor(z - step * along)) / (2 * step)
     assert float(found) == pytest.approx(float(by_difference), rel=1e-6)
     assert float(back) == pytest.approx(float(found), rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_taken_for_what_tells_nothing(bad: float) -> None:
+    x, z = draw(6, 4), draw(6, 3, seed=1)
+    z[2, 1] = bad
+    assert np.isnan(dcor(x, z)) and np.isnan(dcor(z, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_are_copied_once_and_stay_as_they_are(dtype: torch.dtype) -> None:
+    """Of 5 samples of 1000 numbers one float64 tensor of that size is made and held."""
+
+    held: list[torch.Tensor] = []  # so that no place is used twice
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), named: Any = None) -> Any:
+            found = func(*args, **(named or {}))
+            held.extend(t for t in (found,) if isinstance(t, torch.Tensor) and t.numel() == 5000)
+            return found
+
+    x, z = draw(5, 7), draw(5, 1000).to(dtype)
+    own, before = Dependence(x), z.clone()
+    with Made():  # type: ignore[no-untyped-call]
+        own.dcor(z)
+    places = {made.untyped_storage().data_ptr() for made in held}
+    assert len(places - {z.untyped_storage().data_ptr()}) == 1
+    assert torch.equal(z, before)

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfl_flower.clients import heron
 from sfl_flower.data import batch_indices, client_key
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.methods import read_options
 from sfl_flower.privacy.dependence import Dependence
 from sfl_flower.report import RunDirectory
 from sfl_flower.task import Samples
-from sfl_flower.zo import ParameterVector, client_stream, run_key
+from sfl_flower.wire.probing import NO_DCOR
+from sfl_flower.zo import ParameterVector, client_stream, loss_scalars, run_key
 from tests import tiny
 from tests.local_grid import Fault, changed, values
 from tests.tiny import Trial, begin, equal, train
@@ -136,6 +138,55 @@ def test_the_history_says_the_mean_distance_correlation(method: str) -> None:
     assert not told(off) and "dcor" not in off.strategy.records[-1].extra
     asked = [c["config"] for _, _, c in off.grid.asked if "mu" in c.config_records["config"]]
     assert asked and not any("nopeek" in config for config in asked)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mini_batches_too_small_to_tell_anything_are_not_in_the_mean(method: str) -> None:
+    """Of two samples the correlation is 1 whatever they are, and the first client has no others."""
+    shares = [tiny.samples(2, 5), tiny.samples(EACH)]
+    trial = trained(method, tiny.task(shares), nopeek=ALPHA, clients=2)
+    assert sorted(told(trial))[0] == NO_DCOR and 0 < max(told(trial)) < 0.999
+    assert trial.strategy.records[-1].extra["dcor"] == max(told(trial))
+    assert trial.total("rejected") == 0
+    alone = trained(method, tiny.task(shares[:1]), nopeek=ALPHA)
+    assert told(alone) == [NO_DCOR] and "dcor" not in alone.strategy.records[-1].extra
+
+
+def test_a_step_that_is_not_taken_is_not_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def spoiled(*given: Any, **named: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return loss_scalars(*given, **named) * (float("nan") if calls == 2 else 1.0)
+
+    monkeypatch.setattr(heron, "loss_scalars", spoiled)
+    trial = trained("heron", nopeek=ALPHA, local_steps=2, batch_size=6)
+    rows = batch_indices(client_key(0, 0), 1, 0, EACH, 6).copy()
+    x = tiny.samples(EACH).x[rows]
+    with torch.no_grad():
+        first = float(Dependence(x).dcor(half()(x)))
+    assert "1 local steps were skipped" in trial.notes
+    assert told(trial) == [pytest.approx(first, rel=1e-6)]
+
+
+def test_a_pipelined_round_says_what_arrived_in_it_and_the_last_one_both() -> None:
+    """Clients that do not move have the same correlations, one round later."""
+    plain, late = (trained("ho_sfl", nopeek=ALPHA, rounds=4, pipeline=on) for on in (False, True))
+    own, later = (
+        [record.extra.get("dcor") for record in trial.strategy.records] for trial in (plain, late)
+    )
+    assert len(set(own)) == 5 and later == [None, *own[:-1]]
+    closing = [record.extra.get("dcor_closing") for record in late.strategy.records]
+    assert closing == [None] * 4 + own[-1:]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scalars_beyond_the_limit_name_the_term(method: str) -> None:
+    limit = {"scalar_limit": 0.1, **({"uplink": "scalars"} if method == "heron" else {})}
+    for alpha, says in ((1e3, r"; the term of nopeek = 1000 is in it: lower that"), (0.0, r"\.$")):
+        with pytest.raises(TrainingError, match=f"more than scalar-limit = 0.1{says}"):
+            trained(method, nopeek=alpha, **limit)
 
 
 def test_it_means_the_same_whatever_the_size_of_the_mini_batch() -> None:

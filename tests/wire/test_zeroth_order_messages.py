@@ -1,13 +1,15 @@
-"""What the messages of MU-SplitFed and ZO-SFL refuse beyond what every message does."""
+"""What messages of zeroth-order methods refuse beyond what every message does."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sfl_flower.errors import WireError
+from sfl_flower.wire.probing import NO_DCOR
 from tests.local_grid import changed
 from tests.wire.contents import MESSAGES, Z, booked
 
@@ -37,6 +39,34 @@ def test_what_does_not_fit_is_refused(name: str, says: str, change: Any) -> None
     message = MESSAGES[name]
     with pytest.raises(WireError, match=says):
         type(message).from_content(changed(message.to_content(), **change))
+
+
+@pytest.mark.parametrize("name", ["probe, private", "probe, bounded", "walk, private"])
+@pytest.mark.parametrize("lost", [("clip",), ("noise",), ("clip", "noise"), ("estimator",)])
+def test_a_request_that_lost_how_samples_are_bounded_is_not_answered(
+    name: str, lost: tuple[str, ...]
+) -> None:
+    message = MESSAGES[name]
+    content = changed(message.to_content(), config=dict.fromkeys(lost))
+    with pytest.raises(WireError, match=f"lacks the setting '{lost[0]}'"):
+        type(message).from_content(content)
+
+
+@pytest.mark.parametrize("name", ["walk, none", "first zo step", "three forwards", "one scalar"])
+def test_a_client_without_nopeeks_term_refuses_its_weight_and_no_server_sends_it(name: str) -> None:
+    message = MESSAGES[name]
+    given = changed(message.to_content(), config={"nopeek": 0.5, "beside": "dcor"})
+    with pytest.raises(WireError, match="unknown entries: beside, nopeek"):
+        type(message).from_content(given)
+    with pytest.raises(WireError, match=r"know nothing of nopeek=0.5; it must be 0\."):
+        replace(message, probing=replace(message.probing, nopeek=0.5)).to_content()
+
+
+def test_a_reply_says_a_distance_correlation_or_that_there_is_none() -> None:
+    reply = replace(MESSAGES["probe reply, nopeek"], dcor=NO_DCOR)
+    assert type(reply).from_content(reply.to_content()).dcor == NO_DCOR
+    with pytest.raises(WireError, match=r"dcor=-0.5, expected -1 or a number in \[0, 1\]"):
+        type(reply).from_content(changed(reply.to_content(), config={"dcor": -0.5}))
 
 
 def test_payloads_are_the_bytes_of_the_arrays() -> None:
