@@ -81,7 +81,7 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
         struck = ", ".join(f"{kind} {mean(m[kind] for m in faulty):.0f}" for kind in FAULTS)
         yield Figure(
             f"loss_under_faults_{method}",
-            mean(lost),
+            round(mean(lost), 9),  # accuracies are whole numbers of samples
             "share",
             POINT,
             f"Fashion-MNIST, {rounds} rounds, {SHARE:g} of replies struck ({struck} of "
