@@ -70,6 +70,7 @@ def test_a_guess_that_knows_labels_is_the_one_to_beat() -> None:
     assert "first: worse than a guess: this attack failed here: int4, decoder." in said
 
 
+@pytest.mark.flower
 def test_an_attack_that_is_refused_costs_no_other() -> None:
     kept: list[int] = []
     report = attack(
@@ -88,6 +89,7 @@ def test_an_attack_that_is_refused_costs_no_other() -> None:
     assert len(report.cuts[1].findings) == 4 and not report.cuts[1].notes
 
 
+@pytest.mark.flower
 def test_all_attacks_and_defences_are_reported_from_one_seed() -> None:
     problem, settings = pictures.task(), replace(FEW, epochs=4, victims=12)
     defences = ["noise:3", "clip:0.5,int4"]
@@ -106,15 +108,18 @@ def test_all_attacks_and_defences_are_reported_from_one_seed() -> None:
     assert report.cuts[0].defences["noise:3"].startswith("noise of standard deviation ")
 
 
+@pytest.mark.flower
 def test_a_client_that_follows_comes_to_the_pilot_and_one_that_is_not_led_stays() -> None:
     problem = pictures.task()
-    led = replace(FEW, rounds=40, rate=0.2, batch=24, clients=3, probes=64)
-    followed = attack(problem, attacks=["hijack"], settings=led)
-    before = of(followed, "hijack, not followed")
+    led = replace(FEW, rounds=40, rate=0.2, batch=24, clients=3, probes=32)
+    followed = attack(problem, attacks=["simulator", "hijack"], settings=led)
+    before, mean = of(followed, "hijack, not followed"), of(followed, "simulator").guess["mse"]
+    assert of(followed, "simulator").reached["mse"] < 0.5 * mean
     for name in ("hijack by λ (splitfed_v2)", "hijack by scalars (ho_sfl)"):
         after = of(followed, name)
         assert after.facts["apart"] < 0.7 * before.facts["apart"], name
         assert after.reached["mse"] < 0.7 * before.reached["mse"], name
+        assert after.reached["mse"] < 0.25 * mean, name
     still = attack(problem, attacks=["hijack"], settings=replace(FEW, rounds=3, strength=0.0))
     reached = [f.reached for f in still.cuts[0].findings]
     assert reached[0] == reached[1] == reached[2]
