@@ -2,7 +2,7 @@
 
 Each model is trained for some rounds of HO-SFL first, so that a defence has a price in accuracy.
 The figures are errors of a decoder that was trained on auxiliary samples, as shares of the error of
-the mean auxiliary input: 1 is a guess, 0 the input itself.
+the better guess, the mean auxiliary input or that of the label: 1 is a guess, 0 the input itself.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def add_arguments(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> 
     )  # fmt: skip
     parser.add_argument("--trust-attack-rounds", type=int, default=30, help="of HO-SFL before")
     parser.add_argument("--trust-attack-auxiliary", type=int, default=600, help="samples")
-    parser.add_argument("--trust-attack-epochs", type=int, default=8, help="of the decoders")
+    parser.add_argument(
+        "--trust-attack-epochs", type=int, default=AttackSettings.epochs, help="of the decoders"
+    )
     parser.add_argument(
         "--trust-attack-defences", nargs="*", metavar="CHAIN", help="beside none",
         default=["noise:1", "int4", "topk:0.1+int8"],
@@ -67,7 +69,7 @@ def add_arguments(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> 
 
 
 def figures(args: argparse.Namespace) -> Iterator[Figure]:
-    """Yield the error at each cut and defence, then how many cuts of how many models there are."""
+    """Yield the error at each cut and defence of each model."""
     names = args.trust_attack_models.split(",")
     for name in names:
         check_choice("--trust-attack-models", name, SUBJECTS)
@@ -76,16 +78,8 @@ def figures(args: argparse.Namespace) -> Iterator[Figure]:
         observed=10,
         epochs=args.trust_attack_epochs,
     )
-    cuts = 0
-    for name in names:
-        report = _report(SUBJECTS[name], args, settings)
-        cuts += len(report.cuts)
-        yield from _shares(name, report)
-    yield Figure(
-        "attack_report", cuts, "cuts", 6.0,
-        f"cuts of {len(names)} models under {1 + len(args.trust_attack_defences)} defences, none "
-        "among them, with MSE, SSIM and the guess beside them",
-    )  # fmt: skip
+    for name in dict.fromkeys(names):
+        yield from _shares(name, _report(SUBJECTS[name], args, settings))
 
 
 def _report(subject: Subject, args: argparse.Namespace, settings: AttackSettings) -> AttackReport:
@@ -106,15 +100,17 @@ def _shares(name: str, report: AttackReport) -> Iterator[Figure]:
     for cut in report.cuts:
         for found in cut.findings:
             share, price = found.of_guess, cut.accuracy[found.defence]
-            reached, guess = found.reached, found.guess
+            reached, guess, of_class = found.reached, found.guess, found.class_guess
             words = re.sub(r"\W+", "_", f"{name}_{cut.at}_{found.defence}").lower()
             yield Figure(
                 f"attack_share_{words}",
                 float("nan") if share is None else share,
                 "share",
                 None,
-                f"MSE {reached['mse']:.4f}, a guess {guess['mse']:.4f}; SSIM {reached['ssim']:.3f},"
-                f" a guess {guess['ssim']:.3f}; test {report.metric} {price:.4f}, undefended "
+                f"one of {len(report.cuts)} cuts under {len(cut.defences)} defences, none among "
+                f"them; MSE {reached['mse']:.4f}, the mean {guess['mse']:.4f}, the class's "
+                f"{of_class['mse']:.4f}; SSIM {reached['ssim']:.3f}, the mean {guess['ssim']:.3f}, "
+                f"the class's {of_class['ssim']:.3f}; test {report.metric} {price:.4f}, undefended "
                 f"{cut.accuracy['none']:.4f}; {report.settings.auxiliary} auxiliary samples, "
-                f"{cut.defences[found.defence]}",
+                f"{report.settings.epochs} epochs, {cut.defences[found.defence]}",
             )

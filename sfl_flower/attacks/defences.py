@@ -21,7 +21,7 @@ __all__ = ["PLAIN", "Defence", "check_defence"]
 
 PLAIN = "none"
 """What a client without a defence is called."""
-_STEP = re.compile(r"(clip|noise):([0-9]*\.?[0-9]+)")
+_STEP = re.compile(r"(clip|noise):([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)")
 _MOST = 1e6
 
 
@@ -54,7 +54,12 @@ class Defence:
 
     ``clip:C`` scales a sample's smashed data down to C times the mean norm among the auxiliary
     samples, ``noise:S`` adds Gaussian noise of S times their standard deviation, and the name of an
-    encoding sends them so. The steps follow one another in the order of the text.
+    encoding sends them so. The steps follow one another in the order of the text.  Gradients pass
+    clips and noise as they are, and encodings as if these changed nothing (straight through), so an
+    attacker can train through it.
+
+    Positions of texts, z [N, T, H], whose row is all 0 are padding, which never leaves a client:
+    there is no noise on them.
 
     Attributes
     ----------
@@ -86,7 +91,7 @@ class Defence:
     @property
     def random(self) -> bool:
         """Whether the same smashed data leave in another form each time."""
-        return "noise" in self.text or "randtopk" in self.text
+        return any(word in self.text for word in ("noise", "randtopk"))
 
     @property
     def said(self) -> str:
@@ -110,8 +115,9 @@ class Defence:
         z : Tensor
             float32, [N, ...].
         generator : numpy.random.Generator
-            Of the noise.
+            Of the noise, and of which samples share a mini-batch where values are drawn.
         """
+        real = (z != 0).any(-1, keepdim=True) if z.dim() == 3 else torch.ones(())
         for step in self.text.split(","):
             found = _STEP.fullmatch(step)
             if found is not None and found[1] == "clip":
@@ -120,11 +126,22 @@ class Defence:
                 z = z * (most / norms).clamp(max=1.0).reshape(-1, *[1] * (z.dim() - 1))
             elif found is not None:
                 drawn = generator.standard_normal(z.shape, dtype=np.float32)
-                z = z + float(found[2]) * self.spread * torch.from_numpy(drawn)
+                z = z + float(found[2]) * self.spread * torch.from_numpy(drawn) * real
             elif step != PLAIN:
-                way = encoding_of(step)
-                z = torch.from_numpy(way.decode(way.encode(z.numpy(), "smashed")).copy())
+                order = torch.arange(len(z))
+                if self.random:  # What randtopk draws follows from the mini-batch it is in.
+                    order = torch.from_numpy(generator.permutation(len(z)))
+                sent = _encoded(z.detach()[order], step)[order.argsort()]
+                z = z + (sent - z).detach() if z.requires_grad else sent
         return z
+
+    def seen(self, z: Tensor, generator: np.random.Generator, sightings: int) -> Tensor:
+        """Return the mean of what the server gets of the same samples so often, [N, ...]."""
+        often = sightings if self.random else 1
+        found = self(z, generator)
+        for _ in range(often - 1):
+            found = found + self(z, generator)
+        return found / often if often > 1 else found
 
     def postprocess(self, generator: np.random.Generator) -> Any:
         """Return what does the same to the replies of clients, for `simulate`."""
@@ -137,3 +154,8 @@ class Defence:
             return found
 
         return None if self.text == PLAIN else changed
+
+
+def _encoded(z: Tensor, name: str) -> Tensor:
+    way = encoding_of(name)
+    return torch.from_numpy(way.decode(way.encode(z.numpy(), "smashed")).copy())

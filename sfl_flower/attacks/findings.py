@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,8 +13,8 @@ from sfl_flower.attacks.settings import AttackSettings
 
 __all__ = ["AttackReport", "CutReport", "Finding"]
 
-Kind = str
-"""``inputs`` for what was seen of inputs, ``labels``, or ``tokens``."""
+Kind = Literal["inputs", "labels"]
+"""What an attack is after."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +27,15 @@ class Finding:
         Its name.
     defence : str
         What clients do to smashed data.
-    kind : {"inputs", "labels", "tokens"}
+    kind : {"inputs", "labels"}
         What it is after.
     reached : Mapping[str, float]
         Measures: ``mse``, ``psnr``, ``ssim``; or ``accuracy`` and ``auc``.
     guess : Mapping[str, float]
         What is reached without smashed data: the mean auxiliary input, the commonest label.
+    class_guess : Mapping[str, float]
+        Of inputs, what the mean auxiliary input of the victim's label reaches: labels are sent
+        beside smashed data. Empty of labels.
     facts : Mapping[str, float]
         What else was measured on the way.
     shown : Tensor, optional
@@ -42,15 +47,23 @@ class Finding:
     kind: Kind
     reached: Mapping[str, float]
     guess: Mapping[str, float]
+    class_guess: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, float] = field(default_factory=dict)
     shown: Tensor | None = None
 
     @property
     def of_guess(self) -> float | None:
-        """The error as a share of the guess's, 1 where nothing was learned; None of labels."""
-        if "mse" not in self.reached or not self.guess["mse"]:
+        """The error over the better guess's, 1 where nothing was learned; None of labels."""
+        if "mse" not in self.reached:
             return None
-        return self.reached["mse"] / self.guess["mse"]
+        least = min(self.guess["mse"], self.class_guess.get("mse", math.inf))
+        return self.reached["mse"] / least if least else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether a guess is better."""
+        share = self.of_guess
+        return share is not None and share > 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +112,8 @@ class AttackReport:
         The victims' inputs in 0 .. 1.
     guess : Tensor
         The mean auxiliary input, [1, ...].
+    class_guess : Tensor
+        For each victim the mean auxiliary input of its label, [N, ...].
     cuts : sequence of CutReport
         In the order asked for.
     notes : sequence of str
@@ -111,5 +126,6 @@ class AttackReport:
     metric: str
     truth: Tensor
     guess: Tensor
+    class_guess: Tensor
     cuts: Sequence[CutReport]
     notes: Sequence[str]

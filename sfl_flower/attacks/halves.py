@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfl_flower.data import chunks, derive, model_seed
+from sfl_flower.attacks.parts import in_parts
+from sfl_flower.data import derive, model_seed
 from sfl_flower.errors import ConfigError, CutError, DataError
-from sfl_flower.report import RunDirectory
+from sfl_flower.methods import METHODS
+from sfl_flower.report.run_directory import MODEL, RunDirectory
 from sfl_flower.server.first_buffers import put_first_buffers
 from sfl_flower.split import cut
 from sfl_flower.task import SplitTask
+from sfl_flower.wire.encodings import FORMATS
 
-__all__ = ["Attacked", "Trained", "attacked_at", "smashed"]
-
-ROWS = 250
-"""Samples of a forward."""
+__all__ = ["Attacked", "Trained", "attacked_at", "finite", "smashed"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Trained:
 
     @classmethod
     def read(cls, path: Path | str) -> Trained:
-        """Read a run directory, of a run that is complete or has a checkpoint.
+        """Read a run directory.
 
         Raises
         ------
@@ -60,15 +60,33 @@ class Trained:
         options = {k[5:]: v for k, v in self.config.items() if k.startswith("task.")}
         return str(self.config["task"]), options
 
+    @property
+    def smashed(self) -> str:
+        """The encoding in which its clients sent smashed data, ``float32`` where as they are."""
+        return str(self.config.get("smashed", next(iter(FORMATS))))
+
+    @property
+    def sends(self) -> bool:
+        """Whether clients of its method send smashed data."""
+        method = METHODS.get(str(self.config.get("method")))
+        return method is None or not method.facts.whole
+
     def whole(self, task: SplitTask) -> nn.Module:
         """Return the model as it was saved last.
 
         Raises
         ------
         DataError
-            If there is none, or it is another task's.
+            If it is damaged, or another task's.
+        ConfigError
+            If the run has saved none yet.
         """
         directory = RunDirectory(self.path, tensorboard=False)
+        if not (directory.path / MODEL).exists():
+            raise ConfigError(
+                f"The run in {self.path} has saved no model yet, which a run does at its first "
+                "checkpoint or at its end; let it come there, or begin it anew."
+            )
         whole, state = task.whole(model_seed(int(self.config["seed"]))), directory.load_model()
         try:
             whole.load_state_dict(state)
@@ -101,6 +119,21 @@ class Attacked:
     whole: nn.Module
     fresh: Callable[[str], nn.Module]
 
+    @property
+    def given(self) -> float:
+        """The share of the elements of `fresh` that are the same for every seed.
+
+        Of the parameters that are no constant from the start, as biases and norms are; 1 where all
+        are read from a checkpoint, 0 where all are drawn.
+        """
+        pairs = zip(*(self.fresh(word).parameters() for word in ("one", "other")), strict=True)
+        same = drawn = 0
+        for one, other in pairs:
+            if one.numel() and not torch.equal(one, one.flatten()[:1].expand(one.shape)):
+                drawn += one.numel()
+                same += one.numel() * torch.equal(one, other)
+        return same / max(1, drawn)
+
 
 def attacked_at(
     task: SplitTask, seed: int, at: str | None = None, run: Trained | None = None
@@ -123,7 +156,7 @@ def attacked_at(
     CutError
         If the model cannot be cut there.
     """
-    where = at or task.cut
+    where = task.cut if at is None else at
     if run is None:
         whole = task.whole(model_seed(seed))
         put_first_buffers(task, whole)
@@ -135,6 +168,7 @@ def attacked_at(
 
     def fresh(word: str) -> nn.Module:
         other = task.whole(derive("attack model", word, seed) % 2**31)
+        put_first_buffers(task, other)
         return cut(other, where).client.requires_grad_(True)
 
     x, _ = task.batch(task.samples("test"), slice(0, 2))
@@ -149,6 +183,27 @@ def attacked_at(
 
 
 def smashed(client: nn.Module, x: Tensor) -> Tensor:
-    """Return smashed data of inputs, [N, ...], without a graph and a few at a time."""
-    with torch.no_grad():
-        return torch.cat([client(x[rows]) for rows in chunks(len(x), ROWS)])
+    """Return smashed data of inputs, [N, ...], without a graph and a few at a time.
+
+    Raises
+    ------
+    DataError
+        If some of them are not finite.
+    """
+    return finite(in_parts(client, x), "Smashed data of the client half")
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """Return the values.
+
+    Raises
+    ------
+    DataError
+        If some are NaN or infinite.
+    """
+    if not values.isfinite().all():
+        raise DataError(
+            f"{what} are not all finite: NaN or infinity among them, as of a model that diverged; "
+            "attack a run of a lower learning rate, or other inputs."
+        )
+    return values

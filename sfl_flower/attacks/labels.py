@@ -4,7 +4,8 @@ Today's methods with a cut send labels to the server in the clear; these attacks
 that kept them to itself would still show.  The attacker knows the labels of a few samples of each
 class.  From gradients: the norm attack and the cosine attack of Li et al. (arXiv 2102.08504), made
 for two classes and here for any number.  From smashed data: the label of the nearest known sample,
-and of the cluster that a sample falls into.
+and of the cluster that a sample falls into; and what the server half makes of it, which takes no
+known label.
 """
 
 from __future__ import annotations
@@ -16,10 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sfl_flower.attacks.parts import in_parts
 from sfl_flower.data import derive
 from sfl_flower.task import SplitTask
 
-__all__ = ["cosine_scores", "cut_gradients", "known_rows", "label_scores", "norm_scores"]
+__all__ = [
+    "cosine_scores",
+    "cut_gradients",
+    "known_rows",
+    "label_scores",
+    "norm_scores",
+    "output_scores",
+]
 
 
 def known_rows(y: Tensor, each: int) -> Tensor:
@@ -29,10 +38,14 @@ def known_rows(y: Tensor, each: int) -> Tensor:
 
 def cut_gradients(task: SplitTask, server: nn.Module, z: Tensor, y: Tensor) -> Tensor:
     """Return the gradient of each sample's loss at its smashed data, [N, ...]; λ times n."""
-    given = z.detach().clone().requires_grad_()
-    loss = task.loss(server(given), y)
-    (found,) = torch.autograd.grad(loss * len(y), given)
-    return found
+
+    def some(z: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            given = z.detach().clone().requires_grad_()
+            (found,) = torch.autograd.grad(task.loss(server(given), y) * len(y), given)
+        return found
+
+    return in_parts(some, z, y)
 
 
 def norm_scores(gradients: Tensor, known: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -88,9 +101,21 @@ def cluster_scores(
     return named[torch.from_numpy(means.labels_[: len(z)].astype(np.int64))]
 
 
+def output_scores(output: Tensor, classes: int) -> Tensor | None:
+    """Return a model's output as scores [N, classes]; None where it is no number a class.
+
+    One number a sample speaks for the second of two classes, as with a binary loss.
+    """
+    if output.dim() == 1:
+        output = output[:, None]
+    if classes == 2 and output.shape[1:] == (1,):
+        output = torch.cat([-output, output], 1)
+    return output if output.shape[1:] == (classes,) else None
+
+
 def label_scores(
-    gradients: tuple[Tensor, Tensor], z: tuple[Tensor, Tensor], labels: Tensor, classes: int,
-    *words: str | int,
+    gradients: tuple[Tensor, Tensor], z: tuple[Tensor, Tensor], output: Tensor, labels: Tensor,
+    classes: int, *words: str | int,
 ) -> Mapping[str, Tensor]:  # fmt: skip
     """Return the scores of every attack by its name.
 
@@ -98,6 +123,8 @@ def label_scores(
     ----------
     gradients, z : pair of Tensor
         Cut gradients and smashed data, of victims and of the known.
+    output : Tensor
+        What the server half makes of the victims' smashed data.
     labels : Tensor
         Of the known.
     classes : int
@@ -105,7 +132,9 @@ def label_scores(
     *words : str or int
         What clusters follow from.
     """
+    predicted = output_scores(output, classes)
     return {
+        **({} if predicted is None else {"server half": predicted}),
         "gradient norm": norm_scores(*gradients, labels, classes),
         "gradient cosine": cosine_scores(*gradients, labels, classes),
         "nearest z": nearest_scores(*z, labels, classes),

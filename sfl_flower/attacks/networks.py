@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -15,9 +16,16 @@ __all__ = ["Critic", "Decoder", "Standard"]
 WIDTH = 32
 """Channels inside, where a picture is drawn."""
 MOST_DIRECT = 4_000_000
-"""Weights of a layer from all smashed data to all of a picture, at most; without it beyond."""
+"""Weights of a layer from all smashed data to all of an input, at most; without it beyond."""
 MOST_GRID = 16_000_000
 """Weights of the layer to the small grid, at most; the grid is made smaller beyond."""
+
+BLUR = 1.0
+"""Noise with which a decoder learns from smashed data that are only like those it is for.
+
+In their standard deviations. Without it little that differs between the two becomes large in what
+the decoder makes of them.
+"""
 
 
 class Standard(nn.Module):
@@ -40,17 +48,23 @@ class Standard(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("spread", spread.clamp_min(least))
 
+    def blurred(self, z: Tensor, drawn: np.random.Generator) -> Tensor:
+        """Return smashed data with noise of `BLUR` of their spread."""
+        noise = torch.from_numpy(drawn.standard_normal(z.shape, dtype=np.float32))
+        return z + BLUR * self.spread * noise
+
     def forward(self, z: Tensor) -> Tensor:
         """Return what it stands for."""
         return (z - self.mean) / self.spread
 
 
 class Decoder(nn.Module):
-    """From smashed data to inputs in 0 .. 1.
+    """From smashed data and labels to inputs in 0 .. 1.
 
     A picture is drawn by convolutions, from the grid of the smashed data where they have one and
     else from a small one, which grows twofold at a time; one layer from all smashed data to all
-    pixels is added where it is not too large. Of other inputs it is that layer and two more.
+    pixels is added where it has at most 4 million weights. Of other inputs it is that layer and two
+    more. An input a label is added to all, 0 until it is set.
 
     Parameters
     ----------
@@ -58,13 +72,16 @@ class Decoder(nn.Module):
         Smashed data to standardise by, [N, ...].
     shape : sequence of int
         Of an input, [C, H, W] or any other.
+    classes : int
+        Labels that there are.
     """
 
-    def __init__(self, z: Tensor, shape: Sequence[int]) -> None:
+    def __init__(self, z: Tensor, shape: Sequence[int], classes: int) -> None:
         super().__init__()
         size, total = z[0].numel(), math.prod(shape)
         self.standard = Standard(z)
         self.shape = tuple(shape)
+        self.of_class = nn.Embedding(classes, total, _weight=torch.zeros(classes, total))
         self.direct = nn.Linear(size, total) if size * total <= MOST_DIRECT else None
         if len(shape) != 3:
             inside = min(512, 4 * max(size, total))
@@ -91,13 +108,14 @@ class Decoder(nn.Module):
         self.last = nn.Conv2d(WIDTH, shape[0], 3, padding=1)
         self.drawn = nn.Sequential(*layers, self.last)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Return inputs, [N, *shape], not cut off at 0 and 1."""
         given = self.standard(z)
         found: Tensor = self.drawn(given).reshape(len(z), *self.shape)
         if self.direct is not None:
             found = found + self.direct(given.flatten(1)).reshape(found.shape)
-        return found
+        mean: Tensor = self.of_class(y)
+        return found + mean.reshape(found.shape)
 
 
 class _Resized(nn.Module):

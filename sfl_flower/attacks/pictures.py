@@ -16,7 +16,7 @@ COLUMNS = 12
 
 
 def draw(report: AttackReport, cut: CutReport, path: Path) -> Path | None:
-    """Write a grid of pictures: originals, the guess, and a row for each attack and defence.
+    """Write a grid of pictures: originals, guesses, and a row for each attack and defence.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def draw(report: AttackReport, cut: CutReport, path: Path) -> Path | None:
     Returns
     -------
     Path or None
-        The file; None where inputs are no pictures of one or three channels.
+        The file; None where inputs are no pictures of one or three channels, or none were made.
     """
     truth = report.truth
     if truth.dim() != 4 or truth.shape[1] not in (1, 3):
@@ -39,7 +39,13 @@ def draw(report: AttackReport, cut: CutReport, path: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     rows: list[tuple[str, Tensor]] = [("originals", truth)]
-    rows.append((_titled("guess: the mean", _mse(cut)), report.guess.expand_as(truth)))
+    one = next((f for f in cut.findings if f.kind == "inputs"), None)
+    if one is None:
+        return None
+    mean = report.guess.expand_as(truth)
+    rows.append((_titled("guess: the mean", one.guess["mse"]), mean))
+    name = "guess: the class's mean"
+    rows.append((_titled(name, one.class_guess["mse"]), report.class_guess))
     for found in cut.findings:
         if found.shown is not None:
             name = f"{found.attack}, {found.defence}"
@@ -63,9 +69,5 @@ def draw(report: AttackReport, cut: CutReport, path: Path) -> Path | None:
     return path
 
 
-def _mse(cut: CutReport) -> float | None:
-    return next((f.guess["mse"] for f in cut.findings if "mse" in f.guess), None)
-
-
-def _titled(name: str, mse: float | None) -> str:
-    return name if mse is None else f"{name}\nMSE {mse:.4f}"
+def _titled(name: str, mse: float) -> str:
+    return f"{name}\nMSE {mse:.4f}"

@@ -7,18 +7,23 @@ and the pilot's decoder then undoes what the client sends.
 
 Unlike the paper's, pilot and decoder are trained before the run and stand still, so a client has a
 goal that does not move; the critic is Wasserstein's, with a penalty on its gradient; it is told the
-labels, which clients of every method here send beside smashed data; and what clients get has a norm
-that falls to 0 over the rounds.
+labels, which clients of every method here send beside smashed data; what clients do to smashed data
+before they leave is done to the pilot's as well; and what clients get has a norm that falls to 0
+over the rounds.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from sfl_flower.attacks.inversion import begin
 from sfl_flower.attacks.networks import Critic, Decoder
+from sfl_flower.attacks.parts import in_parts
 from sfl_flower.data import generator, seeded_torch
 
 __all__ = ["Pilot"]
@@ -43,6 +48,8 @@ class Pilot:
         Passes over them.
     strength : float
         Mean norm of the gradient of a sample's loss in what clients get at first.
+    sent : callable
+        Gives smashed data as they arrive; gradients pass it.
     *words : str or int
         What weights and order follow from.
     """
@@ -56,14 +63,16 @@ class Pilot:
         classes: int,
         epochs: int,
         strength: float,
+        sent: Callable[[Tensor], Tensor],
         *words: str | int,
     ) -> None:
         self._drawn = generator("pilot", *words)
         self._strength = strength
         with seeded_torch("pilot", *words):
-            with torch.no_grad():
-                first = half(x)
-            self.decoder = Decoder(first, truth.shape[1:])
+            first = sent(in_parts(half, x))
+            self.decoder = Decoder(first, truth.shape[1:], classes)
+            blurred = self.decoder.standard.blurred
+            begin(self.decoder, blurred(first, self._drawn), y, truth, self._drawn)
             both = [*half.parameters(), *self.decoder.parameters()]
             optimizer = torch.optim.Adam(both, lr=RATE)
             half.train()
@@ -72,12 +81,12 @@ class Pilot:
                 for rows in np.array_split(order, max(1, len(x) // BATCH)):
                     index = torch.from_numpy(rows)
                     optimizer.zero_grad()
-                    mse_loss(self.decoder(half(x[index])), truth[index]).backward()
+                    given = blurred(sent(half(x[index])), self._drawn)
+                    mse_loss(self.decoder(given, y[index]), truth[index]).backward()
                     optimizer.step()
             self.half = half.eval().requires_grad_(False)
             self.decoder.eval().requires_grad_(False)
-            with torch.no_grad():
-                self.z: Tensor = self.half(x)
+            self.z: Tensor = sent(in_parts(self.half, x))
             self.critic = Critic(self.z, classes)
         of_class = [np.flatnonzero(y.numpy() == c) for c in range(classes)]
         self._rows = [rows if len(rows) else np.arange(len(x)) for rows in of_class]

@@ -45,14 +45,13 @@ class Scale:
         """Return inputs in 0 .. 1; what is beyond the auxiliary samples' range is cut off."""
         return ((x.float() - self.low) / self.span).clamp(0, 1)
 
-    def undo(self, shown: Tensor) -> Tensor:
-        """Return inputs as the model takes them."""
-        return shown * self.span + self.low
-
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Inputs and labels of those who take part; no sample is on two sides.
+    """Inputs and labels of those who take part.
+
+    No victim is on another side, and no auxiliary sample with clients; samples that are observed
+    are some of the clients'.
 
     Attributes
     ----------
@@ -60,8 +59,8 @@ class Sides:
         The victims': test samples, as the model takes them, and their labels.
     auxiliary_x, auxiliary_y : Tensor
         The attacker's.
-    observed_x : Tensor
-        Of others, whose smashed data alone the attacker sees.
+    observed_x, observed_y : Tensor
+        Of others, whose smashed data and labels alone the attacker sees.
     clients : callable
         Gives the `Samples`, as stored, that clients hold: training samples that are not auxiliary.
     scale : Scale
@@ -73,22 +72,35 @@ class Sides:
     auxiliary_x: Tensor
     auxiliary_y: Tensor
     observed_x: Tensor
+    observed_y: Tensor
     clients: Callable[[], Samples]
     scale: Scale
 
     @property
     def tokens(self) -> bool:
-        """Whether inputs are ids and not numbers."""
-        return not self.x.is_floating_point()
+        """Whether inputs are ids [N, T] and not numbers."""
+        return self.x.dim() == 2 and self.x.dtype in (torch.int32, torch.int64)
 
     @property
     def guess(self) -> Tensor:
         """The mean of the auxiliary inputs in 0 .. 1, [1, ...]: what needs no smashed data."""
         return self.shown(self.auxiliary_x).float().mean(0, keepdim=True)
 
+    @property
+    def class_guess(self) -> Tensor:
+        """For each victim the mean of the auxiliary inputs of its label, in 0 .. 1, [N, ...].
+
+        Of all auxiliary inputs where there is none of the label.
+        """
+        shown = self.shown(self.auxiliary_x).float()
+        found = self.guess.repeat(len(self.y), *[1] * (shown.dim() - 1))
+        for label in self.auxiliary_y.unique():
+            found[self.y == label] = shown[self.auxiliary_y == label].mean(0)
+        return found
+
     def shown(self, x: Tensor) -> Tensor:
-        """Return inputs in 0 .. 1; ids as they are."""
-        return x if self.tokens else self.scale(x)
+        """Return inputs in 0 .. 1, with one channel where they are [N, H, W]; ids as they are."""
+        return x if self.tokens else self.scale(_channels(x))
 
 
 def sides_of(task: SplitTask, settings: AttackSettings) -> Sides:
@@ -106,7 +118,8 @@ def sides_of(task: SplitTask, settings: AttackSettings) -> Sides:
     Raises
     ------
     ConfigError
-        If the task has too few samples, labels by position, or data of nodes' own.
+        If the task has too few samples, labels by position, data of nodes' own, or inputs that are
+        neither numbers nor ids.
     """
     if task.own_data:
         raise ConfigError(
@@ -136,10 +149,21 @@ def sides_of(task: SplitTask, settings: AttackSettings) -> Sides:
     own, seen = np.sort(order[: settings.auxiliary]), np.sort(order[settings.auxiliary : wanted])
     x, y = task.batch(test, rows)
     auxiliary_x, auxiliary_y = task.batch(train, own)
-    observed_x, _ = task.batch(train, seen)
-    scale = Scale.of(auxiliary_x)
+    observed_x, observed_y = task.batch(train, seen)
+    if x.is_complex() or x.dim() < 2:
+        raise ConfigError(
+            f"Inputs of task '{task.name}' are {str(x.dtype).removeprefix('torch.')} of shape "
+            f"{list(x.shape)}; an attack takes real numbers [N, ...] of two dimensions or more, or "
+            "ids [N, T] of int32 or int64: give the task a transform that makes such inputs."
+        )
+    scale = Scale.of(_channels(auxiliary_x))
     held = partial(_held, task, np.sort(order[settings.auxiliary :]))
-    return Sides(x, y, auxiliary_x, auxiliary_y, observed_x, held, scale)
+    return Sides(x, y, auxiliary_x, auxiliary_y, observed_x, observed_y, held, scale)
+
+
+def _channels(x: Tensor) -> Tensor:
+    """Return pictures of one channel for pictures without."""
+    return x[:, None] if x.dim() == 3 else x
 
 
 def _held(task: SplitTask, rows: np.ndarray) -> Samples:

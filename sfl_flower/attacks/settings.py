@@ -19,7 +19,7 @@ class AttackSettings:
     seed : int
         Samples, networks and noise all follow from it.
     victims : int
-        Test samples that are attacked. No attacker is trained on them.
+        Test samples that are attacked. Nothing is fitted to their inputs or labels.
     auxiliary : int
         Training samples that the attacker has, with their labels; no client holds them.
     observed : int
@@ -28,13 +28,17 @@ class AttackSettings:
         Passes of the attacker's networks over the auxiliary samples.
     known : int
         Auxiliary samples a class whose label is known where labels are inferred.
+    sightings : int
+        How often the server gets smashed data of the same samples, with noise drawn anew, as it
+        does once an epoch; it averages them.
     clients, rounds, batch, probes : int
         Of the runs that are hijacked: clients, rounds, samples of a mini-batch, and P of HO-SFL.
     rate : float
         Learning rate of the clients in them.
     strength : float
         The mean norm that a hijacking server gives the gradient of a sample's loss, at first; it
-        falls to 0 over the rounds. 0 leaves the clients as they are.
+        falls to 0 over the rounds. 0 moves no weight of the clients (running statistics of
+        BatchNorm move with the samples).
     pilot : {"fresh", "client"}
         What the hijacking server begins its pilot with: weights of its own, or the client half's,
         which it knows, so that clients have a shorter way to go.
@@ -53,6 +57,7 @@ class AttackSettings:
     observed: Annotated[int, Range(10, 1_000_000)] = 600
     epochs: Count = 40
     known: Count = 5
+    sightings: Count = 1
     clients: Count = 4
     rounds: Count = 100
     batch: Annotated[int, Range(2, 4096)] = 32

@@ -6,8 +6,8 @@ data that arrive; a decoder learns to undo the simulated half, while a second cr
 makes of arriving smashed data like auxiliary inputs.
 
 Simpler than the paper: the model does not move while it is attacked (the paper's attacker follows
-training from the first round), critics are told no labels, and what a defence does to smashed data
-is not simulated.
+training from the first round), and critics are told no labels. What clients do to smashed data
+before they leave is done to the simulated ones as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.nn.utils.parametrizations import spectral_norm
 
+from sfl_flower.attacks.inversion import begin
 from sfl_flower.attacks.networks import Critic, Decoder
+from sfl_flower.attacks.parts import in_parts
 from sfl_flower.data import generator, seeded_torch
 
 __all__ = ["fit_simulator"]
@@ -34,7 +36,9 @@ def fit_simulator(
     half: nn.Module,
     classify: Callable[[Tensor, Tensor], Tensor],
     auxiliary: tuple[Tensor, Tensor, Tensor],
-    arrived: Tensor,
+    observed: tuple[Tensor, Tensor],
+    classes: int,
+    sent: Callable[[Tensor], Tensor],
     epochs: int,
     *words: str | int,
 ) -> nn.Module:
@@ -48,17 +52,23 @@ def fit_simulator(
         The mean loss of smashed data and labels: the server half's.
     auxiliary : tuple of Tensor
         Inputs as the model takes them, labels, and inputs in 0 .. 1.
-    arrived : Tensor
-        Smashed data of others, as the server gets them, [M, ...].
+    observed : tuple of Tensor
+        Smashed data of others, as the server gets them, [M, ...], and their labels.
+    classes : int
+        Labels that there are.
+    sent : callable
+        Gives smashed data as they arrive; gradients pass it.
     epochs : int
         Passes over the auxiliary samples.
     *words : str or int
         What weights and order follow from.
     """
-    x, y, truth = auxiliary
+    (x, y, truth), (arrived, labels) = auxiliary, observed
     drawn = generator("simulator", *words)
     with seeded_torch("simulator", *words):
-        decoder = Decoder(arrived, truth.shape[1:])
+        decoder = Decoder(arrived, truth.shape[1:], classes)
+        blurred = decoder.standard.blurred
+        begin(decoder, blurred(sent(in_parts(half, x)), drawn), y, truth, drawn)
         critics = Critic(arrived, wrap=spectral_norm), Critic(truth, wrap=spectral_norm)
         made = torch.optim.Adam([*half.parameters(), *decoder.parameters()], lr=RATE)
         judging = [p for critic in critics for p in critic.parameters()]
@@ -67,9 +77,10 @@ def fit_simulator(
         for _ in range(epochs):
             for rows in np.array_split(drawn.permutation(len(x)), max(1, len(x) // BATCH)):
                 index = torch.from_numpy(rows)
-                z = arrived[torch.from_numpy(drawn.integers(len(arrived), size=len(rows)))]
-                simulated, real = half(x[index]), truth[index]
-                seen = decoder(z)
+                others = torch.from_numpy(drawn.integers(len(arrived), size=len(rows)))
+                z = arrived[others]
+                simulated, real = sent(half(x[index])), truth[index]
+                seen = decoder(z, labels[others])
                 judged.zero_grad()
                 pairs = ((z, simulated.detach()), (real, seen.detach()))
                 told = [_told(c, *pair) for c, pair in zip(critics, pairs, strict=True)]
@@ -77,7 +88,7 @@ def fit_simulator(
                 judged.step()
                 made.zero_grad()
                 loss = classify(simulated, y[index]) + ALIKE_Z * _alike(critics[0], simulated)
-                loss = loss + mse_loss(decoder(simulated.detach()), real)
+                loss = loss + mse_loss(decoder(blurred(simulated.detach(), drawn), y[index]), real)
                 (loss + ALIKE_X * _alike(critics[1], seen)).backward()
                 made.step()
     return decoder.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -12,13 +13,14 @@ from rich.console import Console
 from sfl_flower.attacks.attack import ATTACKS, attack
 from sfl_flower.attacks.defences import check_defence
 from sfl_flower.attacks.halves import Trained
-from sfl_flower.attacks.report import print_attack, write_attack
+from sfl_flower.attacks.report import made_folder, print_attack, write_attack
 from sfl_flower.attacks.settings import AttackSettings
 from sfl_flower.cli.given import TASK_HELP, given_task, read_pairs
 from sfl_flower.cli.places import at_home
 from sfl_flower.errors import ConfigError
 from sfl_flower.options import read_fields
 from sfl_flower.task import SplitTask
+from sfl_flower.tasks import TASKS
 
 __all__ = ["add_attack"]
 
@@ -37,7 +39,9 @@ def add_attack(commands: Any) -> None:
         ),
     )
     parser.add_argument("task", nargs="?", help=f"{TASK_HELP} (default: that of --run)")
-    parser.add_argument("--cut", help="with commas between them (default: the task's own)")
+    parser.add_argument(
+        "--cut", metavar="CUT,...", help="with commas between them (default: the task's own)"
+    )
     parser.add_argument(
         "--defence", action="append", default=[], metavar="CHAIN",
         help="what clients do to smashed data, as often as wanted, each beside the plain client: "
@@ -71,19 +75,26 @@ def _attack(parsed: argparse.Namespace) -> None:
     own = {key: value for key, value in given.items() if not key.startswith("task.")}
     options = {key[5:]: value for key, value in given.items() if key.startswith("task.")}
     settings = read_fields(AttackSettings, {"seed": parsed.seed, **own}, "attacks")
+    cuts = () if parsed.cut is None else parsed.cut.split(",")
+    if not all(cuts):
+        raise ConfigError(
+            f"--cut is '{parsed.cut}'; it must be names of layers with one comma between them."
+        )
+    task = _task(parsed.task, options, run)
+    out = None if parsed.out is None else made_folder(parsed.out)
     report = attack(
-        _task(parsed.task, options, run),
-        parsed.cut.split(",") if parsed.cut else (),
+        task,
+        cuts,
         defences=parsed.defence,
         attacks=parsed.attacks.split(","),
         settings=settings,
         run=run,
         watch=_watch,
+        keep=None if out is None else partial(write_attack, out=out),
     )
     print_attack(report)
-    if parsed.out:
-        write_attack(report, parsed.out)
-        text = f"Everything is in {parsed.out.absolute()}"
+    if out is not None:
+        text = f"Everything is in {out.absolute()}"
         Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
@@ -94,6 +105,11 @@ def _task(name: str | None, options: dict[str, Any], run: Trained | None) -> Spl
             raise ConfigError("Name what to attack: sfl attack TASK, or --run DIR.")
         return given_task(name, options)
     told, kept = run.task
+    if name is None and told not in TASKS:
+        raise ConfigError(
+            f"The run in {run.path} is of '{told}', which is none of the ready-made tasks; name "
+            f"what gave it: sfl attack MODULE:ATTRIBUTE --run {run.path}."
+        )
     if name is None or name == told:
         return given_task(told, {**kept, **options})
     return given_task(name, options)

@@ -36,6 +36,14 @@ class Still(nn.Module):
         return x.flatten(1)[:, :6] * 0 + 1
 
 
+class Cast(nn.Module):
+    """Gives inputs of any kind as numbers, [N, ...]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32 of 0 .. 1 for bytes."""
+        return x.float().flatten(1) / 255
+
+
 def model(inside: int = 16, classes: int = SIDE) -> nn.Module:
     """Return 16 -> inside -> 8 -> classes; `flatten` is as good as the picture."""
     return nn.Sequential(
