@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.data import generator
+from sfl_flower.errors import TrainingError
 from sfl_flower.methods import METHODS, Method
 from sfl_flower.node.node import Node
 from sfl_flower.node.sync import journal_key
@@ -22,7 +23,7 @@ from sfl_flower.wire import StaleReply
 from sfl_flower.wire.ho_sfl import ProbeRequest
 from sfl_flower.zo import client_stream, run_key
 
-__all__ = ["ATTACKS", "WITHIN", "attacked"]
+__all__ = ["ATTACKS", "LEFT_OUT", "WITHIN", "attacked"]
 
 WITHIN = 5.0
 """How many times as large as an honest answer those of an attacker are."""
@@ -89,6 +90,10 @@ def _honest(node: Node, request: Any, reply: Any) -> Any:
     return reply
 
 
+def _silent(node: Node, request: Any, reply: Any) -> Any:
+    raise TrainingError("this client is left out")
+
+
 ATTACKS: Mapping[str, tuple[str, Lie]] = {
     "sign_flip": ("scalars with the other sign", _times(-1.0)),
     "little": ("half of the scalars with the other sign, each within the spread", _times(-0.5)),
@@ -99,6 +104,8 @@ ATTACKS: Mapping[str, tuple[str, Lie]] = {
     "constant_z": ("smashed data that are the same for all samples", _constant),
 }
 """What attackers do, in words, and as a function of what they would say."""
+LEFT_OUT = "left_out"
+"""In the place of an attack: these clients never answer, as if all of them had been found."""
 
 
 def attacked(method: str, attack: str, clients: Collection[int]) -> Method:
@@ -109,7 +116,7 @@ def attacked(method: str, attack: str, clients: Collection[int]) -> Method:
     method : str
         ``ho_sfl`` or ``heron``.
     attack : str
-        One of `ATTACKS`.
+        One of `ATTACKS`, or `LEFT_OUT`.
     clients : collection of int
         The partitions of the attackers.
     """
@@ -122,7 +129,7 @@ def _lying(
     method: Method, action: str, attack: str, clients: Collection[int]
 ) -> Callable[..., Any]:
     honest, kind = method.handler(action)
-    lie = ATTACKS[attack][1]
+    lie = _silent if attack == LEFT_OUT else ATTACKS[attack][1]
 
     def handler(node: Node, request: Any) -> Any:
         if node.partition not in clients:

@@ -147,7 +147,7 @@ def measured(
     epochs: int,
 ) -> Metrics:
     """Return what is said of a pair of halves; see `train`."""
-    x = task.batch(task.samples("train"), slice(0, 2000))[0]
+    x, y = task.batch(task.samples("train"), slice(0, 2000))
 
     def accuracy(x: Tensor, y: Tensor) -> float:
         with torch.no_grad():
@@ -159,30 +159,38 @@ def measured(
         "accuracy": accuracy(*held),
         "chosen_by": accuracy(*auxiliary),
         "dcor": float(dcor),
-        "mse": decoder_error(client, auxiliary[0], x, epochs),
+        "mse": decoder_error(client, auxiliary, (x, y), task.classes, epochs),
         "guess": float(mse_loss(auxiliary[0].mean(0).expand_as(x), x)),
     }
 
 
-def decoder_error(client: nn.Module, auxiliary: Tensor, x: Tensor, epochs: int) -> float:
+def decoder_error(
+    client: nn.Module,
+    auxiliary: tuple[Tensor, Tensor],
+    victims: tuple[Tensor, Tensor],
+    classes: int,
+    epochs: int,
+) -> float:
     """Return the mean squared error a pixel of `fit_decoder`, which never saw the images.
 
     Parameters
     ----------
     client : nn.Module
         The client half, which the attacker knows, and maybe what becomes of what it sends.
-    auxiliary : Tensor
-        Images of the attacker in 0 .. 1, shape [n, ...].
-    x : Tensor
-        Images of clients in 0 .. 1, whose smashed data it gets.
+    auxiliary : (Tensor, Tensor)
+        Images of the attacker in 0 .. 1, shape [n, ...], and their labels.
+    victims : (Tensor, Tensor)
+        Images of clients in 0 .. 1, whose smashed data it gets, and their labels, which it gets too.
+    classes : int
+        Labels that there are.
     epochs : int
         Of its training.
     """
     with torch.no_grad():
-        z, seen = client(auxiliary), client(x)
-    decoder = fit_decoder(lambda _: z, auxiliary, epochs, "nopeek")
+        z, seen = client(auxiliary[0]), client(victims[0])
+    decoder = fit_decoder(lambda _: z, auxiliary[1], auxiliary[0], classes, epochs, "nopeek")
     with torch.no_grad():
-        return float(mse_loss(decoder(seen).clamp(0, 1), x))
+        return float(mse_loss(decoder(seen, victims[1]).clamp(0, 1), victims[0]))
 
 
 def by_backprop(task: SplitTask, halves: Halves, options: Mapping[str, Any]) -> None:

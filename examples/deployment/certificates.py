@@ -82,9 +82,8 @@ def make_nodes(folder: Path, nodes: Sequence[str]) -> list[Path]:
     refuse_to_overwrite(path for file in files for path in (file, public_of(file)))
     for file in files:
         key = ec.generate_private_key(ec.SECP384R1())
-        write(
-            file, key.private_bytes(PEM, serialization.PrivateFormat.OpenSSH, PLAIN), private=True
-        )
+        secret = key.private_bytes(PEM, serialization.PrivateFormat.OpenSSH, PLAIN)
+        write(file, secret, private=True)
         write(public_of(file), public_line(key) + f" {file.name}\n".encode())
     return [path for file in files for path in (file, public_of(file))]
 
@@ -124,13 +123,8 @@ def check_superlink(folder: Path, names: Sequence[str], days: int) -> str:
         raise Refused(f"{path} was not signed by ca.pem beside it; {again}") from None
     now = datetime.now(UTC)
     for which, found in (("superlink.pem", certificate), ("ca.pem", ca)):
-        begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
-        if not begins <= now <= ends:
-            raise Refused(
-                f"{folder / which} is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} "
-                f"UTC, and now it is {now:%Y-%m-%d %H:%M}; set the clock, or {again}"
-            )
-        if ends < now + timedelta(days=days):
+        refuse_out_of_time(folder / which, found, now, again)
+        if (ends := found.not_valid_after_utc) < now + timedelta(days=days):
             raise Refused(f"{folder / which} ends on {ends:%Y-%m-%d}, in less than {days} days.")
     try:
         has = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -185,7 +179,7 @@ def sign(
 ) -> x509.Certificate:
     """Make the certificate of a server."""
     usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-    ca_public = ca_key.public_key()
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SUPERLINK)]))
@@ -199,9 +193,7 @@ def sign(
         .add_extension(usage, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_public), critical=False
-        )
+        .add_extension(issuer, critical=False)
         .sign(ca_key, hashes.SHA384())
     )
 
@@ -270,13 +262,18 @@ def read_authority(
     anew = "move ca.key, ca.pem, superlink.key and superlink.pem away, and make them anew."
     if ca.public_key() != key.public_key():
         raise Refused(f"{path} does not belong to ca.key beside it; {anew}")
-    begins, ends = ca.not_valid_before_utc, ca.not_valid_after_utc
+    refuse_out_of_time(path, ca, now, anew)
+    return key, ca
+
+
+def refuse_out_of_time(path: Path, found: x509.Certificate, now: datetime, anew: str) -> None:
+    """Refuse a certificate that is not valid yet, or no longer."""
+    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
     if not begins <= now < ends:
         raise Refused(
             f"{path} is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, and now "
             f"it is {now:%Y-%m-%d %H:%M}; set the clock, or {anew}"
         )
-    return key, ca
 
 
 def read_certificate(folder: Path, name: str = AUTHORITY) -> x509.Certificate:
@@ -322,10 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (
-        ("superlink", "the SuperLink's certificate"),
-        ("check", "say what is there"),
-    ):
+    about = {"superlink": "the SuperLink's certificate", "check": "say what is there"}
+    for name, what in about.items():
         command = commands.add_parser(name, help=what)
         command.add_argument("folder", type=Path)
         command.add_argument("--name", action="append", default=[], help="as the nodes dial it")
@@ -337,9 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.command == "superlink":
-            said = [
-                f"wrote {path}" for path in make_superlink(given.folder, given.name, given.days)
-            ]
+            made = make_superlink(given.folder, given.name, given.days)
+            said = [f"wrote {path}" for path in made]
         elif given.command == "node":
             said = [f"wrote {path}" for path in make_nodes(given.folder, given.nodes)]
         else:

@@ -28,8 +28,10 @@ def test_a_decoder_reads_a_half_that_hides_nothing_and_none_that_hides_all() -> 
     layer = nn.Linear(16, 5)
     nn.init.zeros_(layer.weight)
     hides = nn.Sequential(nn.Flatten(), layer)
+    y = torch.arange(300) % 3  # labels that tell nothing of the images
+    known, sent = (x[:200], y[:200]), (x[200:], y[200:])
     open_, closed = (
-        trust_nopeek.decoder_error(half, x[:200], x[200:], 5) for half in (nn.Flatten(), hides)
+        trust_nopeek.decoder_error(half, known, sent, 3, 5) for half in (nn.Flatten(), hides)
     )
     assert open_ < 0.02 and closed == pytest.approx(1 / 12, rel=0.1)
 

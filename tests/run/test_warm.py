@@ -88,7 +88,7 @@ def test_it_runs_flowers_own_program_and_passes_signals_on() -> None:
 def test_without_who_forks_flowers_program_starts_cold(tmp_path: Path) -> None:
     folder = warm._program(tmp_path, "/bin/echo")  # nobody listens
     done = subprocess.run(
-        [str(folder / PROGRAM), "--token", "x y"], capture_output=True, text=True, timeout=60
+        [str(folder / PROGRAM), "--token", "x y"], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (0, "--token x y\n")
 
@@ -215,7 +215,7 @@ kill -INT $PPID; while :; do sleep 0.1; done
     (tmp_path / "command.sh").write_text(command)
     called = [sys.executable, "driver.py", "sh", "command.sh"]
     done = subprocess.run(
-        called, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+        called, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.stdout.splitlines() == ["working", "asked", "gone", "interrupted"], done.stderr
     assert done.returncode == 9
@@ -252,7 +252,7 @@ def shim(tmp_path: Path, *arguments: str, **options: Any) -> str:
         listener.bind(str(tmp_path / "socket"))
         listener.listen()
         done = subprocess.run(
-            [str(folder / PROGRAM), *arguments], capture_output=True, text=True, timeout=60,
+            [str(folder / PROGRAM), *arguments], capture_output=True, text=True, timeout=300,
             **options,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -276,6 +276,6 @@ def test_the_current_folder_is_no_place_for_modules(
     monkeypatch.setattr(os, "execv", lambda _, arguments: called.extend(arguments))
     command_line._warm(argparse.Namespace(preload=["only_here"], command=["sh"]))
     done = subprocess.run(
-        called, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+        called, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2 and "no module 'only_here'" in done.stderr

@@ -40,7 +40,9 @@ def test_steps_beyond_an_epoch_pass_over_all_samples_again_in_a_new_order(method
     z = np.concatenate(brought)
     first, second = z[:SAMPLES], z[SAMPLES:]
     assert len(second) == SAMPLES and not np.array_equal(first, second)
-    assert np.array_equal(np.unique(first, axis=0), np.unique(second, axis=0))
+    # The last bits of a row depend on what it is multiplied beside: samples are told by nearness.
+    same = np.abs(first[:, None] - second[None]).max(axis=-1) < 1e-5
+    assert (same.sum(axis=0) == 1).all() and (same.sum(axis=1) == 1).all()
 
 
 def test_herons_walk_of_two_epochs_is_rebuilt_from_its_scalars() -> None:
