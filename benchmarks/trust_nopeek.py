@@ -180,7 +180,7 @@ def decoder_error(
     auxiliary : (Tensor, Tensor)
         Images of the attacker in 0 .. 1, shape [n, ...], and their labels.
     victims : (Tensor, Tensor)
-        Images of clients in 0 .. 1, whose smashed data it gets, and their labels, which it gets too.
+        Images of clients in 0 .. 1, whose smashed data it gets, and their labels.
     classes : int
         Labels that there are.
     epochs : int
