@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import trust_robust
+from benchmarks.attackers import LEFT_OUT
 from benchmarks.grid import Job
 from benchmarks.trust_robust import HONEST, MEAN, job
 from sfl_flower.errors import ConfigError
@@ -27,6 +28,7 @@ def test_the_best_aggregator_is_held_against_the_honest_run(tmp_path: Path) -> N
     path = tmp_path / "runs.jsonl"
     given = {
         (HONEST, MEAN): 0.9,
+        (LEFT_OUT, MEAN): 0.84,
         ("scaled", MEAN): 0.5,
         ("scaled", "median"): 0.89,
         ("scaled", "clip:1"): 0.7,
@@ -63,7 +65,8 @@ def test_the_best_aggregator_is_held_against_the_honest_run(tmp_path: Path) -> N
     assert [figure.met for figure in found.values() if figure.name.endswith("scaled")] == [True] * 2
     assert found["robust_gap_heron_little"].met is None
     assert "there is little to mend" in found["robust_gap_heron_little"].setting
-    assert "best median" in found["robust_gap_heron_scaled"].setting
+    said = found["robust_gap_heron_scaled"].setting
+    assert "best median" in said and "90.0 honest, 84.0 without the liars, mean 50.0" in said
     told = "outlying they were in 2 or more, honest clients in 1 or fewer"
     assert told in found["robust_gap_heron_scaled"].setting
 
@@ -78,7 +81,8 @@ def test_all_runs_of_a_bed_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(trust_robust, "run_jobs", run_jobs)
     words = "--trust-robust-beds heron --trust-robust-with median --trust-robust-attacks scaled"
     list(trust_robust.figures(parsed(*words.split(), *"--trust-robust-workers 3".split())))
-    assert asked == [3, 3]  # the honest run, the mean and the median under attack; three workers
+    # The honest run, that without the liars, the mean and the median under attack; three workers.
+    assert asked == [4, 3]
 
 
 def test_a_part_that_is_none_is_refused() -> None:
@@ -90,5 +94,7 @@ def test_a_part_that_is_none_is_refused() -> None:
 def test_an_attacked_run_is_trained() -> None:
     found = trust_robust.train(job("ho_sfl", "scaled", "clip:1", 0, ROUNDS))
     assert 0 < found["accuracy"] < 1 and found["found"] == 2.0  # it was clipped in both rounds
+    silent = trust_robust.train(job("ho_sfl", LEFT_OUT, MEAN, 0, ROUNDS))
+    assert silent["found"] == 0.0 and silent["accuracy"] != found["accuracy"]
     krum = trust_robust.train(job("ho_sfl", "scaled", "multikrum:1", 0, ROUNDS))
     assert krum["outlying_honest"] < krum["outlying_liar"] == krum["found"]
