@@ -67,7 +67,7 @@ def test_the_best_aggregator_is_held_against_the_honest_run(tmp_path: Path) -> N
     assert "there is little to mend" in found["robust_gap_heron_little"].setting
     said = found["robust_gap_heron_scaled"].setting
     assert "best median" in said and "90.0 honest, 84.0 without the liars, mean 50.0" in said
-    told = "outlying they were in 2 or more, honest clients in 1 or fewer"
+    told = "outlying they were in 2 or more, honest ones in 1 or fewer"
     assert told in found["robust_gap_heron_scaled"].setting
 
 
