@@ -165,4 +165,5 @@ def _told(found: list[Metrics]) -> str:
         return told
     liars = min(each["outlying_liar"] for each in found)
     honest = max(each["outlying_honest"] for each in found)
-    return f"{told}; outlying they were in {liars:.0f} or more, honest ones in {honest:.0f} or fewer"
+    said = f"outlying they were in {liars:.0f} or more, honest ones in {honest:.0f} or fewer"
+    return f"{told}; {said}"
