@@ -43,7 +43,7 @@ lint: env ## ruff: rules and format
 types: env ## mypy --strict
 	$(BIN)/mypy
 
-# One process a core; what starts Flower's own processes, and mostly waits for them, shares one.
+# A worker a core, and one more for what starts Flower's own processes and mostly waits for them.
 test-newest: env ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadgroup --durations=20 $(PYTEST_ARGS)
 

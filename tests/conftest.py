@@ -50,6 +50,11 @@ if (_found := _data_dir()) is not None:
     os.environ["SFL_DATA_DIR"] = str(_found)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return a worker a core, and one that starts Flower and mostly waits for its processes."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what starts Flower in one worker of ``-n auto --dist loadgroup``.
