@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -214,9 +215,15 @@ kill -INT $PPID; while :; do sleep 0.1; done
     (tmp_path / "driver.py").write_text(driver)
     (tmp_path / "command.sh").write_text(command)
     called = [sys.executable, "driver.py", "sh", "command.sh"]
+
+    def hear() -> None:
+        """What a shell runs in the background ignores interrupts, and so does what that starts."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     done = subprocess.run(
-        called, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
-    )
+        called, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60,
+        preexec_fn=hear,
+    )  # fmt: skip
     assert done.stdout.splitlines() == ["working", "asked", "gone", "interrupted"], done.stderr
     assert done.returncode == 9
 
