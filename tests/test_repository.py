@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,10 @@ def test_the_bundle_is_small_and_holds_the_package(tmp_path: Path) -> None:
         if p.suffix in (".py", ".toml") and ROOT / "sfl_flower" in p.parents
     }
     assert "sfl_flower/presets/ho_sfl_resnet18_cifar10.toml" in package
-    assert len(bundle) < 4 * 1024 * 1024  # older Flower takes tests and pages along, uncompressed
+    with zipfile.ZipFile(archive) as read:
+        is_packed = any(each.compress_size < each.file_size for each in read.infolist())
+    # Older Flower takes tests and pages along, uncompressed.
+    assert len(bundle) < (4 if is_packed else 8) * 1024 * 1024
     assert package <= held
     assert not [name for name in held if name.startswith((".venv", "runs")) or name == "uv.lock"]
 
