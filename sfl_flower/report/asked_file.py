@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl_flower.errors import DataError
-from sfl_flower.report.files import canonical_json, config_digest, sync
+from sfl_flower.report.files import append_line, canonical_json, config_digest
 
 __all__ = ["ASKED", "Asked", "AskedFile"]
 
@@ -126,20 +126,7 @@ class AskedFile:
         values = asked.to_dict()
         seal = _sealed(values, seal)
         line = (canonical_json({**values, _SEAL: seal}) + "\n").encode()
-        try:
-            new = not self.path.exists()
-            with open(self.path, "wb" if new else "r+b") as file:
-                file.truncate(size)  # what was torn
-                file.seek(size)
-                file.write(line)
-            sync(self.path)
-            if new:
-                sync(self.path.parent)
-        except OSError as error:
-            raise DataError(
-                f"Cannot write {self.path}: {error.strerror}. Make room, or see to it that the "
-                "directory can be written, and resume."
-            ) from error
+        append_line(self.path, line, size)
         self._end = size + len(line), seal
 
     def unlike(self, problem: str) -> DataError:

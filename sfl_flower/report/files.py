@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from sfl_flower.errors import ConfigError, DataError
 
 __all__ = [
+    "append_line",
     "atomic_write",
     "canonical_json",
     "config_digest",
@@ -162,6 +163,39 @@ def remove_leftovers(directory: Path) -> None:
         if _LEFTOVER.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def append_line(path: Path, line: bytes, end: int | None = None) -> None:
+    """Add a line to a file, made where there is none; it is on disk when this returns.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    line : bytes
+        The line, with its end.
+    end : int, optional
+        Where the whole lines end: what stands behind, torn, goes.
+
+    Raises
+    ------
+    DataError
+        If it cannot be written.
+    """
+    try:
+        new = not path.exists()
+        with open(path, "ab") as file:
+            if end is not None:
+                file.truncate(end)
+            file.write(line)
+        sync(path)
+        if new:
+            sync(path.parent)
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {path}: {error.strerror}. Make room, or see to it that the directory "
+            "can be written, and resume."
+        ) from error
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfl_flower.errors import DataError
-from sfl_flower.report.files import atomic_write, sync
+from sfl_flower.report.files import append_line, atomic_write
 from sfl_flower.report.history import History, RoundRecord
 
 __all__ = ["HistoryFile"]
@@ -40,19 +40,8 @@ class HistoryFile:
         """
         # A lone surrogate in a note becomes the JSON escape instead of an encoding error.
         line = (record.to_json() + "\n").encode("utf-8", errors="backslashreplace")
-        try:
-            new = not self.path.exists()
-            with open(self.path, "ab") as file:
-                file.write(line)
-            # A checkpoint counts these lines: they must not be lost where it is not.
-            sync(self.path)
-            if new:
-                sync(self.path.parent)
-        except OSError as error:
-            raise DataError(
-                f"Cannot write {self.path}: {error.strerror}. Make room, or see to it that the "
-                "directory can be written, and resume."
-            ) from error
+        # A checkpoint counts these lines: they must not be lost where it is not.
+        append_line(self.path, line)
         self._lines += 1
         self._digest.update(line)
 
