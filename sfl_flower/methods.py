@@ -139,6 +139,15 @@ METHODS: Mapping[str, Method] = {
             },
         ),
         Method(
+            "u_shaped",
+            "sfl_flower.strategies.u_shaped:UShaped",
+            {
+                "forward": "sfl_flower.clients.u_shaped:forward",
+                "tail": "sfl_flower.clients.u_shaped:tail",
+                "probe": "sfl_flower.clients.u_shaped:probe",
+            },
+        ),
+        Method(
             "heron",
             "sfl_flower.strategies.heron:HERON",
             {"local": "sfl_flower.clients.heron:local"},

@@ -214,8 +214,12 @@ class Node:
     def new_head(self, kind: str) -> nn.Module:
         """Return a new auxiliary head; its frozen part is the server's, the rest travels."""
         from sfl_flower.split import own_init  # few clients have a head
+        from sfl_flower.task.models import TAIL, new_tail
 
-        head = self.task.build_head(self.model_seed, kind, own_init(kind))
+        if kind.startswith(TAIL):
+            head = new_tail(self.task, self.model_seed, kind)
+        else:
+            head = self.task.build_head(self.model_seed, kind, own_init(kind))
         return self._lean(head.to(self.device))
 
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
