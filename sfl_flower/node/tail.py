@@ -55,7 +55,7 @@ def backprop(node: Node, tail: nn.Module, h: np.ndarray, y: Tensor, at: tuple[in
         given = part.x.detach().clone().requires_grad_()
         with torch.enable_grad(), part.draws():
             loss = part.weighted(node.task.loss(tail(given), part.y))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         rows.append(torch.zeros_like(given) if given.grad is None else given.grad)
         total += float(loss.detach())
     sums = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in names.items()}
