@@ -6,6 +6,7 @@ import secrets
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.data import generator
@@ -18,7 +19,9 @@ __all__ = ["told_labels"]
 _SECRET = "label secret"
 
 
-def told_labels(task: SplitTask, store: NodeStore, own: Tensor, epsilon: float) -> Tensor:
+def told_labels(
+    task: SplitTask, store: NodeStore, own: Tensor, epsilon: float
+) -> NDArray[np.int64]:
     """Return what a client says its labels are.
 
     What is drawn follows from a secret of the node, which it makes at the first message of a run
@@ -40,5 +43,4 @@ def told_labels(task: SplitTask, store: NodeStore, own: Tensor, epsilon: float) 
         secret = secrets.token_hex(16)
         store.put_text(_SECRET, {"secret": secret})
     y = own.to(torch.int64).numpy()
-    told = randomised(y, epsilon, task.classes, generator("labels", secret), task.ignore_label)
-    return torch.from_numpy(np.ascontiguousarray(told))
+    return randomised(y, epsilon, task.classes, generator("labels", secret), task.ignore_label)

@@ -129,7 +129,7 @@ class Node:
         Whether backprop runs segments of what it holds again.
     carried : str
         Names the directions of subspaces that it holds, empty for none.
-    told : Tensor or None
+    told : numpy.ndarray or None
         Labels of its share to train on in place of its own, int64 [n, ...].
     """
 
@@ -145,7 +145,7 @@ class Node:
     micro_batch: int = 0
     checkpointing: bool = False
     carried: str = ""
-    told: Tensor | None = None
+    told: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
@@ -234,7 +234,7 @@ class Node:
         chosen = batch_indices(self.key, round, step, len(self.rows), batch_size)
         rows = self.rows[chosen]
         x, y = self.task.training_batch(self.samples, rows, self.key, round, step)
-        y = y if self.told is None else self.told[chosen]
+        y = y if self.told is None else torch.from_numpy(self.told[chosen])
         return x.to(self.device), y.to(self.device)
 
     def same_batch(self, round: int, digest: str, met: str) -> None:
