@@ -171,10 +171,10 @@ class Node:
                 )
             rows = parts[number]
         store, told = NodeStore(context), None
-        if setup.label_epsilon:
+        if setup.label_epsilon or "label-epsilon" in context.node_config:
             from sfl_flower.node.labels import told_labels  # few runs need it
 
-            told = told_labels(task, store, samples.y[rows], setup.label_epsilon)
+            told = told_labels(task, context, samples.y[rows], setup.label_epsilon)
         return cls(
             task, setup.model_seed, setup.key, number, samples, rows, store, device,
             setup.mode, setup.micro_batch, setup.checkpointing, keep_carried(store, setup.carried),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from sfl_flower import METHODS
+from sfl_flower import METHODS, RunConfig
+from sfl_flower.errors import ConfigError
 from sfl_flower.methods import read_options
-from sfl_flower.node.node import join
+from sfl_flower.node.node import Node, join
 from sfl_flower.task import Samples
 from sfl_flower.wire import JoinRequest, Setup
 from tests import tiny
@@ -69,6 +70,24 @@ def test_every_method_trains_on_them(method: str) -> None:
     )
     assert not equal(plain.model, replaced.model)
     assert [record.rejected + record.failures for record in replaced.strategy.records] == [0] * 3
+
+
+def node(config: dict[str, Any], epsilon: float) -> np.ndarray | None:
+    task = tiny.task(clients=1, each=400)
+    context = Context(1, 7, {"partition-id": 0, **config}, RecordDict(), {})
+    setup = Setup(0, RunConfig(clients=1).partition_text(), label_epsilon=epsilon)
+    return Node.open(lambda _: task, context, setup).told
+
+
+def test_a_node_holds_to_its_own_epsilon_whatever_the_server_asks_for() -> None:
+    y = tiny.task(clients=1, each=400).samples("train").y.numpy()
+    assert node({}, 0.0) is None
+    for own, asked in ((0.01, 0.0), (0.01, 1e3), (1e3, 0.01)):
+        found = node({"label-epsilon": own}, asked)
+        assert found is not None
+        assert (found == y).mean() == pytest.approx(1 / 3, abs=0.1)  # of 3 classes
+    with pytest.raises(ConfigError, match="label-epsilon 'none' in its node configuration"):
+        node({"label-epsilon": "none"}, 0.0)
 
 
 def test_the_control_tells_as_little() -> None:
