@@ -48,6 +48,11 @@ def add_profile(commands: Any) -> None:
         "--learn", nargs="*", metavar="CHOICE",
         help="say what forwards will learn with these choices of trained parameters, or the usual",
     )  # fmt: skip
+    parser.add_argument(
+        "--leakage", nargs="?", const=0.0, type=float, metavar="LEAST",
+        help="attack what each cut shows, and advise cuts alone at which a decoder is left with "
+        "at least this share of a guess's error (default: any)",
+    )  # fmt: skip
     parser.add_argument("--cuts", help="with commas between them (default: every legal one)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples of a mini-batch")
     parser.add_argument("--client-memory", help="what a client has, such as 64MiB")
@@ -92,6 +97,7 @@ def _profile(parsed: argparse.Namespace) -> None:
         gradients=parsed.gradients,
         trained=parsed.trained,
         learn=parsed.learn,
+        least_error=parsed.leakage,
         seconds=parsed.seconds,
         watch=_watch,
     )

@@ -12,7 +12,8 @@ from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, Method, find_method
 from sfl_flower.profiling.advice import advise
 from sfl_flower.profiling.costs import Cost, Setting, method_costs
-from sfl_flower.profiling.cuts import CutProfile, profile_cuts
+from sfl_flower.profiling.cuts import WHOLE, CutProfile, profile_cuts
+from sfl_flower.profiling.leakage import Leakage, leakage
 from sfl_flower.profiling.learning import learning
 from sfl_flower.profiling.progress import Learning
 from sfl_flower.split import Auto, read_subspace
@@ -41,6 +42,8 @@ class Profile:
         What fits, what to take, and why not the next best, in sentences.
     learning : Learning or None
         What forwards will learn, where it was asked for.
+    leakage : Leakage or None
+        What smashed data show of inputs, where it was asked for.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Profile:
     client_memory: int | None
     advice: tuple[str, ...]
     learning: Learning | None = None
+    leakage: Leakage | None = None
 
 
 def profile(
@@ -71,6 +75,7 @@ def profile(
     seconds: float = 50.0,
     methods: Sequence[str | Method] = tuple(METHODS),
     learn: Sequence[str] | None = None,
+    least_error: float | None = None,
     watch: Callable[[str], None] | None = None,
 ) -> Profile:
     """Profile the cuts of a task's model, or of a model on a batch.
@@ -108,6 +113,9 @@ def profile(
     learn : sequence of str, optional
         Choices of trained parameters of which to say what forwards will learn, see
         `sfl_flower.profiling.learning`; empty for a usual list. A task is needed.
+    least_error : float, optional
+        Attack each cut with a decoder, and advise cuts alone at which its error is at least this
+        share of a guess's; 0 advises all. A task is needed, whose inputs are numbers.
     watch : callable, optional
         Called with each cut's name before it is profiled; the whole model comes first.
 
@@ -159,17 +167,26 @@ def profile(
         )
     if learn is not None and not isinstance(subject, SplitTask):
         raise ConfigError("learn needs labels and a loss; profile a task, not a model.")
+    if least_error is not None and not isinstance(subject, SplitTask):
+        raise ConfigError("leakage needs samples to attack; profile a task, not a model.")
     rows = profile_cuts(model, x, cuts, seconds, own, watch)
     shape = rows[-1].smashed_shape
     setting = replace(given, outputs=shape[-1] if shape else 1, everywhere=len(shape) == 2)
     chosen = [find_method(named) for named in methods]
     costs = {row.at: method_costs(row, setting, chosen) for row in rows}
-    advice = advise(rows, costs, setting, client_memory, chosen)
+    shown, among = None, rows
+    if least_error is not None and isinstance(subject, SplitTask):
+        places = [row.at for row in rows if row.at != WHOLE]
+        shown = leakage(subject, places, least_error, watch)
+        among = shown.allowed(rows)
+    advice = advise(among, costs, setting, client_memory, chosen)
+    if shown is not None:
+        advice += shown.advice()
     found = None
     if learn is not None and isinstance(subject, SplitTask):
         found = learning(subject, cuts, learn, probes, sampled, 0, estimator, watch)
         advice += found.advice()
-    return Profile(name, setting, tuple(rows), costs, client_memory, advice, found)
+    return Profile(name, setting, tuple(rows), costs, client_memory, advice, found, shown)
 
 
 def batch_like(shape: Sequence[int], size: int, tokens: int = 0, seed: int = 0) -> Tensor:

@@ -30,6 +30,7 @@ from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError, CutError, WireError
 from sfl_flower.options import Choice, Form, Range
 from sfl_flower.server.body import BodyTrainer, TailGradients
+from sfl_flower.server.cost import Parts
 from sfl_flower.server.exchange import Exchange
 from sfl_flower.server.facts import Facts
 from sfl_flower.server.roster import Member
@@ -92,6 +93,10 @@ class UShaped(HOSFL):
     )
     settings: UShapedSettings
     server: BodyTrainer
+
+    @staticmethod
+    def cost(parts: Parts) -> None:
+        """Return no closed form: it depends on where the tail begins (docs/ledger.md)."""
 
     @classmethod
     def check_options(cls, config: RunConfig, settings: Settings) -> None:
