@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -97,7 +98,8 @@ def _profile(parsed: argparse.Namespace) -> None:
         gradients=parsed.gradients,
         trained=parsed.trained,
         learn=parsed.learn,
-        least_error=parsed.leakage,
+        shown=None if parsed.leakage is None else _shown,
+        least_error=parsed.leakage or 0.0,
         seconds=parsed.seconds,
         watch=_watch,
     )
@@ -115,6 +117,14 @@ def _give(found: Profile, parsed: argparse.Namespace) -> None:
         write_profile(found, parsed.out)
         text = f"Everything is in {parsed.out.absolute()}"
         Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+def _shown(
+    task: SplitTask, cuts: Sequence[str], watch: Callable[[str], None] | None
+) -> Mapping[str, float]:
+    from sfl_flower.attacks.shown import error_left  # takes a package of its own
+
+    return error_left(task, cuts, watch)
 
 
 def _watch(name: str) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sfl_flower.errors import ConfigError
-from sfl_flower.options import check_range
 from sfl_flower.profiling.cuts import WHOLE, CutProfile
-from sfl_flower.task import SplitTask
 
-__all__ = ["Leakage", "leakage"]
-
-AUXILIARY, OBSERVED = 600, 10
-"""Samples that the attacker has, and of which it sees smashed data alone, which decoders ignore."""
+__all__ = ["Leakage"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +17,7 @@ class Leakage:
 
     Attributes
     ----------
-    shares : dict of str to float
+    shares : Mapping of str to float
         By cut the mean squared error of reconstructions over that of the better guess, the mean
         input or the mean of its class: 1 and more where nothing is shown, 0 for the inputs
         themselves.
@@ -30,7 +25,7 @@ class Leakage:
         Cuts whose share is below are not recommended; 0 for no limit.
     """
 
-    shares: dict[str, float]
+    shares: Mapping[str, float]
     least: float = 0.0
 
     def allowed(self, rows: Sequence[CutProfile]) -> list[CutProfile]:
@@ -64,45 +59,3 @@ class Leakage:
         out = [at for at, share in self.shares.items() if share < self.least]
         without = f"Left out, below {self.least:g}: {', '.join(out)}." if out else ""
         return (said, without) if without else (said,)
-
-
-def leakage(
-    task: SplitTask,
-    cuts: Sequence[str],
-    least: float = 0.0,
-    watch: Callable[[str], None] | None = None,
-) -> Leakage:
-    """Attack the smashed data of each cut with a decoder (`sfl_flower.attacks`).
-
-    Parameters
-    ----------
-    task : SplitTask
-        The learning problem; its inputs are numbers.
-    cuts : sequence of str
-        The cuts.
-    least : float
-        As of `Leakage`.
-    watch : callable, optional
-        Called with each cut's name before it is attacked.
-
-    Raises
-    ------
-    ConfigError
-        If `least` is out of its range, inputs are ids, or the package of the attack is missing.
-    """
-    check_range("leakage", least, 0.0, 1e3)
-    from sfl_flower.attacks.attack import attack
-    from sfl_flower.attacks.settings import AttackSettings
-
-    held = len(task.samples("train"))
-    most = max(10, (held - OBSERVED) // 2)
-    settings = AttackSettings(auxiliary=min(AUXILIARY, most), observed=OBSERVED)
-    shares: dict[str, float] = {}
-    for at in cuts:
-        if watch is not None:
-            watch(f"what '{at}' shows")
-        report = attack(task, [at], attacks=["decoder"], settings=settings)
-        found = [each.of_guess for each in report.cuts[0].findings if each.of_guess is not None]
-        # Where no decoder can be tried nothing is known, so it counts as shown.
-        shares[at] = min(found, default=0.0)
-    return Leakage(shares, least)

@@ -104,7 +104,7 @@ def profile_numbers(profile: Profile) -> dict[str, Any]:
         ],
         "learning_samples": profile.learning.samples if profile.learning else None,
         "learning": [_numbers(row) for row in (profile.learning.rows if profile.learning else ())],
-        "error_left_of_guess": profile.leakage.shares if profile.leakage else None,
+        "error_left_of_guess": dict(profile.leakage.shares) if profile.leakage else None,
         "advice": list(profile.advice),
     }
 

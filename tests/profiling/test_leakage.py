@@ -6,6 +6,7 @@ import pytest
 
 from sfl_flower import profile
 from sfl_flower.attacks.measures import check_package
+from sfl_flower.attacks.shown import error_left
 from sfl_flower.errors import ConfigError
 from sfl_flower.profiling.leakage import Leakage
 from sfl_flower.profiling.tables import markdown_profile, profile_numbers
@@ -47,7 +48,9 @@ def test_a_limit_that_no_cut_meets_says_which_one_comes_nearest() -> None:
 def test_a_deeper_cut_of_the_digits_shows_less_and_is_what_is_advised() -> None:
     check_package()
     task = load_task("digits", model="conv")
-    found = profile(task, cuts=["conv1", "tanh1"], seconds=0.0, batch_size=8, least_error=0.3)
+    found = profile(
+        task, cuts=["conv1", "tanh1"], seconds=0.0, batch_size=8, shown=error_left, least_error=0.3
+    )
     assert found.leakage is not None
     assert found.leakage.shares["conv1"] < 0.05 < 0.3 < found.leakage.shares["tanh1"]
     assert "cut at 'tanh1'" in found.advice[0]
@@ -58,7 +61,7 @@ def test_a_deeper_cut_of_the_digits_shows_less_and_is_what_is_advised() -> None:
 
 def test_a_model_has_no_samples_to_attack() -> None:
     with pytest.raises(ConfigError, match="profile a task, not a model"):
-        profile(tiny.model(), tiny.samples(4).x, least_error=0.0)
+        profile(tiny.model(), tiny.samples(4).x, shown=error_left)
 
 
 def test_a_limit_below_nothing_is_refused() -> None:
