@@ -5,7 +5,8 @@ the digits, so that an attack takes seconds, and no gradient of HO-SFL is clippe
 bounds some attacks already.  What wrong labels and smashed data teach the server half is beyond an
 aggregator, unless the server half steps once a round, by what it makes of the clients' gradients.
 Clients hold different shares of the classes, so a liar's data are missed as well: beside the honest
-run stands one in which the liars never answer, which is what finding all of them comes to.
+run stands one in which the liars never answer, which is what finding all of them comes to.  In beds
+that end in ``even`` clients hold like data, and with a liar nothing is missed.
 """
 
 from __future__ import annotations

@@ -139,15 +139,6 @@ METHODS: Mapping[str, Method] = {
             },
         ),
         Method(
-            "u_shaped",
-            "sfl_flower.strategies.u_shaped:UShaped",
-            {
-                "forward": "sfl_flower.clients.u_shaped:forward",
-                "tail": "sfl_flower.clients.u_shaped:tail",
-                "probe": "sfl_flower.clients.u_shaped:probe",
-            },
-        ),
-        Method(
             "heron",
             "sfl_flower.strategies.heron:HERON",
             {"local": "sfl_flower.clients.heron:local"},
@@ -198,6 +189,15 @@ METHODS: Mapping[str, Method] = {
             "decomfl",
             "sfl_flower.strategies.decomfl:DeComFL",
             {"walk": "sfl_flower.clients.decomfl:walk"},
+        ),
+        Method(
+            "u_shaped",
+            "sfl_flower.strategies.u_shaped:UShaped",
+            {
+                "forward": "sfl_flower.clients.u_shaped:forward",
+                "tail": "sfl_flower.clients.u_shaped:tail",
+                "probe": "sfl_flower.clients.u_shaped:probe",
+            },
         ),
         Method(
             "frozen",
