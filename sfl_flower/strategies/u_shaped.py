@@ -44,8 +44,8 @@ from sfl_flower.wire.u_shaped import ORDERS, TailReply, TailRequest, UnlabelledR
 
 __all__ = ["UShaped", "UShapedSettings"]
 
-FEATURE_GRADIENTS = "gradients at features"
-"""What is screened of the tail's answers."""
+FEATURE_GRADIENTS, TAIL_GRADIENTS = "gradients at features", "gradients at the tail"
+"""What is screened of the tail's answers, each kind apart."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ class UShaped(HOSFL):
         kept = {m: found[m] for m in self.screening.keep(SMASHED, brought, exchange.tally)}
         answers = self._ask_tails(round, kept, exchange)
         self.book_usage(answer.usage for answer in answers.values())
-        told = {member: answer.gradients for member, answer in answers.items()}
-        used = self.screening.keep(FEATURE_GRADIENTS, told, exchange.tally, compared=False)
+        used = self._screened(answers, exchange)
         self.server.tell(
             {
                 (round, member.partition, step): gradients
@@ -198,6 +197,16 @@ class UShaped(HOSFL):
             for step, z in enumerate(np.split(reply.z, ends))
         ]
         return np.concatenate(parts)
+
+    def _screened(self, answers: Mapping[Member, TailReply], exchange: Exchange) -> list[Member]:
+        """Return whose gradients are not out of all bounds, neither at features nor at the tail."""
+        told = {member: answer.gradients for member, answer in answers.items()}
+        used = self.screening.keep(FEATURE_GRADIENTS, told, exchange.tally, compared=False)
+        at_tail = {
+            member: np.concatenate([*map(np.ravel, answers[member].head_weights.values())])
+            for member in used
+        }
+        return self.screening.keep(TAIL_GRADIENTS, at_tail, exchange.tally, compared=False)
 
     def _check_tail(self, shapes: Mapping[int, tuple[int, ...]], reply: TailReply) -> None:
         """Refuse gradients that do not fit the features or the tail, or are not finite."""
