@@ -49,14 +49,14 @@ BEDS: Mapping[str, tuple[str, Mapping[str, Any], tuple[str, ...]]] = {
     "ho_sfl_even": (
         "ho_sfl",
         {"directions": "shared", "clip_norm": 0, **EVEN},
-        ("labels", "constant_z"),
+        tuple(ATTACKS),
     ),
     "ho_sfl_round_even": (
         "ho_sfl",
         {"directions": "shared", "clip_norm": 0, "server_steps": "round", "server_lr": 0.2, **EVEN},
         ("labels", "constant_z"),
     ),
-    "heron_even": ("heron", EVEN, ("labels", "constant_z")),
+    "heron_even": ("heron", EVEN, tuple(ATTACKS)),
 }
 """By name: a method, its settings, and the attacks that it meets."""
 
