@@ -44,7 +44,8 @@ class WandB(Tracker):
 
     def open(self, run: Run, known: str | None) -> str:
         """Open the run; what it has on this machine is in the run directory."""
-        self._run: Any = need("wandb", "wandb").init(
+        wandb: Any = need("wandb", "wandb")
+        self._run: Any = wandb.init(
             project=self.project,
             name=self.name or None,
             id=known,
@@ -52,6 +53,7 @@ class WandB(Tracker):
             mode=self.mode or None,
             dir=None if run.out is None else str(run.out),
             config=dict(run.config),
+            settings=wandb.Settings(console="off"),  # what is shown here stays here
         )
         return str(self._run.id)
 
