@@ -26,6 +26,7 @@ _INTEGERS = (
     "failures",
     "rejected",
     "version",
+    "client_peak_bytes",
 )
 
 
@@ -61,6 +62,9 @@ class RoundRecord:
         Further numbers of the method.
     clients : mapping of str to tuple of int
         Clients by what was found of their answers in this round, such as "refused"; see `conduct`.
+    client_peak_bytes : int
+        Largest peak of memory that a client has reported so far, 0 where none has; it does not
+        count when records are compared.
     """
 
     round: int
@@ -79,6 +83,7 @@ class RoundRecord:
     digest: str = ""
     extra: Mapping[str, float] = field(default_factory=dict)
     clients: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    client_peak_bytes: int = field(default=0, compare=False)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON without a line end.

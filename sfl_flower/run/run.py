@@ -110,12 +110,15 @@ class RunResult:
         The whole model's weights under their original names.
     out : Path or None
         The run directory.
+    ended : str
+        What ended the run before its last round, in sentences; "" where every round was run.
     """
 
     history: History
     summary: Summary
     model: dict[str, Tensor]
     out: Path | None
+    ended: str = ""
 
 
 def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None = None) -> RunResult:
@@ -193,8 +196,9 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
                         directory.plot()
                 summary = _summary(strategy, history, plan.out)
                 directory.write_summary(summary, _facts(strategy))
-    hooks.end(Ended(strategy.account.ended, summary=summary))
-    return RunResult(history, summary, strategy.model(), plan.out)
+    ended = strategy.account.ended
+    hooks.end(Ended(ended, summary=summary))
+    return RunResult(history, summary, strategy.model(), plan.out, ended)
 
 
 def _told(strategy: SplitStrategy, plan: Plan) -> Run:

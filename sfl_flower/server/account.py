@@ -234,6 +234,7 @@ class Account:
             digest=digest,
             extra=dict(outcome.extra),
             clients={what: tuple(sorted(found)) for what, found in sorted(tally.marks.items())},
+            client_peak_bytes=ledger.client_peak_bytes,
         )
 
 
