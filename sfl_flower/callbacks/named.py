@@ -21,7 +21,7 @@ from sfl_flower.options import coerce, unknown
 
 __all__ = ["CALLBACKS", "read_callbacks"]
 
-CALLBACKS: Mapping[str, type[Callback]] = {
+CALLBACKS: Mapping[str, Any] = {
     "early_stopping": EarlyStopping,
     "best_checkpoint": BestCheckpoint,
     "budget": Budget,

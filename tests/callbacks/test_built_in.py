@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from sfl_flower.callbacks import (
+    CALLBACKS,
     BestCheckpoint,
     Budget,
     Callback,
@@ -297,3 +300,12 @@ def test_a_text_may_name_a_callback_of_ones_own(
 def test_texts_that_describe_none(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_callbacks([text])
+
+
+def test_the_page_lists_every_one_with_its_parameters() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/callbacks.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| `(\w+)\(([\w, ]*)\)`", page, flags=re.MULTILINE)
+    assert [(name, kind, names.split(", ")) for name, kind, names in listed] == [
+        (name, kind.__name__, [field.name for field in fields(kind)])
+        for name, kind in CALLBACKS.items()
+    ]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,7 @@ def kept(out: Path) -> Any:
 
 def wandb_records(path: Path) -> Iterator[Any]:
     """Read the file of an offline run: a LevelDB log of protocol buffers behind 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
+    pb: Any = import_module("wandb.proto.wandb_internal_pb2")
     data, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 2**15 - at % 2**15 < 7:  # no header fits into the rest of a block
@@ -60,7 +60,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
         whole += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # a whole record, or the last part of one
-            found = wandb_internal_pb2.Record()
+            found = pb.Record()
             found.ParseFromString(whole)
             yield found
             whole = b""
