@@ -82,7 +82,8 @@ def _read(text: str, find: Callable[[str], Any]) -> Callback:
     name, colon, rest = text.partition(":")
     kind = CALLBACKS.get(name.replace("-", "_"))
     if kind is not None:
-        return kind(**_values(kind, name, rest))
+        made: Callback = kind(**_values(kind, name, rest))
+        return made
     if not colon or not name or not rest:
         raise unknown("callback", text, CALLBACKS)
     found = find(text)

@@ -62,7 +62,9 @@ def watch(path: Path, console: Console | None = None) -> None:
         show = progress.start(following.label, following.rounds)
         going = True
         while going:
-            going = following.going  # before the records, so that none of an ended run is missed
+            going = (
+                following.goes_on()
+            )  # before the records, so that none of an ended run is missed
             for record in following.news():
                 show(record)
             if going:

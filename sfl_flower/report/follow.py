@@ -77,9 +77,8 @@ class Following:
             if line:
                 yield RoundRecord.from_json(line)
 
-    @property
-    def going(self) -> bool:
-        """Whether the run goes on."""
+    def goes_on(self) -> bool:
+        """Tell whether the run goes on."""
         return is_held(self.directory.path)
 
     def check_whole(self) -> None:

@@ -118,7 +118,7 @@ def test_whoever_stops_watching_stops_nothing(
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.time, "sleep", interrupted)
+    monkeypatch.setattr("time.sleep", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["watch", str(run.path)])
     assert stopped.value.code == 130

@@ -29,7 +29,7 @@ def test_records_come_as_they_are_written(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path, CONFIG, tensorboard=False) as run:
         following = Following(tmp_path)
         assert (following.label, following.rounds) == ("digits · frozen", 4)
-        assert rounds(following) == [] and following.going
+        assert rounds(following) == [] and following.goes_on()
         run.append(record(0))
         run.append(record(1))
         assert rounds(following) == [0, 1]
@@ -39,7 +39,7 @@ def test_records_come_as_they_are_written(tmp_path: Path) -> None:
         with open(tmp_path / "history.jsonl", "ab") as file:
             file.write((record(2).to_json()[20:] + "\n").encode())
         assert rounds(following) == [2]
-    assert not following.going
+    assert not following.goes_on()
     with pytest.raises(TrainingError, match="broken off; the same command with --resume goes on"):
         following.check_whole()
 
