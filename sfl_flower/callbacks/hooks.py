@@ -17,7 +17,7 @@ __all__ = ["Hooks", "check_callbacks"]
 _log = getLogger("flwr")
 
 
-def check_callbacks(given: Iterable[object]) -> tuple[Callback, ...]:
+def check_callbacks(given: object) -> tuple[Callback, ...]:
     """Return callbacks as a tuple.
 
     Raises
@@ -25,7 +25,7 @@ def check_callbacks(given: Iterable[object]) -> tuple[Callback, ...]:
     ConfigError
         If one is none, or is there twice.
     """
-    if isinstance(given, Callback | str):
+    if isinstance(given, Callback | str) or not isinstance(given, Iterable):
         raise ConfigError(f"callbacks is {given!r}; it must be a list of callbacks.")
     found: list[Callback] = []
     for each in given:
@@ -109,7 +109,7 @@ class Hooks:
         for callback in self._live.copy():
             hooks = ("on_evaluation", "on_round") if record.metrics else ("on_round",)
             for hook in hooks:
-                if callback in self._live:
+                if any(each is callback for each in self._live):  # it may have lost its place
                     self._call(callback, hook, record.frozen(), at=record.round)
 
     def saved(self, written: Written) -> None:

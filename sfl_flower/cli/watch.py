@@ -62,9 +62,8 @@ def watch(path: Path, console: Console | None = None) -> None:
         show = progress.start(following.label, following.rounds)
         going = True
         while going:
-            going = (
-                following.goes_on()
-            )  # before the records, so that none of an ended run is missed
+            # Before the records, so that none of a run that ends now is missed.
+            going = following.goes_on()
             for record in following.news():
                 show(record)
             if going:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
@@ -197,7 +198,7 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
                 summary = _summary(strategy, history, plan.out)
                 directory.write_summary(summary, _facts(strategy))
     ended = strategy.account.ended
-    hooks.end(Ended(ended, summary=summary))
+    hooks.end(Ended(ended, summary=deepcopy(summary)))
     return RunResult(history, summary, strategy.model(), plan.out, ended)
 
 

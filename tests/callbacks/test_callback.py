@@ -209,10 +209,11 @@ def test_what_is_no_callback_is_refused() -> None:
         ([EarlyStopping], "write it with brackets behind"),
         (["early_stopping"], "is no sfl_flower.Callback, such as"),
         (stop, "must be a list of callbacks"),
+        (None, "callbacks is None; it must be a list"),
         ([stop, stop], "holds one EarlyStopping twice"),
     ):
         with pytest.raises(ConfigError, match=text):
-            check_callbacks(given)  # type: ignore[arg-type]
+            check_callbacks(given)
     with pytest.raises(ConfigError, match="holds 3, which is no"):
         sfl_flower.simulate("digits", backend="inline", callbacks=[3])  # type: ignore[list-item]
 
@@ -264,6 +265,15 @@ def test_a_run_that_was_ended_goes_on_where_its_callback_lets_it(
     assert len(more.history) == 4
     rest = run(out=out, rounds=6, resume=True)
     assert equal(rest.model, run(rounds=6).model)
+
+
+def test_a_pipelined_run_that_was_ended_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """It ends with scalars under way, which the checkpoint knows of."""
+    options: dict[str, Any] = {"rounds": 5, "pipeline": True, "server_steps": "batch"}
+    ended = run([Counting(4)], out=tmp_path / "run", **options)
+    assert len(ended.history) == 4
+    rest = run(out=tmp_path / "run", resume=True, **options)
+    assert equal(rest.model, run(**options).model)
 
 
 def test_every_callback_is_asked_and_all_reasons_are_told() -> None:
