@@ -123,4 +123,4 @@ class Callback:
         """Take note of a checkpoint; a run without a directory writes none."""
 
     def on_end(self, ended: Ended) -> None:
-        """Take note of the end of the run, however it came."""
+        """Take note of the end of the run, however it came, where `on_begin` was done."""

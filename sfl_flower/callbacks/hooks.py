@@ -65,10 +65,11 @@ class Hooks:
     """
 
     def __init__(self, callbacks: Sequence[Callback], run: Run) -> None:
-        self._live = list(callbacks)
+        self._given = tuple(callbacks)
+        self._live: list[Callback] = []  # those that have begun, and have not failed
         self._run, self.why = run, ""
         self.say: Callable[[str], None] = _nowhere
-        for callback in self._live:
+        for callback in self._given:
             _refusing(callback, "check", run)
 
     def begin(self, history: Iterable[RoundRecord]) -> str:
@@ -84,12 +85,13 @@ class Hooks:
         ConfigError
             If a callback cannot begin.
         """
-        if not self._live:
+        if not self._given:
             return ""
         records = tuple(record.frozen() for record in history)
         run = replace(self._run, history=records)
-        for callback in self._live:
+        for callback in self._given:
             _refusing(callback, "on_begin", run)
+            self._live.append(callback)
         for record in records:
             self.stop(record)
         return self.why
@@ -127,7 +129,7 @@ class Hooks:
             raise
 
     def end(self, ended: Ended) -> None:
-        """Tell of the end; whoever was told is not told again."""
+        """Tell those that have begun of the end; whoever was told is not told again."""
         for callback in self._live.copy():
             self._call(callback, "on_end", ended)
         self._live.clear()

@@ -60,13 +60,16 @@ def watch(path: Path, console: Console | None = None) -> None:
     following = Following(path)
     with RunProgress(console) as progress:
         show = progress.start(following.label, following.rounds)
-        going = True
+        going, last = True, None
         while going:
             # Before the records, so that none of a run that ends now is missed.
             going = following.goes_on()
-            for record in following.news():
-                show(record)
+            for last in following.news():
+                show(last)
             if going:
                 time.sleep(POLL_S)
     following.check_whole()
     print_tables([following.directory.load_summary()[0]], console=console)
+    if last is not None and last.round < following.rounds:
+        for note in last.notes:  # why it ended there
+            (console or Console()).print(note, markup=False, highlight=False, soft_wrap=True)

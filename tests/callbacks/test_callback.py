@@ -194,13 +194,22 @@ def test_a_callback_that_raises_costs_its_place_and_not_the_run(
 def test_a_callback_that_cannot_begin_refuses_the_run(
     hook: str, error: Exception, said: str, tmp_path: Path
 ) -> None:
-    heard, out = Heard(), tmp_path / "run"
+    heard, after, out = Heard(), Heard(), tmp_path / "run"
     with pytest.raises(ConfigError, match=said):
-        run([heard, Broken(hook, error)], out=out)
+        run([heard, Broken(hook, error), after], out=out)
     assert not RunDirectory(out).occupied
+    assert [each[0] for each in after.heard] == ["check"] * (hook == "on_begin")
     if hook == "on_begin":
         assert heard.heard[-1][0] == "end" and heard.heard[-1][2]
     run(out=out, rounds=1)  # the directory is free
+
+
+def test_a_run_that_is_refused_has_no_end(tmp_path: Path) -> None:
+    run(out=tmp_path / "run", rounds=1)
+    heard = Heard()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run([heard], out=tmp_path / "run")
+    assert heard.heard == [("check", 0)]
 
 
 def test_what_is_no_callback_is_refused() -> None:

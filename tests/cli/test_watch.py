@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ def test_a_finished_run_shows_what_it_came_to(
     assert "round 3/3" in shown and "0.750" in shown
     after = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "run").iterdir())
     assert before == after
+
+
+def test_a_run_that_ended_early_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path / "run", 2)
+    run.append(replace(record(2), notes=("It is enough, so this round is the last.",)))
+    complete(run)
+    assert main(["watch", str(run.path)]) == 0
+    assert capsys.readouterr().out.endswith("\nIt is enough, so this round is the last.\n")
 
 
 def test_a_panel_on_a_terminal(tmp_path: Path) -> None:
