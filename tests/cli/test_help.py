@@ -10,7 +10,7 @@ import pytest
 from sfl_flower.cli.main import main, parser
 
 COMMANDS = (
-    "run", "watch", "compare", "profile", "attack", "options", "presets", "demo", "warm",
+    "run", "watch", "compare", "tune", "profile", "attack", "options", "presets", "demo", "warm",
 )  # fmt: skip
 WIDTH, LINES = 100, 50
 
