@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "options", "privacy", "split", "training", "zo"),
     ("config", "task", "wire"),
     ("presets", "report", "tasks"),
-    ("node", "server"),
+    ("callbacks", "node", "server"),
     ("clients", "strategies"),
     ("methods",),
     ("run",),

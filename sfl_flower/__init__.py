@@ -7,6 +7,7 @@ must not load comparisons, plots or rich.  Flower's bundle of an app leaves ``.p
 import lazy_loader
 
 _NAMES = {
+    "callbacks": ["Callback"],
     "comparison.compare": ["compare", "compare_runs"],
     "config": ["RunConfig"],
     "methods": ["METHODS", "Method"],

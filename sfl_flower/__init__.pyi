@@ -1,3 +1,4 @@
+from .callbacks import Callback as Callback
 from .comparison.compare import compare as compare
 from .comparison.compare import compare_runs as compare_runs
 from .config import RunConfig as RunConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from flwr.app import Context
 from torch import Tensor, nn
 
+from sfl_flower.callbacks import Callback
+from sfl_flower.callbacks.hooks import check_callbacks
 from sfl_flower.config import RunConfig
 from sfl_flower.node.downlink import forget_held
 from sfl_flower.node.sync import forget_recent
@@ -229,6 +231,7 @@ def run(
     out: Path | None = None,
     resume: bool | str = False,
     observer: Callable[[Any], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> RunResult:
     """Train as `simulate` does, on a grid with faults."""
@@ -236,6 +239,7 @@ def run(
     forget_held()
     faults = list(faults)
     checked = plan(method, out, resume, **{"timeout": patience(faults), **options})
+    checked = replace(checked, callbacks=check_callbacks(callbacks))
     if isinstance(problem, SharedOut):
         problem.given(checked.config)
     grid = LocalGrid(

@@ -37,6 +37,7 @@ def add_attack(commands: Any) -> None:
             "Attack the client half of a model: reconstruct inputs and infer labels, at some cuts, "
             "with and without defences, beside what a guess reaches."
         ),
+        epilog="Example: sfl attack digits --cut fc1,tanh1 --out runs/attack",
     )
     parser.add_argument("task", nargs="?", help=f"{TASK_HELP} (default: that of --run)")
     parser.add_argument(

@@ -36,6 +36,7 @@ def add_compare(commands: Any) -> None:
             "nothing. The "
             "same command goes on with a comparison that was broken off."
         ),
+        epilog="Example: sfl compare --task digits --methods ho_sfl --samples 48000 --out runs/all",
     )
     parser.add_argument("--task", help=TASK_HELP)
     parser.add_argument("--methods", help=f"with commas between them, of: {', '.join(METHODS)}")

@@ -43,7 +43,9 @@ DEMO_METHODS: Mapping[str, Mapping[str, Any]] = {
 def add_demo(commands: Any) -> None:
     """Add the command to the parser of `sfl`."""
     demo = commands.add_parser(
-        "demo", help=f"train {', '.join(DEMO_METHODS)} on the digits and compare them"
+        "demo",
+        help=f"train {', '.join(DEMO_METHODS)} on the digits and compare them",
+        epilog="Example: sfl demo --out runs/demo",
     )
     demo.add_argument("--out", type=at_home, default=Path("runs/demo"), help="where results go")
     demo.add_argument("--backend", choices=BACKENDS, default="inline", help="this process, or Ray")

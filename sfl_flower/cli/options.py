@@ -38,7 +38,11 @@ _NAMES: Mapping[type[Any], Mapping[str, str]] = {
 
 def add_options(commands: Any) -> None:
     """Add the command to the parser of `sfl`."""
-    options = commands.add_parser("options", help="list the options of runs, methods and tasks")
+    options = commands.add_parser(
+        "options",
+        help="list the options of runs, methods and tasks",
+        epilog="Example: sfl options ho_sfl",
+    )
     options.add_argument(
         "name",
         nargs="?",

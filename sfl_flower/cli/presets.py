@@ -16,7 +16,11 @@ __all__ = ["add_presets"]
 
 def add_presets(commands: Any) -> None:
     """Add the command to the parser of `sfl`."""
-    presets = commands.add_parser("presets", help="list the published experiments and their values")
+    presets = commands.add_parser(
+        "presets",
+        help="list the published experiments and their values",
+        epilog="Example: sfl presets heron_resnet18_cifar10",
+    )
     presets.add_argument("name", nargs="?", help="one of them (default: all)")
     presets.set_defaults(action=_presets)
 

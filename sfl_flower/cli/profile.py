@@ -35,6 +35,7 @@ def add_profile(commands: Any) -> None:
             "Profile every legal cut of a model: parameters, operations, smashed data, peak memory "
             "of forwards and of backprop, and each method's memory, bytes and seconds a step."
         ),
+        epilog="Example: sfl profile --task digits --client-memory 1MiB",
     )
     parser.add_argument("--task", help=TASK_HELP)
     parser.add_argument("--model", metavar="MODULE:FUNCTION", help="builds a model of your own")

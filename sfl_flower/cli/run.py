@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from sfl_flower.callbacks import CALLBACKS, read_callbacks
 from sfl_flower.cli.given import TASK_HELP, find, given_task, read_pairs
 from sfl_flower.cli.places import at_home, free_place, last_place, usual_place
 from sfl_flower.config import RunConfig
@@ -30,7 +32,8 @@ def add_run(commands: Any) -> None:
         "run",
         help="train a task with a method on virtual clients",
         description="Train a task with a method on virtual clients.",
-        epilog="'sfl options' lists every key that --set takes.",
+        epilog="'sfl options' lists every key that --set takes. Example: sfl run --task digits "
+        "--method ho_sfl --rounds 100 --set probes=8 --callback early_stopping:accuracy,patience=5",
         allow_abbrev=False,
     )
     run.add_argument("--preset", help="a published experiment; what else is given overrides it")
@@ -62,6 +65,15 @@ def add_run(commands: Any) -> None:
         help="go on from the last checkpoint in --out, or in the last of the default directories, "
         "or from the checkpoint before it",
     )
+    run.add_argument(
+        "--callback",
+        dest="callbacks",
+        metavar="NAME[:VALUES]",
+        action="append",
+        default=[],
+        help=f"told of the run, and may end it; as often as needed: {', '.join(CALLBACKS)}, or "
+        "MODULE:NAME of your own",
+    )
     run.add_argument("--backend", choices=BACKENDS, default="ray", help="Ray, or this process")
     run.add_argument("--verbose", action="store_true", help="show Flower's own log")
     run.set_defaults(action=_run)
@@ -75,11 +87,12 @@ def _run(parsed: argparse.Namespace) -> None:
     options |= read_pairs(parsed.settings)
     if ":" in str(options.get("method")):
         options["method"] = find("--method", options["method"])
+    callbacks = read_callbacks(parsed.callbacks, partial(find, "--callback"))
     config, _, _, task_options = read_options(options)
     task = given_task(config.task, task_options)
     options["task"] = task.name
     out = parsed.out or _default_place(read_options(options)[0], parsed.resume)
-    plan = Plan.read(options, out, parsed.resume)
+    plan = Plan.read(options, out, parsed.resume, callbacks)
     console = Console()
     console.print(f"Run directory: {out}", markup=False, highlight=False, soft_wrap=True)
     with RunProgress() as progress:
@@ -91,6 +104,8 @@ def _run(parsed: argparse.Namespace) -> None:
     rounds = rounds_each(result.history, plan.config.cohort / plan.config.clients)
     for line in conduct_lines(result.summary.clients, rounds):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if result.ended:
+        console.print(result.ended, markup=False, highlight=False, soft_wrap=True)
     if privacy := result.summary.terms.get("privacy"):
         console.print(f"Privacy: {privacy}", markup=False, highlight=False, soft_wrap=True)
     where = f"Everything is in {out.absolute()}"

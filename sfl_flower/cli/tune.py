@@ -33,7 +33,7 @@ def add_tune(commands: Any) -> None:
             "Find settings of a method by short runs that are judged by training samples which no "
             "client is given. The test set is not looked at."
         ),
-        epilog="example: sfl tune --task digits --method ho_sfl --rounds 60 --trials 20 "
+        epilog="Example: sfl tune --task digits --method ho_sfl --rounds 60 --trials 20 "
         "--over client-lr=0.02..2 --over probes=4,16",
         allow_abbrev=False,
     )

@@ -13,7 +13,10 @@ __all__ = ["add_warm"]
 def add_warm(commands: Any) -> None:
     """Add the command to the parser of `sfl`."""
     warm = commands.add_parser(
-        "warm", help="run a SuperNode whose client processes start with torch in memory"
+        "warm",
+        help="run a SuperNode whose client processes start with torch in memory",
+        epilog="Example: sfl warm --preload torchvision flower-supernode --insecure "
+        "--superlink 127.0.0.1:8000",
     )
     warm.add_argument(
         "--preload",

@@ -9,7 +9,7 @@ from typing import Any
 
 from sfl_flower.report.history import RoundRecord
 
-__all__ = ["EventWriter"]
+__all__ = ["EventWriter", "scalars"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class EventWriter:
         if self._writer is None:
             self._open(record.round)
         if self._writer is not None:
-            for name, value in _scalars(record).items():
+            for name, value in scalars(record).items():
                 if math.isfinite(value):
                     self._writer.add_scalar(name, value, global_step=record.round)
 
@@ -57,7 +57,8 @@ class EventWriter:
         self._writer = module.SummaryWriter(str(self._path), purge_step=first)
 
 
-def _scalars(record: RoundRecord) -> dict[str, float]:
+def scalars(record: RoundRecord) -> dict[str, float]:
+    """Return the numbers of a record by the names that they have in TensorBoard."""
     out = {
         "bytes/up": float(record.bytes_up),
         "bytes/down": float(record.bytes_down),

@@ -41,8 +41,9 @@ NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 """What network and shared file systems answer that cannot write a directory through to the disk."""
 
 _LEFTOVER = re.compile(
-    r"\.(accuracy\.png|checkpoint(\.previous)?\.safetensors|config\.json|history\.jsonl"
-    r"|journal\.bin|ledger\.json|model\.safetensors|summary\.json)\.[0-9]+\.tmp"
+    r"\.(accuracy\.png|best\.safetensors|checkpoint(\.previous)?\.safetensors|config\.json"
+    r"|history\.jsonl|journal\.bin|ledger\.json|model\.safetensors|summary\.json"
+    r"|trackers\.json)\.[0-9]+\.tmp"
 )
 _SEAL = "sha256"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 from sfl_flower.errors import DataError
@@ -25,6 +26,7 @@ _INTEGERS = (
     "failures",
     "rejected",
     "version",
+    "client_peak_bytes",
 )
 
 
@@ -44,7 +46,7 @@ class RoundRecord:
         Wall-clock seconds since the run started (cumulative; a resumed run goes on counting).
     loss : float or None
         Mean training loss the server saw in this round; None when it saw none.
-    metrics : dict of str to float
+    metrics : mapping of str to float
         Result of the evaluation after this round; empty when there was none.
     bytes_up, bytes_down : int
         Bytes from clients to server and back so far, all categories (cumulative).
@@ -56,10 +58,13 @@ class RoundRecord:
         Version of the client half after this round.
     digest : str
         Hexadecimal digest of the journal's head; empty when the method keeps no journal.
-    extra : dict of str to float
+    extra : mapping of str to float
         Further numbers of the method.
-    clients : dict of str to tuple of int
+    clients : mapping of str to tuple of int
         Clients by what was found of their answers in this round, such as "refused"; see `conduct`.
+    client_peak_bytes : int
+        Largest peak of memory that a client has reported so far, 0 where none has; it does not
+        count when records are compared.
     """
 
     round: int
@@ -67,7 +72,7 @@ class RoundRecord:
     exchanges: int
     seconds: float
     loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
     replies: int = 0
@@ -76,15 +81,25 @@ class RoundRecord:
     notes: tuple[str, ...] = ()
     version: int = 0
     digest: str = ""
-    extra: dict[str, float] = field(default_factory=dict)
-    clients: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    extra: Mapping[str, float] = field(default_factory=dict)
+    clients: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    client_peak_bytes: int = field(default=0, compare=False)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON without a line end.
 
         Floats keep every bit; a number that is not finite is written as ``null``.
         """
-        return json.dumps(_finite(asdict(self)), ensure_ascii=False, allow_nan=False)
+        return json.dumps(_finite(vars(self)), ensure_ascii=False, allow_nan=False)
+
+    def frozen(self) -> RoundRecord:
+        """Return a copy of which nothing can be changed, its mappings included."""
+        return replace(
+            self,
+            metrics=MappingProxyType(dict(self.metrics)),
+            extra=MappingProxyType(dict(self.extra)),
+            clients=MappingProxyType(dict(self.clients)),
+        )
 
     @classmethod
     def from_json(cls, line: str) -> RoundRecord:
@@ -217,7 +232,7 @@ class History(Sequence[RoundRecord]):
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return value
 

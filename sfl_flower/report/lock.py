@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +17,13 @@ try:
 except ImportError:  # pragma: no cover (Windows)
     fcntl = None
 
-__all__ = ["LOCK", "Lock"]
+__all__ = ["LOCK", "Lock", "is_held"]
 
 LOCK = ".lock"
 """Name of the file in the run directory; it is there while a run is going."""
+
+
+_HOLDER = "process {} on {}\n"
 
 
 class Lock:
@@ -71,7 +75,7 @@ class Lock:
             else:
                 os.close(file)
         os.ftruncate(self._file, 0)
-        os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        os.write(self._file, _HOLDER.format(os.getpid(), socket.gethostname()).encode())
 
     def _is_there(self, file: int) -> bool:
         with contextlib.suppress(OSError):
@@ -85,3 +89,27 @@ class Lock:
                 self._path.unlink()  # before the lock goes, or it could be another one's
             os.close(self._file)
             self._file = None
+
+
+def is_held(directory: Path) -> bool:
+    """Tell whether a run is going in a directory, as far as can be seen without locking it.
+
+    A process of this machine that has died, and left its lock, holds nothing; of one on another
+    machine nothing more than that can be seen.
+    """
+    try:
+        text = (directory / LOCK).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    found = re.fullmatch(re.escape(_HOLDER).replace(r"\{\}", "(.+)"), text)
+    if found is None:  # not yet written
+        return True
+    if found[2] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):  # somebody else's process
+        return True
+    return True

@@ -1,16 +1,15 @@
-"""Live progress of a run: a bar on a terminal, a few lines elsewhere."""
+"""Live progress of a run: a panel on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
 
 from sfl_flower.report.history import RoundRecord
+from sfl_flower.report.panel import Shown, panel
 from sfl_flower.report.table import human_bytes
 
 __all__ = ["RunProgress"]
@@ -21,7 +20,7 @@ class RunProgress:
 
     A context manager. Call :meth:`start` before each run and :meth:`update`, or the object itself,
     after each round; runs side by side use what their `start` returned instead. On a terminal
-    every run has a bar; elsewhere a line is printed at every tenth of a run.
+    every run has a panel; elsewhere a line is printed at every tenth of a run.
 
     Parameters
     ----------
@@ -30,7 +29,7 @@ class RunProgress:
     metric : str
         The evaluation result to show.
     keep : bool
-        Whether the bar of a run that has ended stays; if not, a line takes its place.
+        Whether the panel of a run that has ended stays; if not, a line takes its place.
     """
 
     def __init__(
@@ -39,17 +38,12 @@ class RunProgress:
         self._console = console or Console()
         self._metric = metric
         self._keep = keep
-        self._live = self._console.is_terminal
-        self._bars = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=16),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[status]}", markup=False),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            disable=not self._live,
+        self._terminal = self._console.is_terminal
+        self._runs: list[Shown] = []
+        self._live = Live(
+            get_renderable=self._panels, console=self._console, refresh_per_second=_REFRESH
         )
-        self._latest: _Run | None = None
+        self._latest: Shown | None = None
 
     def start(self, label: str, rounds: int, done: int = 0) -> Callable[[RoundRecord], None]:
         """Begin a run.
@@ -68,8 +62,8 @@ class RunProgress:
         callable
             Shows the end of a round of this run, as `update` does for the run begun last.
         """
-        bar = self._bars.add_task(escape(label), total=rounds, completed=done, status="")
-        self._latest = run = _Run(label, rounds, bar, printed=done)
+        self._latest = run = Shown(label, rounds, printed=done)
+        self._runs.append(run)
         return lambda record: self._show(run, record)
 
     def update(self, record: RoundRecord) -> None:
@@ -81,49 +75,36 @@ class RunProgress:
 
     __call__ = update
 
-    def _show(self, run: _Run, record: RoundRecord) -> None:
-        score = record.metrics.get(self._metric, math.nan)
-        if math.isfinite(score):
-            run.score = f"{self._metric} {score:.3f}"
-        run.lost += record.failures + record.rejected
-        status = _status(run, record)
-        self._bars.update(run.bar, completed=record.round, status=status)
+    def _show(self, run: Shown, record: RoundRecord) -> None:
+        run.add(record, self._metric)
         over = record.round >= run.rounds and not self._keep
         if over:
-            self._bars.update(run.bar, visible=False)
-        if over if self._live else run.due(record.round):
+            self._runs.remove(run)
+        if over if self._terminal else run.due(record.round):
             run.printed = record.round
-            line = f"{run.label}: round {record.round}/{run.rounds}  {status}"
+            line = f"{run.label}: round {record.round}/{run.rounds}  {_status(run, record)}"
             # A wide line is not broken, so that a log has one line a report.
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def _panels(self) -> Group:
+        return Group(*(panel(run) for run in list(self._runs)))
+
     def __enter__(self) -> RunProgress:
-        self._bars.start()
+        if self._terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bars.stop()
+        if self._terminal:
+            self._live.stop()
 
 
-@dataclass
-class _Run:
-    """A run that is shown, and how far."""
-
-    label: str
-    rounds: int
-    bar: TaskID
-    printed: int
-    score: str = ""
-    lost: int = 0
-
-    def due(self, number: int) -> bool:
-        tenth = max(1, -(-self.rounds // 10))
-        last = number >= self.rounds and number > self.printed
-        return last or number - self.printed >= tenth
+_REFRESH = 4
+"""Times a second that a terminal is drawn."""
 
 
-def _status(run: _Run, record: RoundRecord) -> str:
-    parts = [run.score] if run.score else []
+def _status(run: Shown, record: RoundRecord) -> str:
+    parts = [f"{run.metric} {run.score:.3f}"] if math.isfinite(run.score) else []
     if record.loss is not None:
         parts.append(f"loss {record.loss:.3f}")
     parts.append(human_bytes(record.bytes_up + record.bytes_down))

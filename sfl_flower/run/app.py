@@ -9,8 +9,9 @@ declared one by one.  For a task of your own, write the same few lines with it: 
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from sfl_flower.callbacks import Callback, read_callbacks
+from sfl_flower.callbacks.hooks import check_callbacks
 from sfl_flower.config import RunConfig
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method
@@ -59,7 +62,11 @@ def _count(grid: Grid, deadline: float) -> int:
 
 
 def _plan(
-    grid: Grid, run_config: Mapping[str, Any], name: str | None, method: Method | None
+    grid: Grid,
+    run_config: Mapping[str, Any],
+    name: str | None,
+    method: Method | None,
+    callbacks: Sequence[Callback] = (),
 ) -> Plan:
     values = read_run_config(run_config)
     if name is not None:
@@ -71,10 +78,26 @@ def _plan(
         values["clients"] = _count(grid, deadline)
         _log.log(INFO, "clients = 0: training with the %d nodes online", values["clients"])
     out = _place(str(run_config.get("out", "")))
-    return Plan.read(values, out, run_config.get("resume", False))
+    named = _callbacks(str(run_config.get("callbacks", "")))
+    return Plan.read(values, out, run_config.get("resume", False), (*callbacks, *named))
 
 
-def make_server_app(task: SplitTask | None = None, method: Method | None = None) -> ServerApp:
+def _callbacks(text: str) -> tuple[Callback, ...]:
+    """Return the callbacks of a run configuration, with spaces between them."""
+    try:
+        return read_callbacks(shlex.split(text))
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"callbacks = '{text}' cannot be read: {error}.") from error
+
+
+def make_server_app(
+    task: SplitTask | None = None,
+    method: Method | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+) -> ServerApp:
     """Return a ServerApp that trains as its run configuration says.
 
     Parameters
@@ -84,12 +107,17 @@ def make_server_app(task: SplitTask | None = None, method: Method | None = None)
     method : Method, optional
         A method of your own, which the ClientApp has to be given too; the one that the run
         configuration names when left out.
+    callbacks : sequence of Callback
+        Told of the run as it goes, before those that the run configuration names under
+        ``callbacks``; see `sfl_flower.callbacks`.
     """
+    told = check_callbacks(callbacks)
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        plan = _plan(grid, context.run_config, None if task is None else task.name, method)
+        name = None if task is None else task.name
+        plan = _plan(grid, context.run_config, name, method, told)
         result = execute(grid, task or task_from_context(context), plan)
         for name, value in result.summary.metrics.items():
             _log.log(INFO, "Final %s of the whole model: %.4f", name, value)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from sfl_flower.callbacks.callback import Callback, Ended, Run, Written
+from sfl_flower.callbacks.hooks import Hooks, check_callbacks
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, SflError
 from sfl_flower.methods import Method, read_options
 from sfl_flower.options import Amount
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
 from sfl_flower.report.conduct import conduct
+from sfl_flower.report.run_directory import CONFIG
 from sfl_flower.run.micro_batch import samples_in_budget
 from sfl_flower.run.resume import go_on, which_checkpoint
 from sfl_flower.run.terms import terms
+from sfl_flower.server.evaluation import VALIDATION
 from sfl_flower.server.frozen_parameters import counts
 from sfl_flower.server.strategy import SplitStrategy
 from sfl_flower.split import parts
@@ -54,6 +60,8 @@ class Plan:
         The run directory; None keeps nothing on disk.
     resume : {"", "last", "previous"}
         The checkpoint in the directory to go on from, empty for a new run.
+    callbacks : tuple of Callback
+        Told of the run as it goes.
     """
 
     config: RunConfig
@@ -62,10 +70,15 @@ class Plan:
     task_options: Mapping[str, Any]
     out: Path | None = None
     resume: str = ""
+    callbacks: tuple[Callback, ...] = ()
 
     @classmethod
     def read(
-        cls, options: Mapping[str, Any], out: Path | str | None = None, resume: bool | str = False
+        cls,
+        options: Mapping[str, Any],
+        out: Path | str | None = None,
+        resume: bool | str = False,
+        callbacks: Iterable[Callback] = (),
     ) -> Plan:
         """Check flat options, and which checkpoint to go on from; see `read_options`."""
         config, method, settings, task_options = read_options(options)
@@ -73,7 +86,8 @@ class Plan:
             raise ConfigError("resume=True needs out=, the directory of the run to go on with.")
         task_options = read_task_options(config.task, task_options)
         place, which = None if out is None else Path(out).expanduser(), which_checkpoint(resume)
-        return cls(config, method, settings, task_options, place, which)
+        told = check_callbacks(callbacks)
+        return cls(config, method, settings, task_options, place, which, told)
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting, defaults of a ready-made task included, for `config.json`."""
@@ -97,12 +111,15 @@ class RunResult:
         The whole model's weights under their original names.
     out : Path or None
         The run directory.
+    ended : str
+        What ended the run before its last round, in sentences; "" where every round was run.
     """
 
     history: History
     summary: Summary
     model: dict[str, Tensor]
     out: Path | None
+    ended: str = ""
 
 
 def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None = None) -> RunResult:
@@ -131,41 +148,77 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
         history.append(record)
         if directory is not None:
             directory.append(record)
+        hooks.kept(record)
         if observer is not None:
             observer(record)
 
-    saved = -1
+    saved = 0  # none of the round before training: a run that ended there begins anew
 
-    def save(strategy: SplitStrategy) -> None:
+    def save(strategy: SplitStrategy, checkpoint: bool = True) -> None:
         nonlocal saved
         if directory is not None:
-            _save(directory, strategy)
-            saved = strategy.round
+            _save(directory, strategy, checkpoint)
+            if checkpoint:
+                saved = strategy.round
+                hooks.saved(Written(saved, directory.checkpoints.last))
 
     config, measured = _divided(task, plan)
     strategy = plan.method.server(task, config, plan.settings, on_round=on_round, save=save)
-    if plan.out is None:
-        _train(strategy, grid)
-    else:
-        # After the strategy: settings it refuses leave no directory behind.
-        opened = RunDirectory.reopen if plan.resume else RunDirectory.create
-        directory = opened(plan.out, plan.resolved(), measured=measured)
-        with closing(directory):
-            if plan.resume:
-                history = go_on(directory, strategy, plan.resume)
-            elif spending := vars(strategy).get("spending"):
-                spending.keep = directory.asked.append
-            try:
-                _train(strategy, grid)
-            finally:
-                if strategy.records:
-                    # A round that was broken off is no place to go on from, and saving one twice
-                    # would cost the generation before it.
-                    whole = strategy.records[-1].round == strategy.round
-                    _save(directory, strategy, checkpoint=whole and saved != strategy.round)
-                    directory.plot()
-            directory.write_summary(_summary(strategy, history, plan.out), _facts(strategy))
-    return RunResult(history, _summary(strategy, history, plan.out), strategy.model(), plan.out)
+    hooks = Hooks(plan.callbacks, _told(strategy, plan))
+    hooks.say = strategy.account.say
+    with hooks.broken_off():
+        if plan.out is None:
+            _begin(strategy, hooks, history)
+            _train(strategy, grid)
+            summary = _summary(strategy, history, plan.out)
+        else:
+            # After the strategy: settings it refuses leave no directory behind.
+            opened = RunDirectory.reopen if plan.resume else RunDirectory.create
+            directory = opened(plan.out, plan.resolved(), measured=measured)
+            with closing(directory):
+                if plan.resume:
+                    history = go_on(directory, strategy, plan.resume)
+                elif spending := vars(strategy).get("spending"):
+                    spending.keep = directory.asked.append
+                try:
+                    _begin(strategy, hooks, history)
+                except SflError:
+                    if not plan.resume:  # then no run is there
+                        (directory.path / CONFIG).unlink()
+                    raise
+                try:
+                    _train(strategy, grid)
+                finally:
+                    if strategy.records:
+                        # A round that was broken off is no place to go on from, and saving one
+                        # twice would cost the generation before it.
+                        whole = strategy.records[-1].round == strategy.round
+                        save(strategy, whole and saved != strategy.round)
+                        directory.plot()
+                summary = _summary(strategy, history, plan.out)
+                directory.write_summary(summary, _facts(strategy))
+    ended = strategy.account.ended
+    hooks.end(Ended(ended, summary=deepcopy(summary)))
+    return RunResult(history, summary, strategy.model(), plan.out, ended)
+
+
+def _told(strategy: SplitStrategy, plan: Plan) -> Run:
+    """Return what callbacks are told of a run before it begins."""
+    names = {"loss", *strategy.task.metrics}
+    if strategy.config.validation:
+        names |= {f"{VALIDATION}{name}" for name in names}
+    settings = MappingProxyType(plan.resolved())
+    about = strategy.name, strategy.task.name, settings, frozenset(names)
+    return Run(*about, plan.out, strategy.model)
+
+
+def _begin(strategy: SplitStrategy, hooks: Hooks, history: History) -> None:
+    """Tell callbacks that the run begins, and let them say that it is over already."""
+    account = strategy.account
+    account.judge = hooks.stop
+    if (why := hooks.begin(history)) and not account.over(strategy.round):
+        account.end(strategy.round, f"The run is over. {why}.")
+        _log.warning("Nothing is left to train: %s.", why)
 
 
 def _divided(task: SplitTask, plan: Plan) -> tuple[RunConfig, dict[str, int]]:
@@ -182,18 +235,18 @@ def _divided(task: SplitTask, plan: Plan) -> tuple[RunConfig, dict[str, int]]:
 
 
 def _train(strategy: SplitStrategy, grid: Grid) -> None:
-    left = strategy.config.rounds - strategy.round
-    if left > 0:
-        strategy.start(
-            grid=grid,
-            initial_arrays=strategy.arrays(),
-            num_rounds=left,
-            timeout=strategy.config.timeout,
-            evaluate_fn=strategy.evaluate,
-        )
+    if strategy.account.over(strategy.round):
+        return
+    strategy.start(
+        grid=grid,
+        initial_arrays=strategy.arrays(),
+        num_rounds=strategy.config.rounds - strategy.round,
+        timeout=strategy.config.timeout,
+        evaluate_fn=strategy.evaluate,
+    )
 
 
-def _save(directory: RunDirectory, strategy: SplitStrategy, checkpoint: bool = True) -> None:
+def _save(directory: RunDirectory, strategy: SplitStrategy, checkpoint: bool) -> None:
     directory.save_model(strategy.state_dict())
     if (journal := strategy.journal) is not None:
         directory.write_bytes("journal.bin", journal.encode())

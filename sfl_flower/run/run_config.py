@@ -16,7 +16,7 @@ from sfl_flower.tasks import load_task
 
 __all__ = ["read_run_config", "task_from_context"]
 
-_SERVER_KEYS = ("out", "resume")
+_SERVER_KEYS = ("callbacks", "out", "resume")
 
 
 def read_run_config(values: Mapping[str, Any]) -> dict[str, Any]:

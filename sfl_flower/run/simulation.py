@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from sfl_flower.options import check_choice
 from sfl_flower.run.client_app import make_client_app
 from sfl_flower.run.inline import InlineGrid
 from sfl_flower.run.mods import Mod
+from sfl_flower.run.quiet import quiet
 from sfl_flower.run.run import Observer, Plan, RunResult, execute
 from sfl_flower.run.stoppable import StoppableGrid
 from sfl_flower.task import NOT_DIVIDED, NOT_THEIR_OWN, SplitTask
@@ -34,6 +34,7 @@ from sfl_flower.training.device import find_device
 from sfl_flower.wire.flower import SUPERLINK, identity, promptly
 
 if TYPE_CHECKING:
+    from sfl_flower.callbacks import Callback
     from sfl_flower.node.postprocess import Postprocess
 
 __all__ = ["BACKENDS", "placed", "run_plan", "simulate"]
@@ -43,14 +44,6 @@ BACKENDS = ("ray", "inline")
 WAVE = 64
 """Requests at one time on Ray: Flower looks at all of them for every node, ten times a second."""
 _RUNNING = threading.RLock()
-
-_CRASH = (
-    "An exception occur",  # twice, in two spellings
-    "Traceback (most recent call last)",
-    "Stopping Simulation Runtime",
-    "The ActorPool is empty",
-)
-"""How the lines begin that Flower logs when Ray does not start."""
 
 
 def simulate(
@@ -64,6 +57,7 @@ def simulate(
     verbose: bool = False,
     postprocess: Postprocess | None = None,
     mods: Sequence[Mod] = (),
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> RunResult:
     """Train a task on virtual clients.
@@ -88,6 +82,8 @@ def simulate(
     postprocess, mods
         What every client's app is made with; see `make_client_app`. They are no settings: a
         resumed run has to be given them again.
+    callbacks : sequence of Callback
+        Told of the run as it goes, and may end it; see `sfl_flower.callbacks`. No settings either.
     **options
         Settings of the run (`RunConfig`) and of the method.
 
@@ -117,7 +113,7 @@ def simulate(
             "SplitTask(name=..., model=lambda: ..., cut=..., ...) says what to do with a model."
         )
     name = task if isinstance(task, str) else task.name
-    plan = Plan.read({**options, "method": method, "task": name}, out, resume)
+    plan = Plan.read({**options, "method": method, "task": name}, out, resume, callbacks)
     built = load_task(task, **plan.task_options) if isinstance(task, str) else task
     return run_plan(
         built,
@@ -146,7 +142,7 @@ def run_plan(
         raise ConfigError(NOT_THEIR_OWN.format(task.name))
     plan = placed(plan, backend)
     app = make_client_app(lambda context: task, [plan.method], postprocess=postprocess, mods=mods)
-    with _alone(), _quiet(verbose), _own_state():
+    with _alone(), quiet(verbose), _own_state():
         task.check(plan.config.model_seed, plan.config.clients)
         _divide(task, plan)
         if backend == "ray":
@@ -289,33 +285,6 @@ def _crashed(error: BaseException, plan: Plan) -> TrainingError:
     said = f"Flower's simulation on Ray cannot start or go on: {why}; {need}"
     rest = "trains the same in this process, without Ray."
     return TrainingError(f'{said}backend="inline" {rest}', shell=f"{said}--backend inline {rest}")
-
-
-def _news(record: logging.LogRecord) -> bool:
-    """Drop what is no news to whoever calls `simulate`.
-
-    That is Flower's advice against `run_simulation`, which they cannot follow, and how it reports
-    a crash: with two tracebacks, where `_crashed` says the cause in a sentence.
-    """
-    text = record.getMessage()
-    if "DEPRECATED" in text and "run_simulation" in text:
-        return False
-    return not text.startswith(_CRASH)
-
-
-@contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Keep Flower's log to warnings for the length of a block."""
-    log = logging.getLogger("flwr")
-    level = log.level
-    if not verbose:
-        log.setLevel(logging.WARNING)
-        log.addFilter(_news)
-    try:
-        yield
-    finally:
-        log.removeFilter(_news)
-        log.setLevel(level)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from sfl_flower.report import RoundRecord
 from sfl_flower.server.checkpoint import Progress
 from sfl_flower.server.outcome import Outcome
 from sfl_flower.server.tally import Tally
+from sfl_flower.server.unwrapped import RunOver
 from sfl_flower.training.measures import diverged
 from sfl_flower.wire import Ledger, Usage
 
@@ -37,6 +38,11 @@ class Account:
         A record for each round since the run began or went on.
     first : int
         The round after which it began or went on.
+    judge : callable
+        Asked with the record of each round, before it is kept, why the round is to be the last; ""
+        where the run goes on, which it always does until another takes its place.
+    ended : str
+        What ended the run before its last round, in sentences; "" where nothing did.
     """
 
     def __init__(
@@ -47,6 +53,8 @@ class Account:
         self.first = 0
         self._rounds, self._patience = config.rounds, config.patience
         self._on_round = on_round
+        self.judge: Callable[[RoundRecord], str] = _go_on
+        self.ended = ""
         self._replies, self._empty = 0, 0
         self._joins, self._again = 0, 0
         self._flops = 0
@@ -105,9 +113,22 @@ class Account:
         yield
         self.ledger.exchanges = before
 
-    def end(self, round: int) -> None:
-        """Let a round be the last."""
-        self._rounds = round
+    def end(self, round: int, why: str) -> None:
+        """Let a round be the last; `why` is what the log says after it."""
+        self._rounds, self.ended = round, why
+
+    def begin_round(self, number: int) -> int:
+        """Return the round that comes `number` rounds after the run began or went on.
+
+        Raises
+        ------
+        RunOver
+            If the run was ended before it.
+        """
+        round = self.first + number
+        if self.ended and self.over(round - 1):
+            raise RunOver(self.ended)
+        return round
 
     def over(self, round: int) -> bool:
         """Tell whether no round comes after this one."""
@@ -149,29 +170,58 @@ class Account:
         reason = tally.notes[0] if tally.notes else "no client answered"
         raise TrainingError(f"No usable reply {what}; the last reason: {reason}")
 
-    def record(self, round: int, metrics: dict[str, float], version: int, digest: str) -> None:
+    def record(
+        self,
+        round: int,
+        due: bool,
+        evaluate: Callable[[], dict[str, float]],
+        version: int,
+        digest: str,
+    ) -> None:
         """Add the record of a round.
 
         Parameters
         ----------
         round : int
             Its number.
-        metrics : dict[str, float]
-            The result of its evaluation, empty without one.
+        due : bool
+            Whether it is evaluated; one that turns out to be the last is in any case.
+        evaluate : callable
+            Gives loss and metrics of the whole model.
         version, digest : int, str
             Version of the client half and the journal's digest after it.
         """
-        outcome, tally, ledger = self._outcome, self._tally, self.ledger
-        losses = outcome.losses
+        metrics = self._evaluated(round, evaluate) if due else {}
+        at = round, version, digest, time.monotonic() - self._began
+        why = self.judge(self._record(*at, metrics))
+        if why and not self.over(round):
+            self._tally.note(f"{why}, so this round is the last.")
+            self.end(round, f"The run is over. {why}.")
+            metrics = metrics or self._evaluated(round, evaluate)
+        record = self._record(*at, metrics)
+        self._said.clear()
+        self.records.append(record)
+        if self._on_round:
+            self._on_round(record)
+
+    def _evaluated(self, round: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+        metrics = evaluate()
         if self._untrained is None and round == 0:
             self._untrained = metrics.get("loss")
         if worse := diverged(metrics, self._untrained or 0.0):
-            tally.note(worse)
-        record = RoundRecord(
+            self._tally.note(worse)
+        return metrics
+
+    def _record(
+        self, round: int, version: int, digest: str, seconds: float, metrics: dict[str, float]
+    ) -> RoundRecord:
+        outcome, tally, ledger = self._outcome, self._tally, self.ledger
+        losses = outcome.losses
+        return RoundRecord(
             round=round,
             samples=ledger.samples,
             exchanges=ledger.exchanges,
-            seconds=time.monotonic() - self._began,
+            seconds=seconds,
             loss=sum(losses) / len(losses) if losses else None,
             metrics=metrics,
             bytes_up=ledger.bytes_up,
@@ -184,8 +234,10 @@ class Account:
             digest=digest,
             extra=dict(outcome.extra),
             clients={what: tuple(sorted(found)) for what, found in sorted(tally.marks.items())},
+            client_peak_bytes=ledger.client_peak_bytes,
         )
-        self._said.clear()
-        self.records.append(record)
-        if self._on_round:
-            self._on_round(record)
+
+
+def _go_on(record: RoundRecord) -> str:
+    """End no run."""
+    return ""

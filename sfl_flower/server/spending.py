@@ -156,19 +156,18 @@ class Spending:
             self.noise = noise_for(
                 self._settings.dp_epsilon, self._planned(roster.here), self._settings.dp_delta
             )
-        if account.over(round - 1):  # also where those have gone for whom it was too much
-            raise RunOver(f"The run is over. Up to here {self.statement}")
         if over := self._over(round, cohort):
             if not self._counts:
                 raise ConfigError(
                     f"{over}; raise dp_epsilon or dp_noise, or use fewer mini-batches."
                 )
-            raise RunOver(f"{over}, so the run is over. Up to here {self.statement}")
+            account.end(round - 1, f"{over}, so the run is over. Up to here {self.statement}")
+            raise RunOver(account.ended)
         self.ask(Asked(round, self.noise, {each.partition: each.samples for each in cohort}))
         if not account.over(round) and (
             over := self._over(round + 1, roster.cohort(round + 1, roster.here))
         ):
-            account.end(round)
+            account.end(round, f"The run is over. Up to here {self.statement}")
             tally.note(f"{over}, so this round is the last. At its end {self.statement}")
 
     def closed(self, outcome: Outcome) -> Outcome:

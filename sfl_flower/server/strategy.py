@@ -193,7 +193,7 @@ class SplitStrategy(Unwrapped):
         with torch_threads(self.config.server_threads):
             if server_round == 1:
                 self._start(arrays)
-            self.round = self.account.first + server_round
+            self.round = self.account.begin_round(server_round)
             for half in self.server_halves():
                 half.begin(self.round)
             told = self.name, self.config.client_key, self._terms_held, self.config.wave
@@ -220,12 +220,12 @@ class SplitStrategy(Unwrapped):
         metrics : MetricRecord
             Numbers of the round.
         """
-        last = self.account.over(self.round)
-        due = last or self.round % self.config.evaluation_period == 0
-        self._record(self.evaluate_model() if due else {})
+        due = self.account.over(self.round) or self.round % self.config.evaluation_period == 0
+        self._record(due)
+        last = self.account.over(self.round)  # its record may have ended the run
         if self._save and (last or self.round % self.config.checkpoint_period == 0):
             self._save(self)
-        return (self.arrays() if due else None), MetricRecord(self.account.metrics())
+        return (self.arrays() if due or last else None), MetricRecord(self.account.metrics())
 
     def summary(self) -> None:
         """Log what is trained and how, and warn where zeroth order is too noisy to learn."""
@@ -337,7 +337,7 @@ class SplitStrategy(Unwrapped):
             check_first_weights(state, self._on_clients().modules)
             self._begin(state)
             load_dequantised(self.server.module, state)
-        self._record(self.evaluate_model())
+        self._record(True)
 
     def _begin(self, state: Mapping[str, Tensor] | None = None) -> None:
         self.load_client({**travelling_state(self.client_half), **(state or self.state_dict())})
@@ -346,5 +346,5 @@ class SplitStrategy(Unwrapped):
         halves = (self.client_half, self.server.module)
         return Held.of(*halves, self.facts.whole, self.held_head())
 
-    def _record(self, metrics: dict[str, float]) -> None:
-        self.account.record(self.round, metrics, self.version, self.digest)
+    def _record(self, due: bool) -> None:
+        self.account.record(self.round, due, self.evaluate_model, self.version, self.digest)

@@ -334,3 +334,30 @@ def test_a3_the_demo_shows_that_forward_only_clients_need_less(
     # The control steps as HO-SFL does, at the same rate.
     assert configs["frozen"]["server_steps"] == configs["ho_sfl"]["server_steps"] == "batch"
     assert configs["frozen"]["server_lr"] == configs["ho_sfl"]["server_lr"]
+
+
+def test_a_run_has_callbacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, wait = tmp_path / "run", "early_stopping:accuracy,patience=1,min-delta=0.9"
+    arguments = ["--rounds", "4", "--set", "eval-every=1", "--callback", wait, "--callback", "csv"]
+    assert main([*INLINE, *arguments, "--out", str(out)]) == 0
+    assert "EarlyStopping: no better accuracy in 1 evaluations" in capsys.readouterr().out
+    assert [record.round for record in RunDirectory(out).history] == [0, 1]
+    assert len((out / "history.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [
+        ("early_stoping", "Did you mean 'early_stopping'"),
+        ("early_stopping:acuracy", "Did you mean 'accuracy'"),
+        ("budget:bytes=much", "it must be a number of bytes"),
+        ("hooks:Mine", "--callback hooks:Mine cannot be imported"),
+    ],
+)
+def test_a_wrong_callback_is_named_and_nothing_is_started(
+    callback: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main([*INLINE, "--callback", callback, "--out", str(out)]) == 2
+    assert words in capsys.readouterr().err
+    assert not out.exists()

@@ -31,6 +31,7 @@ records = st.builds(
     version=counts,
     digest=st.text("0123456789abcdef", max_size=8),
     extra=numbers,
+    client_peak_bytes=counts,
 )
 
 
@@ -53,7 +54,9 @@ def record(number: int, accuracy: float | None = None) -> RoundRecord:
 def test_a_record_survives_json_exactly(value: RoundRecord) -> None:
     line = value.to_json()
     assert "\n" not in line
-    assert RoundRecord.from_json(line) == value
+    back = RoundRecord.from_json(line)
+    assert back == value
+    assert back.client_peak_bytes == value.client_peak_bytes
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 import math
+import re
 
 from rich.console import Console
 
 from sfl_flower.report import RoundRecord, RunProgress
+from sfl_flower.report.panel import Shown
 
 
 def record(number: int, accuracy: float | None = None, failures: int = 0) -> RoundRecord:
@@ -65,11 +67,14 @@ def test_runs_side_by_side_are_shown_apart() -> None:
     assert ["accuracy" in line for line in lines] == [False, True, False]
 
 
-def test_a_bar_that_is_not_kept_becomes_a_line() -> None:
+def terminal(width: int = 110) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
-    with RunProgress(
-        Console(file=out, force_terminal=True, width=110, color_system=None), keep=False
-    ) as progress:
+    return Console(file=out, force_terminal=True, width=width, color_system=None), out
+
+
+def test_a_panel_that_is_not_kept_becomes_a_line() -> None:
+    console, out = terminal()
+    with RunProgress(console, keep=False) as progress:
         show = progress.start("x", 2)
         show(record(1))
         show(record(2))
@@ -87,11 +92,62 @@ def test_an_update_without_a_start_and_without_numbers_does_not_fail() -> None:
     assert out.getvalue() == "run: round 1/1  –\n"
 
 
-def test_a_terminal_gets_a_bar_for_each_run() -> None:
-    out = io.StringIO()
-    run(Console(file=out, force_terminal=True, width=110, color_system=None), 25)
-    final = [line for line in out.getvalue().splitlines() if "━" in line][-2:]
-    for label, line in zip(("ho_sfl", "[frozen]"), final, strict=True):
-        assert label in line
-        assert "25/25 accuracy 0.500" in line
-    assert "round 3/25" not in out.getvalue()
+def last_frame(shown: str) -> list[str]:
+    """Return the lines that stand on the screen at the end."""
+    lines = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.rpartition("\x1b[2K")[2]).splitlines()
+    return [line.strip("│ ").rstrip() for line in lines if line.strip()]
+
+
+def test_a_terminal_gets_a_panel_for_each_run() -> None:
+    console, out = terminal()
+    run(console, 25)
+    lines = last_frame(out.getvalue())
+    assert len(lines) == 2 * 6
+    for label, panel in zip(("ho_sfl", "[frozen]"), (lines[:6], lines[6:]), strict=True):
+        assert panel[0].startswith(f"╭─ {label} ─")
+        assert panel[1].startswith("round 25/25") and panel[1].endswith("0:00:00 left")
+        assert panel[2] == "loss 0.250   accuracy 0.500"
+        assert panel[3] == "up 25.0 KiB   down 25.0 KiB"
+        assert panel[4] == "clients 0 in, 0 out   1 replies lost so far"
+    assert ": round" not in out.getvalue()  # no lines beside them
+
+
+def test_what_a_panel_says_of_a_round() -> None:
+    """Rounds of 2 s, of which 98 are left."""
+    console, out = terminal(80)
+    with RunProgress(console) as progress:
+        progress.start("digits", 100)
+        progress(RoundRecord(0, 0, 0, 0.0, None, {"accuracy": 0.125}))
+        progress(RoundRecord(1, 0, 0, 2.0, 2.5, {}, 2048, 512, 5, client_peak_bytes=3072))
+        progress(RoundRecord(2, 0, 0, 4.0, 1.5, {}, 4096, 1024, 3, 1, 1, client_peak_bytes=3072))
+    lines = last_frame(out.getvalue())
+    assert lines[1].startswith("round 2/100") and lines[1].endswith("0:03:16 left")
+    assert lines[2:5] == [
+        "loss 1.500   accuracy 0.125",
+        "up 4.0 KiB   down 1.0 KiB   client memory 3.0 KiB",
+        "clients 3 in, 2 out   2 replies lost so far",
+    ]
+
+
+def test_a_panel_before_the_first_round_and_on_a_narrow_terminal() -> None:
+    console, out = terminal(40)
+    with RunProgress(console) as progress:
+        progress.start("a [name] in brackets", 7)
+    lines = last_frame(out.getvalue())
+    assert len(lines) == 3 and lines[1].startswith("round 0/7")
+    assert "a [name] in brackets" in lines[0]
+    assert all(len(line) <= 40 for line in lines)
+
+
+def test_time_left_is_that_of_the_last_rounds() -> None:
+    """The first ones were slow: 20 rounds of 1 s say what the 60 that are left take."""
+    run = Shown("x", 100)
+    for number in range(41):
+        run.add(record_at(number, 10.0 * min(number, 20) + max(0, number - 20)), "accuracy")
+    assert run.seconds_left == 60.0
+    run.add(record_at(20, 200.0), "accuracy")  # it was resumed there
+    assert run.seconds_left is None
+
+
+def record_at(number: int, seconds: float) -> RoundRecord:
+    return RoundRecord(number, 0, 0, seconds)

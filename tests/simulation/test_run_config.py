@@ -21,7 +21,7 @@ from sfl_flower.run.run_config import read_run_config, task_from_context
 pytestmark = pytest.mark.flower
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_THE_APP = {"options": "", "out": "", "resume": False, "clients": 0}
+OF_THE_APP = {"options": "", "callbacks": "", "out": "", "resume": False, "clients": 0}
 """Keys that only the app has, and clients: as many as are online."""
 
 
@@ -45,7 +45,7 @@ def test_options_are_of_the_method_and_the_task_and_win() -> None:
     assert settings.to_dict()["probes"] == 8
     assert settings.to_dict()["client_lr"] == 0.5
     assert task == {"train_size": "40"}
-    assert not found.keys() & {"options", "out", "resume"}
+    assert not found.keys() & {"callbacks", "options", "out", "resume"}
 
 
 @pytest.mark.parametrize("text", ["probes", "=3", "probes=8, mu"])
