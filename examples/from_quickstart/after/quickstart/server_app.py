@@ -3,7 +3,7 @@
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from sfl_flower import RunConfig
-from sfl_flower.strategies.ho_sfl import HOSFL
+from sfl_flower.strategies.ho_sfl import HOSFL, HOSFLSettings
 
 from quickstart.task import Net, load_test_data, task, test
 
@@ -14,15 +14,18 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train for as many rounds as the run's settings say."""
     run = context.run_config
-    rounds = run["num-server-rounds"]
-    strategy = HOSFL(task, RunConfig(clients=run["clients"], rounds=rounds, partition="local"))
+    rate = run["learning-rate"]
+    config = RunConfig(clients=run["clients"], partition="local", server_lr=rate, eval_every=1)
+    settings = HOSFLSettings(client_lr=0.02, probes=8, minibatches=8, server_steps="batch")
+    strategy = HOSFL(task, config, settings)
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(Net().state_dict()),
         num_rounds=run["num-server-rounds"],
         evaluate_fn=evaluate,
     )
-    print(f"Accuracy: {result.evaluate_metrics_serverapp[run['num-server-rounds']]['accuracy']:.4f}")
+    last = result.evaluate_metrics_serverapp[run["num-server-rounds"]]
+    print(f"Accuracy: {last['accuracy']:.4f}")
 
 
 def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:

@@ -20,7 +20,8 @@ def main(grid: Grid, context: Context) -> None:
         num_rounds=run["num-server-rounds"],
         evaluate_fn=evaluate,
     )
-    print(f"Accuracy: {result.evaluate_metrics_serverapp[run['num-server-rounds']]['accuracy']:.4f}")
+    last = result.evaluate_metrics_serverapp[run["num-server-rounds"]]
+    print(f"Accuracy: {last['accuracy']:.4f}")
 
 
 def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
