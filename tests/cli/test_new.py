@@ -24,7 +24,7 @@ FILES = {
         "__init__", "client_app", "data", "model", "server_app", "task",
     )),
 }  # fmt: skip
-MORE = {"deployment": {"DEPLOYMENT.md", "deployment/config.toml"}}
+MORE = {"deployment": {"DEPLOYMENT.md", "deployment/config.toml", "tests/test_task.py"}}
 
 
 @pytest.fixture(params=TEMPLATES)
