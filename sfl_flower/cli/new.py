@@ -64,7 +64,7 @@ TEMPLATES: Mapping[str, Template] = {
     ),
     "table": _TABLE,
     "deployment": _TABLE._replace(
-        about="a table on every node, and the commands for SuperLink and SuperNodes",
+        about="a table on every node, with the commands for a network",
         options=f"{_TABLE.options} partition=local",
         layers=(*_TABLE.layers, "deployment"),
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sfl_flower.cli.main import main
+from sfl_flower.cli.main import main, parser
 from sfl_flower.cli.new import TEMPLATES, write_app
 from sfl_flower.errors import ConfigError
 from tests.hub import hub_offences
@@ -65,6 +67,16 @@ def test_an_app_passes_its_own_tests(tmp_path: Path, template: str) -> None:
     done = python("pytest", "-q", "-p", "no:cacheprovider", cwd=app)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_the_commands_on_the_pages_of_an_app_are_understood(tmp_path: Path, template: str) -> None:
+    app = write_app("flower-shop", template, tmp_path)
+    text = "".join(path.read_text(encoding="utf-8") for path in app.glob("*.md"))
+    commands = re.findall(r"^sfl (.*)", text.replace("\\\n", ""), flags=re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        parser().parse_args(shlex.split(command, comments=True))
+    assert "flower_shop.task:task" in text and (app / "flower_shop" / "task.py").is_file()
 
 
 def test_the_tests_of_an_app_find_what_is_wrong(tmp_path: Path) -> None:

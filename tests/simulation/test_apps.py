@@ -8,10 +8,18 @@ import pytest
 
 from sfl_flower.cli.new import TEMPLATES, write_app
 from sfl_flower.report import RunDirectory
-from tests.deployment.federation import FLOWER, flower_simulation, flwr, run_config, statuses
+from tests.deployment.federation import (
+    FLOWER,
+    REPOSITORY,
+    flower_simulation,
+    flwr,
+    run_config,
+    statuses,
+)
 
 pytestmark = pytest.mark.simulation
 
+QUICKSTART = REPOSITORY / "examples" / "from_quickstart"
 CLIENTS, ROUNDS = 2, 1
 
 
@@ -36,6 +44,28 @@ def test_flwr_run_of_every_template(managed_superlink: Path, tmp_path: Path) -> 
     assert statuses(cwd=tmp_path) == ["finished:completed"] * len(TEMPLATES)
     # No second torch: what the apps need is in the environment that they were started from.
     assert not list(managed_superlink.rglob("site-packages/torch*"))
+
+
+@pytest.mark.skipif(FLOWER < (1, 36), reason="an older Flower has flower-simulation instead")
+def test_flwr_run_of_a_quickstart_before_and_after(
+    managed_superlink: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for which in ("before", "after"):
+        shown = flwr(
+            "run", ".", "--stream",
+            "--federation-config", f"num-supernodes={CLIENTS} client-resources-num-cpus=1",
+            "--run-config", run_config({"num-server-rounds": ROUNDS}),
+            cwd=QUICKSTART / which,
+        )  # fmt: skip
+        assert "Accuracy: 0." in shown + capfd.readouterr().out
+    assert statuses(cwd=QUICKSTART) == ["finished:completed"] * 2
+    assert not list(managed_superlink.rglob("site-packages/torch*"))
+
+
+@pytest.mark.skipif(FLOWER >= (1, 27), reason="only Flower up to 1.26 has the command")
+@pytest.mark.parametrize("which", ["before", "after"])
+def test_flower_simulation_of_a_quickstart(flwr_home: Path, which: str) -> None:
+    flower_simulation(QUICKSTART / which, CLIENTS, run_config({"num-server-rounds": ROUNDS}))
 
 
 @pytest.mark.skipif(FLOWER >= (1, 27), reason="only Flower up to 1.26 has the command")

@@ -19,7 +19,8 @@ from sfl_flower.wire.flower import SUPERLINK, identity
 
 pytestmark = pytest.mark.flower
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "from_quickstart"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "from_quickstart"
 MOST = 30
 
 
@@ -45,8 +46,10 @@ def changes() -> list[str]:
 def test_few_lines_change() -> None:
     counted = [line for line in changes() if line[0] in "+-" and line[:3] not in ("+++", "---")]
     assert 0 < len(counted) <= MOST
-    said = re.findall(r"\*\*(\d+) lines\*\*", (EXAMPLE / "README.md").read_text(encoding="utf-8"))
-    assert said == [str(len(counted))]
+    pages = (EXAMPLE / "README.md", ROOT / "README.md", ROOT / "docs" / "launching.md")
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    said = re.findall(r"\*\*(\d+) lines\*\*|(\d+) changed lines|(\d+) lines differ", text)
+    assert ["".join(number) for number in said] == [str(len(counted))] * len(pages)
 
 
 def test_the_page_shows_what_changes() -> None:
