@@ -17,6 +17,8 @@ __all__ = ["hub_offences"]
 KINDS = {".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"}
 """Kinds of files that the Hub takes; of others it leaves out what is not in `NAMES`."""
 NAMES = {"LICENSE", ".gitignore"}
+RULES = ("_validate_app_name", "_validate_description", "_collect_file_paths", "_validate_files")
+"""What `flwr app publish` of 1.42 asks, in this order, before it uploads."""
 LARGEST_FILE, LARGEST_APP = 2**20, 10 * 2**20
 
 
@@ -87,20 +89,21 @@ def _of_flower(app: Path) -> list[str]:
     try:
         # Not public: where it is, it is asked. The package gives its module's name to a function.
         rules = vars(import_module("flwr.cli.app_cmd.publish"))
+        named, described, collect, check = (rules[name] for name in RULES)
         build, load = (
             vars(import_module(f"flwr.cli.{module}"))[name]
             for module, name in (
                 ("build", "build_fab_from_disk"), ("config_utils", "load_and_validate"),
             )
         )  # fmt: skip
-    except ImportError:
+    except (ImportError, KeyError):  # an older one asks less
         return []
     with redirect_stdout(io.StringIO()) as said:
         try:
             config, warnings = load(app / "pyproject.toml", check_module=False)
-            rules["_validate_app_name"](app.name, "folder")
-            rules["_validate_description"](config["project"]["description"])
-            rules["_validate_files"](rules["_collect_file_paths"](app))
+            named(app.name, "folder")
+            described(config["project"]["description"])
+            check(collect(app))
             build(app)
         except Exception as error:
             return [str(getattr(error, "message", error))]

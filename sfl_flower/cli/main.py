@@ -1,4 +1,4 @@
-"""The `sfl` command: run a method, compare, profile cuts, attack them, begin an app, demo, warm."""
+"""The `sfl` command: run, compare, tune, profile cuts, attack them, begin an app, demo, warm."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sfl_flower.cli.options import add_options
 from sfl_flower.cli.presets import add_presets
 from sfl_flower.cli.profile import add_profile
 from sfl_flower.cli.run import add_run
+from sfl_flower.cli.tune import add_tune
 from sfl_flower.cli.warm import add_warm
 from sfl_flower.errors import ConfigError, CutError, SflError
 
@@ -58,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_run, add_compare, add_profile, add_attack, add_options, add_presets, add_demo, add_new,
-        add_warm,
+        add_run, add_compare, add_tune, add_profile, add_attack, add_options, add_presets, add_demo,
+        add_new, add_warm,
     ):  # fmt: skip
         add(commands)
     return found
