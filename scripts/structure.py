@@ -122,9 +122,10 @@ def offences(source: str, path: str) -> list[str]:
 
 
 def modules(root: Path = ROOT) -> Iterator[tuple[str, str]]:
-    """Yield path and source of every module of the package."""
+    """Yield path and source of every module of the package; what `sfl new` copies is none."""
     for path in sorted((root / PACKAGE).rglob("*.py")):
-        yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+        if root / PACKAGE / "templates" not in path.parents:
+            yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
 
 
 def measure(root: Path = ROOT) -> dict[str, int]:

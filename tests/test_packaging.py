@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from email import message_from_string
 from email.message import Message
 from pathlib import Path
@@ -20,6 +21,14 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {".gitignore"}
 """Files of the repository that the distribution has in another form, or not at all."""
+
+
+def tracked_files() -> set[str]:
+    """Return the files of the repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +51,33 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
+def test_the_wheel_holds_the_package_and_what_sfl_new_copies(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout")
+    build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+        held = set(wheel.namelist())
+    tracked = {name for name in tracked_files() if name.startswith("sfl_flower/")}
+    assert {"LICENSE", "gitignore", "pyproject.toml", "tests/test_app.py"} <= {
+        name.removeprefix("sfl_flower/templates/shared/") for name in tracked
+    }
+    assert tracked - held == set()
+
+
 @pytest.fixture(scope="module")
 def metadata(sdist: Path) -> Message:
     return message_from_string((sdist / "PKG-INFO").read_text(encoding="utf-8"))
 
 
 def test_a14_the_source_distribution_is_a_whole_checkout(sdist: Path) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    tracked = {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    tracked = tracked_files()
     held = {p.relative_to(sdist).as_posix() for p in sdist.rglob("*") if p.is_file()}
     assert tracked - held - LEFT_OUT == set()
     # Without it uv would install the package and nothing it needs.

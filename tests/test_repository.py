@@ -22,6 +22,8 @@ CODE = sorted(
     for name in ("sfl_flower", "benchmarks", "examples")
     for path in (ROOT / name).rglob("*.py")
 )
+TEMPLATES = ROOT / "sfl_flower" / "templates"
+"""What `sfl new` copies: apps, and no modules of the package."""
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Calls that draw from, or set, a generator that the whole process shares.
@@ -187,7 +189,9 @@ def test_every_import_is_a_declared_dependency() -> None:
     }
     providers = packages_distributions()
     undeclared: dict[str, set[str]] = {}
-    for path in (ROOT / "sfl_flower").rglob("*.py"):
+    for path in CODE:
+        if ROOT / "sfl_flower" not in path.parents or TEMPLATES in path.parents:
+            continue
         for module in imported_roots(path):
             if module in sys.stdlib_module_names or module == "sfl_flower":
                 continue
@@ -251,7 +255,9 @@ def test_the_bundle_is_small_and_holds_the_package(tmp_path: Path) -> None:
     package = {
         name_of(p)
         for p in tracked()
-        if p.suffix in (".py", ".toml") and ROOT / "sfl_flower" in p.parents
+        if p.suffix in (".py", ".toml")
+        and ROOT / "sfl_flower" in p.parents
+        and TEMPLATES not in p.parents
     }
     assert "sfl_flower/presets/ho_sfl_resnet18_cifar10.toml" in package
     with zipfile.ZipFile(archive) as read:

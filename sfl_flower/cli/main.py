@@ -1,4 +1,4 @@
-"""The `sfl` command: run, watch, compare, tune, profile, attack, list options, demo, warm."""
+"""The `sfl` command: run, watch, compare, tune, profile, attack, begin an app, options, warm."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sfl_flower.cli.attack import add_attack
 from sfl_flower.cli.compare import add_compare
 from sfl_flower.cli.demo import add_demo
 from sfl_flower.cli.leftovers import say_leftovers
+from sfl_flower.cli.new import add_new
 from sfl_flower.cli.options import add_options
 from sfl_flower.cli.presets import add_presets
 from sfl_flower.cli.profile import add_profile
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_run, add_watch, add_compare, add_tune, add_profile, add_attack, add_options,
+        add_new, add_run, add_watch, add_compare, add_tune, add_profile, add_attack, add_options,
         add_presets, add_demo, add_warm,
     ):  # fmt: skip
         add(commands)

@@ -71,6 +71,23 @@ def flwr(*arguments: str, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
+def flower_simulation(app: Path, clients: int, settings: str) -> None:
+    """Run an app by the command of Flower 1.26; it must exit with 0."""
+    backend = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0},
+        "init_args": {"include_dashboard": False},
+    }
+    done = subprocess.run(
+        [
+            program("flower-simulation"), "--app", ".", "--num-supernodes", str(clients),
+            "--backend-config", json.dumps(backend), "--run-config", settings,
+        ],
+        cwd=app, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    print(done.stdout[-6000:], done.stderr[-6000:])
+    assert done.returncode == 0
+
+
 def statuses(*superlink: str, cwd: Path, **environment: str) -> list[str]:
     """Return the status of every run that a SuperLink knows."""
     out = flwr("ls", *superlink, "--format", "json", cwd=cwd, **environment)

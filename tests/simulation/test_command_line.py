@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +13,11 @@ from sfl_flower import simulate
 from sfl_flower.report import RunDirectory
 from tests.deployment.federation import (
     FLOWER,
-    PATIENCE_S,
     REPOSITORY,
+    flower_simulation,
     flwr,
-    free_ports,
-    program,
     run_config,
     statuses,
-    wait_for,
 )
 
 pytestmark = pytest.mark.simulation
@@ -47,29 +38,6 @@ def assert_same_as_inline(out: Path) -> None:
     ]
     model = found.load_model()
     assert all(torch.equal(model[name], value) for name, value in expected.model.items())
-
-
-@pytest.fixture
-def managed_superlink(flwr_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """End the SuperLink that `flwr run` starts and leaves behind; on ports of the test's own."""
-    api, control = free_ports(2)
-    monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", str(api))
-    monkeypatch.setenv("FLWR_LOCAL_CONTROL_API_PORT", str(control))
-    yield flwr_home
-    for pid in _processes(str(flwr_home)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    wait_for("the SuperLink to end", lambda: not _processes(str(flwr_home)), patience=60)
-
-
-def _processes(text: str) -> list[int]:
-    """Return the processes whose command line names this directory of the test."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if text in path.read_bytes().decode(errors="replace"):
-                found.append(int(path.parent.name))
-    return found
 
 
 @pytest.mark.skipif(FLOWER < (1, 36), reason="an older Flower has flower-simulation instead")
@@ -107,18 +75,5 @@ def test_flwr_run_of_a_method_of_ones_own(managed_superlink: Path, tmp_path: Pat
 @pytest.mark.skipif(FLOWER >= (1, 27), reason="only Flower up to 1.26 has the command")
 def test_flower_simulation(flwr_home: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    backend = {
-        "client_resources": {"num_cpus": 1, "num_gpus": 0},
-        "init_args": {"include_dashboard": False},
-    }
-    done = subprocess.run(
-        [
-            program("flower-simulation"), "--app", ".", "--num-supernodes", str(CLIENTS),
-            "--backend-config", json.dumps(backend), "--run-config", settings(out),
-        ],
-        cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=PATIENCE_S,
-    )  # fmt: skip
-    print(done.stdout[-6000:], done.stderr[-6000:])
-    assert done.returncode == 0
+    flower_simulation(REPOSITORY, CLIENTS, settings(out))
     assert_same_as_inline(out)

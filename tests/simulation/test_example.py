@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import shutil
 import sys
 import tomllib
 from importlib import import_module
@@ -16,6 +17,7 @@ from flwr.app import Context, RecordDict
 from sfl_flower.report import RunDirectory
 from sfl_flower.run.inline import InlineGrid
 from sfl_flower.wire.flower import SUPERLINK, identity
+from tests.hub import hub_offences
 
 pytestmark = pytest.mark.flower
 
@@ -32,7 +34,8 @@ def test_own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLE))
     monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path / "state"))
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
-    assert project["project"]["dependencies"] == []  # or Flower installs torch again
+    (entry,) = project["tool"]["uv"]["dependency-metadata"]
+    assert (entry["name"], entry["requires-dist"]) == (project["project"]["name"], [])
     app = project["tool"]["flwr"]["app"]
     server, client = (load(app["components"][name]) for name in ("serverapp", "clientapp"))
     run_config = {**app["config"], "out": str(tmp_path / "run")}
@@ -46,6 +49,35 @@ def test_own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.config["clients"] == 3
     _, accuracy = found.history.series(metric="accuracy")
     assert accuracy[-1] > 0.85 > accuracy[0]
+
+
+@pytest.mark.parametrize("name", ["own_task", "own_method", "sensors"])
+def test_an_example_may_be_published(tmp_path: Path, name: str) -> None:
+    """From a folder of the project's name: the Hub wants one without an underscore."""
+    app = tmp_path / name.replace("_", "-")
+    shutil.copytree(EXAMPLES / name, app, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    assert hub_offences(app) == []
+
+
+def test_sensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = EXAMPLES / "sensors"
+    monkeypatch.syspath_prepend(str(example))
+    monkeypatch.setenv("SFL_STATE_DIR", str(tmp_path / "state"))
+    app = tomllib.loads((example / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    server, client = (load(app["components"][name]) for name in ("serverapp", "clientapp"))
+    run_config = {**app["config"], "rounds": 30, "out": str(tmp_path / "run")}
+    context = Context(
+        run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
+    )
+    with identity(1, SUPERLINK):
+        server(InlineGrid(client, 4), context)
+    _, accuracy = RunDirectory(tmp_path / "run").history.series(metric="accuracy")
+    assert accuracy[-1] > 0.4 > accuracy[0]  # four conditions in equal shares, other machines
+
+    machine = import_module("sensors.data").machine
+    first, again, other = machine(3, 8), machine(3, 8), machine(4, 8)
+    assert torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)
+    assert first.x.shape == (8, 1, 128) and first.y.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_a16_the_data_load_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

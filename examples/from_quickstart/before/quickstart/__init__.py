@@ -1,0 +1,1 @@
+"""A quickstart: a small convolutional net on handwritten digits."""

@@ -1,0 +1,1 @@
+"""Faults of machines from their vibration, as a Flower app."""
