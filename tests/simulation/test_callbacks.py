@@ -18,9 +18,6 @@ from sfl_flower.run.inline import InlineGrid
 from sfl_flower.tasks import load_task
 from sfl_flower.wire.flower import SUPERLINK, identity
 from tests.deployment.federation import FLOWER, REPOSITORY, flwr, run_config, statuses
-from tests.simulation.test_command_line import managed_superlink
-
-__all__ = ["managed_superlink"]
 
 SETTINGS: dict[str, Any] = {"clients": 3, "rounds": 8, "eval_every": 1, "partition": "iid"}
 WAIT = "early_stopping:accuracy,patience=1,min-delta=0.9"
