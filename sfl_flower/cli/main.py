@@ -1,4 +1,4 @@
-"""The `sfl` command: run a method, compare, profile cuts, attack them, list options, demo, warm."""
+"""The `sfl` command: run a method, compare, report, profile cuts, attack them, options, demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sfl_flower.cli.leftovers import say_leftovers
 from sfl_flower.cli.options import add_options
 from sfl_flower.cli.presets import add_presets
 from sfl_flower.cli.profile import add_profile
+from sfl_flower.cli.report import add_report
 from sfl_flower.cli.run import add_run
 from sfl_flower.cli.warm import add_warm
 from sfl_flower.errors import ConfigError, CutError, SflError
@@ -57,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_run, add_compare, add_profile, add_attack, add_options, add_presets, add_demo, add_warm,
+        add_run, add_compare, add_report, add_profile, add_attack, add_options, add_presets,
+        add_demo, add_warm,
     ):  # fmt: skip
         add(commands)
     return found
