@@ -1,4 +1,4 @@
-"""The `sfl` command: run a method, compare, report, profile cuts, attack them, options, demo."""
+"""The `sfl` command, put together of its subcommands, one file each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from sfl_flower.cli.attack import add_attack
 from sfl_flower.cli.compare import add_compare
 from sfl_flower.cli.demo import add_demo
+from sfl_flower.cli.export import add_export
 from sfl_flower.cli.leftovers import say_leftovers
 from sfl_flower.cli.options import add_options
 from sfl_flower.cli.presets import add_presets
@@ -58,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_run, add_compare, add_report, add_profile, add_attack, add_options, add_presets,
-        add_demo, add_warm,
+        add_run, add_compare, add_report, add_export, add_profile, add_attack, add_options,
+        add_presets, add_demo, add_warm,
     ):  # fmt: skip
         add(commands)
     return found
