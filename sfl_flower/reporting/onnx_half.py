@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError, TrainingError
 from sfl_flower.split import load_dequantised
+from sfl_flower.split.transformers.block_halves import ClientBlocks
 from sfl_flower.task import SplitTask
 
 __all__ = ["OnnxHalf", "client_onnx"]
@@ -88,6 +89,9 @@ def client_onnx(task: SplitTask, seed: int, state: Mapping[str, Tensor]) -> Onnx
         ) from error
     client = task.with_trained("all").build(seed).client.eval()
     load_dequantised(client, state)
+    for module in client.modules():
+        if isinstance(module, ClientBlocks):
+            module.trims = False
     samples = task.samples("test")
     x = task.batch(samples, slice(0, _SAMPLES))[0]
     try:

@@ -17,9 +17,11 @@ import peft
 import transformers
 
 from sfl_flower import SplitTask, export_model, load_exported, load_task, simulate
+from sfl_flower.data import model_seed
 from sfl_flower.report import RunDirectory
 from sfl_flower.reporting.loading import state_digest
 from sfl_flower.reporting.pretrained import merged, write_pretrained
+from sfl_flower.split import load_dequantised
 from sfl_flower.tasks import read_task_options
 from sfl_flower.tasks.mean_pooled import MeanPooledBert
 from sfl_flower.tasks.own_text import text_task
@@ -73,6 +75,20 @@ def test_adapters_are_merged_for_transformers_and_kept_for_the_task(
     card = (folder / "README.md").read_text()
     assert f"from transformers import {type(plain).__name__}" in card
     assert "LoRA adapters are merged into the weights." in card
+
+
+@pytest.mark.parametrize(("kind", "base"), [("bert", "float32"), ("llama", "int8")])
+def test_client_blocks_run_in_onnxruntime(tmp_path: Path, kind: str, base: str) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    task, run = trained(tmp_path, kind, base_dtype=base)
+    folder = export_model(run, tmp_path / "model", task=task, onnx=True)
+    client = task.build(model_seed(0)).client.eval()
+    load_dequantised(client, RunDirectory(run).load_model())
+    x = task.batch(task.samples("test"), slice(0, 9))[0]
+    assert bool((x[:, -1] == x[0, -1]).all())  # padding in every row, which torch leaves out
+    (z,) = runtime.InferenceSession(folder / "client.onnx").run(["z"], {"x": x.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(z), client(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_without_adapters_is_read_back_to_the_bit(tmp_path: Path) -> None:
