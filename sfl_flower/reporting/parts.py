@@ -24,9 +24,9 @@ class Bar:
     share: float
 
     @property
-    def percent(self) -> str:
-        """The length as CSS has it."""
-        return f"{100 * min(1.0, max(0.0, self.share)):.1f}%"
+    def length(self) -> str:
+        """The share as CSS has it."""
+        return f"{min(1.0, max(0.0, self.share)):.3f}"
 
 
 Cell = str | Bar

@@ -38,7 +38,7 @@ def held_against(found: Gathered) -> Section | None:
         rows.append([*line, _kind(group, found)])
     text = [
         f"The control, {CONTROL}, is the same model whose clients are never trained: what a method "
-        "has above it, its clients earned."
+        "has above it does not come of the server half alone."
         if any(group.method == CONTROL for group in found.groups)
         else f"There is no {CONTROL} control here, so what clients earned is not known."
     ]

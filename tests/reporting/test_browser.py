@@ -12,6 +12,8 @@ from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.reporting.page import write_report
 from tests.reporting.browser import browser
 
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage"]
+"""For containers, where tests are root and shared memory is little."""
 SIZES = ((390, 844), (1280, 900))
 """Width and height in pixels of a telephone and of a desktop."""
 WIDTH = "document.documentElement.scrollWidth"
@@ -58,7 +60,7 @@ def test_the_page_fits_and_can_be_read_by_everyone(compared: Path, tmp_path: Pat
     path = browser()
     looks: dict[str, set[Any]] = {"background": set(), "curve": set()}
     with sync.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        chromium = play.chromium.launch(executable_path=path, args=ARGUMENTS)
         for page in pages(compared, tmp_path):
             tab = chromium.new_context(offline=True).new_page()
             problems: list[str] = []

@@ -284,7 +284,7 @@ def test_the_same_runs_give_the_same_page(compared: Path, tmp_path: Path) -> Non
 
 def test_a_bar_is_as_long_as_its_number() -> None:
     assert bars([1.0, 4.0, None, 0], list("abcd")) == [Bar("a", 0.25), Bar("b", 1.0), "c", "d"]
-    assert Bar("a", 0.25).percent == "25.0%"
+    assert (Bar("a", 0.25).length, Bar("a", 1.5).length) == ("0.250", "1.000")
 
 
 DAMAGE = {
