@@ -22,6 +22,7 @@ PARTS = {
     "fuzz": "damaged messages, journals, checkpoints and configurations in every decoder (minutes)",
     "robust": "clients that lie, under the mean and under robust aggregators (minutes)",
     "dp": "noise and epsilon as stated, and accuracy on SST-2 by epsilon (long)",
+    "labels": "labels that stay on clients: what is read of them, accuracy by epsilon (minutes)",
     "nopeek": "an attacker's decoder with NoPeek's term and without, and accuracy (minutes)",
     "secagg": "secure sums: equal to plain ones, and what they cost a client",
     "attack": "what a server reconstructs at cuts of two models, by defence (minutes)",

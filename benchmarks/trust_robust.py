@@ -5,7 +5,8 @@ the digits, so that an attack takes seconds, and no gradient of HO-SFL is clippe
 bounds some attacks already.  What wrong labels and smashed data teach the server half is beyond an
 aggregator, unless the server half steps once a round, by what it makes of the clients' gradients.
 Clients hold different shares of the classes, so a liar's data are missed as well: beside the honest
-run stands one in which the liars never answer, which is what finding all of them comes to.
+run stands one in which the liars never answer, which is what finding all of them comes to.  In beds
+that end in ``even`` clients hold like data, and with a liar nothing is missed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ MEAN, HONEST = "mean", "honest"
 ROBUST = ("median", "trimmed:0.2", "multikrum:1", "nnm:1+median", "clip:1")
 LOST, KEPT = 10.0, 2.0
 """Points of accuracy that the mean should lose at least, and the best robust aggregator at most."""
+EVEN: Mapping[str, Any] = {"partition": "iid"}
+"""Clients whose data are alike, so that a liar's are not missed."""
 BEDS: Mapping[str, tuple[str, Mapping[str, Any], tuple[str, ...]]] = {
     "ho_sfl": ("ho_sfl", {"directions": "shared", "clip_norm": 0}, tuple(ATTACKS)),
     "ho_sfl_round": (
@@ -43,6 +46,17 @@ BEDS: Mapping[str, tuple[str, Mapping[str, Any], tuple[str, ...]]] = {
         ("labels", "constant_z"),
     ),
     "heron": ("heron", {}, tuple(ATTACKS)),
+    "ho_sfl_even": (
+        "ho_sfl",
+        {"directions": "shared", "clip_norm": 0, **EVEN},
+        tuple(ATTACKS),
+    ),
+    "ho_sfl_round_even": (
+        "ho_sfl",
+        {"directions": "shared", "clip_norm": 0, "server_steps": "round", "server_lr": 0.2, **EVEN},
+        ("labels", "constant_z"),
+    ),
+    "heron_even": ("heron", EVEN, tuple(ATTACKS)),
 }
 """By name: a method, its settings, and the attacks that it meets."""
 

@@ -191,6 +191,15 @@ METHODS: Mapping[str, Method] = {
             {"walk": "sfl_flower.clients.decomfl:walk"},
         ),
         Method(
+            "u_shaped",
+            "sfl_flower.strategies.u_shaped:UShaped",
+            {
+                "forward": "sfl_flower.clients.u_shaped:forward",
+                "tail": "sfl_flower.clients.u_shaped:tail",
+                "probe": "sfl_flower.clients.u_shaped:probe",
+            },
+        ),
+        Method(
             "frozen",
             "sfl_flower.strategies.frozen:Frozen",
             {"forward": "sfl_flower.clients.frozen:forward"},

@@ -36,6 +36,7 @@ OWN = "own_method.method:METHOD"
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ho_sfl": {"minibatches": 2, "client_optimizer": "adam", "client_lr": 0.01},
+    "u_shaped": {"minibatches": 2, "client_optimizer": "adam", "client_lr": 0.01},
     "heron": {"local_steps": 3, "upload_every": 2, "probes": 2, "client_lr": 0.01},
     "splitfed_v1": {"local_steps": 2},
     "splitfed_v2": {"local_steps": 2, "client_optimizer": "adam", "server_optimizer": "adamw"},

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import lazy_loader  # type: ignore[import-untyped]
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {".gitignore"}
@@ -72,6 +73,16 @@ def test_a14_links_of_the_long_description_work_anywhere(metadata: Message) -> N
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     assert targets and all(target.startswith("https://") for target in targets)
     assert "forward" in text
+
+
+def test_the_citation_is_of_this_package_and_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert [author["name"] for author in cited["authors"]] == [
+        author["name"] for author in project["authors"]
+    ]
+    assert {"cff-version", "message", "title", "abstract"} <= cited.keys()
 
 
 PACKAGES = ["sfl_flower", "sfl_flower.split", "sfl_flower.wire", "sfl_flower.zo"]

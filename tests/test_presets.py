@@ -45,7 +45,7 @@ def test_every_option_is_legal(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         # The momentum of SGD, which none of them uses, and what is off by default.
         off = {"cone", "guide", "guide_rest", "guide_samples", "guide_form", "guide_momentum"}
         off |= {"scalars", "scale", "server_batch", "server_passes", "stack", "walk", "downlink"}
-        off |= {"head_downlink", "pipeline", "temporal", "sealed", "nopeek"}
+        off |= {"head_downlink", "pipeline", "temporal", "sealed", "nopeek", "label_epsilon"}
         off |= {"secure_sums", "secure_threshold", "secure_neighbours"}
         off |= {"dp_clip", "dp_noise", "dp_noise_by", "dp_epsilon", "dp_delta"}
         unused = {"client_momentum", *off}

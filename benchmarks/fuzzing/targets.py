@@ -19,6 +19,7 @@ from benchmarks.fuzzing.damage import (
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import read_options
 from sfl_flower.report import History, RoundRecord, RunDirectory
+from sfl_flower.report.asked_file import ASKED, Asked, AskedFile
 from sfl_flower.report.checkpoints import Checkpoints
 from sfl_flower.report.files import config_digest
 from sfl_flower.report.tensors import _sum, load_tensors
@@ -148,7 +149,9 @@ def _resume(found: Corpus, draw: Draw) -> object:
 
 
 def _configuration(found: Corpus, scratch: Path, draw: Draw) -> object:
-    kind = draw.below(7)
+    kind = draw.below(8)
+    if kind == 7:
+        return _asked(scratch, draw)
     if kind < 3:
         options = damaged_json(draw.one(found.options), draw)
         return read_options(options if isinstance(options, dict) else {"rounds": options})
@@ -173,6 +176,29 @@ def _configuration(found: Corpus, scratch: Path, draw: Draw) -> object:
         History.load(scratch / name)
         return RoundRecord.from_json(line)
     return directory.load_summary()
+
+
+def _asked(scratch: Path, draw: Draw) -> object:
+    """Read what a run says it asked clients for, damaged; in half of the cases sealed again."""
+    path = scratch / ASKED
+    path.unlink(missing_ok=True)
+    file = AskedFile(path)
+    for round in range(1, 4):
+        file.append(Asked(round, 0.5, {0: 8, 1: 9}))
+    lines, seal = path.read_bytes(), ""
+    if draw.below(2):
+        path.write_bytes(damaged_bytes(lines, draw))
+        return file.load()
+    found, struck = list[str](), draw.below(3)
+    for at, line in enumerate(lines.splitlines()):
+        values = {k: v for k, v in json.loads(line).items() if k != "sha256"}
+        changed = damaged_json(values, draw) if at == struck else values
+        values = changed if isinstance(changed, dict) else values
+        with contextlib.suppress(ConfigError):  # NaN has no digest
+            seal = config_digest({**values, "before": seal})
+        found.append(json.dumps({**values, "sha256": seal}))
+    path.write_text("\n".join(found) + "\n")
+    return file.load()
 
 
 def _sealed(document: object, kind: int) -> object:

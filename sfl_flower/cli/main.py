@@ -19,6 +19,7 @@ from sfl_flower.cli.presets import add_presets
 from sfl_flower.cli.profile import add_profile
 from sfl_flower.cli.report import add_report
 from sfl_flower.cli.run import add_run
+from sfl_flower.cli.tune import add_tune
 from sfl_flower.cli.warm import add_warm
 from sfl_flower.errors import ConfigError, CutError, SflError
 
@@ -59,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_run, add_compare, add_report, add_export, add_profile, add_attack, add_options,
-        add_presets, add_demo, add_warm,
+        add_run, add_compare, add_tune, add_report, add_export, add_profile, add_attack,
+        add_options, add_presets, add_demo, add_warm,
     ):  # fmt: skip
         add(commands)
     return found

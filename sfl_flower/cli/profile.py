@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -47,6 +48,11 @@ def add_profile(commands: Any) -> None:
     parser.add_argument(
         "--learn", nargs="*", metavar="CHOICE",
         help="say what forwards will learn with these choices of trained parameters, or the usual",
+    )  # fmt: skip
+    parser.add_argument(
+        "--leakage", nargs="?", const=0.0, type=float, metavar="LEAST",
+        help="attack what each cut shows, and advise cuts alone at which a decoder is left with "
+        "at least this share of a guess's error (default: any)",
     )  # fmt: skip
     parser.add_argument("--cuts", help="with commas between them (default: every legal one)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples of a mini-batch")
@@ -92,6 +98,8 @@ def _profile(parsed: argparse.Namespace) -> None:
         gradients=parsed.gradients,
         trained=parsed.trained,
         learn=parsed.learn,
+        shown=None if parsed.leakage is None else _shown,
+        least_error=parsed.leakage or 0.0,
         seconds=parsed.seconds,
         watch=_watch,
     )
@@ -109,6 +117,14 @@ def _give(found: Profile, parsed: argparse.Namespace) -> None:
         write_profile(found, parsed.out)
         text = f"Everything is in {parsed.out.absolute()}"
         Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+def _shown(
+    task: SplitTask, cuts: Sequence[str], watch: Callable[[str], None] | None
+) -> Mapping[str, float]:
+    from sfl_flower.attacks.shown import error_left  # takes a package of its own
+
+    return error_left(task, cuts, watch)
 
 
 def _watch(name: str) -> None:

@@ -57,7 +57,15 @@ from sfl_flower.zo import (
 if TYPE_CHECKING:
     from sfl_flower.split.prefix import Parted, Values
 
-__all__ = ["forward", "pipelined", "probe", "secure_forward", "secure_probe", "unmask"]
+__all__ = [
+    "forward",
+    "pipelined",
+    "probe",
+    "same_batches",
+    "secure_forward",
+    "secure_probe",
+    "unmask",
+]
 
 _ANCHOR, _ROUND = "anchor", "anchor round"
 
@@ -282,6 +290,28 @@ def _with_term(
 def _rest(parted: Parted, x: Tensor, crossed: Values | None) -> Callable[[], Tensor]:
     """Return what runs the rest of a half on some inputs, or on what crosses to it of them."""
     return partial(run_half, parted.rest, parted.first(x) if crossed is None else crossed)
+
+
+def same_batches(node: Node, round: int, count: int, step: int, x: Tensor, y: Tensor) -> None:
+    """Refuse a mini-batch that is another than at the round's anchor, where that is known.
+
+    Parameters
+    ----------
+    node : Node
+        The client.
+    round, count, step : int
+        The round, its mini-batches, and which of them it is.
+    x, y : Tensor
+        The mini-batch.
+
+    Raises
+    ------
+    DataError
+        It is another one.
+    """
+    text = node.store.get_text(_ROUND)
+    if text.get("round") == round and (met := _met(text, count)):
+        node.same_batch(round, batch_digest(x, y), met[step])
 
 
 def _met(text: Mapping[str, int | str], count: int) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
 from typing import TYPE_CHECKING, TypeVar
@@ -17,11 +16,11 @@ from flwr.app import Context
 from torch import Tensor, nn
 
 from sfl_flower.config import LOCAL
-from sfl_flower.data import PartitionSpec, Samples, batch_indices, seeded_torch
+from sfl_flower.data import Samples, batch_indices, seeded_torch
 from sfl_flower.data.identity import data_digest
 from sfl_flower.data.repeats import UNREPEATED
 from sfl_flower.errors import ConfigError, DataError, SflError
-from sfl_flower.node.shares import divide
+from sfl_flower.node.shares import divide, read_spec
 from sfl_flower.node.store import NodeStore, keep_carried, load_kept
 from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import NOT_DIVIDED, SplitTask
@@ -130,6 +129,8 @@ class Node:
         Whether backprop runs segments of what it holds again.
     carried : str
         Names the directions of subspaces that it holds, empty for none.
+    told : numpy.ndarray or None
+        Labels of its share to train on in place of its own, int64 [n, ...].
     """
 
     task: SplitTask
@@ -144,6 +145,7 @@ class Node:
     micro_batch: int = 0
     checkpointing: bool = False
     carried: str = ""
+    told: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def open(cls, source: TaskSource, context: Context, setup: Setup) -> Node:
@@ -157,7 +159,7 @@ class Node:
         elif task.own_data:
             raise ConfigError(NOT_DIVIDED.format(task.name))
         else:
-            spec = _spec(setup.partition)
+            spec = read_spec(setup.partition)
             divide(task, spec)
             parts = task.client_rows(spec)
             if not 0 <= number < len(parts):
@@ -168,10 +170,15 @@ class Node:
                     "node configuration, or set clients higher."
                 )
             rows = parts[number]
-        store = NodeStore(context)
+        store, told = NodeStore(context), None
+        if setup.label_epsilon or "label-epsilon" in context.node_config:
+            from sfl_flower.node.labels import told_labels  # few runs need it
+
+            told = told_labels(task, context, samples.y[rows], setup.label_epsilon)
         return cls(
             task, setup.model_seed, setup.key, number, samples, rows, store, device,
             setup.mode, setup.micro_batch, setup.checkpointing, keep_carried(store, setup.carried),
+            told,
         )  # fmt: skip
 
     @property
@@ -214,8 +221,12 @@ class Node:
     def new_head(self, kind: str) -> nn.Module:
         """Return a new auxiliary head; its frozen part is the server's, the rest travels."""
         from sfl_flower.split import own_init  # few clients have a head
+        from sfl_flower.task.models import TAIL, new_tail
 
-        head = self.task.build_head(self.model_seed, kind, own_init(kind))
+        if kind.startswith(TAIL):
+            head = new_tail(self.task, self.model_seed, kind)
+        else:
+            head = self.task.build_head(self.model_seed, kind, own_init(kind))
         return self._lean(head.to(self.device))
 
     def batch(self, round: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -223,6 +234,7 @@ class Node:
         chosen = batch_indices(self.key, round, step, len(self.rows), batch_size)
         rows = self.rows[chosen]
         x, y = self.task.training_batch(self.samples, rows, self.key, round, step)
+        y = y if self.told is None else torch.from_numpy(self.told[chosen])
         return x.to(self.device), y.to(self.device)
 
     def same_batch(self, round: int, digest: str, met: str) -> None:
@@ -269,16 +281,6 @@ def _device(context: Context, setup: Setup) -> torch.device:
     return find_device(str(own), f"{_DEVICE} of the node configuration")
 
 
-def _spec(text: str) -> PartitionSpec:
-    try:
-        return PartitionSpec(**json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"The partitioning '{text[:200]}' cannot be read ({error}); it must be the JSON of a "
-            "PartitionSpec or 'local'."
-        ) from error
-
-
 def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinReply:
     """Say which share of the data a node has, or why it cannot take part."""
     number = -1
@@ -292,7 +294,10 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
     moments = None
     held = node_key(context) if node.task.own_data else None
-    data = node.task.memo(("data digest", held), lambda: data_digest(node.samples))
+    if node.told is not None and node.task.own_data:  # the digest would tell labels
+        data = data_digest(replace(node.samples, y=torch.zeros_like(node.samples.y)))
+    else:
+        data = node.task.memo(("data digest", held), lambda: data_digest(node.samples))
     if request.moments:
         from sfl_flower.node.moments import own_moments
 

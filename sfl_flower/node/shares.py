@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfl_flower.data import PartitionSpec, divided
-from sfl_flower.errors import SflError
+from sfl_flower.errors import ConfigError, SflError
 from sfl_flower.node.directory import (
     arrays_digest,
     check_owner,
@@ -29,12 +29,29 @@ from sfl_flower.node.directory import (
 )
 from sfl_flower.task import SplitTask
 
-__all__ = ["divide"]
+__all__ = ["divide", "read_spec"]
 
 FORMAT = 2
 """Raised whenever `partition` divides otherwise than before, or the file holds other arrays."""
 
 Rows = list[npt.NDArray[np.int64]]
+
+
+def read_spec(text: str) -> PartitionSpec:
+    """Return the division that a request names.
+
+    Raises
+    ------
+    ConfigError
+        If it names none.
+    """
+    try:
+        return PartitionSpec(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The partitioning '{text[:200]}' cannot be read ({error}); it must be the JSON of a "
+            "PartitionSpec or 'local'."
+        ) from error
 
 
 def divide(task: SplitTask, spec: PartitionSpec) -> None:

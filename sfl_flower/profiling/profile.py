@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,15 +10,20 @@ from torch import Tensor, nn
 
 from sfl_flower.errors import ConfigError
 from sfl_flower.methods import METHODS, Method, find_method
+from sfl_flower.options import check_range
 from sfl_flower.profiling.advice import advise
 from sfl_flower.profiling.costs import Cost, Setting, method_costs
-from sfl_flower.profiling.cuts import CutProfile, profile_cuts
+from sfl_flower.profiling.cuts import WHOLE, CutProfile, profile_cuts
+from sfl_flower.profiling.leakage import Leakage
 from sfl_flower.profiling.learning import learning
 from sfl_flower.profiling.progress import Learning
 from sfl_flower.split import Auto, read_subspace
 from sfl_flower.task import SplitTask
 
-__all__ = ["Profile", "batch_like", "profile"]
+__all__ = ["Profile", "Shown", "batch_like", "profile"]
+
+Shown = Callable[[SplitTask, Sequence[str], Callable[[str], None] | None], Mapping[str, float]]
+"""Gives how little a decoder makes of the smashed data of each cut."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Profile:
         What fits, what to take, and why not the next best, in sentences.
     learning : Learning or None
         What forwards will learn, where it was asked for.
+    leakage : Leakage or None
+        What smashed data show of inputs, where it was asked for.
     """
 
     name: str
@@ -50,6 +57,7 @@ class Profile:
     client_memory: int | None
     advice: tuple[str, ...]
     learning: Learning | None = None
+    leakage: Leakage | None = None
 
 
 def profile(
@@ -71,6 +79,8 @@ def profile(
     seconds: float = 50.0,
     methods: Sequence[str | Method] = tuple(METHODS),
     learn: Sequence[str] | None = None,
+    shown: Shown | None = None,
+    least_error: float = 0.0,
     watch: Callable[[str], None] | None = None,
 ) -> Profile:
     """Profile the cuts of a task's model, or of a model on a batch.
@@ -108,6 +118,11 @@ def profile(
     learn : sequence of str, optional
         Choices of trained parameters of which to say what forwards will learn, see
         `sfl_flower.profiling.learning`; empty for a usual list. A task is needed.
+    shown : callable, optional
+        Gives for a task, cuts and `watch` what a decoder leaves of a guess's error at each cut,
+        `sfl_flower.attacks.shown.error_left`. A task is needed, whose inputs are numbers.
+    least_error : float
+        With `shown`: advise cuts alone at which that is at least so much; 0 advises all.
     watch : callable, optional
         Called with each cut's name before it is profiled; the whole model comes first.
 
@@ -159,17 +174,27 @@ def profile(
         )
     if learn is not None and not isinstance(subject, SplitTask):
         raise ConfigError("learn needs labels and a loss; profile a task, not a model.")
+    check_range("leakage", least_error, 0.0, 1e3)
+    if shown is not None and not isinstance(subject, SplitTask):
+        raise ConfigError("leakage needs samples to attack; profile a task, not a model.")
     rows = profile_cuts(model, x, cuts, seconds, own, watch)
     shape = rows[-1].smashed_shape
     setting = replace(given, outputs=shape[-1] if shape else 1, everywhere=len(shape) == 2)
     chosen = [find_method(named) for named in methods]
     costs = {row.at: method_costs(row, setting, chosen) for row in rows}
-    advice = advise(rows, costs, setting, client_memory, chosen)
+    leak, among = None, rows
+    if shown is not None and isinstance(subject, SplitTask):
+        places = [row.at for row in rows if row.at != WHOLE]
+        leak = Leakage(shown(subject, places, watch), least_error)
+        among = leak.allowed(rows)
+    advice = advise(among, costs, setting, client_memory, chosen)
+    if leak is not None:
+        advice += leak.advice()
     found = None
     if learn is not None and isinstance(subject, SplitTask):
         found = learning(subject, cuts, learn, probes, sampled, 0, estimator, watch)
         advice += found.advice()
-    return Profile(name, setting, tuple(rows), costs, client_memory, advice, found)
+    return Profile(name, setting, tuple(rows), costs, client_memory, advice, found, leak)
 
 
 def batch_like(shape: Sequence[int], size: int, tokens: int = 0, seed: int = 0) -> Tensor:

@@ -22,6 +22,7 @@ from sfl_flower.report.table import (
 
 if TYPE_CHECKING:
     from sfl_flower.profiling.cuts import CutProfile
+    from sfl_flower.profiling.leakage import Leakage
     from sfl_flower.profiling.peaks import Peak
     from sfl_flower.profiling.profile import Profile
     from sfl_flower.profiling.progress import Learning, LearningRow
@@ -103,6 +104,7 @@ def profile_numbers(profile: Profile) -> dict[str, Any]:
         ],
         "learning_samples": profile.learning.samples if profile.learning else None,
         "learning": [_numbers(row) for row in (profile.learning.rows if profile.learning else ())],
+        "error_left_of_guess": dict(profile.leakage.shares) if profile.leakage else None,
         "advice": list(profile.advice),
     }
 
@@ -182,6 +184,8 @@ def _parts(profile: Profile) -> list[Part]:
         parts.append((title, ["cut", *names], lines))
     if profile.learning is not None:
         parts.append(_learning(profile.learning, setting.probes, setting.sampled))
+    if profile.leakage is not None:
+        parts.append(_shown_part(profile.leakage))
     return parts
 
 
@@ -208,6 +212,13 @@ def _learning(found: Learning, probes: int, sampled: int) -> Part:
         "weights is 1"
     )
     return title, header, lines
+
+
+def _shown_part(found: Leakage) -> Part:
+    """Return the table of what smashed data show."""
+    lines = [[at, f"{share:.3g}"] for at, share in found.shares.items()]
+    title = "What smashed data show: a decoder's error, over that of the better guess"
+    return title, ["cut", "error left"], lines
 
 
 def _numbers(row: LearningRow) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class Card:
         yield "\n## Privacy\n"
         said = run.terms.get("privacy")
         yield f"{said[0].upper()}{said[1:]}" if said else self._unprotected()
+        if epsilon := self.run.config.get("label_epsilon"):
+            yield f"\nLabels were told by randomised response, label_epsilon = {epsilon}."
         yield "\n## How to load it\n"
         yield from self._loading()
 
@@ -104,11 +106,13 @@ class Card:
 
     def _unprotected(self) -> str:
         method = METHODS.get(self.run.method)
-        sent = "The server saw smashed data and labels."
         if method is None:
             sent = ""
         elif method.facts.whole:
             sent = "Clients held the whole model and sent no smashed data."
+        else:
+            labels = "and labels" if method.facts.labels else "and no labels"
+            sent = f"The server saw smashed data {labels}."
         return f"No noise was added to what clients told, so there is no epsilon. {sent}".strip()
 
     def _trained(self) -> str:

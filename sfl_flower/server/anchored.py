@@ -26,6 +26,7 @@ from sfl_flower.split import moving_statistics
 from sfl_flower.training.modes import buffers_put_back, eval_mode
 from sfl_flower.wire import Reader, pack_state
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
+from sfl_flower.wire.u_shaped import UnlabelledReply
 
 __all__ = ["AnchoredStrategy"]
 
@@ -101,7 +102,7 @@ class AnchoredStrategy(JournalledStrategy):
         """Read what a client answers to `anchor_request`."""
         return ForwardReply.from_reader(reader)
 
-    def check_anchor(self, reply: ForwardReply) -> None:
+    def check_anchor(self, reply: ForwardReply | UnlabelledReply) -> None:
         """Refuse smashed data or running statistics that are not those of the client half.
 
         Raises

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Range
+from sfl_flower.server.label_privacy import LabelSettings
 from sfl_flower.server.subspace import smaller_choice
 from sfl_flower.server.tally import Tally
 from sfl_flower.task import SplitTask
@@ -53,7 +54,7 @@ ProbeLength = Annotated[float, Range(*MU_RANGE)]
 
 
 @dataclass(frozen=True)
-class DirectionSettings(Settings):
+class DirectionSettings(LabelSettings):
     """Options of every method that probes.
 
     Attributes

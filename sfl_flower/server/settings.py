@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from sfl_flower.config import Settings
 from sfl_flower.data import steps_per_epoch
 from sfl_flower.options import (
     Choice,
@@ -22,6 +21,7 @@ from sfl_flower.options import (
     Steps,
     choices,
 )
+from sfl_flower.server.label_privacy import LabelSettings
 from sfl_flower.training.optim import FIRST_ORDER, optimizer_text
 from sfl_flower.training.schedules import SCHEDULES, schedule_text, scheduled
 from sfl_flower.zo import OPTIMIZERS, OptimizerSpec
@@ -42,7 +42,7 @@ Replayable = Annotated[str, Choice(OPTIMIZERS)]
 
 
 @dataclass(frozen=True)
-class ClientRateSettings(Settings):
+class ClientRateSettings(LabelSettings):
     """How the client's learning rate goes over the rounds of a run.
 
     Attributes

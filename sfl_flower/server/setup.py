@@ -69,6 +69,7 @@ def run_setup(
         size,
         config.checkpointing,
         task.trained if told else "",
+        float(vars(settings).get("label_epsilon", 0.0)),
     )
 
 

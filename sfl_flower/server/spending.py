@@ -109,10 +109,11 @@ class Spending:
         """What the run's ε is and what it covers, a sentence; empty without noise."""
         if not self._settings.dp:
             return ""
+        beside = "labels" if self._facts.labels else "gradients that tell labels"
         covers = (
-            "it covers the scalars alone; smashed data and labels are sent in the clear"
-            if self._facts.labels
-            else "it covers all that clients tell of their samples"
+            "it covers all that clients tell of their samples"
+            if self._facts.whole
+            else f"it covers the scalars alone; smashed data and {beside} are sent in the clear"
         )
         return (
             f"epsilon = {self.epsilon:.4g} at delta = {self._settings.dp_delta:g} for each sample, "

@@ -68,11 +68,13 @@ class Trainer:
     as_told : bool
         Whether it runs in the configuration's `server_precision`, and compiled where that says so;
         otherwise in float32 and as it is.
+    runs : nn.Module, optional
+        The part of the module that is run here; all of it when left out.
 
     Attributes
     ----------
     running : Running
-        The module as it is run in training.
+        The module, or that part, as it is run in training.
     """
 
     def __init__(
@@ -84,10 +86,11 @@ class Trainer:
         ignore: int | None = None,
         encoding: str = "float32",
         as_told: bool = False,
+        runs: nn.Module | None = None,
     ) -> None:
         self.module = module
         how = (config.server_precision, config.server_compile) if as_told else ()
-        self.running = Running(module, *how)
+        self.running = Running(module if runs is None else runs, *how)
         self._loss = loss
         self._classes, self._ignore = classes, ignore
         self._config = config

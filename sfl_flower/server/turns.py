@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from sfl_flower.config import Settings
 from sfl_flower.data import generator, server_seed
 from sfl_flower.errors import ConfigError, WireError
 from sfl_flower.options import Choice, Natural, Range
+from sfl_flower.server.label_privacy import LabelSettings
 from sfl_flower.server.roster import Member
 from sfl_flower.server.sequential import learn_in_turn
 from sfl_flower.server.tally import Tally
@@ -22,7 +22,7 @@ SERVER_STEPS = ("round", "batch")
 
 
 @dataclass(frozen=True)
-class ServerPaceSettings(Settings):
+class ServerPaceSettings(LabelSettings):
     """How often the server half steps on the smashed data of a round.
 
     Attributes

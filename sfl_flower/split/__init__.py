@@ -43,6 +43,7 @@ _NAMES = {
         "travelling_state",
     ],
     "prefix": ["Parted", "parted"],
+    "tails": ["Tailed", "adopt", "cut_tail"],
     "whole": ["Whole"],
 }
 

@@ -136,6 +136,15 @@ from .prefix import (
 from .prefix import (
     parted as parted,
 )
+from .tails import (
+    Tailed as Tailed,
+)
+from .tails import (
+    adopt as adopt,
+)
+from .tails import (
+    cut_tail as cut_tail,
+)
 from .whole import (
     Whole as Whole,
 )

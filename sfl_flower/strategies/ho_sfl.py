@@ -140,7 +140,7 @@ class HOSFL(SecuredStrategy):
     settings: HOSFLSettings
 
     @staticmethod
-    def cost(parts: Parts) -> ClientCost:
+    def cost(parts: Parts) -> ClientCost | None:
         """Return what a mini-batch costs a client."""
         # z and λ are held; everyone's scalars of the last round come down.
         return ClientCost(

@@ -10,13 +10,24 @@ from torch import Tensor, nn
 
 from sfl_flower.data import seeded_construction, seeded_torch
 from sfl_flower.errors import ConfigError, CutError
-from sfl_flower.split import Halves, cut, make_head, restrict, stay_frozen
+from sfl_flower.split import Halves, Tailed, cut, cut_tail, make_head, restrict, stay_frozen
 from sfl_flower.training.fields import called
 
 if TYPE_CHECKING:
     from sfl_flower.task.task import SplitTask
 
-__all__ = ["construct", "construct_head", "construct_whole", "unused_state"]
+__all__ = [
+    "TAIL",
+    "construct",
+    "construct_head",
+    "construct_whole",
+    "new_tail",
+    "tailed",
+    "unused_state",
+]
+
+TAIL = "tail:"
+"""What the kind of a head begins with that is the model's own tail; the layer follows."""
 
 
 def construct_whole(task: SplitTask, seed: int) -> nn.Module:
@@ -33,12 +44,7 @@ def construct_whole(task: SplitTask, seed: int) -> nn.Module:
 
 def construct(task: SplitTask, seed: int) -> Halves:
     """Return the halves; see `SplitTask.build`."""
-    whole = construct_whole(task, seed)
-    for module in whole.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            module.sparse = (
-                False  # the same gradient, in the form that optimisers and clipping take
-            )
+    whole = _plain(construct_whole(task, seed))
     halves = cut(whole, task.cut)
     restrict(halves.client, task.trained)
     stay_frozen(halves.client, halves.server)
@@ -46,6 +52,49 @@ def construct(task: SplitTask, seed: int) -> Halves:
     unused = {name: value for name, value in whole.state_dict().items() if name not in used}
     task.memo(("unused", seed), lambda: unused)
     return halves
+
+
+def _plain(whole: nn.Module) -> nn.Module:
+    """Let embeddings give the same gradient in the form that optimisers and clipping take."""
+    for module in whole.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False
+    return whole
+
+
+def tailed(task: SplitTask, seed: int, at: str = "") -> Tailed:
+    """Return the server half of a run in two parts, of which clients hold the second.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The learning problem.
+    seed : int
+        The model's seed; `RunConfig.model_seed` of a run.
+    at : str
+        The layer whose output the features are; see `cut_tail`.
+
+    Raises
+    ------
+    CutError
+        The server half cannot be cut there.
+    """
+
+    def make() -> Tailed:
+        found = cut_tail(_plain(construct_whole(task, seed)), task.cut, at)
+        stay_frozen(found.body, found.tail)
+        return found
+
+    return copy.deepcopy(task.memo(("tailed", seed, at), make))
+
+
+def new_tail(task: SplitTask, seed: int, kind: str) -> nn.Module:
+    """Return a new tail, the same bits in every process; `kind` is `TAIL` and its layer."""
+
+    def make() -> nn.Module:
+        return tailed(task, seed, kind.removeprefix(TAIL)).tail
+
+    return copy.deepcopy(task.memo(("tail", seed, kind), make))
 
 
 def unused_state(task: SplitTask, seed: int) -> dict[str, Tensor]:

@@ -77,16 +77,19 @@ def _batch_problems(
 ) -> Iterator[str]:
     """Yield what is wrong with smashed data and labels, if the reply brings any."""
     sizes, labels = told.get("sizes"), told.get("y")
-    if labels is None:
+    if sizes is not None:
+        counts = sizes.tolist()
+    elif labels is not None:
+        counts = [len(labels)]
+    else:
         return
-    counts = [len(labels)] if sizes is None else sizes.tolist()
     if asked.batches is not None and len(counts) != asked.batches:
         yield f"it has smashed data of {len(counts)} mini-batches, asked were {asked.batches}."
     most = largest_batch(held, wanted["batch_size"])
     if (largest := max(counts, default=0)) > most:
         yield f"it has a mini-batch of {largest} samples, asked were at most {most}."
-    if asked.rows > 1 and len(told["z"]) != asked.rows * len(labels):
+    if asked.rows > 1 and len(told["z"]) != asked.rows * sum(counts):
         yield (
-            f"it has {len(told['z'])} rows of smashed data for {len(labels)} samples, asked were "
+            f"it has {len(told['z'])} rows of smashed data for {sum(counts)} samples, asked were "
             f"{asked.rows} rows for each."
         )

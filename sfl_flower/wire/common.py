@@ -21,6 +21,7 @@ from sfl_flower.wire.fields import (
     group,
     hexadecimal,
     metric,
+    number,
     octets,
     text,
     whole,
@@ -145,6 +146,8 @@ class Setup(Part):
         Whether backprop runs segments of what the client holds again.
     trained : str
         Which client parameters are trained, where the server has chosen; else the task says.
+    label_epsilon : float
+        ε of the labels that the client trains on; 0 for its own labels.
     key : str
         The key of the client that is asked; `Request.addressed` puts it in.
     carried : Carried or None
@@ -163,6 +166,7 @@ class Setup(Part):
     micro_batch: int = 0
     checkpointing: bool = False
     trained: Annotated[str, text(longest=LONGEST_CHOICE)] = ""
+    label_epsilon: Annotated[float, number(0.0, 1e3)] = 0.0
     key: Annotated[str, text(longest=64)] = ""
     carried: Directions | None = None
 

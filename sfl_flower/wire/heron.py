@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from sfl_flower.wire.fields import flag, number, text
 from sfl_flower.wire.local import LocalRequest
 from sfl_flower.wire.message import Asked
-from sfl_flower.wire.probing import GuideSigns, Probes
+from sfl_flower.wire.probing import GuideSigns, LocalProbes
 from sfl_flower.zo import SCALES, Probing
 
 __all__ = ["UPLINKS", "WALKS", "HERONRequest"]
@@ -44,7 +44,7 @@ class HERONRequest(LocalRequest):
 
     ACTION: ClassVar[str] = "local"
 
-    probing: Probes = field(default_factory=Probing)
+    probing: LocalProbes = field(default_factory=Probing)
     uplink: Annotated[str, text(UPLINKS)] = "weights"
     trains: Annotated[str, text(WALKS)] = "both"
     clip_norm: Annotated[float, number(0.0, 1e30)] = 0.0

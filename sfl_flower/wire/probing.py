@@ -28,6 +28,7 @@ __all__ = [
     "BoundedProbes",
     "Dcor",
     "GuideSigns",
+    "LocalProbes",
     "PlainProbes",
     "Probes",
     "Seal",
@@ -94,6 +95,9 @@ Probes = Annotated[Probing, _codec("stack", "channel", "clip", "nopeek")]
 """P, law, μ and estimator, as `probes`, `law`, `mu`, `estimator`; `stack` above 1; `channel`;
 `clip` and `noise` where samples are bounded, which `estimator` then says too; `nopeek` and
 `beside`, what it is the weight of."""
+
+LocalProbes = Annotated[Probing, _codec("stack", "clip", "nopeek")]
+"""As `Probes`, for clients with a loss of their own, which no channel takes a part of."""
 
 BoundedProbes = Annotated[Probing, _codec("clip")]
 """As `Probes`, for clients that bound samples, and have neither smashed data nor factors."""

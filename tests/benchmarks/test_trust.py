@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import trust, trust_faults, trust_fuzz, trust_soak
+from benchmarks import trust, trust_faults, trust_fuzz, trust_labels, trust_soak
 from benchmarks.faulty_grid import FAULTS, FaultyGrid
 from benchmarks.figure import Figure
 from benchmarks.fuzzing.corpus import Corpus, Example, corpus
@@ -181,7 +181,7 @@ def test_a_short_soak_ends_where_the_journal_does() -> None:
 def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Path]:
     """Two short runs, and an example of every message."""
     root = tmp_path_factory.mktemp("corpus")
-    found = corpus(root, (0, 14))
+    found = corpus(root, (0, 15))
     found.messages += [Example(type(m), m.to_content(), _sent(m)) for m in MESSAGES.values()]
     (root / "scratch").mkdir()
     return found, root / "scratch"
@@ -264,3 +264,23 @@ def test_the_first_two_bytes_choose_the_decoder() -> None:
     for number in range(256):
         counts[trust_fuzz.kind_of(bytes([number, 0]))] += 1
     assert counts == trust_fuzz.KINDS
+
+
+def test_labels_are_read_as_far_as_they_stay_and_cost_accuracy_to_hide(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    for method in trust_labels.METHODS:
+        for epsilon, accuracy in ((0.0, 0.75), (2.0, 0.5)):
+            line = {
+                "run": trust_labels.job(method, epsilon, 7, 0).key(),
+                "metrics": {"accuracy": accuracy},
+            }
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    words = ["--trust-labels-epsilons", "0,2", "--trust-labels-rounds", "7"]
+    more = ["--trust-labels-seeds", "1", "--trust-labels-out", str(path)]
+    found = {each.name: each for each in trust_labels.figures(parsed(*words, *more))}
+    assert found["labels_read_0"].value == 1.0
+    assert 0.35 < found["labels_read_2"].value < 0.6  # of which 0.451 stay as they are
+    assert found["labels_accuracy_u_shaped_0"].value == 0.75
+    assert found["labels_accuracy_frozen_2"].value == 0.5
+    assert len(found) == 2 + 2 * len(trust_labels.METHODS)

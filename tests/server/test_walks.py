@@ -23,6 +23,7 @@ ONE_STEP: dict[str, dict[str, Any]] = {
     "zo_sfl": {"probes": 1, "local_steps": 1, "client_optimizer": "sgd", "client_weight_decay": 0},
     "mu_splitfed": {"global_lr": 1.0, "client_lr": 1.0},
     "decomfl": {"probes": 1},
+    "u_shaped": {"probes": 1},
 }
 """By method: settings under which a client takes one step of plain SGD along one direction."""
 

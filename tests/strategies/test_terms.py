@@ -11,7 +11,7 @@ from sfl_flower.methods import METHODS, read_options
 PASSES = {
     "ho_sfl": (1 + 4, 0), "heron": (1 + 4, 0), "decomfl": (1 + 4, 0), "zo_sfl": (2 * 4, 0),
     "mu_splitfed": (3, 0), "splitfed_v1": (2, 1), "splitfed_v2": (2, 1), "cse_fsl": (1, 1),
-    "fsl_sage": (1, 1), "fedavg": (1, 1), "frozen": (1, 0),
+    "fsl_sage": (1, 1), "fedavg": (1, 1), "frozen": (1, 0), "u_shaped": (1 + 4, 0),
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ from sfl_flower.wire.secure import (
     UnmaskRequest,
 )
 from sfl_flower.wire.splitfed import StepReply, StepRequest
+from sfl_flower.wire.u_shaped import TailReply, TailRequest, UnlabelledReply
 from sfl_flower.wire.zo_sfl import ZOStepReply, ZOStepRequest
 from sfl_flower.zo import Entry, Guide, Probing, Tail
 
@@ -140,6 +141,14 @@ MESSAGES: dict[str, Any] = {
     "secure probe reply": SecureProbeReply(4, np.full((1, 5), 2**64 - 1, np.uint64), 4, Usage(7)),
     "unmask": UnmaskRequest(4, SETUP, b"\x80"),
     "unmask reply": UnmaskReply(4, np.ones((3, 16), np.uint8)),
+    "forward, labels randomised": ForwardRequest(4, 8, 1, replace(SETUP, label_epsilon=2.0), NONE),
+    "unlabelled reply": UnlabelledReply(4, -1, Z, np.array([1, 3], np.int64), Usage(99, 2)),
+    "unlabelled reply of one mini-batch": UnlabelledReply(
+        4, -1, Z, np.array([4], np.int64), statistics=WEIGHTS
+    ),
+    "tail": TailRequest(4, 8, 2, SETUP, Z, "tail:act2", "first", 64, WEIGHTS, "memory"),
+    "tail, forwards": TailRequest(4, 8, 2, SETUP, Z, "tail:act2", "zeroth", 5, WEIGHTS),
+    "tail reply": TailReply(4, 4, Z, WEIGHTS, np.array([0.5, 2.0]), Usage(7, 2)),
     "first step": StepRequest(4, 0, 2, 8, SETUP, "{}", False, weights=WEIGHTS),
     "later step": StepRequest(4, 1, 2, 8, SETUP, "{}", True, lam=Z, meter="memory"),
     "step reply": StepReply(4, 1, 4, Z, Y),

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from sfl_flower.errors import WireError
+from sfl_flower.wire.heron import HERONRequest
 from sfl_flower.wire.probing import NO_DCOR
+from sfl_flower.zo import Probing
 from tests.local_grid import changed
 from tests.wire.contents import MESSAGES, Z, booked
 
@@ -81,3 +83,13 @@ def test_payloads_are_the_bytes_of_the_arrays() -> None:
         "last zo step reply": {"weights": 28},
     }
     assert {name: booked(MESSAGES[name]) for name in expected} == expected
+
+
+def test_a_request_for_a_loss_of_the_clients_own_knows_no_channel() -> None:
+    request = replace(MESSAGES["heron"], probing=Probing(5, channel=1))
+    with pytest.raises(WireError, match="know nothing of channel=1"):
+        request.draft()
+    content = MESSAGES["heron"].to_content()
+    content["config"]["channel"] = 1
+    with pytest.raises(WireError, match="channel"):
+        HERONRequest.from_content(content)

@@ -21,7 +21,15 @@ from sfl_flower.split.transformers.block_halves import (
 )
 from sfl_flower.split.transformers.families import Found, find, known, of_library
 
-__all__ = ["Untied", "cut_blocks", "legal_blocks", "located", "verify_blocks"]
+__all__ = [
+    "Untied",
+    "absent",
+    "cut_blocks",
+    "legal_blocks",
+    "located",
+    "outside",
+    "verify_blocks",
+]
 
 Untied = tuple[str, str]
 """A parameter of the server half, and the one of the client half that it was tied to."""
@@ -101,17 +109,17 @@ def cut_blocks(
     family, prefix = found.family, found.prefix
     blocks = {name.removeprefix(prefix): block for name, block in found.blocks().items()}
 
-    below = _absent(found.model, [*list(blocks)[count:], *family.after], Passed)
-    outside = _outside(model, prefix + family.backbone)
-    below |= {id(module): Passed() for module in outside.values()}
+    below = absent(found.model, [*list(blocks)[count:], *family.after], Passed)
+    beside = outside(model, prefix + family.backbone)
+    below |= {id(module): Passed() for module in beside.values()}
     root = copied(model, dict(below))
-    for name in outside:
+    for name in beside:
         path, _, last = name.rpartition(".")
         del root.get_submodule(path)._modules[last]
     client = ClientBlocks(root, root.get_submodule(prefix.rstrip(".")), family.backbone, pad)
 
-    above = _absent(found.model, [*list(blocks)[:count], *family.embeddings], Passed)
-    above |= _absent(found.model, list(family.positions), NoPositions)
+    above = absent(found.model, [*list(blocks)[:count], *family.embeddings], Passed)
+    above |= absent(found.model, list(family.positions), NoPositions)
     root = copied(model, dict(above))
     inner = root.get_submodule(prefix.rstrip("."))
     first = list(blocks)[count] if count < len(blocks) else _first_behind(inner, found)
@@ -215,13 +223,13 @@ def _first_behind(model: nn.Module, found: Found) -> str:
     return next((path for path in after if any(True for _ in there[path].parameters())), "")
 
 
-def _absent(model: nn.Module, paths: list[str], stand_in: type[nn.Module]) -> dict[int, nn.Module]:
+def absent(model: nn.Module, paths: list[str], stand_in: type[nn.Module]) -> dict[int, nn.Module]:
     """Map the identity of each module at `paths`, where there is one, to what stands for it."""
     there = dict(model.named_modules())
     return {id(there[path]): stand_in() for path in paths if path in there}
 
 
-def _outside(model: nn.Module, backbone: str) -> dict[str, nn.Module]:
+def outside(model: nn.Module, backbone: str) -> dict[str, nn.Module]:
     """Return what lies beside the way to the backbone: the head, and what belongs to it."""
     found, path = {}, ""
     for part in backbone.split("."):
