@@ -22,7 +22,7 @@ export FLWR_DISABLE_UPDATE_CHECK ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := env
-.PHONY: env env-oldest demo test lint types test-newest test-oldest bench format clean help
+.PHONY: env env-oldest browser demo test lint types test-newest test-oldest bench format clean help
 .DELETE_ON_ERROR:
 # One step at a time: the suites share ports and cores.
 .NOTPARALLEL:
@@ -30,6 +30,9 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 env: $(READY) ## build the environment in .venv (the default)
 
 env-oldest: $(READY_OLDEST) ## build .venv-1.26, with the oldest supported Flower
+
+browser: ## a browser for the tests that look at a page, where it may be installed
+	scripts/browser.sh
 
 demo: env ## train HO-SFL on the digits beside its two references
 	$(BIN)/sfl demo --out $(DEMO_OUT)
@@ -44,7 +47,7 @@ types: env ## mypy --strict
 	$(BIN)/mypy
 
 # A worker a core, and one more for what starts Flower's own processes and mostly waits for them.
-test-newest: env ## the whole test suite
+test-newest: env browser ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadgroup --durations=20 $(PYTEST_ARGS)
 
 test-oldest: env-oldest ## the tests that touch Flower, on flwr 1.26.1

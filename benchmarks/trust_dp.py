@@ -44,7 +44,7 @@ SMALL: Mapping[str, Any] = {
 ROW: Mapping[str, Any] = {
     **FORWARDS,
     "task.behind": "block:3",
-    "task.trained": "subspace:2:*layer.5.*",
+    "task.trained": "subspace:2:*layer.2.*",
     "probes": 4,
     "batch_size": 64,
     "server_lr": 0.003,

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("clients", "strategies"),
     ("methods",),
     ("run",),
-    ("attacks", "comparison", "profiling"),
+    ("attacks", "comparison", "profiling", "reporting"),
     ("cli",),
     ("__init__",),
 )

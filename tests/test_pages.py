@@ -27,7 +27,7 @@ PAGES = sorted(
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("examples/*/*.md")]
 )
 RUN = ("README.md", "docs/callbacks.md", "docs/description.md", "docs/launching.md",
-       "docs/presets.md", "docs/profiling.md", "docs/run-directory.md",
+       "docs/presets.md", "docs/profiling.md", "docs/reporting.md", "docs/run-directory.md",
        "docs/trained.md")  # fmt: skip
 """Pages whose blocks run here; those of tasks and cuts run in `test_doc_blocks`."""
 

@@ -184,6 +184,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             *PROJECT["project"]["optional-dependencies"]["attack"],
             *PROJECT["project"]["optional-dependencies"]["dp"],
             *PROJECT["project"]["optional-dependencies"]["language"],
+            *PROJECT["project"]["optional-dependencies"]["onnx"],
             *PROJECT["project"]["optional-dependencies"]["secure"],
         )
     }

@@ -1,4 +1,4 @@
-"""The `sfl` command: run, watch, compare, tune, profile, attack, begin an app, options, warm."""
+"""The `sfl` command, put together of its subcommands, one file each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from rich.markup import escape
 from sfl_flower.cli.attack import add_attack
 from sfl_flower.cli.compare import add_compare
 from sfl_flower.cli.demo import add_demo
+from sfl_flower.cli.export import add_export
 from sfl_flower.cli.leftovers import say_leftovers
 from sfl_flower.cli.new import add_new
 from sfl_flower.cli.options import add_options
 from sfl_flower.cli.presets import add_presets
 from sfl_flower.cli.profile import add_profile
+from sfl_flower.cli.report import add_report
 from sfl_flower.cli.run import add_run
 from sfl_flower.cli.tune import add_tune
 from sfl_flower.cli.warm import add_warm
@@ -60,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_new, add_run, add_watch, add_compare, add_tune, add_profile, add_attack, add_options,
-        add_presets, add_demo, add_warm,
+        add_new, add_run, add_watch, add_compare, add_tune, add_report, add_export, add_profile,
+        add_attack, add_options, add_presets, add_demo, add_warm,
     ):  # fmt: skip
         add(commands)
     return found

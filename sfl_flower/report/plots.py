@@ -17,7 +17,7 @@ from sfl_flower.report.history import History
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["accuracy_plot"]
+__all__ = ["Curve", "accuracy_plot", "mean_curve"]
 
 # Okabe and Ito's palette: distinguishable with the common colour vision deficiencies.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -84,7 +84,9 @@ def accuracy_plot(
     from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
     curves = {
-        label: _curve([runs] if isinstance(runs, History) else runs, x, metric)
+        label: mean_curve(
+            [run.series(x, metric) for run in ([runs] if isinstance(runs, History) else runs)]
+        )
         for label, runs in histories.items()
     }
     if not any(curve is not None for curve in curves.values()):
@@ -144,19 +146,26 @@ def _bands(histories: Mapping[str, History | Sequence[History]]) -> str:
 
 
 @dataclass(frozen=True)
-class _Curve:
+class Curve:
+    """A mean curve and its standard deviation; no deviation of a single run."""
+
     x: npt.NDArray[np.float64]
     y: npt.NDArray[np.float64]
     spread: npt.NDArray[np.float64] | None
 
 
-def _curve(runs: Sequence[History], x: str, metric: str) -> _Curve | None:
-    """Return the mean curve of runs; None when none has the metric.
+def mean_curve(points: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Curve | None:
+    """Return the mean curve of runs; None when none has a point.
 
     Runs are averaged at equal shares of their points, along both axes, so that those that
     differ in time, bytes or evaluations all count up to their last point.
+
+    Parameters
+    ----------
+    points : sequence of pair of sequence of float
+        Of each run xs and ys, of equal length.
     """
-    series = [points for points in (run.series(x, metric) for run in runs) if points[0]]
+    series = [pair for pair in points if len(pair[0])]
     if not series:
         return None
     shares = [np.linspace(0.0, 1.0, len(xs)) for xs, _ in series]
@@ -166,7 +175,7 @@ def _curve(runs: Sequence[History], x: str, metric: str) -> _Curve | None:
         for axis in (0, 1)
     )
     spread = ys.std(axis=0, ddof=1) if len(series) > 1 else None
-    return _Curve(xs.mean(axis=0), ys.mean(axis=0), spread)
+    return Curve(xs.mean(axis=0), ys.mean(axis=0), spread)
 
 
 def _legend(axes: Axes, ends: list[float]) -> None:

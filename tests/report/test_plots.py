@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from sfl_flower.errors import DataError
 from sfl_flower.report import History, RoundRecord, accuracy_plot
-from sfl_flower.report.plots import _curve
+from sfl_flower.report.plots import mean_curve
 
 
 def history(scale: float) -> History:
@@ -51,7 +51,7 @@ def short(*scores: float) -> History:
 
 
 def test_runs_of_a_group_are_averaged_and_their_spread_is_the_band() -> None:
-    curve = _curve([short(0.1, 0.4), short(0.3, 0.8)], "samples", "accuracy")
+    curve = mean_curve([short(0.1, 0.4).series(), short(0.3, 0.8).series()])
     assert curve is not None and curve.spread is not None
     assert curve.x.tolist() == [0, 10]
     assert curve.y.tolist() == pytest.approx([0.2, 0.6])
@@ -59,7 +59,7 @@ def test_runs_of_a_group_are_averaged_and_their_spread_is_the_band() -> None:
 
 
 def test_runs_with_different_evaluations_meet_at_their_ends() -> None:
-    curve = _curve([short(0.0, 1.0), short(0.0, 0.2, 0.4), History()], "samples", "accuracy")
+    curve = mean_curve([h.series() for h in (short(0.0, 1.0), short(0.0, 0.2, 0.4), History())])
     assert curve is not None
     assert curve.x.tolist() == pytest.approx([0, 7.5, 15])
     assert curve.y.tolist() == pytest.approx([0, 0.35, 0.7])

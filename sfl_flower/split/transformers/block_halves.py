@@ -76,7 +76,15 @@ class ClientBlocks(BlockHalf):
         Path of the backbone in `model`.
     pad : int, optional
         The id of padding; without it every position is real.
+
+    Attributes
+    ----------
+    trims : bool
+        Whether columns that are padding in every row are left out and put back: the same smashed
+        data for less work, by a length that depends on the ids, which no ONNX file can say.
     """
+
+    trims: bool = True
 
     def __init__(self, root: nn.Module, model: nn.Module, backbone: str, pad: int | None) -> None:
         super().__init__(root, model)
@@ -101,7 +109,7 @@ class ClientBlocks(BlockHalf):
                 "int64 token ids of shape [N, T]."
             )
         mask = self.real(ids)
-        length = longest(mask)
+        length = longest(mask) if self.trims else ids.shape[1]
         mask, kept = mask[:, :length], ids[:, :length]
         model = self._sfl_model[0]
         try:
