@@ -128,7 +128,7 @@ def test_a_legal_import_passes(path: str, source: str) -> None:
 
 def test_the_house_stays_as_small_as_planned() -> None:
     found = structure.measure(ROOT)
-    assert found["rooms"] <= 25
+    assert found["rooms"] <= 26
     assert found["floors"] <= 11
     assert found["arrows_up"] == 0
     assert found["top_level_modules"] <= 5

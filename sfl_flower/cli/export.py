@@ -25,7 +25,7 @@ def add_export(commands: Any) -> None:
             "safetensors in its own names, with a model card. A transformers model is also written "
             "as a folder that from_pretrained reads, LoRA adapters merged."
         ),
-        epilog="example: sfl export runs/ho_sfl --out model --comparison runs/compare",
+        epilog="Example: sfl export runs/ho_sfl --out model --comparison runs/compare",
     )
     parser.add_argument("run", metavar="DIR", type=at_home, help="the run directory")
     parser.add_argument("--out", type=at_home, required=True, metavar="FOLDER", help="where to")

@@ -80,8 +80,8 @@ def add_new(commands: Any) -> None:
         help="write a Flower app of your own to start from",
         description="Write a Flower app to start from into a new directory. It runs with\n"
         "'flwr run .', has tests of its own, and can be published on the Flower Hub.",
-        epilog=f"templates:\n{kinds}\n\nexample:\n  sfl new flower-shop --template text\n"
-        "  cd flower-shop && flwr run . --stream",
+        epilog=f"templates:\n{kinds}\n\nThen: cd flower-shop && flwr run . --stream\n"
+        "Example: sfl new flower-shop --template text",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -24,7 +24,7 @@ def add_report(commands: Any) -> None:
             "client operations and time, what travelled, what clients needed and how they took "
             "part, privacy and attacks. A run that is still going is shown as far as it goes."
         ),
-        epilog="example: sfl report runs/ho_sfl runs/frozen --out both.html",
+        epilog="Example: sfl report runs/ho_sfl runs/frozen --out both.html",
     )
     parser.add_argument(
         "runs", metavar="DIR", type=at_home, nargs="+",

@@ -10,7 +10,8 @@ import pytest
 from sfl_flower.cli.main import main, parser
 
 COMMANDS = (
-    "run", "watch", "compare", "tune", "profile", "attack", "options", "presets", "demo", "warm",
+    "new", "run", "watch", "compare", "tune", "report", "export", "profile", "attack", "options",
+    "presets", "demo", "warm",
 )  # fmt: skip
 WIDTH, LINES = 100, 50
 
