@@ -196,7 +196,7 @@ def test_the_help_fits_a_screen_and_has_an_example(
         main(["new", "--help"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
-    assert "  sfl new flower-shop --template text" in lines
+    assert "Example: sfl new flower-shop --template text" in lines
     assert all(any(line.startswith(f"  {name} ") for line in lines) for name in TEMPLATES)
 
 
