@@ -10,6 +10,7 @@ import pytest
 
 from sfl_flower.report import RoundRecord, RunDirectory
 from sfl_flower.reporting.page import write_report
+from tests.reporting import browser as browser_module
 from tests.reporting.browser import browser
 
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage"]
@@ -24,10 +25,16 @@ BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 CURVE = "getComputedStyle(document.querySelector('.legend path')).stroke"
 
 
-def test_the_browser_is_a_must_in_ci_and_else_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_browser_is_a_must_in_ci_and_else_a_wish(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("SFL_BROWSER", "no-such-browser")
     monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(browser_module, "NONE", tmp_path / "none")
     with pytest.raises(pytest.fail.Exception, match=r"scripts/browser\.sh"):
+        browser()
+    (tmp_path / "none").touch()
+    with pytest.raises(pytest.skip.Exception, match="install chromium"):
         browser()
     monkeypatch.delenv("CI")
     with pytest.raises(pytest.skip.Exception, match="install chromium"):
