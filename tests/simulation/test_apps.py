@@ -31,8 +31,10 @@ def assert_trained(out: Path, task: str) -> None:
 
 
 @pytest.mark.skipif(FLOWER < (1, 36), reason="an older Flower has flower-simulation instead")
-def test_flwr_run_of_every_template(managed_superlink: Path, tmp_path: Path) -> None:
-    for template in TEMPLATES:
+def test_flwr_run_of_the_templates(managed_superlink: Path, tmp_path: Path) -> None:
+    # That of a deployment runs in one (`tests/deployment/test_new_app.py`).
+    templates = [template for template in TEMPLATES if template != "deployment"]
+    for template in templates:
         app, out = write_app(f"app-{template}", template, tmp_path), tmp_path / "runs" / template
         flwr(
             "run", ".", "--stream",
@@ -41,7 +43,7 @@ def test_flwr_run_of_every_template(managed_superlink: Path, tmp_path: Path) -> 
             cwd=app,
         )  # fmt: skip
         assert_trained(out, f"app_{template}")
-    assert statuses(cwd=tmp_path) == ["finished:completed"] * len(TEMPLATES)
+    assert statuses(cwd=tmp_path) == ["finished:completed"] * len(templates)
     # No second torch: what the apps need is in the environment that they were started from.
     assert not list(managed_superlink.rglob("site-packages/torch*"))
 
@@ -63,14 +65,12 @@ def test_flwr_run_of_a_quickstart_before_and_after(
 
 
 @pytest.mark.skipif(FLOWER >= (1, 27), reason="only Flower up to 1.26 has the command")
-@pytest.mark.parametrize("which", ["before", "after"])
-def test_flower_simulation_of_a_quickstart(flwr_home: Path, which: str) -> None:
-    flower_simulation(QUICKSTART / which, CLIENTS, run_config({"num-server-rounds": ROUNDS}))
+def test_flower_simulation_of_a_quickstart(flwr_home: Path) -> None:
+    flower_simulation(QUICKSTART / "after", CLIENTS, run_config({"num-server-rounds": ROUNDS}))
 
 
 @pytest.mark.skipif(FLOWER >= (1, 27), reason="only Flower up to 1.26 has the command")
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_flower_simulation_of_a_template(flwr_home: Path, tmp_path: Path, template: str) -> None:
-    app, out = write_app("flower-shop", template, tmp_path), tmp_path / "run"
+def test_flower_simulation_of_a_template(flwr_home: Path, tmp_path: Path) -> None:
+    app, out = write_app("flower-shop", "table", tmp_path), tmp_path / "run"
     flower_simulation(app, CLIENTS, run_config({"rounds": ROUNDS, "out": str(out)}))
     assert_trained(out, "flower_shop")
