@@ -47,7 +47,7 @@ types: env ## mypy --strict
 	$(BIN)/mypy
 
 # A worker a core, and one more for what starts Flower's own processes and mostly waits for them.
-test-newest: env browser ## the whole test suite
+test-newest: env $(if $(CI),browser) ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadgroup --durations=20 $(PYTEST_ARGS)
 
 test-oldest: env-oldest ## the tests that touch Flower, on flwr 1.26.1

@@ -186,6 +186,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             *PROJECT["project"]["optional-dependencies"]["language"],
             *PROJECT["project"]["optional-dependencies"]["onnx"],
             *PROJECT["project"]["optional-dependencies"]["secure"],
+            *PROJECT["project"]["optional-dependencies"]["tune"],
         )
     }
     providers = packages_distributions()

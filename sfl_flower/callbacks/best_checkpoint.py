@@ -47,6 +47,10 @@ class BestCheckpoint(Callback):
     def __post_init__(self) -> None:
         check_options(self)
 
+    def claims(self) -> str:
+        """Return the file that it keeps."""
+        return BEST
+
     def check(self, run: Run) -> None:
         """Refuse a metric that evaluations do not have, and a run without a directory."""
         check_metric(self.metric, run)

@@ -91,6 +91,10 @@ class Callback:
     the run: a sentence says so, and the run goes on without it.
     """
 
+    def claims(self) -> str:
+        """Return what no other callback of the run may write to; "" where there is nothing."""
+        return ""
+
     def check(self, run: Run) -> None:
         """Refuse what cannot work, before anything is written or trained.
 

@@ -29,6 +29,10 @@ class CSVLogger(Callback):
 
     path: str | Path = ""
 
+    def claims(self) -> str:
+        """Return the file that it writes."""
+        return str(Path(self.path).expanduser()) if self.path else _NAME
+
     def check(self, run: Run) -> None:
         """Refuse a run that says nowhere where the file is to be."""
         if not self.path and run.out is None:

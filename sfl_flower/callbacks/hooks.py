@@ -37,6 +37,12 @@ def check_callbacks(given: object) -> tuple[Callback, ...]:
             )
         if any(each is other for other in found):
             raise ConfigError(f"callbacks holds one {_name(each)} twice; make another for each.")
+        same = [other for other in found if each.claims() and each.claims() == other.claims()]
+        if same:
+            raise ConfigError(
+                f"callbacks holds a {_name(same[0])} and a {_name(each)} that both write to "
+                f"{each.claims()}; take one of them, or give one another place."
+            )
         found.append(each)
     return tuple(found)
 

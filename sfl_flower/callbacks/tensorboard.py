@@ -18,8 +18,8 @@ __all__ = ["TensorBoard"]
 class TensorBoard(Callback):
     """Write TensorBoard events into a folder of your choice.
 
-    A run directory has events of its own, in ``tensorboard``: this is for runs without one, and
-    for a folder that many runs share.
+    A run directory has events of its own, in ``tensorboard``: this is for runs without one, or
+    for a folder below one that many runs share; two runs in one folder would purge each other.
 
     Attributes
     ----------

@@ -42,8 +42,12 @@ class Tracker(Callback):
     def close(self, why: str, failed: bool) -> None:
         """Close the run there, with a sentence on how it ended."""
 
+    def claims(self) -> str:
+        """Return its entry in the file of ids, which has one of each kind."""
+        return f"{TRACKERS}, entry {self.package}"
+
     def check(self, run: Run) -> None:
-        """Refuse to begin without the package."""
+        """Refuse to begin without the package, or with a file of ids that is damaged."""
         need(self.package, self.package)
 
     def on_begin(self, run: Run) -> None:

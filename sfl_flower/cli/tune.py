@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,14 @@ def add_tune(commands: Any) -> None:
         "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[],
         help="an option that stays; task options begin with 'task.'",
     )  # fmt: skip
+    parser.add_argument(
+        "--metric", default="", help="of the task, or loss (default: its first metric)"
+    )
+    parser.add_argument(
+        "--smallest",
+        action="store_true",
+        help="whether less of the metric is better (of loss it is)",
+    )
     parser.add_argument("--out", type=at_home, help="keeps the trials; the same call goes on")
     parser.add_argument("--backend", choices=BACKENDS, default="inline", help="of the runs")
     parser.set_defaults(action=_tune)
@@ -78,16 +87,19 @@ def _tune(parsed: argparse.Namespace) -> None:
 
     found = tune(
         task, method, over=_spaces(parsed.over), trials=parsed.trials, quick=parsed.quick,
-        backend=parsed.backend, out=parsed.out, watch=watch, **kept,
+        backend=parsed.backend, metric=parsed.metric, smallest=parsed.smallest, out=parsed.out,
+        watch=watch, **kept,
     )  # fmt: skip
     print_all([rich_part(_table(found))], console)
-    again = [
-        f"--set {name.replace('_', '-')}={value}" for name, value in found.best.options.items()
-    ]
-    again += [f"--set {pair}" for pair in parsed.settings]
-    clients = "" if parsed.clients is None else f" --clients {parsed.clients}"
-    line = f"sfl run --task {parsed.task} --method {parsed.method}{clients} {' '.join(again)}"
-    console.print(f"Train with it: {line}", markup=False, highlight=False, soft_wrap=True)
+    words = ["sfl", "run", "--task", parsed.task, "--method", parsed.method]
+    words += ["--rounds", str(parsed.rounds), "--seed", str(parsed.seed)]
+    words += [] if parsed.clients is None else ["--clients", str(parsed.clients)]
+    for name, value in found.best.options.items():
+        words += ["--set", f"{name.replace('_', '-')}={value}"]
+    for pair in parsed.settings:
+        words += ["--set", pair]
+    line = f"Train with it: {shlex.join(words)}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
     if edge := _edge(found, _spaces(parsed.over) or {}):
         console.print(edge, markup=False, highlight=False, soft_wrap=True)
 
@@ -109,6 +121,7 @@ def _edge(found: Trials, spaces: Mapping[str, Between | Among]) -> str:
         name.replace("_", "-")
         for name, space in spaces.items()
         if isinstance(space, Between)
+        and name in found.best.options
         and not space.low * 1.05 < found.best.options[name] < space.high * 0.95
     ]
     return f"The best lies at the end of the range of {', '.join(at)}: widen it." if at else ""

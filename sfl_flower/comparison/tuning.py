@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sfl_flower.comparison.spaces import Among, Between, Space
 from sfl_flower.errors import ConfigError, SflError
 from sfl_flower.methods import Method, find_method, read_options
+from sfl_flower.options import check_choice
 from sfl_flower.report.files import config_digest, write_json
 from sfl_flower.run.run import Plan
 from sfl_flower.run.simulation import run_plan
@@ -144,6 +145,8 @@ def tune(
     trials: int = 20,
     quick: bool = False,
     backend: str = "inline",
+    metric: str = "",
+    smallest: bool = False,
     out: Path | None = None,
     watch: Callable[[Tried], None] | None = None,
     **options: Any,
@@ -164,6 +167,10 @@ def tune(
         Whether to look for one rate alone (the first of `over`) in 8 runs of 6 rounds.
     backend : {"inline", "ray"}
         As for `simulate`.
+    metric : str
+        Of the task, or ``loss``; its first metric where it is left out.
+    smallest : bool
+        Whether less of it is better; of ``loss`` it is.
     out : Path, optional
         A directory that keeps the trials: the same call goes on with them, and ends in
         ``tuning.json``.
@@ -196,6 +203,12 @@ def tune(
     if quick:
         fixed["rounds"] = QUICK_ROUNDS
     spaces = dict(over) if over else spaces_of(chosen, options)
+    for name in spaces:
+        if name.startswith("task.") or name in ("task", "method", "rounds", "seed"):
+            raise ConfigError(
+                f"over has '{name}', which stays in all trials; what can be tried are settings of "
+                "the run and of its method, such as client_lr."
+            )
     plan = Plan.read(fixed)
     if not plan.config.validation or plan.config.partition_spec() is None:
         raise ConfigError(
@@ -203,8 +216,10 @@ def tune(
             "0, and a partition of one training set (partition=local has none)."
         )
     fixed["eval_every"] = plan.config.rounds
-    metric = next(iter(task.metrics), "loss")
-    found = Trials(chosen.name, f"{VALIDATION}{metric}", metric != "loss", plan.config.rounds)
+    metric = metric or next(iter(task.metrics), "loss")
+    check_choice("metric", metric, (*task.metrics, "loss"))
+    least = smallest or metric == "loss"
+    found = Trials(chosen.name, f"{VALIDATION}{metric}", not least, plan.config.rounds)
 
     def run(drawn: Mapping[str, Any]) -> Tried:
         # What is not legal is the asker's fault, and ends the search.

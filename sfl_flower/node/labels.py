@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -12,16 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfl_flower.data import generator
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.node.store import NodeStore
 from sfl_flower.privacy.responses import randomised
 from sfl_flower.task import SplitTask
 
-__all__ = ["told_labels"]
+__all__ = ["SECRET", "told_labels"]
 
 MOST = 1e3
 """The largest ε: no label of up to 1e6 classes is then ever replaced."""
-_SECRET, _OPTION = "label secret", "label-epsilon"
+SECRET, _OPTION = "label secret", "label-epsilon"
+"""Name of what a node remembers, and of its own option."""
 
 
 def told_labels(
@@ -30,7 +32,8 @@ def told_labels(
     """Return what a client says its labels are.
 
     What is drawn follows from a secret of the node, which it makes at the first message of a run
-    from its operating system and remembers.  A ``label-epsilon`` of its own node configuration
+    from its operating system and remembers, with the ε: what later messages ask for changes
+    neither.  A ``label-epsilon`` of its own node configuration
     holds whatever the server asks for: the smaller of the two counts.
 
     Parameters
@@ -52,11 +55,20 @@ def told_labels(
     store, limit = NodeStore(context), context.node_config.get(_OPTION)
     if limit is not None:
         epsilon = min(_number(limit), epsilon or math.inf)
-    secret = str(store.get_text(_SECRET).get("secret", ""))
-    if not secret:
-        secret = secrets.token_hex(16)
-        store.put_text(_SECRET, {"secret": secret})
     y = own.to(torch.int64).numpy()
+    mark = blake2b(str(y.shape).encode() + y.tobytes(), digest_size=16).hexdigest()
+    kept = store.get_text(SECRET)
+    if not kept:
+        kept = {"secret": secrets.token_hex(16), "epsilon": repr(epsilon), "mark": mark}
+        store.put_text(SECRET, kept)
+    if kept.get("mark") != mark:
+        raise DataError(
+            "This node's labels are others than at the first message of the run, and were told by "
+            f"{_OPTION} then: told again they would be known better; keep the data as they were, "
+            "or begin another run."
+        )
+    # That of the first message: answers of two epsilons would tell more than either.
+    epsilon, secret = float(kept["epsilon"]), str(kept["secret"])
     return randomised(y, epsilon, task.classes, generator("labels", secret), task.ignore_label)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
 from typing import TYPE_CHECKING, TypeVar
@@ -170,8 +170,9 @@ class Node:
                     "node configuration, or set clients higher."
                 )
             rows = parts[number]
-        store, told = NodeStore(context), None
-        if setup.label_epsilon or "label-epsilon" in context.node_config:
+        store, told, own = NodeStore(context), None, context.node_config
+        # Also where a later message no longer asks for it.
+        if setup.label_epsilon or "label-epsilon" in own or store.get_text("label secret"):
             from sfl_flower.node.labels import told_labels  # few runs need it
 
             told = told_labels(task, context, samples.y[rows], setup.label_epsilon)
@@ -294,9 +295,8 @@ def join(source: TaskSource, context: Context, request: JoinRequest) -> JoinRepl
         return JoinReply(node.partition, 0, f"Client {node.partition} holds no samples.")
     moments = None
     held = node_key(context) if node.task.own_data else None
-    if node.told is not None and node.task.own_data:  # the digest would tell labels
-        data = data_digest(replace(node.samples, y=torch.zeros_like(node.samples.y)))
-    else:
+    data = ""  # it would tell labels
+    if node.told is None or request.setup.partition != LOCAL:
         data = node.task.memo(("data digest", held), lambda: data_digest(node.samples))
     if request.moments:
         from sfl_flower.node.moments import own_moments

@@ -98,14 +98,24 @@ def forwards(
     if used < width:
         along = np.linalg.qr(drawn.standard_normal((width, used)))[0].T.astype(np.float32)
     unit = STEP * max(float(features.square().mean().sqrt()), LEAST["features"])
+    real = _real(tail, features)
     found = torch.zeros(count, width, dtype=torch.float64, device=features.device)
     for row in along:
         u = torch.from_numpy(np.ascontiguousarray(row)).to(features)
-        told = run(features + unit * u.reshape(features.shape[1:])) - anchor
+        told = run(features + unit * u.reshape(features.shape[1:]) * real) - anchor
         found += (told / unit)[:, None] * u
     # Orthonormal directions hold used/width of a gradient's square: the factor makes it unbiased.
-    at_features = (found * (width / used / count)).reshape(features.shape).float()
+    at_features = (found * (width / used / count)).reshape(features.shape).float() * real
     return mean, to_array(at_features), _at_parameters(tail, run, features, mean, drawn, probes)
+
+
+def _real(tail: nn.Module, features: Tensor) -> Tensor:
+    """Return 0 where features are padding, which a tail of texts tells by rows of zeros, else 1."""
+    from sfl_flower.split.transformers.block_halves import BlockHalf  # texts alone have it
+
+    if not isinstance(tail, BlockHalf):
+        return torch.ones((), device=features.device)
+    return (features != 0).any(dim=-1, keepdim=True).to(features.dtype)
 
 
 def _at_parameters(

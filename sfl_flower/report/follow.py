@@ -46,7 +46,15 @@ class Following:
                 f"{path} is no run directory, for it holds no {CONFIG}; name the one that a run "
                 "was given as --out."
             )
-        config = self.directory.config
+        try:
+            config = self.directory.config
+        except DataError:
+            if (self.directory.path / HISTORY).exists():
+                raise
+            raise ConfigError(
+                f"{path} is no run directory: its {CONFIG} is of something else, and it holds no "
+                f"{HISTORY}; name the one that a run was given as --out."
+            ) from None
         self.label = f"{config.get('task')} · {config.get('method')}"
         self.rounds = int(config.get("rounds") or 1)
         self._file = self.directory.path / HISTORY

@@ -66,7 +66,10 @@ class Lock:
                     f"{problem} another directory with out=.",
                     shell=f"{problem} another directory with --out.",
                 ) from None
-            except OSError:
+            except OSError:  # no locks here: nothing is to say that a run is going
+                with contextlib.suppress(OSError):
+                    if os.fstat(file).st_size == 0:
+                        self._path.unlink()
                 os.close(file)
                 return
             # Whoever held it may have removed the file since it was opened.

@@ -58,7 +58,8 @@ class Shown:
     def add(self, record: RoundRecord, metric: str) -> None:
         """Take note of a round."""
         if self.record is not None and record.round <= self.record.round:
-            self.pace.clear()  # it went on from an earlier round
+            self.pace.clear()  # it went on from an earlier round, and is told anew
+            self.lost, self.score = 0, math.nan
         self.record, self.metric = record, metric
         if math.isfinite(score := record.metrics.get(metric, math.nan)):
             self.score = score

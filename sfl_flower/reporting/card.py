@@ -51,10 +51,7 @@ class Card:
     def _lines(self) -> Iterator[str]:
         run, config = self.run, self.run.config
         up, down = run.both_ways()
-        yield (
-            "A model whose lower half was trained on clients and whose upper half on a server, by "
-            "split federated learning with `sfl_flower`. Both halves are here together, as one."
-        )
+        yield self._what()
         yield ""
         if run.summary is None:
             yield f"**The run is not complete ({run.state})**: the model is as it was saved last.\n"
@@ -81,8 +78,6 @@ class Card:
         yield "\n## Privacy\n"
         said = run.terms.get("privacy")
         yield f"{said[0].upper()}{said[1:]}" if said else self._unprotected()
-        if epsilon := self.run.config.get("label_epsilon"):
-            yield f"\nLabels were told by randomised response, label_epsilon = {epsilon}."
         yield "\n## How to load it\n"
         yield from self._loading()
 
@@ -104,15 +99,42 @@ class Card:
         back = f", {held:.0%} of the training data held back" if held else ""
         return f"divided among clients: {partition}{tail}{back}" if partition else ""
 
-    def _unprotected(self) -> str:
+    def _what(self) -> str:
+        """Say which part of the model was trained where."""
         method = METHODS.get(self.run.method)
+        if method is None:
+            told = "A model that was trained by split federated learning"
+        elif method.facts.whole:
+            told = "A model that clients trained as a whole, by federated learning"
+        elif method.facts.client == "nothing":
+            told = (
+                "A model whose upper half was trained on a server, on what an untrained lower "
+                "half on clients made of their data,"
+            )
+        else:
+            told = (
+                "A model whose lower half was trained on clients and whose upper half on a server, "
+                "by split federated learning"
+            )
+        return f"{told} with `sfl_flower`. All of it is here together, as one."
+
+    def _unprotected(self) -> str:
+        """Say what the server saw of a run without noise."""
+        method, epsilon = METHODS.get(self.run.method), self.run.config.get("label_epsilon")
         if method is None:
             sent = ""
         elif method.facts.whole:
             sent = "Clients held the whole model and sent no smashed data."
+        elif method.facts.labels:
+            sent = f"The server saw smashed data{'' if epsilon else ' and labels'}."
         else:
-            labels = "and labels" if method.facts.labels else "and no labels"
-            sent = f"The server saw smashed data {labels}."
+            sent = "The server saw smashed data, and gradients that tell labels to whoever looks."
+        if epsilon:
+            hidden = (
+                "Labels were replaced at random before anything was computed of them, with "
+                f"label_epsilon = {epsilon} for each; inputs were not hidden."
+            )
+            return f"{hidden} {sent}".strip()
         return f"No noise was added to what clients told, so there is no epsilon. {sent}".strip()
 
     def _trained(self) -> str:

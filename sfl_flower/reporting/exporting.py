@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ def export_model(
     if target.resolve() == run.path.resolve():
         problem = f"{target} is the run itself; choose another folder"
         raise ConfigError(f"{problem} as out=.", shell=f"{problem} with --out.")
+    if target.is_dir() and any(target.iterdir()) and not (target / FACTS).exists():
+        problem = f"{target} holds other files than those of an earlier export; choose a folder"
+        raise ConfigError(
+            f"{problem} that is new or empty as out=.",
+            shell=f"{problem} that is new or empty with --out.",
+        )
     state = RunDirectory(run.path, tensorboard=False).load_model()
     task = task or task_of(run)
     if onnx and task is None:
@@ -98,6 +105,9 @@ def export_model(
     except OSError as error:
         problem = f"Cannot make the folder {target}: {error.strerror}; choose another"
         raise ConfigError(f"{problem} as out=.", shell=f"{problem} with --out.") from error
+    # What an earlier export had, and this one may not.
+    (target / ONNX).unlink(missing_ok=True)
+    shutil.rmtree(target / FOLDER, ignore_errors=True)
     save_tensors(target / WEIGHTS, state, {"format": "pt"})
     facts: dict[str, Any] = {
         "task": run.config["task"], "method": run.method, "round": run.rounds,

@@ -24,7 +24,7 @@ _LARGEST = 4 * 2**20
 
 
 def privacy_section(found: Gathered) -> Section | None:
-    """Return ε round by round; None where no run adds noise."""
+    """Return ε round by round, and that of labels; None where no run hides anything."""
     curves, rows, remarks = {}, [], []
     for group in found.groups:
         points = []
@@ -41,9 +41,15 @@ def privacy_section(found: Gathered) -> Section | None:
                 rows.append([group.label, str(run.seed), f"{spent[-1][1]:.4g}", *shown])
             if told := run.terms.get("privacy"):
                 remarks.append(f"{group.label}, seed {run.seed}: {told}")
+            if labels := run.config.get("label_epsilon"):
+                remarks.append(
+                    f"{group.label}, seed {run.seed}: labels were replaced at random before "
+                    f"anything was computed of them, label_epsilon = {labels} for each."
+                )
         curves[group.label] = mean_curve(points)
     if not rows:
-        return None
+        said = "Labels are hidden; what else is sent is as it was measured."
+        return Section("privacy", "Privacy", [said], remarks=remarks) if remarks else None
     title = "Epsilon, spent up to each round"
     svg = chart("epsilon", title, curves, Axis("round"), "epsilon")
     header = ["method", "seed", "epsilon", "clip", "delta", "noise by"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from logging import getLogger
 
@@ -40,7 +40,12 @@ def which_checkpoint(resume: bool | str) -> str:
     return resume
 
 
-def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> History:
+def go_on(
+    directory: RunDirectory,
+    strategy: SplitStrategy,
+    resume: str,
+    first: Callable[[History], None] = lambda history: None,
+) -> History:
     """Bring a strategy to a checkpoint of its directory.
 
     Parameters
@@ -51,6 +56,9 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
         Not begun yet.
     resume : {"last", "previous"}
         Which checkpoint. The previous one takes the place of the last.
+    first : callable, optional
+        Told of the records up to the checkpoint before anything is written; what it raises leaves
+        the directory as it was.
 
     Returns
     -------
@@ -69,6 +77,7 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
         tensors, values, lines = directory.load_checkpoint(previous)
         strategy.resume(tensors, values)
         asked = _asked(strategy, directory)
+        first(History(directory.history[:lines] if lines else []))
         if previous:
             checkpoints.fall_back()
         if strategy.round < strategy.config.rounds:
@@ -84,6 +93,7 @@ def go_on(directory: RunDirectory, strategy: SplitStrategy, resume: str) -> Hist
     else:
         _check_early(directory, strategy.config)
         asked = _asked(strategy, directory)
+        first(History())
     directory.begin()
     _spend_again(asked, strategy, directory)
     return directory.keep_history(lines)

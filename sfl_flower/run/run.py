@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from torch import Tensor
 from sfl_flower.callbacks.callback import Callback, Ended, Run, Written
 from sfl_flower.callbacks.hooks import Hooks, check_callbacks
 from sfl_flower.config import RunConfig, Settings
-from sfl_flower.errors import ConfigError, SflError
+from sfl_flower.errors import ConfigError
 from sfl_flower.methods import Method, read_options
 from sfl_flower.options import Amount
 from sfl_flower.report import History, RoundRecord, RunDirectory, Summary
@@ -177,15 +178,16 @@ def execute(grid: Grid, task: SplitTask, plan: Plan, observer: Observer | None =
             directory = opened(plan.out, plan.resolved(), measured=measured)
             with closing(directory):
                 if plan.resume:
-                    history = go_on(directory, strategy, plan.resume)
+                    begin = partial(_begin, strategy, hooks)
+                    history = go_on(directory, strategy, plan.resume, begin)
                 elif spending := vars(strategy).get("spending"):
                     spending.keep = directory.asked.append
-                try:
-                    _begin(strategy, hooks, history)
-                except SflError:
-                    if not plan.resume:  # then no run is there
+                if not plan.resume:
+                    try:
+                        _begin(strategy, hooks, history)
+                    except BaseException:  # then no run is there
                         (directory.path / CONFIG).unlink()
-                    raise
+                        raise
                 try:
                     _train(strategy, grid)
                 finally:

@@ -18,7 +18,8 @@ def test_a_search_prints_its_trials_and_how_to_train_with_the_best(
     assert main(["tune", *words, *own, "--set", "batch-size=8"]) == 0
     said = capsys.readouterr().out
     assert "2 trials of 2 rounds, the best first" in " ".join(said.split())
-    assert "sfl run --task digits --method frozen --clients 3 --set server-lr=" in said
+    line = "sfl run --task digits --method frozen --rounds 2 --seed 0 --clients 3 --set server-lr="
+    assert line in said
     assert "--set batch-size=8" in said
     assert (tmp_path / "found" / "tuning.json").exists()
 
@@ -51,3 +52,4 @@ def test_a_best_at_the_end_of_a_range_is_said() -> None:
     said = command._edge(found, {"client_lr": Between(0.01, 1.0)})
     assert said == "The best lies at the end of the range of client-lr: widen it."
     assert not command._edge(found, {"client_lr": Between(0.01, 10.0)})
+    assert not command._edge(found, {"server_lr": Between(0.01, 10.0)})  # of a quick search

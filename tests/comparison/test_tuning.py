@@ -106,6 +106,8 @@ def test_a_quick_search_runs_eight_rates_of_six_rounds(runs: list[Any]) -> None:
         ({"trials": 0}, "trials is 0"),
         ({"validation": 0.0}, "set validation above 0"),
         ({"over": {"no_option": Among((1, 2))}, "trials": 1}, "no-option"),
+        ({"over": {"task.trained": Among(("norm", "all"))}}, "over has 'task.trained'"),
+        ({"metric": "beauty"}, "metric is 'beauty'"),
         ({"over": {"probes": Among((0, 1))}, "trials": 4}, "probes"),
     ],
 )
@@ -119,6 +121,13 @@ def test_what_cannot_be_searched_is_refused(
 def test_a_range_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"2\.\.1 is none"):
         Between(2.0, 1.0)
+
+
+def test_less_may_be_better(runs: list[Any]) -> None:
+    got = found(trials=6, metric="loss")
+    assert (got.metric, got.largest) == ("validation_loss", False)
+    assert got.best.value == min(tried.value for tried in got.tried if not tried.why)
+    assert not found(trials=1, smallest=True).largest
 
 
 def test_a_loss_is_best_where_it_is_least() -> None:

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from sfl_flower import METHODS, RunConfig
-from sfl_flower.errors import ConfigError
+from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.methods import read_options
 from sfl_flower.node.node import Node, join
 from sfl_flower.task import Samples
@@ -90,6 +90,35 @@ def test_a_node_holds_to_its_own_epsilon_whatever_the_server_asks_for() -> None:
         node({"label-epsilon": "none"}, 0.0)
 
 
+def test_a_server_that_asks_for_another_epsilon_later_is_told_nothing_new() -> None:
+    task = tiny.task(clients=1, each=400)
+    context = Context(1, 7, {"partition-id": 0, "label-epsilon": 1.0}, RecordDict(), {})
+    partition = RunConfig(clients=1).partition_text()
+
+    def told(epsilon: float) -> np.ndarray:
+        found = Node.open(lambda _: task, context, Setup(0, partition, label_epsilon=epsilon)).told
+        assert found is not None
+        return found
+
+    first = told(1e-6)
+    assert all((told(epsilon) == first).all() for epsilon in (0.0, 1.0, 1e3))
+    del context.node_config["label-epsilon"]  # it was told once, whoever stops asking
+    assert (told(0.0) == first).all()
+
+
+def test_labels_that_change_within_a_run_are_not_told_again() -> None:
+    context = Context(1, 7, {"partition-id": 0}, RecordDict(), {})
+
+    def open_with(shift: int) -> Node:
+        own = tiny.samples(12)
+        task = tiny.task([Samples(own.x, (own.y + shift) % tiny.CLASSES)], own=True)
+        return Node.open(lambda _: task, context, Setup(0, "local", label_epsilon=1.0))
+
+    open_with(0)
+    with pytest.raises(DataError, match="labels are others than at the first message"):
+        open_with(1)
+
+
 def test_the_control_tells_as_little() -> None:
     _, _, settings, _ = read_options({"method": "ho_sfl", "label_epsilon": 2.0})
     assert settings.control["label_epsilon"] == 2.0
@@ -104,5 +133,5 @@ def test_data_of_a_nodes_own_have_a_digest_that_tells_no_labels() -> None:
         setup = Setup(0, "local", label_epsilon=epsilon)
         return join(lambda _: task, context, JoinRequest(setup)).data
 
-    assert digest(0, 1.0) == digest(1, 1.0) != ""
+    assert digest(0, 1.0) == digest(1, 1.0) == ""
     assert digest(0, 0.0) != digest(1, 0.0)

@@ -272,7 +272,7 @@ def test_help_fits_a_screen_and_has_an_example(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     said = capsys.readouterr().out
-    assert "example: sfl export runs/ho_sfl --out model" in said
+    assert "Example: sfl export runs/ho_sfl --out model" in said
     assert len(said.splitlines()) <= 24
 
 

@@ -347,5 +347,5 @@ def test_help_fits_a_screen_and_has_an_example(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["report", "--help"])
     said = capsys.readouterr().out
-    assert "example: sfl report runs/ho_sfl runs/frozen --out both.html" in said
+    assert "Example: sfl report runs/ho_sfl runs/frozen --out both.html" in said
     assert len(said.splitlines()) <= 24
