@@ -67,6 +67,10 @@ class BestCheckpoint(Callback):
         self._best: float | None = None
         if run.history:
             self._best = _kept(self._path, self.metric)
+            for record in run.history[:-1]:  # also better ones of which no model is left
+                value = record.metrics.get(self.metric, math.nan)
+                if improves(self.metric, value, self._best, self.mode):
+                    self._best = value
             if run.history[-1].metrics:  # of the model as it is: perhaps there was no time for it
                 self.on_evaluation(run.history[-1])
 

@@ -147,6 +147,7 @@ def write_app(name: str, template: str = "vision", parent: Path | None = None) -
         "my-app": name,
         "THE_DESCRIPTION": chosen.description,
         "THE_OPTIONS": chosen.options,
+        "THE_SETTINGS": " ".join(f"--set {pair}" for pair in chosen.options.split()),
         'flwr-version-target = "1.26.1"': f'flwr-version-target = "{version("flwr")}"',
     }
     files = {_said(path, words): _said(text, words) for path, text in _texts(chosen.layers).items()}

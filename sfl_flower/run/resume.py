@@ -9,8 +9,9 @@ from logging import getLogger
 from sfl_flower.config import RunConfig, Settings
 from sfl_flower.errors import DataError
 from sfl_flower.options import check_choice
-from sfl_flower.report import History, RunDirectory
+from sfl_flower.report import History, RoundRecord, RunDirectory
 from sfl_flower.report.asked_file import Asked
+from sfl_flower.report.run_directory import HISTORY
 from sfl_flower.server.strategy import SplitStrategy
 
 __all__ = ["RESUME", "go_on", "which_checkpoint"]
@@ -77,7 +78,7 @@ def go_on(
         tensors, values, lines = directory.load_checkpoint(previous)
         strategy.resume(tensors, values)
         asked = _asked(strategy, directory)
-        first(History(directory.history[:lines] if lines else []))
+        first(_records(directory, lines))
         if previous:
             checkpoints.fall_back()
         if strategy.round < strategy.config.rounds:
@@ -97,6 +98,14 @@ def go_on(
     directory.begin()
     _spend_again(asked, strategy, directory)
     return directory.keep_history(lines)
+
+
+def _records(directory: RunDirectory, lines: int) -> History:
+    """Return the first records of a history, which fit its checkpoint; behind them it may not."""
+    if not lines:
+        return History()
+    data = (directory.path / HISTORY).read_bytes().split(b"\n")[:lines]
+    return History([RoundRecord.from_json(line.decode()) for line in data])
 
 
 def _begins_anew(settings: Settings) -> Iterator[str]:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 import sfl_flower
-from sfl_flower.callbacks import Callback, EarlyStopping, Ended, Run, Written
+from sfl_flower.callbacks import (
+    BestCheckpoint,
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    Ended,
+    Run,
+    Written,
+)
 from sfl_flower.callbacks.hooks import Hooks, check_callbacks
 from sfl_flower.errors import ConfigError
 from sfl_flower.report import RoundRecord, RunDirectory
@@ -300,3 +308,47 @@ def test_early_stopping_in_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(ConfigError, match="evaluations of this run have accuracy, loss"):
         run([EarlyStopping("acuracy")], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Refuses(Callback):
+    """Cannot begin."""
+
+    def on_begin(self, run: Run) -> None:
+        raise OSError(f"the server is down after {len(run.history)} records")
+
+
+@pytest.mark.parametrize("resume", [True, "previous"])
+def test_a_resume_that_a_callback_refuses_leaves_the_run_as_it_was(
+    resume: bool | str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(out=out, rounds=3, checkpoint_every=1)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    known = 4 if resume is True else 3
+    with pytest.raises(ConfigError, match=f"the server is down after {known} records"):
+        run([Refuses()], out=out, rounds=3, checkpoint_every=1, resume=resume)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert RunDirectory(out).finished
+
+
+def test_a_run_that_is_interrupted_before_it_begins_leaves_its_directory_free(
+    tmp_path: Path,
+) -> None:
+    class Asks(Callback):
+        def on_begin(self, run: Run) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([Asks()], out=tmp_path / "run")
+    assert not RunDirectory(tmp_path / "run").occupied
+
+
+def test_two_that_write_to_one_place_are_refused(tmp_path: Path) -> None:
+    for pair in (
+        [BestCheckpoint("accuracy"), BestCheckpoint("loss")],
+        [CSVLogger(), CSVLogger()],
+        [CSVLogger(tmp_path / "a.csv"), CSVLogger(str(tmp_path / "a.csv"))],
+    ):
+        with pytest.raises(ConfigError, match="both write to"):
+            check_callbacks(pair)
+    assert len(check_callbacks([CSVLogger(), CSVLogger(tmp_path / "a.csv"), EarlyStopping()])) == 3

@@ -17,6 +17,7 @@ import pytest
 from sfl_flower.cli.main import main, parser
 from sfl_flower.cli.new import TEMPLATES, write_app
 from sfl_flower.errors import ConfigError
+from sfl_flower.report import RunDirectory
 from tests.hub import hub_offences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,18 @@ def test_the_commands_on_the_pages_of_an_app_are_understood(tmp_path: Path, temp
     for command in commands:
         parser().parse_args(shlex.split(command, comments=True))
     assert "flower_shop.task:task" in text and (app / "flower_shop" / "task.py").is_file()
+
+
+def test_the_command_that_trains_without_flower_trains(
+    tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = write_app(f"shop-{template}", template, tmp_path)
+    text = (app / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    (line,) = re.findall(r"^sfl (run .*)", text, flags=re.MULTILINE)
+    monkeypatch.chdir(app)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main([*shlex.split(line), "--rounds", "1", "--out", str(tmp_path / "run")]) == 0
+    assert RunDirectory(tmp_path / "run").finished
 
 
 def test_the_tests_of_an_app_find_what_is_wrong(tmp_path: Path) -> None:

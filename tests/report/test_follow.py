@@ -86,3 +86,21 @@ def test_who_holds_a_lock_is_seen_without_taking_it(tmp_path: Path) -> None:
     ):
         (tmp_path / LOCK).write_text(text)
         assert is_held(tmp_path) == held, text
+
+
+def test_a_file_system_without_locks_leaves_no_sign_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(file: int, how: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("sfl_flower.report.lock.fcntl.flock", none)
+    with RunDirectory.create(tmp_path, CONFIG, tensorboard=False):
+        assert not (tmp_path / LOCK).exists()
+    assert not is_held(tmp_path)
+
+
+def test_a_folder_with_a_configuration_of_something_else_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["Bert"]}')
+    with pytest.raises(ConfigError, match=r"its config\.json is of something else"):
+        Following(tmp_path)
