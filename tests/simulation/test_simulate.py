@@ -73,6 +73,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "cone": 0.5,
         "client_lr": 0.01,
     },
+    "u_shaped": {"probes": 2, "tail_order": "zeroth", "tail_probes": 4, "client_lr": 0.05},
     "heron hiso": {"local_steps": 2, "probes": 2, "client_optimizer": "hiso"},
 }
 """What is run by label, whose first word is the method."""
