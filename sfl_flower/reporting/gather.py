@@ -117,7 +117,8 @@ def gather(paths: Sequence[Path]) -> Gathered:
     Parameters
     ----------
     paths : sequence of Path
-        Run directories, or one output folder of a comparison; beside them results of attacks.
+        Run directories, folders of some, or one output folder of a comparison; beside them results
+        of attacks.
 
     Raises
     ------
@@ -151,13 +152,13 @@ def gather(paths: Sequence[Path]) -> Gathered:
 
 
 def _inside(path: Path) -> list[Path]:
-    """Return the run directories in a folder: itself, or those of a comparison that is going."""
+    """Return the runs in a folder: itself, those of a comparison that is going, or all."""
     if not path.is_dir():
         raise DataError(f"{path} is no directory; name the directory that a run left.")
-    found = (
-        [path] if is_run(path) else sorted(at.parent for at in path.glob("*/*seed*/config.json"))
-    )
-    return found or [path]
+    if is_run(path):
+        return [path]
+    going = sorted(at.parent for at in path.glob("*/*seed*/config.json"))
+    return going or sorted(each for each in path.iterdir() if is_run(each)) or [path]
 
 
 def _rows(folder: Path) -> tuple[list[Group], dict[str, Any]]:

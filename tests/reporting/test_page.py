@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sfl_flower import simulate
 from sfl_flower.cli.main import main
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.report import RoundRecord, RunDirectory
@@ -349,3 +350,11 @@ def test_help_fits_a_screen_and_has_an_example(capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert "Example: sfl report runs/ho_sfl runs/frozen --out both.html" in said
     assert len(said.splitlines()) <= 24
+
+
+def test_a_folder_of_runs_is_reported_as_its_runs(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        simulate("digits", "frozen", backend="inline", rounds=1, clients=2, out=tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    found = gather([tmp_path])
+    assert [run.path.name for group in found.groups for run in group.runs] == ["first", "second"]
