@@ -99,7 +99,7 @@ class TailRequest(Request):
     features: Smashed
     tail: Annotated[str, text().stands()]
     order: Annotated[str, text(ORDERS).stands()]
-    probes: Annotated[int, whole(1, 100_000).stands()]
+    probes: Annotated[int, whole(1, 100_000).stands().called("tail-probes")]
     head_weights: HeadWeights
     meter: Meter = "none"
 
