@@ -8,13 +8,13 @@ from typing import Annotated
 
 from sfl_flower.callbacks.callback import Callback, Run
 from sfl_flower.errors import ConfigError
-from sfl_flower.options import Range, check_options
+from sfl_flower.options import UNITS, Range, check_options
 from sfl_flower.report.history import RoundRecord
 from sfl_flower.report.table import human_bytes
 
 __all__ = ["Budget"]
 
-_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS = {"": 1, "B": 1, **UNITS, "TiB": 2**40}
 
 
 @dataclass(eq=False)

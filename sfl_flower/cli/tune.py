@@ -51,7 +51,7 @@ def add_tune(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true",
-        help="look for the first rate alone: 8 runs of 6 rounds, without Optuna",
+        help="look for one rate alone: 8 runs of 6 rounds, without Optuna",
     )  # fmt: skip
     parser.add_argument(
         "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[],

@@ -164,7 +164,8 @@ def tune(
     trials : int
         Runs in all.
     quick : bool
-        Whether to look for one rate alone (the first of `over`) in 8 runs of 6 rounds.
+        Whether to look for one setting alone, the client's rate where `over` is left out, in 8 runs
+        of 6 rounds.
     backend : {"inline", "ray"}
         As for `simulate`.
     metric : str
@@ -200,6 +201,11 @@ def tune(
     if trials < 1:
         raise ConfigError(f"trials is {trials}; it must be at least 1.")
     fixed = {"validation": HELD_BACK, **options, "method": chosen, "task": task.name}
+    if quick and over and len(over) > 1:
+        raise ConfigError(
+            f"quick looks for one setting, and over has {len(over)}: {', '.join(over)}; name one, "
+            "or leave quick out."
+        )
     if quick:
         fixed["rounds"] = QUICK_ROUNDS
     spaces = dict(over) if over else spaces_of(chosen, options)

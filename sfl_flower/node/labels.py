@@ -14,16 +14,16 @@ from torch import Tensor
 
 from sfl_flower.data import generator
 from sfl_flower.errors import ConfigError, DataError
-from sfl_flower.node.store import NodeStore
+from sfl_flower.node.store import LABEL_SECRET, NodeStore
 from sfl_flower.privacy.responses import randomised
 from sfl_flower.task import SplitTask
 
-__all__ = ["SECRET", "told_labels"]
+__all__ = ["told_labels"]
 
 MOST = 1e3
 """The largest ε: no label of up to 1e6 classes is then ever replaced."""
-SECRET, _OPTION = "label secret", "label-epsilon"
-"""Name of what a node remembers, and of its own option."""
+_OPTION = "label-epsilon"
+"""The node's own option."""
 
 
 def told_labels(
@@ -33,8 +33,8 @@ def told_labels(
 
     What is drawn follows from a secret of the node, which it makes at the first message of a run
     from its operating system and remembers, with the ε: what later messages ask for changes
-    neither.  A ``label-epsilon`` of its own node configuration
-    holds whatever the server asks for: the smaller of the two counts.
+    neither.  A ``label-epsilon`` of its own node configuration holds whatever the server asks for:
+    the smaller of the two counts.
 
     Parameters
     ----------
@@ -51,16 +51,18 @@ def told_labels(
     ------
     ConfigError
         If the node's own ε is no number above 0.
+    DataError
+        If the labels are others than at the first message.
     """
     store, limit = NodeStore(context), context.node_config.get(_OPTION)
     if limit is not None:
         epsilon = min(_number(limit), epsilon or math.inf)
     y = own.to(torch.int64).numpy()
     mark = blake2b(str(y.shape).encode() + y.tobytes(), digest_size=16).hexdigest()
-    kept = store.get_text(SECRET)
+    kept = store.get_text(LABEL_SECRET)
     if not kept:
         kept = {"secret": secrets.token_hex(16), "epsilon": repr(epsilon), "mark": mark}
-        store.put_text(SECRET, kept)
+        store.put_text(LABEL_SECRET, kept)
     if kept.get("mark") != mark:
         raise DataError(
             "This node's labels are others than at the first message of the run, and were told by "

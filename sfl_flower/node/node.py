@@ -21,7 +21,7 @@ from sfl_flower.data.identity import data_digest
 from sfl_flower.data.repeats import UNREPEATED
 from sfl_flower.errors import ConfigError, DataError, SflError
 from sfl_flower.node.shares import divide, read_spec
-from sfl_flower.node.store import NodeStore, keep_carried, load_kept
+from sfl_flower.node.store import LABEL_SECRET, NodeStore, keep_carried, load_kept
 from sfl_flower.split import Whole, base_digest
 from sfl_flower.task import NOT_DIVIDED, SplitTask
 from sfl_flower.task.own_data import node_key
@@ -172,7 +172,7 @@ class Node:
             rows = parts[number]
         store, told, own = NodeStore(context), None, context.node_config
         # Also where a later message no longer asks for it.
-        if setup.label_epsilon or "label-epsilon" in own or store.get_text("label secret"):
+        if setup.label_epsilon or "label-epsilon" in own or store.get_text(LABEL_SECRET):
             from sfl_flower.node.labels import told_labels  # few runs need it
 
             told = told_labels(task, context, samples.y[rows], setup.label_epsilon)

@@ -29,10 +29,19 @@ from sfl_flower.split import carried_state, load_carried
 from sfl_flower.wire import unpack_state
 from sfl_flower.wire.weights import Carried, packed_digest
 
-__all__ = ["CarriedLostError", "NodeStore", "keep_carried", "load_kept", "state_limit"]
+__all__ = [
+    "LABEL_SECRET",
+    "CarriedLostError",
+    "NodeStore",
+    "keep_carried",
+    "load_kept",
+    "state_limit",
+]
 
 STATE_LIMIT = 1 << 20
 """Largest group of arrays kept in ``Context.state``, in bytes, unless `SFL_STATE_LIMIT` is set."""
+LABEL_SECRET = "label secret"
+"""Name of what decides which labels a node tells; it is there once they were told."""
 _CARRIED = "carried"
 _SWEPT = "swept"
 """Names in a context's state of which nothing is left in files from an earlier context."""

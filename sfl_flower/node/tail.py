@@ -94,9 +94,10 @@ def forwards(
     mean = float(anchor.mean())
     width = features[0].numel()
     used = min(probes, width)
-    along = np.eye(width, dtype=np.float32)
     if used < width:
         along = np.linalg.qr(drawn.standard_normal((width, used)))[0].T.astype(np.float32)
+    else:
+        along = np.eye(width, dtype=np.float32)
     unit = STEP * max(float(features.square().mean().sqrt()), LEAST["features"])
     real = _real(tail, features)
     found = torch.zeros(count, width, dtype=torch.float64, device=features.device)

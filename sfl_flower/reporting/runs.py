@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,18 @@ from typing import Any
 from sfl_flower.errors import DataError
 from sfl_flower.report import History, RunDirectory, Summary
 from sfl_flower.report.files import read_json
+from sfl_flower.report.lock import is_held
+from sfl_flower.report.run_directory import CONFIG
 
 __all__ = ["Bytes", "ReadRun", "is_run"]
 
 Bytes = Mapping[str, Mapping[str, int]]
 """By category ``{"up": bytes, "down": bytes}``."""
 
-_CONFIG, _LOCK = "config.json", ".lock"
-
 
 def is_run(path: Path) -> bool:
     """Tell whether a directory holds a run, as far as its files' names say."""
-    return (path / _CONFIG).is_file()
+    return (path / CONFIG).is_file()
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class ReadRun:
         Its outcome; None while it is not complete.
     facts : Mapping[str, Any]
         What must be equal in runs that are compared; empty while it is not complete.
-    holder : str
-        Who is at work in the directory, as its lock says; empty without a lock.
+    going : bool
+        Whether a process is at work in the directory, as far as its lock says.
     """
 
     path: Path
@@ -60,7 +59,7 @@ class ReadRun:
     counts: Mapping[str, Any]
     summary: Summary | None
     facts: Mapping[str, Any]
-    holder: str
+    going: bool
 
     @classmethod
     def read(cls, path: Path) -> ReadRun:
@@ -73,22 +72,20 @@ class ReadRun:
         """
         if not is_run(path):
             raise DataError(
-                f"{path} is no run directory: it has no {_CONFIG}; name the directory that a run "
+                f"{path} is no run directory: it has no {CONFIG}; name the directory that a run "
                 "was given with --out, or the output folder of sfl compare."
             )
         directory = RunDirectory(path, tensorboard=False)
         config, history = directory.config, directory.history
         if not {"method", "task", "rounds"} <= config.keys():
-            raise DataError(f"{path / _CONFIG} is of no run: it names no method, task or rounds.")
+            raise DataError(f"{path / CONFIG} is of no run: it names no method, task or rounds.")
         summary, facts = directory.load_summary() if directory.finished else (None, {})
-        versions = read_json(path / _CONFIG).get("versions")
+        versions = read_json(path / CONFIG).get("versions")
         counts = _counts(path / "ledger.json")
         ledger = summary.ledger if summary else counts.pop("bytes", {})
-        holder = ""
-        with suppress(OSError):
-            holder = (path / _LOCK).read_text(encoding="utf-8", errors="replace").strip()
         versions = versions if isinstance(versions, dict) else {}
-        return cls(path, config, versions, history, ledger, counts, summary, facts, holder)
+        going = is_held(path)
+        return cls(path, config, versions, history, ledger, counts, summary, facts, going)
 
     @property
     def method(self) -> str:
@@ -106,7 +103,7 @@ class ReadRun:
         if self.summary is not None:
             return "complete"
         done = f"{self.rounds:,} of {self.config['rounds']:,} rounds"
-        return f"going or killed, {done}" if self.holder else f"not complete, {done}"
+        return f"going, {done}" if self.going else f"not complete, {done}"
 
     @property
     def seed(self) -> Any:

@@ -180,7 +180,7 @@ def test_a_run_that_is_going_is_exported_as_it_was_saved_last(tmp_path: Path) ->
             export_model(run.path, tmp_path / "model")
         run.save_model(nn.Linear(2, 1).state_dict())
         card = (export_model(run.path, tmp_path / "model") / "README.md").read_text()
-    assert "**The run is not complete (going or killed, 1 of 9 rounds)**" in card
+    assert "**The run is not complete (going, 1 of 9 rounds)**" in card
     assert "Of the test set after round 1: accuracy 0.2500." in card
     assert json.loads((tmp_path / "model/export.json").read_text())["complete"] is False
 

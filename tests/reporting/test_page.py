@@ -174,7 +174,7 @@ def test_a_run_that_is_going_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
     records = [RoundRecord(n, 32 * n, 4 * n, 0.5 * n, 1.0, {"accuracy": 0.1 * n}) for n in (0, 1)]
     with going(tmp_path / "run", *records) as run:
         page = Page(write_report(run.path))
-        assert page.row("ho_sfl", "state") == "going or killed, 1 of 9 rounds"
+        assert page.row("ho_sfl", "state") == "going, 1 of 9 rounds"
         assert page.row("ho_sfl", "accuracy") == "0.1000"
         assert "No bytes by category were written yet" in page.text
         assert "so there is no chart of them" in page.text
@@ -341,7 +341,7 @@ def test_a_comparison_that_is_going_is_shown(tmp_path: Path) -> None:
     finished(at / "frozen-batch" / "lr0.05-seed0", "frozen", 0.4)
     with going(at / "ho_sfl" / "lr0.05-seed0"):
         found = gather([at])
-    assert [run.state for run in found.runs] == ["complete", "going or killed, 0 of 9 rounds"]
+    assert [run.state for run in found.runs] == ["complete", "going, 0 of 9 rounds"]
 
 
 def test_help_fits_a_screen_and_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

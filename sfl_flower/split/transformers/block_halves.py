@@ -16,7 +16,15 @@ from torch.nn import functional
 from sfl_flower.errors import DataError
 from sfl_flower.split.transformers.families import Output
 
-__all__ = ["BlockHalf", "ClientBlocks", "NoPositions", "Passed", "ServerBlocks", "longest"]
+__all__ = [
+    "BlockHalf",
+    "ClientBlocks",
+    "NoPositions",
+    "Passed",
+    "ServerBlocks",
+    "longest",
+    "padded",
+]
 
 
 class Passed(nn.Module):
@@ -58,6 +66,31 @@ class BlockHalf(nn.Module):
         self.training = root.training
         # In a tuple, because its modules are already here under their full names.
         self._sfl_model = (model,)
+
+    def resumed(self, z: Tensor, first: str) -> tuple[dict[str, Any], Tensor]:
+        """Return what the model goes on from, behind a cut, and which positions are real.
+
+        Parameters
+        ----------
+        z : Tensor
+            Hidden states [N, T, H], float32; a position whose whole row is zero is padding.
+        first : str
+            Path in the model of what reads them, whose dtype they take.
+
+        Returns
+        -------
+        inputs : dict
+            Keyword arguments of the model, of the longest row's T' positions.
+        mask : Tensor
+            bool [N, T'].
+        """
+        mask = (z.detach() != 0).any(dim=-1)
+        mask = mask[:, : longest(mask)]
+        dtype = next(self._sfl_model[0].get_submodule(first).parameters()).dtype
+        # Filling with zeros changes nothing but the gradient, which is exactly zero there.
+        hidden = z[:, : mask.shape[1]].masked_fill(~mask.unsqueeze(-1), 0.0).to(dtype)
+        inputs = {"inputs_embeds": hidden, "attention_mask": mask.long()}
+        return {**inputs, "use_cache": False, "return_dict": True}, mask
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of every module, the transformers model itself included."""
@@ -118,8 +151,7 @@ class ClientBlocks(BlockHalf):
             ).last_hidden_state
         except IndexError as error:
             raise _out_of_range(kept, model.config, error) from error
-        z = hidden.float().masked_fill(~mask.unsqueeze(-1), 0.0)
-        return functional.pad(z, (0, 0, 0, ids.shape[1] - length))
+        return padded(hidden.float(), mask, ids.shape[1])
 
     def real(self, ids: Tensor) -> Tensor:
         """Return which positions of `ids` [N, T] are real, bool."""
@@ -158,31 +190,25 @@ class ServerBlocks(BlockHalf):
         z : Tensor
             Smashed data [N, T, H], float32; a position whose whole row is zero is padding.
         """
-        mask = (z.detach() != 0).any(dim=-1)
-        length = longest(mask)
-        mask = mask[:, :length]
-        padding = ~mask.unsqueeze(-1)
+        inputs, mask = self.resumed(z, self._sfl_first)
         model = self._sfl_model[0]
-        dtype = next(model.get_submodule(self._sfl_first).parameters()).dtype
-        # Filling with zeros changes nothing but the gradient, which is exactly zero there.
-        inputs = {
-            "inputs_embeds": z[:, :length].masked_fill(padding, 0.0).to(dtype),
-            "attention_mask": mask.long(),
-            "use_cache": False,
-            "return_dict": True,
-        }
         if self._sfl_output == "last":
             # The model itself takes the last position: it sees no ids to tell padding by.
             hidden = model.get_submodule(self._sfl_backbone)(**inputs).last_hidden_state
             logits: Tensor = model.score(hidden)
-            places = torch.arange(length, device=z.device)
+            places = torch.arange(mask.shape[1], device=z.device)
             last = (places * mask).argmax(dim=-1)
             return logits[torch.arange(len(z), device=z.device), last].float()
         logits = model(**inputs).logits.float()
         if self._sfl_output == "model":
             return logits
-        logits = logits.masked_fill(padding, 0.0)
-        return functional.pad(logits, (0, 0, 0, z.shape[1] - length))
+        return padded(logits, mask, z.shape[1])
+
+
+def padded(values: Tensor, mask: Tensor, length: int) -> Tensor:
+    """Return values [N, T', ...] of positions as [N, length, ...], zero where they are not real."""
+    values = values.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return functional.pad(values, (0, 0, 0, length - mask.shape[1]))
 
 
 def longest(mask: Tensor) -> int:

@@ -25,9 +25,9 @@ __all__ = [
     "Untied",
     "absent",
     "cut_blocks",
+    "headless",
     "legal_blocks",
     "located",
-    "outside",
     "verify_blocks",
 ]
 
@@ -110,12 +110,7 @@ def cut_blocks(
     blocks = {name.removeprefix(prefix): block for name, block in found.blocks().items()}
 
     below = absent(found.model, [*list(blocks)[count:], *family.after], Passed)
-    beside = outside(model, prefix + family.backbone)
-    below |= {id(module): Passed() for module in beside.values()}
-    root = copied(model, dict(below))
-    for name in beside:
-        path, _, last = name.rpartition(".")
-        del root.get_submodule(path)._modules[last]
+    root = headless(model, found, below)
     client = ClientBlocks(root, root.get_submodule(prefix.rstrip(".")), family.backbone, pad)
 
     above = absent(found.model, [*list(blocks)[:count], *family.embeddings], Passed)
@@ -223,13 +218,31 @@ def _first_behind(model: nn.Module, found: Found) -> str:
     return next((path for path in after if any(True for _ in there[path].parameters())), "")
 
 
+def headless(model: nn.Module, found: Found, stand_in: dict[int, nn.Module]) -> nn.Module:
+    """Return a copy of `model` that ends with its backbone, with what stands for some modules.
+
+    Parameters
+    ----------
+    model, found : nn.Module, Found
+        As for `cut_blocks`.
+    stand_in : dict of int to nn.Module
+        By the identity of a module, what the copy has in its place; see `absent`.
+    """
+    beside = _outside(model, found.prefix + found.family.backbone)
+    root = copied(model, stand_in | {id(module): Passed() for module in beside.values()})
+    for name in beside:
+        path, _, last = name.rpartition(".")
+        del root.get_submodule(path)._modules[last]
+    return root
+
+
 def absent(model: nn.Module, paths: list[str], stand_in: type[nn.Module]) -> dict[int, nn.Module]:
     """Map the identity of each module at `paths`, where there is one, to what stands for it."""
     there = dict(model.named_modules())
     return {id(there[path]): stand_in() for path in paths if path in there}
 
 
-def outside(model: nn.Module, backbone: str) -> dict[str, nn.Module]:
+def _outside(model: nn.Module, backbone: str) -> dict[str, nn.Module]:
     """Return what lies beside the way to the backbone: the head, and what belongs to it."""
     found, path = {}, ""
     for part in backbone.split("."):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from sfl_flower.split.graph.copying import copied
-from sfl_flower.split.transformers.block_halves import BlockHalf, NoPositions, Passed, longest
-from sfl_flower.split.transformers.blocks import absent, outside
+from sfl_flower.split.transformers.block_halves import BlockHalf, NoPositions, Passed, padded
+from sfl_flower.split.transformers.blocks import absent, headless
 from sfl_flower.split.transformers.families import Found
 
 __all__ = ["MiddleBlocks", "middle_blocks"]
@@ -38,19 +36,9 @@ class MiddleBlocks(BlockHalf):
         z : Tensor
             Smashed data [N, T, H], float32; a position whose whole row is zero is padding.
         """
-        mask = (z.detach() != 0).any(dim=-1)
-        length = longest(mask)
-        mask = mask[:, :length]
-        padding = ~mask.unsqueeze(-1)
-        model = self._sfl_model[0]
-        dtype = next(model.get_submodule(self._sfl_first).parameters()).dtype
-        hidden: Tensor = model.get_submodule(self._sfl_backbone)(
-            inputs_embeds=z[:, :length].masked_fill(padding, 0.0).to(dtype),
-            attention_mask=mask.long(), use_cache=False, return_dict=True,
-        ).last_hidden_state  # fmt: skip
-        return functional.pad(
-            hidden.float().masked_fill(padding, 0.0), (0, 0, 0, z.shape[1] - length)
-        )
+        inputs, mask = self.resumed(z, self._sfl_first)
+        backbone = self._sfl_model[0].get_submodule(self._sfl_backbone)
+        return padded(backbone(**inputs).last_hidden_state.float(), mask, z.shape[1])
 
 
 def middle_blocks(model: nn.Module, found: Found, lower: str, upper: str) -> MiddleBlocks:
@@ -71,11 +59,6 @@ def middle_blocks(model: nn.Module, found: Found, lower: str, upper: str) -> Mid
     away = [*blocks[:first], *blocks[last:], *family.embeddings, *family.after]
     stand = absent(found.model, away, Passed)
     stand |= absent(found.model, list(family.positions), NoPositions)
-    beside = outside(model, prefix + family.backbone)  # the head, which is the tail's
-    stand |= {id(module): Passed() for module in beside.values()}
-    root = copied(model, dict(stand))
-    for name in beside:
-        path, _, own = name.rpartition(".")
-        del root.get_submodule(path)._modules[own]
+    root = headless(model, found, stand)
     inner = root.get_submodule(prefix.rstrip("."))
     return MiddleBlocks(root, inner, family.backbone, blocks[first])
