@@ -11,14 +11,11 @@ from typing import Any
 from sfl_flower.report.history import History
 from sfl_flower.report.run_directory import RunDirectory
 from sfl_flower.report.table import Summary
+from sfl_flower.report.varying import VARYING
 
 __all__ = ["FinishedRun"]
 
-VARIES = frozenset(
-    "seed rounds server_lr eval_every checkpoint_every timeout wave join_timeout patience "
-    "client_threads server_threads client_device server_device client_gpus "
-    "server_batch server_compile".split()
-)
+VARIES = VARYING | {"server_lr"}
 """Settings in which the runs of one row may differ."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sfl_flower.errors import ConfigError, DataError
 from sfl_flower.report.files import read_json
+from sfl_flower.report.varying import VARYING
 from sfl_flower.reporting.runs import ReadRun, is_run
 
 __all__ = ["CONTROL", "Gathered", "Group", "gather"]
@@ -19,11 +20,6 @@ CONTROL = "frozen"
 """The method whose clients are never trained."""
 RESULTS, ATTACK = "results.json", "attack.json"
 
-_VARIES = frozenset(
-    "seed rounds eval_every checkpoint_every timeout wave join_timeout patience client_threads "
-    "server_threads client_device server_device client_gpus server_batch server_compile".split()
-)
-"""Settings in which runs of one curve may differ."""
 _PROBLEM = ("task", "clients", "sampled", "batch_size", "partition", "alpha", "validation")
 
 
@@ -204,7 +200,7 @@ def _grouped(runs: Sequence[ReadRun]) -> list[Group]:
     """Put runs that differ in their seed alone into one group; a seed that is there twice not."""
     found: dict[str, list[ReadRun]] = {}
     for run in runs:
-        own = {key: value for key, value in run.config.items() if key not in _VARIES}
+        own = {key: value for key, value in run.config.items() if key not in VARYING}
         found.setdefault(json.dumps(own, sort_keys=True), []).append(run)
     parted: list[list[ReadRun]] = []
     for members in found.values():
@@ -228,7 +224,7 @@ def _label(members: Sequence[ReadRun], groups: Sequence[Sequence[ReadRun]]) -> s
     """Return the method, with the options that tell it from other groups of it."""
     own, method = members[0].config, members[0].method
     rivals = [group[0].config for group in groups if group[0].method == method]
-    keys = [k for k in sorted(own) if k not in _VARIES and any(r.get(k) != own[k] for r in rivals)]
+    keys = [k for k in sorted(own) if k not in VARYING and any(r.get(k) != own[k] for r in rivals)]
     tail = ", ".join(f"{key}={own[key]}" for key in keys[:3])
     return f"{method} ({tail})" if tail else method
 

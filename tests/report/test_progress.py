@@ -151,3 +151,10 @@ def test_time_left_is_that_of_the_last_rounds() -> None:
 
 def record_at(number: int, seconds: float) -> RoundRecord:
     return RoundRecord(number, 0, 0, seconds)
+
+
+def test_what_was_lost_is_counted_anew_where_a_run_is_told_anew() -> None:
+    run = Shown("x", 100)
+    for number in (1, 2, 1, 2):  # a history that is read from its beginning again
+        run.add(RoundRecord(number, 1, 1, 1.0, failures=1), "accuracy")
+    assert run.lost == 2

@@ -287,3 +287,42 @@ def test_a_task_of_ones_own_is_named_on_the_command_line(
     assert main(["export", str(tmp_path / "run"), *given]) == 2
     assert main(["export", str(tmp_path / "run"), *given, "--task", "mine:task"]) == 0
     assert (tmp_path / "model" / "client.onnx").exists()
+
+
+def test_a_folder_of_other_files_is_left_alone(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "README.md").write_text("my own")
+    with pytest.raises(ConfigError, match="holds other files than those of an earlier export"):
+        export_model(digits, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own"
+    assert {path.name for path in tmp_path.iterdir()} == {"transformers", "README.md"}
+
+
+def test_an_export_over_an_earlier_one_leaves_nothing_of_it(digits: Path, tmp_path: Path) -> None:
+    export_model(digits, tmp_path / "model")
+    (tmp_path / "model" / "client.onnx").write_bytes(b"of another model")
+    (tmp_path / "model" / "transformers").mkdir()
+    export_model(digits, tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "README.md", "export.json", "model.safetensors",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("u_shaped", {}, "smashed data, and gradients that tell labels to whoever looks"),
+        ("ho_sfl", {}, "no epsilon. The server saw smashed data and labels."),
+        ("ho_sfl", {"label_epsilon": 2.0}, "Labels were replaced at random before anything"),
+        ("frozen", {}, "what an untrained lower half on clients made of their data"),
+        ("fedavg", {}, "clients trained as a whole"),
+    ],
+)
+def test_the_card_says_what_was_trained_where_and_what_was_seen(
+    method: str, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    simulate("digits", method, rounds=1, clients=2, backend="inline", out=tmp_path / "r", **options)
+    card = (export_model(tmp_path / "r", tmp_path / "model") / "README.md").read_text()
+    assert said in card
+    if options:
+        assert "No noise was added" not in card and "and labels." not in card

@@ -358,3 +358,10 @@ def test_a_folder_of_runs_is_reported_as_its_runs(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     found = gather([tmp_path])
     assert [run.path.name for group in found.groups for run in group.runs] == ["first", "second"]
+
+
+def test_hidden_labels_have_their_place_on_the_page(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rounds": 1, "clients": 2, "label_epsilon": 2.0}
+    simulate("digits", "frozen", backend="inline", out=tmp_path / "run", **options)
+    text = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "label_epsilon = 2.0 for each" in text and "Labels are hidden" in text

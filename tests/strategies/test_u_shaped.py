@@ -15,6 +15,7 @@ from sfl_flower.errors import ConfigError, CutError, DataError
 from sfl_flower.node.node import Node
 from sfl_flower.node.store import NodeStore
 from sfl_flower.node.tail import backprop, forwards
+from sfl_flower.split import cut, cut_tail
 from sfl_flower.strategies.ho_sfl import HOSFLSettings
 from sfl_flower.strategies.u_shaped import UShapedSettings
 from sfl_flower.task.models import TAIL, new_tail, tailed
@@ -249,3 +250,23 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit() -> None:
     rest.strategy.resume(tensors, plain)
     start(rest)
     assert equal(rest.model, whole.model)
+
+
+def test_forwards_leave_padding_of_texts_as_it_is() -> None:
+    """A tail of texts tells padding by rows of zeros, which probing must not fill."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=8, n_layer=2, n_head=2, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = transformers.GPT2ForSequenceClassification(config)
+    parts = cut_tail(model, "block:1", pad=0)
+    ids = torch.randint(3, 50, (4, 5), generator=torch.Generator().manual_seed(0))
+    ids[1:, 3:] = 0
+    with torch.no_grad():
+        h = parts.body(cut(model, "block:1", pad=0).client(ids)).numpy()
+    client, y = node(4), torch.tensor([0, 1, 1, 0])
+    _, exact, _ = backprop(client, parts.tail, h, y, (1, 0))
+    _, rows, _ = forwards(client, parts.tail, h, y, (1, 0), probes=5 * 8)
+    assert not rows[1:, 3:].any() and not exact[1:, 3:].any()
+    np.testing.assert_allclose(rows, exact, atol=0.05 * float(np.abs(exact).max()))
