@@ -26,7 +26,6 @@ from sfl_flower.split import moving_statistics
 from sfl_flower.training.modes import buffers_put_back, eval_mode
 from sfl_flower.wire import Reader, pack_state
 from sfl_flower.wire.ho_sfl import ForwardReply, ForwardRequest
-from sfl_flower.wire.u_shaped import UnlabelledReply
 
 __all__ = ["AnchoredStrategy"]
 
@@ -102,7 +101,7 @@ class AnchoredStrategy(JournalledStrategy):
         """Read what a client answers to `anchor_request`."""
         return ForwardReply.from_reader(reader)
 
-    def check_anchor(self, reply: ForwardReply | UnlabelledReply) -> None:
+    def check_anchor(self, reply: ForwardReply) -> None:
         """Refuse smashed data or running statistics that are not those of the client half.
 
         Raises
@@ -110,8 +109,12 @@ class AnchoredStrategy(JournalledStrategy):
         WireError
             If a shape differs, or a value is not finite.
         """
-        self.expect_z(reply.z)
-        received_state(reply.statistics, self._moving())
+        self.check_sent(reply.z, reply.statistics)
+
+    def check_sent(self, z: np.ndarray, statistics: Mapping[str, np.ndarray]) -> None:
+        """Refuse smashed data and running statistics as `check_anchor` does."""
+        self.expect_z(z)
+        received_state(statistics, self._moving())
 
     def kept_anchors(
         self, found: Mapping[Member, ForwardReply], exchange: Exchange

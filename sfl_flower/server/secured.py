@@ -38,7 +38,6 @@ from sfl_flower.wire.secure import (
     UnmaskRequest,
     bits_of,
 )
-from sfl_flower.wire.u_shaped import UnlabelledReply
 from sfl_flower.zo import SHARED_STREAM, Entry
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class SecuredStrategy(PipelinedStrategy):
         shares = reader.has("sent") or reader.has("key")
         return (SecureForwardReply if shares else ForwardReply).from_reader(reader)
 
-    def check_anchor(self, reply: ForwardReply | UnlabelledReply) -> None:
+    def check_anchor(self, reply: ForwardReply) -> None:
         """Refuse also shares that are not as many as were asked for."""
         super().check_anchor(reply)
         if isinstance(reply, SecureForwardReply) and reply.sent is not None and self._sum:

@@ -145,7 +145,7 @@ class UShaped(HOSFL):
             exchange,
             lambda member: self.anchor_request(member, round, minibatches, statistics),
             UnlabelledReply.from_reader,
-            self.check_anchor,
+            lambda reply: self.check_sent(reply.z, reply.statistics),
         )
         self.book_usage(reply.usage for reply in found.values())
         brought = {member: reply.z for member, reply in found.items()}
